@@ -1,0 +1,59 @@
+# `make quickstart` and `make test` need nothing but make and Python 3.11 or newer: each makes .venv, and makes it anew
+# when pyproject.toml or the constraints change.
+
+PYTHON ?= python3 python3.13 python3.12 python3.11# the first of these that is new enough is taken
+SEEDS ?= 1
+WORKERS ?= 2
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+TORCH := $(shell sed -n 's/^torch==//p' constraints-cpu.txt)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
+LOCAL := $(if $(filter Darwin,$(shell uname -s)),,+cpu)
+CONSTRAINTS := $(if $(GPU),constraints.txt,constraints-cpu.txt)
+
+.PHONY: quickstart test check lint types .venv
+
+quickstart: .venv/quickstart.stamp  ## distil a small student from a larger teacher and compare it with plain training
+	$(BIN)/python benchmarks/quickstart.py --seeds $(SEEDS)
+
+test: lint  ## everything that has to hold, on a CPU
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: lint types  ## lint and types, no tests
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+types: .venv/dev.stamp
+	$(BIN)/pyright
+
+.venv: .venv/dev.stamp  ## the environment of the tests, without running them
+
+.venv/%.stamp: pyproject.toml constraints.txt .venv/torch.stamp
+	$(PIP) -c $(CONSTRAINTS) -e '.[$*]'
+	@touch $@
+
+# PyPI's torch for Linux is the CUDA build. Without a GPU the CPU build is asked for by its version, first where pip is
+# configured to look, then in PyTorch's own index; the constraints keep it from being replaced afterwards.
+.venv/torch.stamp: constraints-cpu.txt | $(BIN)/pip
+ifdef GPU
+	$(PIP) -c constraints.txt 'torch==$(TORCH)'
+else
+	$(PIP) -c constraints.txt 'torch==$(TORCH)$(LOCAL)' 2>/dev/null || \
+	$(PIP) -c constraints.txt 'torch==$(TORCH)$(LOCAL)' --extra-index-url $(CPU_INDEX)
+endif
+	@touch $@
+
+$(BIN)/pip:
+	@for python in $(PYTHON); do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			"$$python" -m venv .venv; exit; \
+		fi; \
+	done; \
+	echo 'kdlm needs Python 3.11 or newer; none of these is: $(PYTHON). Name one: make PYTHON=/path/to/python3' >&2; \
+	exit 1
