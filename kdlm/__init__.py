@@ -1,0 +1,25 @@
+"""Knowledge distillation on the Hugging Face Trainer."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdlm.recipe import load as load_recipe
+    from kdlm.trainer import DistillTrainer
+
+__version__ = "0.1.0"
+__all__ = ["DistillTrainer", "__version__", "load_recipe"]
+
+LAZY = {"DistillTrainer": ("kdlm.trainer", "DistillTrainer"), "load_recipe": ("kdlm.recipe", "load")}
+"""Public names that cost seconds to import, fetched when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = LAZY[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

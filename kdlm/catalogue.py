@@ -1,0 +1,92 @@
+"""`kdlm methods`: what there is, read from the classes themselves."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from kdlm.section import Section
+
+ARXIV = re.compile(r"(?:arXiv[: ]?)(\d{4}\.\d{4,5})")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the catalogue: what a recipe calls it, what it is, where it comes from, what it needs."""
+
+    kind: str
+    name: str
+    what: str
+    paper: str
+    needs: str
+
+
+def entries() -> list[Entry]:
+    """Return methods, losses, teachers, students and data sources, in this order."""
+    from kdlm.losses import AnyLoss
+    from kdlm.methods import METHODS, AnyMethod
+    from kdlm.models import AnyStudent
+    from kdlm.recipe import Recipe
+    from kdlm.teachers import AnyTeacher
+
+    found = [_entry("method", section, METHODS.get(name_of(section), section)) for section in members(AnyMethod)]
+    found += [_entry("loss", section, section) for section in members(AnyLoss)]
+    found += [_entry("teacher", section, section) for section in members(AnyTeacher)]
+    found += [_entry("student", section, section) for section in members(AnyStudent)]
+    data = Recipe.model_fields["data"].annotation
+    assert data is not None
+    return found + [_entry("data", section, section) for section in _sources(data)]
+
+
+def members(union: Any) -> list[type[Section]]:
+    """Return the Sections of a union tagged by `name`, in its order."""
+    inner = get_args(union)[0] if hasattr(union, "__metadata__") else union
+    return [member for member in get_args(inner) or (inner,)]
+
+
+def name_of(section: type[Section]) -> str:
+    """Return the `name` that a recipe gives to choose this Section."""
+    return section.model_fields["name"].default
+
+
+def _sources(data: type[Section]) -> list[type[Section]]:
+    """Return the forms that the entries of `data.train` take."""
+    annotation = data.model_fields["train"].annotation
+    sources = members(get_args(annotation)[0])
+    return [source for source in sources if "name" in source.model_fields]
+
+
+def _entry(kind: str, section: type[Section], owner: type) -> Entry:
+    doc = owner.__doc__ or section.__doc__ or ""
+    paper = getattr(owner, "paper", "") or next((f"arXiv {number}" for number in ARXIV.findall(doc)), "")
+    what = re.sub(r" \([^()]*arXiv[^()]*\)", "", doc.strip().split("\n\n")[0].replace("\n", " "))
+    return Entry(kind, name_of(section), what, paper, _needs(kind, owner))
+
+
+def _needs(kind: str, owner: type) -> str:
+    if kind == "method":
+        needs = getattr(owner, "needs", frozenset())
+        return ", ".join(sorted(needs)) if isinstance(needs, frozenset) else "what its losses need"
+    if kind == "loss":
+        if not getattr(owner, "needs_teacher", True):
+            return "labels"
+        return " or ".join(sorted(signal.__name__ for signal in getattr(owner, "signals", ())))
+    return ""
+
+
+def show(console: Console | None = None) -> None:
+    """Print the catalogue: a table on a terminal, tab-separated lines where the output goes into a file or a pipe."""
+    console = console or Console()
+    rows = entries()
+    if not console.is_terminal:
+        for row in rows:
+            console.file.write("\t".join((row.kind, row.name, row.what, row.paper, row.needs)) + "\n")
+        return
+    for kind in dict.fromkeys(row.kind for row in rows):
+        table = Table("name", "what", "paper", "needs", title=kind, title_justify="left", title_style="bold")
+        for row in rows:
+            if row.kind == kind:
+                table.add_row(f"[bold]{row.name}[/]", row.what, row.paper, row.needs)
+        console.print(table)

@@ -1,0 +1,62 @@
+"""Recipe: the whole run as typed data, read from YAML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from kdlm.data import DataSection
+from kdlm.losses import AnyLoss
+from kdlm.methods import AnyMethod
+from kdlm.models import AnyStudent
+from kdlm.section import Section
+from kdlm.section_loader import load_section
+from kdlm.teachers import AnyTeacher
+from kdlm.training_arguments import Training
+from kdlm.yaml_document import Problem, RecipeError, dump
+
+__all__ = ["Problem", "Recipe", "RecipeError", "load", "resolved"]
+
+
+class Recipe(Section):
+    """One distillation run. Relative paths are taken from the folder that the command is started in."""
+
+    student: AnyStudent
+    """The model that learns."""
+    teacher: AnyTeacher | None = None
+    """What it learns from; methods that need none can do without."""
+    data: DataSection
+    """The text it learns on."""
+    method: AnyMethod
+    """What one training step computes."""
+    losses: list[AnyLoss] = []
+    """The token losses that the method sums."""
+    training: Training = Training()
+    """Arguments of the Hugging Face Trainer: steps, batch size, learning rate, precision, logging."""
+    run_dir: Path
+    """Folder of the run: resolved recipe, metrics, checkpoints and the student."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything that is drawn at random."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: `dotted.path=value`, the value in YAML, as on the command line: `losses.0.temperature=2`.
+
+    Raises:
+        RecipeError: a ValueError with every problem of the file and the overrides, each with its place.
+    """
+    return load_section(Recipe, path, overrides)
+
+
+def resolved(recipe: Recipe) -> str:
+    """Write a recipe as YAML with every default spelled out; `load` reads it back as the same recipe.
+
+    `training` keeps only what was set: its other defaults are those of the installed transformers.
+    """
+    data = recipe.model_dump(mode="json", by_alias=True)
+    data["training"] = recipe.training.model_dump(mode="json", exclude_unset=True)
+    return dump(data)
