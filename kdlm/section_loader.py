@@ -48,7 +48,7 @@ def load_section(cls: type[S], path: str | Path, overrides: Sequence[str] = ()) 
     document = Document.read(path)
     if not isinstance(document.data, dict):
         raise RecipeError([Problem(f"{path}:1", f"expected keys and values, got {shown(document.data)}", 1)])
-    problems = dict(document.problems)
+    problems = list(document.problems)
     data: Any = document.data
     places: dict[KeyPath, str] = {}
     for text in overrides:
@@ -57,17 +57,17 @@ def load_section(cls: type[S], path: str | Path, overrides: Sequence[str] = ()) 
             data, key_path = replaced(data, key_path, value)
             places[key_path] = f"override {text!r}"
         except ValueError as error:
-            problems["override", text] = Problem(f"override {text!r}", str(error))
+            problems.append(Problem(f"override {text!r}", str(error)))
     try:
         section = cls.model_validate(data)
     except ValidationError as error:
         for found, message, at in Explainer(cls, data).explain(error):
-            if not any(found[: len(broken)] == broken for broken in problems):
-                problems[found] = _problem(document, places, found, message, at)
+            if not any(found[: len(lost)] == lost for lost in document.lost):
+                problems.append(_problem(document, places, found, message, at))
     else:
         if not problems:
             return section
-    raise RecipeError(sorted(problems.values(), key=lambda problem: problem.line or 10**9))
+    raise RecipeError(sorted(problems, key=lambda problem: problem.line or 10**9))
 
 
 def _problem(document: Document, places: dict[KeyPath, str], path: KeyPath, message: str, at: KeyPath) -> Problem:
@@ -90,7 +90,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     except RecipeError as error:
         raise ValueError(f"the value is not yaml: {error.problems[0].message}") from error
     if document.problems:
-        raise ValueError(next(iter(document.problems.values())).message)
+        raise ValueError(document.problems[0].message)
     return keys, document.data
 
 
@@ -181,18 +181,16 @@ class Explainer:
     def _path(self, loc: tuple[Any, ...], kind: str) -> KeyPath:
         """Strip from pydantic's location what it adds for union members, leaving keys and indices of the YAML."""
         path: list[Any] = []
-        data = self.data
+        data, tag_was_read = self.data, False
         for place, part in enumerate(loc):
             last = place == len(loc) - 1
-            is_tag = isinstance(data, dict) and data.get("name") == part and not last
-            if last and kind == "missing":
+            if isinstance(data, dict) and data.get("name") == part and not last and not tag_was_read:
+                tag_was_read = True
+            elif (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
                 path.append(part)
-            elif isinstance(data, dict) and part in data and not is_tag:
+                data, tag_was_read = data[part], False
+            elif last and kind == "missing":
                 path.append(part)
-                data = data[part]
-            elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-                path.append(part)
-                data = data[part]
         return tuple(path)
 
     def _nodes(self, path: KeyPath) -> list[dict[str, Any]]:

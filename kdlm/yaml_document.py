@@ -56,7 +56,7 @@ class RecipeError(ValueError):
 class CoreLoader(yaml.SafeLoader):
     """SafeLoader with the YAML 1.2 core schema in place of PyYAML's 1.1."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  PyYAML's own protocol
+    yaml_implicit_resolvers = {}
 
 
 class CoreDumper(yaml.SafeDumper):
@@ -84,12 +84,19 @@ BUILD = {
 
 
 class Document:
-    """A parsed YAML text: `data`, the lines it came from, and the `problems` found while reading (by key path)."""
+    """A parsed YAML text.
+
+    Attributes:
+        data: its content.
+        problems: what was found wrong while reading it.
+        lost: key paths whose value could not be read and stands as None in `data`.
+    """
 
     def __init__(self, text: str, name: str):
         """Parse `text`, called `name` in messages. Raises RecipeError when it is not YAML at all."""
         self.name = name
-        self.problems: dict[KeyPath, Problem] = {}
+        self.problems: list[Problem] = []
+        self.lost: set[KeyPath] = set()
         self._values: dict[int, Any] = {}
         try:
             self.root: yaml.Node | None = yaml.compose(text, Loader=CoreLoader)
@@ -133,14 +140,18 @@ class Document:
             mark = self.root.start_mark
         return 1 if mark is None else mark.line + 1
 
-    def _problem(self, path: KeyPath, message: str, node: yaml.Node | None = None) -> None:
+    def _report(self, path: KeyPath, message: str, node: yaml.Node | None = None) -> None:
         line = self.line(path) if node is None else node.start_mark.line + 1
-        self.problems[path] = Problem(f"{self.name}:{line}", f"{dotted(path)}: {message}".removeprefix(": "), line)
+        self.problems.append(Problem(f"{self.name}:{line}", f"{dotted(path)}: {message}".removeprefix(": "), line))
+
+    def _lose(self, path: KeyPath, message: str) -> None:
+        """Report a value that cannot be read; None takes its place."""
+        self._report(path, message)
+        self.lost.add(path)
 
     def _construct(self, node: yaml.Node, path: KeyPath, open_nodes: tuple[yaml.Node, ...]) -> Any:
         if any(node is other for other in open_nodes):
-            self._problem(path, "cyclic alias: the value contains itself; write it out")
-            return None
+            return self._lose(path, "cyclic alias: the value contains itself; write it out")
         if id(node) not in self._values:  # an alias shares the value: a few lines cannot grow into gigabytes
             self._values[id(node)] = self._build(node, path, open_nodes)
         return self._values[id(node)]
@@ -149,7 +160,7 @@ class Document:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if node.tag not in (f"{PREFIX}map", f"{PREFIX}seq"):
-            return self._refuse_tag(node, path)
+            return self._lose(path, _bad_tag(node))
         if isinstance(node, yaml.SequenceNode):
             return [self._construct(child, (*path, i), (*open_nodes, node)) for i, child in enumerate(node.value)]
         return self._mapping(node, path, (*open_nodes, node))
@@ -158,27 +169,31 @@ class Document:
         result: dict[Any, Any] = {}
         for key_node, child in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                self._problem((*path, "?"), "a key must be a word or a number", key_node)
+                self._report((*path, "?"), "a key must be a word or a number", key_node)
                 continue
             key = self._scalar(key_node, path)
             if key in result:
                 first = self.line((*path, key))
-                self._problem((*path, key), f"duplicate key, first set on line {first}", key_node)
+                self._report((*path, key), f"duplicate key, first set on line {first}", key_node)
                 continue
             result[key] = self._construct(child, (*path, key), open_nodes)
         return result
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         if node.tag not in BUILD:
-            return self._refuse_tag(node, path)
+            return self._lose(path, _bad_tag(node))
         try:
             return BUILD[node.tag](node.value)
         except ValueError:
-            self._problem(path, f"{node.value!r} is not of the type that its tag {node.tag!r} names")
-            return None
+            return self._lose(path, f"{node.value!r} is not of the type that its tag {_short_tag(node)} names")
 
-    def _refuse_tag(self, node: yaml.Node, path: KeyPath) -> None:
-        self._problem(path, f"the tag {node.tag.replace(PREFIX, '!!')} is not allowed: recipes hold plain data")
+
+def _short_tag(node: yaml.Node) -> str:
+    return node.tag.replace(PREFIX, "!!")
+
+
+def _bad_tag(node: yaml.Node) -> str:
+    return f"the tag {_short_tag(node)} is not allowed: recipes hold plain data"
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, name: str) -> Problem:
