@@ -1,0 +1,149 @@
+"""`kdlm check`: what can be known of a recipe before any weights are loaded."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kdlm.data import inspect_data, shared_vocabulary
+from kdlm.methods import TokenMethod
+from kdlm.recipe import Recipe
+
+
+def check(recipe: Recipe) -> list[str]:
+    """Validate a recipe and return a line for each thing that was looked at.
+
+    Hub ids that cannot be opened here (no network) are reported as not looked at; they are no error, `kdlm train`
+    will say. Raises ValueError with all problems, one a line, each beginning with its key.
+    """
+    lines: list[str] = []
+    problems: list[str] = []
+    for look in (_training, _student, _method, _signals, _tokenizers, _data):
+        try:
+            lines.extend(look(recipe))
+        except ValueError as error:
+            problems.extend(_keyed(look, error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    return lines
+
+
+def _keyed(look: Callable, error: ValueError) -> list[str]:
+    """Name the recipe's key in front of a message that does not name one itself."""
+    section = look.__name__.removeprefix("_")
+    key = {"signals": "losses", "tokenizers": "teacher"}.get(section, section)
+    known = (*Recipe.model_fields, "student", "teacher")
+    return [
+        line if line.split(":")[0].split(".")[0] in known else f"{key}: {line}" for line in str(error).splitlines() if line
+    ]
+
+
+def _training(recipe: Recipe) -> Iterator[str]:
+    args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed)
+    if recipe.data.streaming and args.max_steps <= 0:
+        raise ValueError("training.max_steps: streamed data has no length, so the number of steps must be given")
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    yield f"training: {length}, {batch} sequences a step and device, learning rate {args.learning_rate:g}"
+
+
+def _student(recipe: Recipe) -> Iterator[str]:
+    student = recipe.student
+    if student.lora is not None and student.lora.export == "merged" and _quantised(student):
+        raise ValueError("student.lora.export: merging into quantised weights loses precision; set export: adapter")
+    if student.lora is None and _quantised(student):
+        raise ValueError("student.quantization: quantised weights do not train; add student.lora, or load them whole")
+    yield f"student: {student.describe()}{', LoRA' if student.lora is not None else ''}"
+    config, why_not = _opened(student.config, student)
+    if config is None:
+        yield f"student: not looked at here ({why_not})"
+
+
+def _method(recipe: Recipe) -> Iterator[str]:
+    method = recipe.method.build(recipe.losses, None)
+    provides = {"labels"} | (set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs)))
+    if missing := sorted(method.needs - provides):
+        if recipe.teacher is None:
+            raise ValueError(f"teacher: missing; {recipe.method.name} with these losses needs {', '.join(missing)}")
+        raise ValueError(
+            f"teacher: {recipe.teacher.name} does not provide {', '.join(missing)}, which {recipe.method.name} needs"
+        )
+    yield f"method: {recipe.method.name}; needs {', '.join(sorted(method.needs))}"
+
+
+def _signals(recipe: Recipe) -> Iterator[str]:
+    method = recipe.method.build(recipe.losses, None) if _builds(recipe) else None
+    if not isinstance(method, TokenMethod) or not hasattr(recipe.teacher, "signals"):
+        return
+    given = recipe.teacher.signals
+    for index, loss in enumerate(recipe.losses):
+        if loss.needs_teacher and not loss.signals & given:
+            accepted, offered = (", ".join(sorted(s.__name__ for s in kinds)) for kinds in (loss.signals, given))
+            raise ValueError(f"losses.{index}: {loss.name} takes a signal of {accepted}; this teacher gives {offered}")
+    if recipe.losses:
+        yield f"losses: {', '.join(loss.name for loss in recipe.losses)}"
+
+
+def _tokenizers(recipe: Recipe) -> Iterator[str]:
+    teacher, student = recipe.teacher, recipe.student
+    if teacher is None or not hasattr(teacher, "tokenizer"):
+        return
+    opened = []
+    for model in (student, teacher):
+        tokenizer, why_not = _opened(lambda model=model: (model.tokenizer(), model.config()), model)
+        if tokenizer is None:
+            yield f"tokenizers: not compared, {model.describe()} cannot be opened here ({why_not})"
+            return
+        opened.append(tokenizer)
+    (ours, our_config), (theirs, their_config) = opened
+    sizes = (c.get_text_config().vocab_size for c in (our_config, their_config))
+    shared = shared_vocabulary(ours, theirs, *sizes)
+    method = recipe.method.build(recipe.losses, None) if _builds(recipe) else None
+    if method is not None and "teacher" in method.needs:
+        shared.require()
+    yield f"tokenizers: {shared.describe()}"
+    for difference in shared.differences:
+        yield f"tokenizers: note: {difference}"
+
+
+def _data(recipe: Recipe) -> Iterator[str]:
+    for line in inspect_data(recipe.data):
+        yield f"data: {line}"
+
+
+def _builds(recipe: Recipe) -> bool:
+    try:
+        recipe.method.build(recipe.losses, None)
+    except ValueError:  # said by _method
+        return False
+    return True
+
+
+def _quantised(student: Any) -> bool:
+    return getattr(student, "quantization", "none") != "none"
+
+
+def _opened(read: Callable[[], Any], model: Any) -> tuple[Any, str]:
+    """Return what `read` reads, or None and why not where the model is on a hub that cannot be reached."""
+    sandbox = getattr(model, "name", "") == "sandbox" or getattr(getattr(model, "source", None), "name", "") == "sandbox"
+    if sandbox and not _built(model):
+        return None, "the sandbox has not built it yet"
+    try:
+        return read(), ""
+    except ValueError as error:
+        if _on_hub(model):
+            return None, str(error)
+        raise
+
+
+def _built(model: Any) -> bool:
+    from kdlm.sandbox import is_built
+
+    return is_built(getattr(model, "source", model).model)
+
+
+def _on_hub(model: Any) -> bool:
+    source = getattr(model, "source", model)
+    path = getattr(source, "path", None) or getattr(source, "config_from", "")
+    return not path.startswith((".", "/", "~")) and not Path(path).exists() and path.count("/") <= 1
+
+

@@ -1,0 +1,91 @@
+"""Checkpoints that are whole or not there: each is sealed by a manifest, written last, that names every file."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import safetensors.torch
+import xxhash
+from torch import Tensor, nn
+
+MANIFEST = "manifest.json"
+AUXILIARY = "kdlm"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_auxiliary(folder: Path, networks: dict[str, nn.Module], state: dict[str, Tensor]) -> None:
+    """Write the networks beside the student, and the method's state, into a checkpoint."""
+    (folder / AUXILIARY).mkdir(exist_ok=True)
+    for name, module in networks.items():
+        safetensors.torch.save_model(module, str(folder / AUXILIARY / f"{name}.safetensors"))  # knows tied weights
+    if state:
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+        safetensors.torch.save_file(tensors, folder / AUXILIARY / "method_state.safetensors")
+
+
+def load_auxiliary(folder: Path, networks: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Read back what `save_auxiliary` wrote; return the method's state. Raises ValueError when a network is missing."""
+    for name, module in networks.items():
+        path = folder / AUXILIARY / f"{name}.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{folder}: no weights for the role {name!r}: this checkpoint is of another method")
+        safetensors.torch.load_model(module, str(path))
+    path = folder / AUXILIARY / "method_state.safetensors"
+    return safetensors.torch.load_file(path) if path.is_file() else {}
+
+
+def seal(folder: Path) -> None:
+    """Flush every file of a checkpoint to disk, then write the manifest that makes it one."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    entries = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": _digest(p)} for p in files}
+    for path in [*files, *{p.parent for p in files}]:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    write_text(folder / MANIFEST, json.dumps(entries, indent=1))
+
+
+def verify(folder: Path) -> None:
+    """Raise ValueError naming the file when a checkpoint is not what was sealed."""
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder}: not a finished checkpoint (no {MANIFEST}); a run was stopped while writing it")
+    for name, entry in json.loads((folder / MANIFEST).read_text()).items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"] or _digest(path) != entry["xxh3"]:
+            raise ValueError(f"{path}: damaged or missing (checksum of {MANIFEST} differs); resume from another checkpoint")
+
+
+def finished(run: Path) -> list[Path]:
+    """Return the sealed checkpoints of a run, oldest first."""
+    found = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and (p / MANIFEST).is_file()]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def prune(run: Path, keep: int | None, best: str | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one. A kill in between leaves only whole ones."""
+    if not keep:
+        return
+    spared = {p for p in finished(run)[-keep:]} | ({Path(best)} if best else set())
+    for folder in finished(run):
+        if folder not in spared:
+            (folder / MANIFEST).unlink()  # from here on it is no checkpoint
+            shutil.rmtree(folder)
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

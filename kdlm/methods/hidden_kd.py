@@ -1,0 +1,99 @@
+"""Hidden-state distillation: chosen student layers follow chosen teacher layers through learned projectors."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdlm.losses import kept_rows
+from kdlm.methods.logit_kd import TokenOptions
+from kdlm.methods.method import Batch, Nets, Role, Step, Term, Terms, Trainable
+from kdlm.methods.tokens import TokenMethod
+
+
+class HiddenKD(TokenMethod):
+    """Match hidden states of mapped layers after a learned linear map (FitNets, arXiv 1412.6550; TinyBERT 1909.10351).
+
+    The projectors are a role of their own: trained and checkpointed beside the student, never exported with it.
+
+    Args:
+        losses: token losses added to the hidden-state term.
+        layers: (student layer, teacher layer) pairs, 0 is the first decoder layer; None maps four student layers
+            (or all, if fewer) evenly onto the teacher's depth, last to last.
+        distance: `cosine` (1 - cos) or `mse` (mean over the width), per kept position.
+        weight: factor on the mean over layers and positions.
+        projector_learning_rate: the projectors' own rate; None follows the run.
+    """
+
+    paper = "arXiv 1412.6550"
+    needs = frozenset({"labels", "teacher", "teacher.layers"})
+
+    def __init__(self, losses=(), *, layers=None, distance="cosine", weight=1.0, projector_learning_rate=None, **options):
+        super().__init__(losses, **options)
+        self.layers, self.distance, self.weight = layers, distance, weight
+        self.projector_learning_rate = projector_learning_rate
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        projectors = Trainable(make=self._projectors, learning_rate=self.projector_learning_rate)
+        return {"student": Trainable(), "projectors": projectors}
+
+    @property
+    def leaves_unused(self) -> bool:
+        return not self.token_losses  # the layers above the last mapped one
+
+    def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
+        rows = kept_rows(batch["labels"])
+        ours, theirs = zip(*self.layers, strict=True)
+        teacher, targets = nets["teacher"].with_layers(batch, rows, theirs)
+        student, hidden = nets["student"].with_layers(batch, rows, ours)
+        distances = [
+            self._distance(projector(h), target)
+            for projector, h, target in zip(nets["projectors"], hidden, targets, strict=True)
+        ]
+        matched = torch.stack(distances).mean(0).sum()
+        metrics = {"hidden": (matched.detach(), "tokens")}
+        terms = {"hidden": Term(matched, weight=self.weight)}
+        if self.token_losses:
+            logits = self.compare(student, teacher, rows, step)
+            terms, metrics = {**terms, **logits.terms}, {**metrics, **logits.metrics}
+        return Terms(terms, metrics)
+
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        student, teacher = student.float(), teacher.float()
+        if self.distance == "cosine":
+            return 1 - nn.functional.cosine_similarity(student, teacher, dim=-1)
+        return (student - teacher).square().mean(-1)
+
+    def _projectors(self, student: Any, teacher: Any) -> nn.ModuleList:
+        if self.layers is None:
+            count = min(4, student.num_layers)
+            ends = [math.ceil((i + 1) * student.num_layers / count) - 1 for i in range(count)]
+            self.layers = [(s, math.ceil((s + 1) * teacher.num_layers / student.num_layers) - 1) for s in ends]
+        for ours, theirs in self.layers:
+            if not (0 <= ours < student.num_layers and 0 <= theirs < teacher.num_layers):
+                raise ValueError(
+                    f"method.layers: [{ours}, {theirs}] is out of range: the student has {student.num_layers} layers, "
+                    f"the teacher {teacher.num_layers}"
+                )
+        return nn.ModuleList(nn.Linear(student.hidden_size, teacher.hidden_size, bias=False) for _ in self.layers)
+
+
+class HiddenKDSection(TokenOptions):
+    """Match hidden states of mapped layers through learned projectors, with or without token losses."""
+
+    name: Literal["hidden_kd"] = "hidden_kd"
+    layers: list[tuple[int, int]] | None = None
+    """[student layer, teacher layer] pairs, counted from 0; by default up to four, spread evenly."""
+    distance: Literal["cosine", "mse"] = "cosine"
+    """What is minimised between a projected student state and the teacher's."""
+    weight: float = Field(1.0, ge=0)
+    """Weight of the hidden-state term."""
+    projector_learning_rate: float | None = Field(None, gt=0)
+    """Learning rate of the projectors; by default the run's."""
+
+    def build(self, losses, vocab) -> HiddenKD:
+        own = {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
+        return HiddenKD(losses, vocab=vocab, **own)

@@ -1,0 +1,137 @@
+"""Method: what one training step computes, with the networks and the schedule state it owns.
+
+A batch goes to a method; the method asks the student and the teacher's signal; losses turn the two into named terms;
+the trainer does the rest. A method never opens a file, never reads the recipe, never touches the optimiser.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from kdlm.losses import count_kept
+
+Batch = dict[str, Tensor]
+Nets = Mapping[str, Any]
+"""Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a run stands: optimiser steps done, and how many there will be."""
+
+    index: int
+    total: int
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, 0 to 1."""
+        return min(1.0, self.index / max(1, self.total))
+
+
+@dataclass(frozen=True)
+class Term:
+    """One differentiable part of the loss.
+
+    Attributes:
+        sum: scalar, summed over this micro-batch's items (not averaged).
+        unit: what the sum is divided by: the number of these in the whole optimiser step, over all ranks.
+        weight: factor on the term's mean.
+    """
+
+    sum: Tensor
+    unit: str = "tokens"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one step computed.
+
+    Attributes:
+        terms: the loss, by name: `sum_name weight * sum / count[unit]`.
+        metrics: detached scalar sums to log beside the loss, each with its unit.
+        more: another `Terms` follows once this one's gradient is taken (its graph is freed in between).
+    """
+
+    terms: dict[str, Term]
+    metrics: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+    more: bool = False
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A role whose weights the optimiser moves. What is None follows the run's training arguments.
+
+    Attributes:
+        make: builds the network from `(student, teacher)`; None for the student itself.
+        learning_rate, betas, weight_decay, max_grad_norm: the role's own optimiser settings.
+    """
+
+    make: Callable[[Any, Any], nn.Module] | None = None
+    learning_rate: float | None = None
+    betas: tuple[float, float] | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class EmaOf:
+    """A role that follows another as an exponential moving average, kept in float32 and moved when that role moved."""
+
+    role: str
+    decay: float = 0.999
+
+
+Role = Trainable | EmaOf
+
+
+class Method:
+    """Base of all methods. A subclass gives `losses`; the rest has defaults that fit a single trained student."""
+
+    paper: ClassVar[str] = ""
+    needs: frozenset[str] = frozenset()
+    """What must be there: `teacher` (any signal), `teacher.layers` (its hidden layers), `labels`."""
+    follows: tuple[str, ...] = ()
+    """Names of the terms or metrics whose global mean `stepped` wants after every optimiser step."""
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        return {"student": Trainable()}
+
+    def active(self, step: int) -> frozenset[str]:
+        """Return the roles that update at this optimiser step. A rule of the step alone, the same on every rank."""
+        return frozenset(name for name, role in self.roles.items() if isinstance(role, Trainable))
+
+    @property
+    def alternates(self) -> bool:
+        """Whether `active` changes over the run: each role then counts its learning-rate schedule in its own steps."""
+        return type(self).active is not Method.active
+
+    @property
+    def leaves_unused(self) -> bool:
+        """Whether a step may leave trainable parameters without a gradient, which DDP must be told."""
+        return self.alternates
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return how many items of each unit the batch holds, known before any forward pass."""
+        return {"tokens": count_kept(batch["labels"])}
+
+    def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms | Iterator[Terms]:
+        """Compute one step on one micro-batch. May be a generator of several `Terms`, one backward pass each."""
+        raise NotImplementedError
+
+    def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
+        """Compute what evaluation reports on one batch, without gradients and without touching the state."""
+        raise NotImplementedError
+
+    def stepped(self, step: Step, means: dict[str, Tensor]) -> None:
+        """Move the schedule state after an optimiser step; `means` (of `follows`) is equal on all ranks."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the schedule state as tensors, for checkpoints."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""

@@ -1,0 +1,76 @@
+"""Methods whose loss is a weighted sum of token losses between the student and one teacher."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from kdlm.losses import Loss, kept_rows, numbered_names, weighted_sum
+from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms
+from kdlm.signal import Rows, Signal
+
+Weighted = tuple[str, Callable[..., Tensor], float]
+STUDENT_MEASURES = ("cross_entropy", "accuracy", "student_entropy")
+TEACHER_MEASURES = ("kl_to_teacher", "top1_agreement")
+
+
+class TokenMethod(Method):
+    """Sums token losses at the kept positions, all of them in one pass over the logits.
+
+    Args:
+        losses: the token losses and their weights.
+        vocab: ids that both tokenizers share: the first n, a list of ids, or None when the heads are alike.
+        chunk_rows: rows projected to the vocabulary at a time; None lets the loss choose.
+        impl: `auto`, `torch` or `triton`.
+    """
+
+    def __init__(
+        self,
+        losses: Sequence[Loss] = (),
+        *,
+        vocab: int | Tensor | None = None,
+        chunk_rows: int | None = None,
+        impl: str = "auto",
+    ):
+        self.token_losses = dict(zip(numbered_names(losses), losses, strict=True))
+        self.vocab, self.chunk_rows, self.impl = vocab, chunk_rows, impl
+
+    def weighted(self, step: Step) -> list[Weighted]:
+        """Return the token losses of this step as (name, function, weight)."""
+        return [(name, loss, loss.weight_at(step.progress, step.index)) for name, loss in self.token_losses.items()]
+
+    def ask_teacher(self, nets: Nets, batch: Batch, rows: Rows) -> Signal | None:
+        """Return the teacher's signal, or None where no loss of this method listens to it."""
+        return nets["teacher"](batch, rows) if "teacher" in self.needs else None
+
+    def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
+        rows = kept_rows(batch["labels"])
+        teacher = self.ask_teacher(nets, batch, rows)
+        return self.compare(nets["student"](batch, rows), teacher, rows, step)
+
+    def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
+        """The step's own losses, and what every run is judged by: cross-entropy, KL to and agreement with the teacher."""
+        rows = kept_rows(batch["labels"])
+        teacher = nets["teacher"](batch, rows) if "teacher" in nets else None
+        measures = STUDENT_MEASURES + (TEACHER_MEASURES if teacher is not None else ())
+        return self.compare(nets["student"](batch, rows), teacher, rows, step, measures)
+
+    def compare(
+        self, student: Signal, teacher: Signal | None, rows: Rows, step: Step, measures: Sequence[str] = ()
+    ) -> Terms:
+        """Sum the token losses over `rows` into one differentiable term, with each loss's own sum beside it."""
+        weighted = self.weighted(step)
+        total, parts = weighted_sum(
+            weighted,
+            student,
+            teacher,
+            rows.labels,
+            vocab=self.vocab,
+            measures=measures,
+            chunk_rows=self.chunk_rows,
+            impl=self.impl,
+        )
+        # A batch without rows has no parts; every rank must still report the same names.
+        names = dict.fromkeys([*(name for name, _, _ in weighted), *measures])
+        nothing = total.detach()[:0]
+        metrics = {name: (parts.get(name, nothing).sum(), "tokens") for name in names}
+        return Terms({"token_loss": Term(total.sum())}, metrics)

@@ -1,0 +1,19 @@
+"""Language models: how they are opened, made, pruned, adapted, and read as signals."""
+
+from kdlm.models.adapters import Lora, adapt, merge
+from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox
+from kdlm.models.prediction import Predictor
+
+__all__ = [
+    "AnySource",
+    "AnyStudent",
+    "Fresh",
+    "Loading",
+    "Lora",
+    "Predictor",
+    "Pretrained",
+    "Pruned",
+    "Sandbox",
+    "adapt",
+    "merge",
+]

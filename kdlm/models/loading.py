@@ -1,0 +1,235 @@
+"""Where a model comes from: a hub id or folder, the sandbox, a fresh config, or a larger model pruned down."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from kdlm.models.adapters import Lora
+from kdlm.sandbox import SandboxModel
+from kdlm.section import Section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Loading(Section):
+    """How weights are opened."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of the weights; `auto` takes the checkpoint's own. Train in float32 or bfloat16."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    """Attention implementation; `auto` leaves the choice to transformers (sdpa where the model has it)."""
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    """Quantise while loading, with bitsandbytes: 4bit is nf4 with double quantisation."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. Off unless you have read that code."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments for `from_pretrained`. Raises ValueError when a needed package is missing."""
+        from transformers import BitsAndBytesConfig
+        from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+
+        options: dict[str, Any] = {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
+        if self.attention != "auto":
+            if self.attention == "flash_attention_2" and not is_flash_attn_2_available():
+                raise ValueError("attention: flash_attention_2 needs flash-attn, which is not installed: use sdpa")
+            options["attn_implementation"] = self.attention
+        if self.quantization != "none":
+            if not is_bitsandbytes_available():
+                raise ValueError(f"quantization: {self.quantization} needs bitsandbytes: pip install 'kdlm[quant]'")
+            options["quantization_config"] = (
+                BitsAndBytesConfig(
+                    load_in_4bit=True,
+                    bnb_4bit_quant_type="nf4",
+                    bnb_4bit_use_double_quant=True,
+                    bnb_4bit_compute_dtype=torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype),
+                )
+                if self.quantization == "4bit"
+                else BitsAndBytesConfig(load_in_8bit=True)
+            )
+        return options
+
+
+class Pretrained(Loading):
+    """A checkpoint: hub id or local folder."""
+
+    name: Literal["pretrained"] = "pretrained"
+    path: str
+    """Hub id (`Qwen/Qwen3-0.6B`) or local folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+
+    def location(self) -> str:
+        return self.path
+
+    def load(self, **extra: Any) -> "PreTrainedModel":
+        """Open the weights. Raises ValueError naming the path when there is no such model."""
+        from transformers import AutoModelForCausalLM
+
+        return _open(AutoModelForCausalLM, self.location(), revision=self.revision, **self.options(), **extra)
+
+    def config(self) -> Any:
+        """Open only the configuration: sizes, without weights."""
+        from transformers import AutoConfig
+
+        code = self.trust_remote_code
+        return _open(AutoConfig, self.location(), revision=self.revision, trust_remote_code=code)
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Open the tokenizer that belongs to the weights."""
+        from transformers import AutoTokenizer
+
+        code = self.trust_remote_code
+        return _open(AutoTokenizer, self.location(), revision=self.revision, trust_remote_code=code)
+
+    def describe(self) -> str:
+        """Return the name a reader knows this model by."""
+        return self.path if self.revision is None else f"{self.path}@{self.revision}"
+
+
+class Sandbox(SandboxModel, Loading):
+    """A model that kdlm builds on this machine, in minutes, without a hub."""
+
+    def _opened(self) -> Pretrained:
+        loading = {key: getattr(self, key) for key in Loading.model_fields}
+        return Pretrained(path=str(self.resolve()), **loading)
+
+    def location(self) -> str:
+        return str(self.resolve())
+
+    def load(self, **extra: Any) -> "PreTrainedModel":
+        return self._opened().load(**extra)
+
+    def config(self) -> Any:
+        return self._opened().config()
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self._opened().tokenizer()
+
+    def describe(self) -> str:
+        return f"sandbox:{self.model}"
+
+
+AnySource = Annotated[Pretrained | Sandbox, Field(discriminator="name")]
+
+
+class Width(Section):
+    """Sizes of a width-pruned student; what is left out keeps the source's size."""
+
+    hidden_size: int | None = Field(None, ge=1)
+    """Width of the residual stream."""
+    intermediate_size: int | None = Field(None, ge=1)
+    """Neurons of each feed-forward layer."""
+    num_attention_heads: int | None = Field(None, ge=1)
+    """Query heads; must be a multiple of the key-value heads."""
+    num_key_value_heads: int | None = Field(None, ge=1)
+    """Key-value heads."""
+
+
+class StudentOptions(Section):
+    """What can be asked of any student."""
+
+    lora: Lora | None = None
+    """Train adapters instead of all weights."""
+
+
+class PretrainedStudent(Pretrained, StudentOptions):
+    """A checkpoint to train further: hub id or local folder."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Data type of the trained weights; float32 with `training.bf16` is the safe pair. `auto`: the checkpoint's own."""
+
+
+class SandboxStudent(Sandbox, StudentOptions):
+    """A student architecture that kdlm builds on this machine."""
+
+
+class Fresh(StudentOptions):
+    """A student with random weights, from a configuration."""
+
+    name: Literal["fresh"] = "fresh"
+    config_from: str
+    """Hub id or folder whose `config.json` gives the architecture."""
+    sizes: dict[str, Any] = {}
+    """Configuration values to change, e.g. {num_hidden_layers: 4, hidden_size: 256}."""
+    tokenizer_from: str | None = None
+    """Hub id or folder of the tokenizer; by default `config_from`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the weights."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """Attention implementation."""
+    seed: int = 0
+    """Seed of the random weights."""
+
+    def config(self) -> Any:
+        from transformers import AutoConfig
+
+        config = _open(AutoConfig, self.config_from)
+        if unknown := [key for key in self.sizes if not hasattr(config, key)]:
+            raise ValueError(f"student.sizes: {type(config).__name__} has no {', '.join(unknown)}")
+        for key, value in self.sizes.items():
+            setattr(config, key, value)
+        if (types := getattr(config, "layer_types", None)) is not None:
+            config.layer_types = (types * config.num_hidden_layers)[: config.num_hidden_layers]
+        return config
+
+    def load(self) -> "PreTrainedModel":
+        from transformers import AutoModelForCausalLM
+
+        extra = {} if self.attention == "auto" else {"attn_implementation": self.attention}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return AutoModelForCausalLM.from_config(self.config(), dtype=getattr(torch, self.dtype), **extra)
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        from transformers import AutoTokenizer
+
+        return _open(AutoTokenizer, self.tokenizer_from or self.config_from)
+
+    def describe(self) -> str:
+        return f"fresh {self.config_from} {self.sizes or ''}".strip()
+
+
+class Pruned(StudentOptions):
+    """A student cut from a larger model: some of its layers, and the strongest channels, neurons and heads of each."""
+
+    name: Literal["pruned"] = "pruned"
+    source: AnySource
+    """The model to cut from, usually the teacher."""
+    layers: int | list[int] | None = None
+    """Layers to keep: a number (spread evenly, first and last kept) or their indices; by default all."""
+    width: Width = Width()
+    """Sizes to cut to."""
+
+    def config(self) -> Any:
+        from kdlm.models.pruning import pruned_config
+
+        return pruned_config(self.source.config(), self.layers, self.width)[0]
+
+    def load(self) -> "PreTrainedModel":
+        from kdlm.models.pruning import prune
+
+        return prune(self.source.load(), self.layers, self.width)
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self.source.tokenizer()
+
+    def describe(self) -> str:
+        return f"pruned from {self.source.describe()}"
+
+
+AnyStudent = Annotated[PretrainedStudent | SandboxStudent | Fresh | Pruned, Field(discriminator="name")]
+
+
+def _open(auto: Any, path: str, **options: Any) -> Any:
+    """Call `auto.from_pretrained`, and say in one line what is wrong with `path` when it fails."""
+    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise ValueError(f"{path}: no such model folder")
+    local = Path(path).expanduser()
+    try:
+        return auto.from_pretrained(str(local) if local.is_dir() else path, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: cannot open this model ({auto.__name__}): {reason}") from error

@@ -1,0 +1,126 @@
+"""Predictor: reads a causal language model as signals on the kept rows of a batch."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kdlm.signal import Dense, Head, Hidden, Rows
+
+logger = logging.getLogger(__name__)
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "pixel_values", "token_type_ids")
+
+
+class Predictor:
+    """Asks a causal LM for its last hidden states at the kept rows, and hands them out with the model's head.
+
+    The head is not run here: the losses project chunk by chunk, so that `[rows, vocab]` never exists. Models whose
+    logits are not `Head.logits(hidden)` (an adapter on the head, prompt-learning PEFT, an unknown transform) are read
+    through their own forward instead and give `Dense` signals; which one is found out by comparing both once.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.module = model
+        self.reads_hidden = _head_explains_logits(model)
+        if not self.reads_hidden:
+            logger.warning("%s: logits are not head(hidden); falling back to whole logits", type(model).__name__)
+
+    def __call__(self, batch: dict[str, Tensor], rows: Rows) -> Hidden | Dense:
+        """Return the model's signal at `rows`, in the graph of the model's parameters."""
+        return self.with_layers(batch, rows, ())[0]
+
+    def with_layers(
+        self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
+    ) -> tuple[Hidden | Dense, list[Float[Tensor, "rows hidden"]]]:
+        """Return the signal and, at the same rows, the outputs of decoder layers `layers` (0 is the first layer)."""
+        inputs = {key: batch[key] for key in MODEL_INPUTS if key in batch}
+        with _recorded(decoder_layers(self.module) if layers else (), layers) as outputs:
+            if self.reads_hidden:
+                last = backbone(self.module)(**inputs, use_cache=False).last_hidden_state
+                signal: Hidden | Dense = Hidden(rows.select(last), head(self.module))
+            else:
+                signal = Dense(rows.select(self.module(**inputs, use_cache=False).logits))
+        return signal, [rows.select(outputs[layer]) for layer in layers]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.module.config.get_text_config().hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.module.config.get_text_config().num_hidden_layers
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Return the transformers model below a PEFT wrapper (adapters on its linear layers stay in force)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """Return the part of a causal LM that gives hidden states: `model.model`, `model.transformer` ..."""
+    return plain(model).base_model
+
+
+def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
+    """Return the decoder layers of a causal LM. Raises ValueError when the model keeps them under an unknown name."""
+    body = backbone(model)
+    body = getattr(body, "language_model", body)
+    for name in ("layers", "h", "blocks"):
+        if isinstance(found := getattr(body, name, None), nn.ModuleList):
+            return found
+    raise ValueError(f"{type(plain(model)).__name__}: no decoder layers found under .layers, .h or .blocks")
+
+
+def head(model: nn.Module) -> Head:
+    """Return the output projection of a causal LM as a `Head` that shares its parameters."""
+    layer = plain(model).get_output_embeddings()
+    if hasattr(layer, "modules_to_save"):  # PEFT trains a copy of the head
+        layer = layer.modules_to_save[layer.active_adapter]
+    config = plain(model).config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+
+
+@contextmanager
+def _recorded(modules: Sequence[nn.Module], layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Keep the outputs of the named layers only: `output_hidden_states` would keep all of them alive."""
+    outputs: dict[int, Tensor] = {}
+
+    def keep(index: int):
+        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+            outputs[index] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [modules[index].register_forward_hook(keep(index)) for index in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _head_explains_logits(model: nn.Module) -> bool:
+    """Compare the model's own logits with `head(hidden)` on a few tokens."""
+    if getattr(model, "active_peft_config", None) is not None and model.active_peft_config.is_prompt_learning:
+        return False
+    layer = plain(model).get_output_embeddings()
+    if layer is None or hasattr(layer, "base_layer"):  # an adapter sits on the head: its weight is not the whole map
+        return False
+    was_training = model.training
+    ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
+    try:
+        model.eval()
+        with torch.no_grad():
+            own = model(input_ids=ids, use_cache=False).logits
+            ours = head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    finally:
+        model.train(was_training)
+    if own.shape != ours.shape:
+        return False
+    scale = own.float().abs().max().clamp(min=1e-6)
+    return bool((own.float() - ours.float()).abs().max() <= 2e-2 * scale)

@@ -1,0 +1,131 @@
+"""Depth- and width-pruned initialisation of a student from a larger model (Llama, Mistral, Qwen2, Qwen3 and their kin).
+
+Layers are copied whole. Width is cut by importance measured on the weights alone (no data): residual channels by
+the energy they carry through embeddings and norms, feed-forward neurons by the product of what comes in and goes out,
+attention heads by what they write. It is a start for distillation, not a finished model.
+"""
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from kdlm.models.loading import Width
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+
+# The axes of each weight, by the last part of its name.
+AXES = {
+    "embed_tokens": ("vocab", "hidden"),
+    "lm_head": ("vocab", "hidden"),
+    "q_proj": ("query", "hidden"),
+    "k_proj": ("key", "hidden"),
+    "v_proj": ("key", "hidden"),
+    "o_proj": ("hidden", "query"),
+    "gate_proj": ("neuron", "hidden"),
+    "up_proj": ("neuron", "hidden"),
+    "down_proj": ("hidden", "neuron"),
+    "input_layernorm": ("hidden",),
+    "post_attention_layernorm": ("hidden",),
+    "norm": ("hidden",),
+    "q_norm": ("head_dim",),
+    "k_norm": ("head_dim",),
+}
+
+
+def kept_layers(layers: int | list[int] | None, total: int) -> list[int]:
+    """Return the indices of the layers to keep. Raises ValueError when they are out of range or repeated."""
+    if layers is None:
+        return list(range(total))
+    if isinstance(layers, int):
+        if not 1 <= layers <= total:
+            raise ValueError(f"student.layers: {layers} is not between 1 and the source's {total} layers")
+        return [0] if layers == 1 else [round(i * (total - 1) / (layers - 1)) for i in range(layers)]
+    if not layers or len(set(layers)) < len(layers) or not all(0 <= i < total for i in layers):
+        raise ValueError(f"student.layers: {layers} must be distinct indices from 0 to {total - 1}")
+    return list(layers)
+
+
+def pruned_config(config: Any, layers: int | list[int] | None, width: "Width") -> tuple[Any, list[int]]:
+    """Return the student's configuration and the kept layers. Raises ValueError where a size cannot be had."""
+    if config.model_type not in SUPPORTED:
+        raise ValueError(f"student: pruning knows {', '.join(SUPPORTED)}, not {config.model_type}")
+    new, keep = copy.deepcopy(config), kept_layers(layers, config.num_hidden_layers)
+    new.num_hidden_layers = len(keep)
+    if getattr(config, "layer_types", None):
+        new.layer_types = [config.layer_types[i] for i in keep]
+    for key, size in width.model_dump(exclude_none=True).items():
+        if size > getattr(config, key):
+            raise ValueError(f"student.width.{key}: {size} is larger than the source's {getattr(config, key)}")
+        setattr(new, key, size)
+    if new.num_attention_heads % new.num_key_value_heads:
+        raise ValueError(
+            f"student.width: {new.num_attention_heads} query heads do not divide into {new.num_key_value_heads} groups"
+        )
+    new.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return new, keep
+
+
+def prune(model: "PreTrainedModel", layers: int | list[int] | None, width: "Width") -> "PreTrainedModel":
+    """Return a smaller model of the same family made of the strongest parts of `model`, which is left as it is."""
+    config, keep = pruned_config(model.config, layers, width)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    hidden = _strongest(_channel_energy(weights), config.hidden_size)
+    pruned = {}
+    for name, tensor in weights.items():
+        match = re.search(r"\.layers\.(\d+)\.", name)
+        if match and int(match[1]) not in keep:
+            continue
+        axes = {"hidden": hidden}
+        if match:
+            prefix = name[: match.end()]
+            axes |= _layer_axes(weights, prefix, model.config, config)
+            name = f"{name[: match.start(1)]}{keep.index(int(match[1]))}{name[match.end(1) :]}"
+        pruned[name] = _cut(name, tensor, axes)
+    student = type(model)._from_config(config, dtype=model.dtype)
+    student.load_state_dict(pruned, strict=not config.tie_word_embeddings)
+    student.tie_weights()
+    return student
+
+
+def _cut(name: str, tensor: Tensor, axes: dict[str, Tensor]) -> Tensor:
+    module, kind = name.split(".")[-2:]
+    names = AXES[module][:1] if kind == "bias" else AXES[module]
+    for dim, axis in enumerate(names):
+        if axis in axes:
+            tensor = tensor.index_select(dim, axes[axis])
+    return tensor.clone()
+
+
+def _strongest(importance: Tensor, count: int) -> Tensor:
+    """Return the indices of the `count` largest values, in their own order, so that nothing is permuted."""
+    return importance.topk(count).indices.sort().values
+
+
+def _channel_energy(weights: dict[str, Tensor]) -> Tensor:
+    """Energy of each residual channel: what the embedding and every layer write into it."""
+    writers = [t.float() for n, t in weights.items() if n.endswith(("o_proj.weight", "down_proj.weight"))]
+    embedding = next(t.float() for n, t in weights.items() if n.endswith("embed_tokens.weight"))
+    return embedding.square().mean(0) + sum(w.square().mean(1) for w in writers)
+
+
+def _layer_axes(weights: dict[str, Tensor], prefix: str, source: Any, target: Any) -> dict[str, Tensor]:
+    """Return the kept neurons, query rows and key rows of one layer."""
+    head_dim, heads, groups = target.head_dim, source.num_attention_heads, source.num_key_value_heads
+    down, up = weights[f"{prefix}mlp.down_proj.weight"].float(), weights[f"{prefix}mlp.up_proj.weight"].float()
+    neurons = _strongest(down.norm(dim=0) * up.norm(dim=1), target.intermediate_size)
+    written = weights[f"{prefix}self_attn.o_proj.weight"].float()
+    by_head = written.reshape(written.shape[0], heads, head_dim).square().sum((0, 2)).reshape(groups, heads // groups)
+    kept_groups = _strongest(by_head.sum(1), target.num_key_value_heads)
+    per_group = target.num_attention_heads // target.num_key_value_heads
+    if per_group > heads // groups:
+        raise ValueError(f"student.width: {per_group} query heads a group, but the source has {heads // groups}")
+    kept_heads = torch.cat([g * (heads // groups) + _strongest(by_head[g], per_group) for g in kept_groups])
+    rows = torch.arange(head_dim)
+    expand = lambda index: (index[:, None] * head_dim + rows).flatten()  # noqa: E731
+    return {"neuron": neurons, "query": expand(kept_heads), "key": expand(kept_groups)}

@@ -1,0 +1,143 @@
+"""The networks of a run: one parent module for all that trains, and the averages that follow it."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlm.methods import EmaOf, Method, Terms, Trainable
+from kdlm.models import Predictor
+
+
+class Networks(nn.Module):
+    """Holds every trainable network by its role, and runs the method's step inside its own forward.
+
+    One parent, because DDP, FSDP2 and DeepSpeed wrap a single module, and their hooks only see what happens inside
+    its forward; the frozen teacher is no child of it. It stands in for the student where the Trainer asks about
+    configuration and checkpointing.
+    """
+
+    accepts_loss_kwargs = True  # the Trainer then counts the items of a whole optimiser step and leaves scaling to us
+
+    def __init__(self, student: nn.Module, method: Method, teacher: Any):
+        super().__init__()
+        reader = Predictor(student)
+        self.role = nn.ModuleDict({"student": student})
+        for name, role in method.roles.items():
+            if isinstance(role, Trainable) and name != "student":
+                self.role[name] = role.make(reader, teacher)
+        # Averages are kept off the module tree: never wrapped, never given to the optimiser.
+        object.__setattr__(self, "averages", {})
+        for name, role in method.roles.items():
+            if isinstance(role, EmaOf):
+                self.averages[name] = copy.deepcopy(self.role[role.role]).float().eval().requires_grad_(False)
+        views = {name: reader if module is student else module for name, module in self.role.items()}
+        views |= {n: Predictor(m) if hasattr(m, "get_output_embeddings") else m for n, m in self.averages.items()}
+        object.__setattr__(self, "views", views | ({} if teacher is None else {"teacher": teacher}))
+
+    @property
+    def student(self) -> nn.Module:
+        return self.role["student"]
+
+    def forward(self, advance: Callable[[], Terms]) -> Terms:
+        return advance()
+
+    def activate(self, active: frozenset[str], trainable: dict[str, set[str]]) -> None:
+        """Let gradients reach the active roles only."""
+        for name, module in self.role.items():
+            for key, parameter in module.named_parameters():
+                if key in trainable[name]:
+                    parameter.requires_grad_(name in active)
+
+    def move_averages(self, method: Method, active: frozenset[str]) -> None:
+        """Move each average towards its role, if that role moved in this step."""
+        for name, role in method.roles.items():
+            if isinstance(role, EmaOf) and role.role in active:
+                _move(self.averages[name], self.role[role.role], role.decay)
+
+    def auxiliary(self) -> dict[str, nn.Module]:
+        """Return what belongs into a checkpoint but not into the exported student."""
+        return {name: module for name, module in self.role.items() if name != "student"} | self.averages
+
+    def to(self, *args: Any, **kwargs: Any) -> "Networks":
+        for average in self.averages.values():
+            average.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+    # What the Trainer asks a model about.
+
+    @property
+    def config(self) -> Any:
+        return self.student.config
+
+    @property
+    def generation_config(self) -> Any:
+        return self.student.generation_config
+
+    @property
+    def _keys_to_ignore_on_save(self) -> Any:
+        return getattr(self.student, "_keys_to_ignore_on_save", None)
+
+    def tie_weights(self) -> None:
+        self.student.tie_weights()
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        self.student.activation_checkpointing_enable(**options)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        self.student.gradient_checkpointing_enable(**options)
+
+
+@torch.no_grad()
+def _move(average: nn.Module, source: nn.Module, decay: float) -> None:
+    for target, value in zip(average.parameters(), source.parameters(), strict=True):
+        target.lerp_(value.detach().to(target), 1 - decay)
+    for target, value in zip(average.buffers(), source.buffers(), strict=True):
+        target.copy_(value)
+
+
+def trainable_names(networks: Networks) -> dict[str, set[str]]:
+    """Return the names of each role's trainable parameters, as they are before any role is switched off."""
+    return {
+        name: {key for key, p in module.named_parameters() if p.requires_grad} for name, module in networks.role.items()
+    }
+
+
+def split_by_role(groups: list[dict[str, Any]], networks: Networks, method: Method) -> list[dict[str, Any]]:
+    """Return the optimiser's parameter groups, one per role and decay, tagged `role`, with the role's own settings."""
+    split = []
+    for name, module in networks.role.items():
+        own, role = {id(p) for p in module.parameters()}, method.roles[name]
+        settings: dict[str, Any] = {"role": name}
+        if role.learning_rate is not None:
+            settings["lr"] = role.learning_rate
+        if role.betas is not None:
+            settings["betas"] = role.betas
+        for group in groups:
+            if params := [p for p in group["params"] if id(p) in own]:
+                decayed = role.weight_decay is not None and group.get("weight_decay", 0) > 0
+                split.append({**group, **settings, "params": params} | ({"weight_decay": role.weight_decay} if decayed else {}))
+    return split
+
+
+def own_steps(method: Method, role: str) -> Callable[[int], int]:
+    """Return a function: optimiser steps of the run -> how many of them `role` took part in."""
+    taken = [0]
+
+    def count(step: int) -> int:
+        while len(taken) <= step:
+            taken.append(taken[-1] + (role in method.active(len(taken) - 1)))
+        return taken[step]
+
+    return count
+
+
+def clip_by_role(networks: Networks, method: Method, default: float) -> Tensor:
+    """Clip each role's gradient to its own norm; return the norm over all roles before clipping."""
+    norms = []
+    for name, module in networks.role.items():
+        limit = method.roles[name].max_grad_norm
+        norms.append(nn.utils.clip_grad_norm_(module.parameters(), default if limit is None else limit))
+    return torch.stack([n.detach() for n in norms]).norm()

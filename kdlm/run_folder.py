@@ -1,0 +1,190 @@
+"""The run folder: what a run was, what it measured, and the student it left behind."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdlm import checkpoints
+from kdlm.checkpoints import write_text
+from kdlm.recipe import Recipe, resolved
+from kdlm.section import Section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGES = ("kdlm", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "bitsandbytes", "triton")
+
+
+class RunFolder:
+    """`recipe.yaml`, `environment.json`, `data.json`, `metrics.jsonl`, `checkpoint-*/`, `results.json`, `student/`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.student = path / "student"
+
+    def starting_point(self, recipe: Recipe, resume: bool | str) -> Path | None:
+        """Return the checkpoint to go on from, or None to start.
+
+        Raises ValueError when the folder holds another run, or one that was not asked to be resumed.
+        """
+        described = self.path / "recipe.yaml"
+        if not resume:
+            if described.exists() or checkpoints.finished(self.path):
+                raise ValueError(f"run_dir: {self.path} already holds a run; go on with --resume or choose another folder")
+            return None
+        if described.exists():
+            self._compare(described, recipe)
+        if isinstance(resume, str):
+            folder = Path(resume)
+            checkpoints.verify(folder)
+            return folder
+        found = checkpoints.finished(self.path)
+        return found[-1] if found else None
+
+    def _compare(self, described: Path, recipe: Recipe) -> None:
+        from kdlm.recipe import load
+
+        before, now = _flat(load(described)), _flat(recipe)
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if wrong := [key for key in changed if not key.startswith(("training.", "run_dir"))]:
+            raise ValueError(
+                f"{wrong[0]}: {now.get(wrong[0])!r} differs from {before.get(wrong[0])!r} of the run in {self.path}"
+                f"{f' (and {len(wrong) - 1} more keys)' if len(wrong) > 1 else ''}: a resumed run must be the same run"
+            )
+        for key in changed:
+            print(f"resuming with a changed {key}: {before.get(key)!r} -> {now.get(key)!r}", file=sys.stderr)
+
+    def open(self, recipe: Recipe, data: Mapping[str, Any], step: int) -> None:
+        """Create the folder, write what the run is, and cut the metrics back to `step`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "recipe.yaml", resolved(recipe))
+        write_text(self.path / "environment.json", json.dumps(environment(), indent=1))
+        write_text(self.path / "data.json", json.dumps(data, indent=1, default=str))
+        if self.metrics.exists():
+            lines = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
+            write_text(self.metrics, "".join(f"{line}\n" for line in lines))
+
+    def export(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", card: str) -> None:
+        """Write the student as a plain Hugging Face folder, replacing an older one in one move."""
+        incoming, outgoing = self.path / ".student.incoming", self.path / ".student.outgoing"
+        for leftover in (incoming, outgoing):
+            shutil.rmtree(leftover, ignore_errors=True)
+        model.save_pretrained(incoming)
+        tokenizer.save_pretrained(incoming)
+        (incoming / "README.md").write_text(card, encoding="utf-8")
+        for file in incoming.rglob("*"):
+            handle = os.open(file, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        if self.student.exists():
+            os.replace(self.student, outgoing)
+        os.replace(incoming, self.student)
+        shutil.rmtree(outgoing, ignore_errors=True)
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write the figures of the finished run."""
+        write_text(self.path / "results.json", json.dumps(results, indent=1))
+
+
+def environment() -> dict[str, Any]:
+    """Return what the run ran on: packages, devices, processes."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def model_card(recipe: Recipe, data: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """Return the student's README.md: teacher, data, loss and figures."""
+    teacher = "none" if recipe.teacher is None else _name(recipe.teacher)
+    losses = ", ".join(_summary(loss) for loss in recipe.losses) or "the method's own"
+    figures = "\n".join(
+        f"| {key.removeprefix('eval_').replace('_', ' ')} | {value:.4f} |"
+        for key, value in results.items()
+        if key.startswith("eval_") and isinstance(value, float) and "per_second" not in key and "runtime" not in key
+    )
+    table = f"| held-out | value |\n|---|---|\n{figures}" if figures else "Not evaluated: the recipe has no held-out data."
+    sources = "\n".join(f"- {line}" for line in data.get("sources", [])) or "- see data.json of the run"
+    return f"""---
+library_name: transformers
+tags: [distillation, kdlm]
+---
+# {recipe.run_dir.name}
+
+A student distilled with kdlm {version("kdlm")}.
+
+| | |
+|---|---|
+| student | {_name(recipe.student)} |
+| teacher | {teacher} |
+| method | {_summary(recipe.method)} |
+| losses | {losses} |
+| optimiser steps | {results.get("steps", "?")} |
+| trained tokens | {results.get("trained_tokens", "?")} |
+| seed | {recipe.seed} |
+
+## Data
+{sources}
+
+## Figures
+{table}
+
+Values are means per held-out token, natural logarithms. The whole recipe is `recipe.yaml` of the run folder.
+"""
+
+
+def _name(section: Any) -> str:
+    return section.describe() if hasattr(section, "describe") else f"{section.name}: {getattr(section, 'target', '')}"
+
+
+def _summary(section: Section) -> str:
+    options = {key: value for key, value in section if key != "name" and key in section.model_fields_set}
+    said = ", ".join(f"{key}={value}" for key, value in options.items())
+    return f"{section.name} ({said})" if said else section.name  # type: ignore[attr-defined]
+
+
+def _step_of(line: str) -> int:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize  # a line cut short by a kill
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                walk(inner, f"{key}.{name}" if key else str(name))
+        elif isinstance(value, list) and value:
+            for index, inner in enumerate(value):
+                walk(inner, f"{key}.{index}")
+        else:
+            flat[key] = value
+
+    data = recipe.model_dump(mode="json")
+    data["training"] = recipe.training.model_dump(mode="json", exclude_unset=True)
+    walk(data, "")
+    return flat

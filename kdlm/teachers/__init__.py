@@ -1,0 +1,48 @@
+"""Teachers: batch -> Signal."""
+
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdlm.section import Custom
+from kdlm.signal import Rows, Signal
+from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
+
+
+class Teacher(Protocol):
+    """Whatever answers a batch with a signal at its kept rows."""
+
+    provides: frozenset[str]
+    """What methods may need of it: `teacher`, `teacher.layers`."""
+
+    @property
+    def signals(self) -> frozenset[type]:
+        """The kinds of signal it answers with."""
+        ...
+
+    def __call__(self, batch: dict[str, Tensor], rows: Rows) -> Signal:
+        """Return the signal at the kept rows, on their device, without a graph."""
+        ...
+
+
+class CustomTeacher(Custom):
+    """Your own teacher: `target` is called with (device, **args) and returns a `kdlm.teachers.Teacher`."""
+
+    name: Literal["custom"] = "custom"
+
+    def build(self, device: torch.device) -> Any:
+        return self.load()(device, **self.args)
+
+
+AnyTeacher = Annotated[LocalTeacherSection | SandboxTeacherSection | CustomTeacher, Field(discriminator="name")]
+
+__all__ = [
+    "AnyTeacher",
+    "CustomTeacher",
+    "LocalTeacher",
+    "LocalTeacherSection",
+    "SandboxTeacherSection",
+    "Teacher",
+]

@@ -1,0 +1,122 @@
+"""A frozen model on this machine as the teacher."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdlm.models import Predictor, Pretrained, Sandbox
+from kdlm.section import Section
+from kdlm.signal import Dense, Head, Hidden, Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LocalTeacher:
+    """Answers a batch with the frozen model's hidden states and head (exact over the whole vocabulary).
+
+    Stays off the trainer's module tree: never wrapped by DDP, never saved, never in training mode, no graph.
+
+    Args:
+        model: a causal language model; put in eval mode and frozen here.
+        signal: `hidden` keeps logits out of memory; `dense` runs the head on all rows; `auto` is `hidden` where the
+            model's logits are `head(hidden)`, else `dense`.
+    """
+
+    provides = frozenset({"teacher", "teacher.layers"})
+
+    def __init__(self, model: "PreTrainedModel", signal: Literal["auto", "hidden", "dense"] = "auto"):
+        self.model = model.eval().requires_grad_(False)
+        self._predict = Predictor(self.model)
+        if signal == "hidden" and not self._predict.reads_hidden:
+            raise ValueError("teacher.signal: hidden cannot be had: this model's logits are not head(hidden); use dense")
+        self._dense = signal == "dense"
+        self._head: Head | None = None
+
+    @property
+    def signals(self) -> frozenset[type]:
+        """The kinds of signal this teacher answers with."""
+        return frozenset({Dense if self._dense or not self._predict.reads_hidden else Hidden})
+
+    @property
+    def hidden_size(self) -> int:
+        return self._predict.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self._predict.num_layers
+
+    def __call__(self, batch: dict[str, Tensor], rows: Rows) -> Hidden | Dense:
+        """Return the teacher's signal at the kept rows, on the batch's device."""
+        return self.with_layers(batch, rows, ())[0]
+
+    @torch.no_grad()
+    def with_layers(
+        self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
+    ) -> tuple[Hidden | Dense, list[Tensor]]:
+        """Return the signal and the outputs of decoder layers `layers` at the kept rows."""
+        home, away = rows.index.device, self.model.device
+        there = {key: value.to(away) for key, value in batch.items()}
+        signal, hidden = self._predict.with_layers(there, Rows(rows.index.to(away), rows.labels.to(away)), layers)
+        if isinstance(signal, Hidden):
+            signal = Hidden(signal.hidden.to(home), self._head_on(home, signal.head))
+            if self._dense:
+                signal = Dense(signal.head.logits(signal.hidden))
+        else:
+            signal = Dense(signal.logits.to(home))
+        return signal, [h.to(home) for h in hidden]
+
+    def to(self, device: torch.device) -> "LocalTeacher":
+        """Move the model, unless it was quantised or spread while loading."""
+        if getattr(self.model, "hf_device_map", None) is None and not getattr(self.model, "is_quantized", False):
+            self.model.to(device)
+        return self
+
+    def _head_on(self, device: torch.device, head: Head) -> Head:
+        """Return the head on the student's device; a teacher that lives elsewhere keeps one copy of it there."""
+        if head.weight.device == device:
+            return head
+        if self._head is None:
+            bias = None if head.bias is None else head.bias.to(device)
+            self._head = replace(head, weight=head.weight.to(device), bias=bias)
+        return self._head
+
+
+class LocalOptions(Section):
+    """What can be asked of any teacher that is a local model."""
+
+    provides: ClassVar[frozenset[str]] = LocalTeacher.provides
+    """What a method may need of it, known without loading the weights."""
+    signals: ClassVar[frozenset[type]] = frozenset({Hidden, Dense})
+    """The signals it may answer with; which one depends on the model and on `signal`."""
+
+    device: str | None = None
+    """Where the teacher lives: `cuda:1`, `cpu`, or `auto` to spread it; by default beside the student."""
+    signal: Literal["auto", "hidden", "dense"] = Field("auto")
+    """`hidden` keeps teacher logits out of memory, `dense` computes them all, `auto` takes hidden where it is exact."""
+
+
+class _Building:
+    """What a teacher from a local model and one from the sandbox share."""
+
+    def build(self, device: torch.device) -> LocalTeacher:
+        """Load the model and freeze it. `device` is where the student trains."""
+        placed = {"device_map": self.device} if self.device is not None else {}
+        if self.quantization != "none" and not placed:
+            placed = {"device_map": {"": str(device)}}
+        teacher = LocalTeacher(self.load(**placed), self.signal)
+        return teacher if placed else teacher.to(device)
+
+
+class LocalTeacherSection(_Building, Pretrained, LocalOptions):
+    """A frozen model from a hub id or a local folder."""
+
+    name: Literal["local"] = "local"
+
+
+class SandboxTeacherSection(_Building, Sandbox, LocalOptions):
+    """A frozen model that kdlm builds on this machine."""

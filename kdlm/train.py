@@ -1,0 +1,107 @@
+"""`kdlm train`: the only place that assembles a run."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers.utils import logging as hf_logging
+
+from kdlm.check import check
+from kdlm.data import Collator, Data, load_data, shared_vocabulary
+from kdlm.models import adapt, merge
+from kdlm.progress import Display, MetricsFile
+from kdlm.recipe import Recipe
+from kdlm.run_folder import RunFolder, model_card
+from kdlm.trainer import DistillTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A run, ready to go."""
+
+    trainer: DistillTrainer
+    data: Data
+    tokenizer: Any
+
+
+def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
+    """Run a recipe to its end and return the run folder.
+
+    Args:
+        recipe: what to run.
+        resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
+            names a checkpoint.
+
+    Raises ValueError, before anything is written, when the recipe cannot work.
+    """
+    hf_logging.set_verbosity_error()
+    folder = RunFolder(recipe.run_dir)
+    checkpoint = folder.starting_point(recipe, resume)
+    check(recipe)
+    run = assemble(recipe)
+    trainer = run.trainer
+    writes = trainer.is_world_process_zero()
+    if writes:
+        step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+        folder.open(recipe, run.data.describe(), step)
+        trainer.add_callback(MetricsFile(folder.metrics))
+        if resume:
+            print(f"resuming at step {step}" if checkpoint else "no finished checkpoint yet: starting at step 0")
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    results = {"steps": outcome.global_step, **outcome.metrics}
+    if run.data.eval is not None:
+        results |= trainer.evaluate()
+    if writes:
+        folder.write_results(results)
+        export(recipe, run, folder, results)
+        print(f"student: {folder.student}")
+    trainer.accelerator.wait_for_everyone()
+    return folder.path
+
+
+def assemble(recipe: Recipe) -> Assembly:
+    """Load everything a recipe names and put it together; nothing is written to the run folder."""
+    args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed, disable_tqdm=True)
+    set_seed(recipe.seed)
+    tokenizer = recipe.student.tokenizer()
+    data = load_data(recipe.data, tokenizer, seed=recipe.seed)
+    student = recipe.student.load()
+    if recipe.student.lora is not None:
+        student = adapt(student, recipe.student.lora)
+    teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
+    method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
+    trainer = DistillTrainer(
+        student,
+        teacher,
+        args,
+        method=method,
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        processing_class=tokenizer,
+        data_collator=Collator(tokenizer.pad_token_id or 0, layout=data.layout),
+        callbacks=[Display()],
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return Assembly(trainer, data, tokenizer)
+
+
+def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> Any:
+    """Return the ids that student and teacher share: None when they share all rows of equal heads."""
+    if recipe.teacher is None or not hasattr(recipe.teacher, "tokenizer"):
+        return None
+    ours, theirs = (m.get_output_embeddings().weight.shape[0] for m in (student, teacher.model))
+    shared = shared_vocabulary(tokenizer, recipe.teacher.tokenizer(), ours, theirs)
+    return shared.require()
+
+
+def export(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
+    """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for."""
+    student, lora = run.trainer.student, recipe.student.lora
+    if lora is not None and lora.export == "merged":
+        student = merge(student)
+    folder.export(student, run.tokenizer, model_card(recipe, run.data.describe(), results))

@@ -1,0 +1,365 @@
+"""DistillTrainer: the Hugging Face Trainer with a method in place of a loss.
+
+Runs any method on given data. What differs from `transformers.Trainer`: the loss is a sum of named terms, each divided
+by one global count of the whole optimiser step (so that micro-batches, padding, packing and ranks do not change the
+gradient); several networks train under one optimiser, by role; evaluation weighs tokens, not batches; checkpoints are
+sealed and hold the method's state.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers.trainer_utils import EvalLoopOutput
+
+from kdlm import checkpoints
+from kdlm.data import Collator
+from kdlm.losses import IGNORE_INDEX, ForwardKL
+from kdlm.methods import LogitKD, Method, Step, Terms, TokenMethod
+from kdlm.networks import Networks, clip_by_role, own_steps, split_by_role, trainable_names
+from kdlm.teachers import LocalTeacher
+
+Counts = dict[str, Tensor]
+
+
+class DistillTrainer(Trainer):
+    """Trains a student with a method.
+
+    Args:
+        model: the student, a causal language model (or a PEFT model around one).
+        teacher: a `kdlm.teachers.Teacher`, or a model to freeze; None for methods without one.
+        method: what a step computes; by default forward KL to the teacher on the given text.
+        args: `transformers.TrainingArguments`.
+        train_dataset, eval_dataset: rows with `input_ids` and `labels` (unshifted; -100 where not trained on).
+        processing_class: the student's tokenizer; saved with it, and its pad token pads batches.
+        data_collator: rows -> batch; by default `kdlm.data.Collator`.
+        **options: handed to `transformers.Trainer`.
+
+    Raises ValueError when the method needs what the teacher does not provide.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: Any = None,
+        args: TrainingArguments | None = None,
+        *,
+        method: Method | None = None,
+        processing_class: Any = None,
+        data_collator: Callable | None = None,
+        **options: Any,
+    ):
+        self.method = method if method is not None else LogitKD([ForwardKL()])
+        self.teacher = LocalTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
+        args = args if args is not None else TrainingArguments(output_dir="runs/distill", report_to="none")
+        args.remove_unused_columns = False
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = self.method.leaves_unused
+        _check_needs(self.method, self.teacher)
+        self.networks = Networks(model, self.method, self.teacher)
+        if isinstance(self.method, TokenMethod) and self.method.vocab is None:
+            self.method.vocab = _common_vocab(self.networks.views, processing_class)
+        if data_collator is None:
+            data_collator = Collator(getattr(processing_class, "pad_token_id", None) or 0)
+        super().__init__(
+            model=self.networks, args=args, data_collator=data_collator, processing_class=processing_class, **options
+        )
+        if isinstance(self.teacher, LocalTeacher):
+            self.teacher.to(self.args.device)
+        if self.args.n_gpu > 1:
+            raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
+        self._trainable = trainable_names(self.networks)
+        self._active: frozenset[str] | None = None
+        self._this_step: dict[str, Tensor] = defaultdict(_zero)  # this rank's share of the step's means
+        self._window: dict[str, Tensor] = defaultdict(_zero)  # the same, summed since the last log
+        self._window_start, self._window_tokens = time.perf_counter(), _zero()
+        self.add_callback(_AfterStep(self))
+
+    @property
+    def student(self) -> nn.Module:
+        """The model being trained, as it was handed in."""
+        return self.networks.student
+
+    # One step
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Counts:
+        """Count every unit over all micro-batches of the optimiser step and all ranks."""
+        counted = [self.method.counts(batch) for batch in batch_samples]
+        units = sorted(counted[0]) if counted else []
+        if not units:
+            return {}
+        totals = torch.stack([sum(c[unit].to(device) for c in counted) for unit in units])
+        return dict(zip(units, self.accelerator.reduce(totals, reduction="sum"), strict=True))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Counts | None = None
+    ) -> Tensor:
+        """Run the method inside the wrapped module's forward; all but the last of its `Terms` go backward here."""
+        if num_items_in_batch is None:
+            raise ValueError("compute_loss needs the item counts of the whole optimiser step")
+        step = Step(self.state.global_step, self.state.max_steps)
+        advance = _phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
+        while True:
+            terms = model(advance)
+            loss = self._reduce(terms, num_items_in_batch)
+            if not terms.more:
+                return (loss, None) if return_outputs else loss
+            self.accelerator.backward(loss)
+
+    def _activate(self, index: int) -> frozenset[str]:
+        active = self.method.active(index)
+        if active != self._active:
+            self.networks.activate(active, self._trainable)
+            self._active = active
+        return active
+
+    def _reduce(self, terms: Terms, counts: Counts) -> Tensor:
+        """Return the loss whose gradient, averaged over ranks, is that of the global mean."""
+        counts = {unit: count.clamp(min=1) for unit, count in counts.items()}
+        loss = sum(term.weight * term.sum / counts[term.unit] for term in terms.terms.values())
+        for name, (value, unit) in _readings(terms).items():
+            self._this_step[name] = self._this_step[name] + value.detach() / counts[unit]
+        self._window_tokens = counts.get("tokens", self._window_tokens)
+        return loss * self.accelerator.num_processes  # data parallelism averages gradients; the count is global
+
+    def _after_step(self) -> None:
+        """Move what moves once per optimiser step: averages and the method's schedule."""
+        step = Step(self.state.global_step, self.state.max_steps)
+        means = self._reduced({name: self._this_step[name] for name in self.method.follows})
+        self.networks.move_averages(self.method, self._active or frozenset())
+        self.method.stepped(step, means)
+        for name, value in self._this_step.items():
+            self._window[name] = self._window[name] + value
+        self._window["tokens"] = self._window["tokens"] + self._window_tokens / self.accelerator.num_processes
+        self._this_step.clear()
+
+    def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sum each value over the ranks, in one message."""
+        if not values or self.accelerator.num_processes == 1:
+            return values
+        names = sorted(values)
+        stacked = torch.stack([values[name].to(self.args.device, torch.float64) for name in names])
+        return dict(zip(names, self.accelerator.reduce(stacked, reduction="sum"), strict=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the named losses' means since the last log, and the pace in trained tokens per second."""
+        if "loss" in logs and self._window:
+            steps = max(1, round(self.state.global_step - self._window_from))
+            window = {name: value.item() for name, value in self._reduced(self._window).items()}
+            now = time.perf_counter()
+            logs["tokens_per_second"] = window.pop("tokens") / (now - self._window_start)
+            logs |= {name: total / steps for name, total in window.items()}
+            self._window.clear()
+            self._window_from, self._window_start = self.state.global_step, now
+        super().log(logs, start_time)
+
+    # Optimiser
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """One optimiser for all roles: the Trainer's own, its groups split and tagged by role."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh:
+            optimizer.param_groups[:] = split_by_role(optimizer.param_groups, self.networks, self.method)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The Trainer's schedule; where roles take turns, each counts its own steps."""
+        if not self.method.alternates or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = optimizer or self.optimizer
+        curves = {}
+        for role in self.networks.role:
+            count = own_steps(self.method, role)
+            curves[role] = self._curve(count, count(num_training_steps))
+        lambdas = [curves[group["role"]] for group in optimizer.param_groups]
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambdas)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _curve(self, count: Callable[[int], int], total: int) -> Callable[[int], float]:
+        model_of_one = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        warmup = self.args.get_warmup_steps(total)
+        scheduler = get_scheduler(
+            self.args.lr_scheduler_type, model_of_one, warmup, total, self.args.lr_scheduler_kwargs or {}
+        )
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            raise ValueError(f"training.lr_scheduler_type: {self.args.lr_scheduler_type} cannot count steps by role")
+        curve = scheduler.lr_lambdas[0]
+        return lambda step: curve(count(step))
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        if len(self.networks.role) == 1:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return clip_by_role(self.networks, self.method, self.args.max_grad_norm)
+
+    # Evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Give each rank its share of the rows, none of them twice."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen
+        if not hasattr(dataset, "__len__"):
+            return super().get_eval_dataloader(eval_dataset)
+        if self.args.world_size > 1:
+            dataset = _Share(dataset, self.args.process_index, self.args.world_size)
+        return DataLoader(dataset, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Sum every reading over all rows of all ranks, then divide: a long batch counts for what it holds."""
+        self.networks.eval()
+        step = Step(self.state.global_step, max(1, self.state.max_steps))
+        sums: dict[str, Tensor] = defaultdict(partial(torch.zeros, (), dtype=torch.float64))  # on the CPU
+        units: dict[str, str] = {}
+        samples = 0
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            with self.accelerator.autocast():
+                terms = self.method.evaluate(self.networks.views, batch, step)
+            readings = _readings(terms)
+            readings |= {f"loss/{name}": (term.weight * term.sum, term.unit) for name, term in terms.terms.items()}
+            for name, (value, unit) in readings.items():
+                sums[name], units[name] = sums[name] + value.item(), unit
+            for unit, count in self.method.counts(batch).items():
+                sums[f"count/{unit}"] = sums[f"count/{unit}"] + count.item()
+            samples += len(batch["input_ids"])
+        totals = {name: value.item() for name, value in self._reduced(dict(sums)).items()}
+        means = {name: totals[name] / max(1.0, totals[f"count/{unit}"]) for name, unit in units.items()}
+        loss = sum(value for name, value in means.items() if name.startswith("loss/"))
+        metrics = {"loss": loss, **{name: value for name, value in means.items() if not name.startswith("loss/")}}
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            num_samples=samples,
+        )
+
+    # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the student; into a checkpoint also what belongs to the run and not to the student."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.args.should_save:
+            checkpoints.save_auxiliary(Path(output_dir), self.networks.auxiliary(), self.method.state_dict())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        prefix = "role.student."
+        weights = None
+        if state_dict is not None:
+            weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        self.student.save_pretrained(folder, state_dict=weights)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save, seal, and only then delete old checkpoints."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            run = Path(self.args.output_dir)
+            checkpoints.seal(run / f"checkpoint-{self.state.global_step}")
+            checkpoints.prune(run, limit, self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        checkpoints.verify(folder)
+        super()._load_from_checkpoint(resume_from_checkpoint, model=self.student)
+        self.method.load_state_dict(checkpoints.load_auxiliary(folder, self.networks.auxiliary()))
+
+    def _load_best_model(self) -> None:
+        """Take the best checkpoint's student; the run is over, so its method state is of no more use."""
+        super()._load_from_checkpoint(self.state.best_model_checkpoint, model=self.student)
+
+
+class _AfterStep(TrainerCallback):
+    def __init__(self, trainer: DistillTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._window_from, self.trainer._window_start = state.global_step, time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._after_step()
+
+
+class _Share(Dataset):
+    """Every `world`-th row. Ranks get equally many, because sharded models must run in step: a missing last row is
+    replaced by one that trains on nothing."""
+
+    def __init__(self, rows: Any, rank: int, world: int):
+        self.rows, self.rank, self.world = rows, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.world)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        place = index * self.world + self.rank
+        if place < len(self.rows):
+            return self.rows[place]
+        row = dict(self.rows[0])
+        return {**row, "labels": [IGNORE_INDEX] * len(row["input_ids"])}
+
+
+def _phases(start: Callable[[], Terms | Iterator[Terms]]) -> Callable[[], Terms]:
+    """Return a function that gives a method's `Terms` one by one, each computed when it is asked for."""
+    produced: list[Iterator[Terms]] = []
+
+    def advance() -> Terms:
+        if produced:
+            return next(produced[0])
+        first = start()
+        if isinstance(first, Terms):
+            return first
+        produced.append(first)
+        return next(first)
+
+    return advance
+
+
+def _readings(terms: Terms) -> dict[str, tuple[Tensor, str]]:
+    """What is logged: the metrics, and the terms by name where there are several."""
+    named = {name: (term.sum, term.unit) for name, term in terms.terms.items()} if len(terms.terms) > 1 else {}
+    return named | terms.metrics
+
+
+def _zero() -> Tensor:
+    return torch.zeros(())
+
+
+def _check_needs(method: Method, teacher: Any) -> None:
+    provides = frozenset({"labels"}) | (frozenset() if teacher is None else teacher.provides)
+    if missing := sorted(method.needs - provides):
+        given = "no teacher was given" if teacher is None else f"{type(teacher).__name__} does not provide it"
+        raise ValueError(f"{type(method).__name__} needs {', '.join(missing)}, but {given}")
+
+
+def _common_vocab(views: dict[str, Any], tokenizer: Any) -> int | None:
+    """Return how many ids to compare when the two heads are padded to different sizes, else None."""
+    if not isinstance(views.get("teacher"), LocalTeacher):
+        return None
+    ours = views["student"].module.get_output_embeddings().weight.shape[0]
+    theirs = views["teacher"].model.get_output_embeddings().weight.shape[0]
+    if ours == theirs:
+        return None
+    return min(ours, theirs, len(tokenizer) if tokenizer is not None else ours)
