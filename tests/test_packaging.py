@@ -82,11 +82,6 @@ def test_the_rooms_import_downwards_only():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_file_in_the_tree_is_longer_than_a_reader_bears():
-    lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / "kdlm").rglob("*.py")}
-    assert {str(path): lines for path, lines in lengths.items() if lines > 330} == {}
-
-
 def test_every_dependency_has_a_lower_bound_and_every_constraint_an_exact_one():
     extras = PROJECT["project"]["optional-dependencies"].values()
     named = [entry for entries in [PROJECT["project"]["dependencies"], *extras] for entry in entries]
