@@ -1,0 +1,138 @@
+"""What the sandbox can build, by name. `build` is the one door to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdlm.sandbox.datasets import CodeCorpus, CodeTokenizer, TaskSet
+from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
+from kdlm.sandbox.progress import Progress, console, silent
+from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
+
+VERSION = 1  # raise it when a change of the code of this room changes what is built
+
+Spec = CodeCorpus | TaskSet | CodeTokenizer | LanguageModel | PaddedModel
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A thing that can be built.
+
+    Attributes:
+        what: one line.
+        size: parameters, token ids or rows.
+        seconds: time it took on two cores, with what it needs already built.
+        spec: what it is made from.
+    """
+
+    name: str
+    what: str
+    size: str
+    seconds: float
+    spec: Spec
+
+
+ARITHMETIC = TaskSet("arithmetic", train=1_000, eval=100, seed=0)  # of each level
+STRINGS = TaskSet("strings", train=1_000, eval=100, seed=0)
+
+TEACHER = Shape(width=192, layers=4, heads=4, feed_forward=512)
+STUDENT = Shape(width=96, layers=2, heads=4, feed_forward=256)
+TINY_TEACHER = Shape(width=64, layers=2, heads=4, feed_forward=128)
+TINY_STUDENT = Shape(width=32, layers=1, heads=2, feed_forward=64)
+
+_TEACHER_TRAINING = Training("teacher", steps=2_400, batch=4, window=128, learning_rate=3e-3)
+_TINY_TRAINING = Training("train", steps=60, batch=8, window=64, learning_rate=1e-2)
+
+_ENTRIES = (
+    Entry("code", "standard library sources: teacher, train, eval", "12 M characters", 3, CodeCorpus()),
+    Entry("arithmetic", "sums and products, worked out, 5 levels", "5000 + 500 rows", 1, ARITHMETIC),
+    Entry("strings", "reverse, count, sort, shift, 5 levels", "5000 + 500 rows", 1, STRINGS),
+    Entry("code-tokenizer-2k", "of every code-* model but the tiny ones", "2048 ids", 5, CodeTokenizer(2048)),
+    Entry("code-tokenizer-1k", "coarser, for pairs that do not share a tokenizer", "1024 ids", 5, CodeTokenizer(1024)),
+    Entry("code-tokenizer-4k", "finer, for pairs that do not share a tokenizer", "4096 ids", 5, CodeTokenizer(4096)),
+    Entry("code-tokenizer-tiny", "of the tiny models", "512 ids", 1, CodeTokenizer(512, file="train")),
+    Entry(
+        "code-teacher",
+        "reads the whole library",
+        "2.1 M parameters",
+        240,
+        LanguageModel("code-tokenizer-2k", TEACHER, seed=0, training=_TEACHER_TRAINING),
+    ),
+    Entry("code-student", "not trained", "0.4 M parameters", 1, LanguageModel("code-tokenizer-2k", STUDENT, seed=0)),
+    Entry(
+        "code-teacher-padded",
+        "code-teacher with 128 rows of noise in its head",
+        "2176 rows",
+        1,
+        PaddedModel("code-teacher", rows=2176, seed=0),
+    ),
+    Entry(
+        "code-teacher-tiny",
+        "for tests",
+        "0.1 M parameters",
+        5,
+        LanguageModel("code-tokenizer-tiny", TINY_TEACHER, seed=0, training=_TINY_TRAINING),
+    ),
+    Entry(
+        "code-student-tiny",
+        "for tests, not trained",
+        "0.02 M parameters",
+        1,
+        LanguageModel("code-tokenizer-tiny", TINY_STUDENT, seed=0),
+    ),
+    Entry(
+        "code-teacher-tiny-padded",
+        "for tests: code-teacher-tiny with 32 rows of noise in its head",
+        "544 rows",
+        1,
+        PaddedModel("code-teacher-tiny", rows=544, seed=0),
+    ),
+)
+CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+
+
+def names() -> tuple[Entry, ...]:
+    """Return everything that `build` can make, with a line of description, size and build time."""
+    return _ENTRIES
+
+
+def build(name: str, *, cache: Path | None = None, progress: Progress | None = console) -> Path:
+    """Return the finished folder of a sandbox model, tokenizer or dataset, building it and its needs when missing.
+
+    A model's or tokenizer's folder opens with `from_pretrained`; a dataset's holds jsonl files. Folders are kept in
+    `cache` (default $KDLM_CACHE, else ~/.cache/kdlm) under the content hash of everything that determines them.
+    Several processes may ask at once: one builds. `progress` None is silent.
+
+    Raises ValueError for an unknown name.
+    """
+    spec = _entry(name).spec
+    show = progress or silent
+
+    def make(folder: Path) -> dict[str, Any]:
+        built = {other: build(other, cache=cache, progress=progress) for other in spec.needs}
+        return spec.make(folder, built, show, name)
+
+    return finished_folder(name, _ingredients(name), make, cache=cache, progress=show)
+
+
+def is_built(name: str, *, cache: Path | None = None) -> bool:
+    """Say whether `build` would find the folder finished. Raises ValueError for an unknown name."""
+    return is_finished(folder_of(name, _ingredients(name), cache))
+
+
+def _ingredients(name: str) -> dict[str, Any]:
+    """Everything that determines a folder: its spec, the digests of what it needs, the version of this code."""
+    spec = _entry(name).spec
+    needs = {other: digest_of(_ingredients(other)) for other in spec.needs}
+    return {"kind": type(spec).__name__, "spec": spec.ingredients(), "needs": needs, "version": VERSION}
+
+
+def _entry(name: str) -> Entry:
+    if name not in CATALOG:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, CATALOG, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"the sandbox has no {name!r}{hint} It has: {', '.join(CATALOG)}")
+    return CATALOG[name]

@@ -1,0 +1,73 @@
+"""The datasets and tokenizers: what each writes into its folder."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kdlm.sandbox.arithmetic import arithmetic
+from kdlm.sandbox.corpus import split_documents, stdlib_digest, stdlib_documents
+from kdlm.sandbox.jsonl import read_jsonl, write_jsonl
+from kdlm.sandbox.progress import Progress
+from kdlm.sandbox.strings import strings
+from kdlm.sandbox.tasks import LEVELS, Task
+from kdlm.sandbox.tokenizer import train_tokenizer
+
+
+@dataclass(frozen=True)
+class CodeCorpus:
+    """The standard library's sources: `teacher.jsonl`, `train.jsonl` (a small part of it) and `eval.jsonl`."""
+
+    needs: tuple[str, ...] = ()
+
+    def ingredients(self) -> dict[str, Any]:
+        return {"documents": stdlib_digest()}
+
+    def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
+        figures: dict[str, Any] = {}
+        for split, documents in split_documents(stdlib_documents()).items():
+            write_jsonl(folder / f"{split}.jsonl", (asdict(document) for document in documents))
+            figures[split] = {"documents": len(documents), "chars": sum(len(document.text) for document in documents)}
+        return figures
+
+
+FAMILIES: dict[str, Callable[..., list[Task]]] = {"arithmetic": arithmetic, "strings": strings}
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """Tasks of every level with worked solutions: `train.jsonl` and `eval.jsonl`."""
+
+    family: str
+    train: int
+    eval: int
+    seed: int
+    needs: tuple[str, ...] = ()
+
+    def ingredients(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
+        generate = FAMILIES[self.family]
+        for split, n in (("train", self.train), ("eval", self.eval)):
+            tasks = [task for level in LEVELS for task in generate(seed=self.seed, level=level, n=n, split=split)]
+            write_jsonl(folder / f"{split}.jsonl", (asdict(task) for task in tasks))
+        return {"train": self.train * len(LEVELS), "eval": self.eval * len(LEVELS)}
+
+
+@dataclass(frozen=True)
+class CodeTokenizer:
+    """A byte-level BPE of `vocab_size` ids, trained on one file of the code corpus."""
+
+    vocab_size: int
+    file: str = "teacher"
+    needs: tuple[str, ...] = ("code",)
+
+    def ingredients(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
+        with progress(f"{name}: training", 0):
+            texts = (row["text"] for row in read_jsonl(built["code"] / f"{self.file}.jsonl"))
+            train_tokenizer(texts, self.vocab_size, folder)
+        return {"tokens": self.vocab_size}
