@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdlm.data import inspect_data, shared_vocabulary
+from kdlm.data.forms import recognise
+from kdlm.data.sources import HUB_ID, open_source
+from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.methods import TokenMethod
 from kdlm.recipe import Recipe
 
@@ -100,14 +102,28 @@ def _tokenizers(recipe: Recipe) -> Iterator[str]:
     method = recipe.method.build(recipe.losses, None) if _builds(recipe) else None
     if method is not None and "teacher" in method.needs:
         shared.require()
-    yield f"tokenizers: {shared.describe()}"
+    yield f"tokenizers: {len(shared)} ids shared{', identical' if shared.identical else ''}"
     for difference in shared.differences:
         yield f"tokenizers: note: {difference}"
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
-    for line in inspect_data(recipe.data):
-        yield f"data: {line}"
+    problems = []
+    for split in ("train", "eval"):
+        for index, source in enumerate(getattr(recipe.data, split) or []):
+            if source.path.startswith("sandbox:"):
+                yield f"data: {split}: {source.path}"
+                continue
+            try:
+                opened = open_source(source, stream=True)
+                yield f"data: {split}: {source.path} ({recognise(source, opened.columns).name})"
+            except ValueError as error:
+                if _looks_like_hub_id(source.path):
+                    yield f"data: {split}: {source.path} not looked at here ({error})"
+                else:
+                    problems.append(f"data.{split}.{index}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _builds(recipe: Recipe) -> bool:
@@ -143,7 +159,11 @@ def _built(model: Any) -> bool:
 
 def _on_hub(model: Any) -> bool:
     source = getattr(model, "source", model)
-    path = getattr(source, "path", None) or getattr(source, "config_from", "")
-    return not path.startswith((".", "/", "~")) and not Path(path).exists() and path.count("/") <= 1
+    return _looks_like_hub_id(getattr(source, "path", None) or getattr(source, "config_from", ""))
+
+
+def _looks_like_hub_id(path: str) -> bool:
+    """Whether this is no path of this machine and could name something on the hub."""
+    return not Path(path).suffix.lstrip(".").isalpha() and not Path(path).exists() and bool(HUB_ID.fullmatch(path))
 
 

@@ -26,7 +26,8 @@ def write_text(path: Path, text: str) -> None:
 
 def save_auxiliary(folder: Path, networks: dict[str, nn.Module], state: dict[str, Tensor]) -> None:
     """Write the networks beside the student, and the method's state, into a checkpoint."""
-    (folder / AUXILIARY).mkdir(exist_ok=True)
+    if networks or state:
+        (folder / AUXILIARY).mkdir(exist_ok=True)
     for name, module in networks.items():
         safetensors.torch.save_model(module, str(folder / AUXILIARY / f"{name}.safetensors"))  # knows tied weights
     if state:

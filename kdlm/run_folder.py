@@ -115,7 +115,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def model_card(recipe: Recipe, data: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
     """Return the student's README.md: teacher, data, loss and figures."""
     teacher = "none" if recipe.teacher is None else _name(recipe.teacher)
     losses = ", ".join(_summary(loss) for loss in recipe.losses) or "the method's own"
@@ -125,7 +125,7 @@ def model_card(recipe: Recipe, data: Mapping[str, Any], results: Mapping[str, An
         if key.startswith("eval_") and isinstance(value, float) and "per_second" not in key and "runtime" not in key
     )
     table = f"| held-out | value |\n|---|---|\n{figures}" if figures else "Not evaluated: the recipe has no held-out data."
-    sources = "\n".join(f"- {line}" for line in data.get("sources", [])) or "- see data.json of the run"
+    sources = "\n".join(f"- {line.strip()}" for line in data.splitlines())
     return f"""---
 library_name: transformers
 tags: [distillation, kdlm]

@@ -9,7 +9,8 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.utils import logging as hf_logging
 
 from kdlm.check import check
-from kdlm.data import Collator, Data, load_data, shared_vocabulary
+from kdlm.data import Data, load_data
+from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.models import adapt, merge
 from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
@@ -39,6 +40,7 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
     Raises ValueError, before anything is written, when the recipe cannot work.
     """
     hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     folder = RunFolder(recipe.run_dir)
     checkpoint = folder.starting_point(recipe, resume)
     check(recipe)
@@ -47,14 +49,15 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
     writes = trainer.is_world_process_zero()
     if writes:
         step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-        folder.open(recipe, run.data.describe(), step)
+        print(run.data.report)
+        folder.open(recipe, described(run.data), step)
         trainer.add_callback(MetricsFile(folder.metrics))
         if resume:
             print(f"resuming at step {step}" if checkpoint else "no finished checkpoint yet: starting at step 0")
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     results = {"steps": outcome.global_step, **outcome.metrics}
     if run.data.eval is not None:
-        results |= trainer.evaluate()
+        results |= final_metrics(trainer)
     if writes:
         folder.write_results(results)
         export(recipe, run, folder, results)
@@ -63,9 +66,17 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
     return folder.path
 
 
+def final_metrics(trainer: DistillTrainer) -> dict[str, float]:
+    """Return the student's evaluation: the one that the last step made, if it did."""
+    last = trainer.state.log_history[-2:]
+    done = [logs for logs in last if "eval_loss" in logs and logs["step"] == trainer.state.global_step]
+    return done[0] if done and trainer.state.best_model_checkpoint is None else trainer.evaluate()
+
+
 def assemble(recipe: Recipe) -> Assembly:
     """Load everything a recipe names and put it together; nothing is written to the run folder."""
     args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed, disable_tqdm=True)
+    args.dataloader_pin_memory &= args.device.type == "cuda"
     set_seed(recipe.seed)
     tokenizer = recipe.student.tokenizer()
     data = load_data(recipe.data, tokenizer, seed=recipe.seed)
@@ -82,7 +93,7 @@ def assemble(recipe: Recipe) -> Assembly:
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=tokenizer,
-        data_collator=Collator(tokenizer.pad_token_id or 0, layout=data.layout),
+        data_collator=data.collator,
         callbacks=[Display()],
     )
     for callback in (PrinterCallback, ProgressCallback):
@@ -99,9 +110,14 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
     return shared.require()
 
 
+def described(data: Data) -> dict[str, Any]:
+    """Return what data.json says: fingerprints of the splits, and what became of every source's rows."""
+    return {"fingerprints": data.fingerprints, **data.report.as_dict()}
+
+
 def export(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
     """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for."""
     student, lora = run.trainer.student, recipe.student.lora
     if lora is not None and lora.export == "merged":
         student = merge(student)
-    folder.export(student, run.tokenizer, model_card(recipe, run.data.describe(), results))
+    folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))

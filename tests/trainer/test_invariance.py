@@ -11,6 +11,7 @@ from tiny_models import rows, tiny_model
 
 from kdlm import DistillTrainer
 from kdlm.data import Collator
+from kdlm.data.packing import best_fit, packed_row
 from kdlm.losses import JSD, CrossEntropy, ForwardKL
 from kdlm.methods import HiddenKD, LogitKD, Taid
 
@@ -65,9 +66,8 @@ def test_padding_free_equals_padded(arguments, method: str) -> None:
 
 
 def test_packed_rows_equal_padded_rows(arguments) -> None:
-    from kdlm.data import pack
-
-    packed = pack(rows(LENGTHS), max_length=32)
+    data = [{**row, "index": number} for number, row in enumerate(rows(LENGTHS))]
+    packed = [packed_row(data[i] for i in bin) for bin in best_fit(LENGTHS, 32)]
     assert len(packed) < len(LENGTHS)
     one = trained(arguments, data=packed, layout="padding_free", per_device_train_batch_size=len(packed))
     assert_same(trained(arguments), one)
@@ -87,11 +87,21 @@ def test_nothing_to_train_on_gives_loss_zero_and_leaves_the_weights(arguments) -
 
 
 def test_two_ranks_equal_one_process(arguments, tmp_path: Path) -> None:
-    """2 ranks of 1x4 micro-batches, gloo, against 1x8 here."""
+    """Two gloo ranks of 1x4 against 1x8 here: three TAID steps, then evaluation of three rows, which ranks share."""
     script = Path(__file__).with_name("two_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script)]
-    subprocess.run([*command, str(tmp_path)], check=True, timeout=240, cwd=script.parent.parent)
-    ranks = load_file(tmp_path / "weights.safetensors")
-    assert_same(trained(arguments, "taid", max_steps=1), ranks)
-
-
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    subprocess.run([*command, str(tmp_path), "3"], check=True, timeout=240)
+    trainer = DistillTrainer(
+        tiny_model(1).double(),
+        tiny_model(2, hidden=24, layers=3).double(),
+        arguments(max_steps=3),
+        method=Taid(),
+        train_dataset=rows(LENGTHS),
+        eval_dataset=rows([4, 9, 6], seed=7),
+    )
+    trainer.train()
+    assert_same(dict(trainer.student.named_parameters()), load_file(tmp_path / "weights.safetensors"))
+    ranks = load_file(tmp_path / "metrics.safetensors")
+    here = trainer.evaluate()
+    for name in ("eval_loss", "eval_cross_entropy", "eval_kl_to_teacher", "eval_top1_agreement"):
+        assert ranks[name].item() == pytest.approx(here[name], rel=1e-5)
