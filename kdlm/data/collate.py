@@ -1,0 +1,80 @@
+"""Collation: sequences into the batch that methods, students and teachers read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""The label of a token that is not trained on: torch's own default."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of rows with `input_ids` and `labels`.
+
+    `padded`: `input_ids`, `labels` and `attention_mask` of shape [rows, longest], padded on the right.
+    `padding_free`: all sequences in one row [1, tokens], with `position_ids` that restart at 0 with each sequence and
+    no attention mask; rows that hold several packed sequences say so in `seq_lengths`. transformers keeps sequences
+    apart by these position ids, and only in a forward without cache: call the model with `use_cache=False`.
+
+    Labels are unshifted, and IGNORE_INDEX on the first token of every sequence and on padding. `index`, where rows
+    have it, is passed on: one number per sequence, in the order of the sequences.
+
+    Attributes:
+        pad_id: token id of padding, which no label and no attention ever refers to.
+        pad_to_multiple_of: round the padded length up to a multiple of this.
+    """
+
+    pad_id: int
+    layout: Literal["padded", "padding_free"] = "padded"
+    pad_to_multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout == "padding_free" and self.pad_to_multiple_of:
+            raise ValueError("pad_to_multiple_of means nothing without padding: leave it out, or use layout='padded'")
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = self._padded(rows) if self.layout == "padded" else self._padding_free(rows)
+        if "index" in rows[0]:
+            batch["index"] = torch.cat([_flat(row["index"]) for row in rows])
+        return batch
+
+    def _padded(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        if any(len(_lengths(row)) > 1 for row in rows):
+            raise ValueError("packed rows cannot be padded apart: use Collator(layout='padding_free')")
+        multiple = self.pad_to_multiple_of or 1
+        length = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
+        ids = torch.full((len(rows), length), self.pad_id)
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        mask = torch.zeros_like(ids)
+        for number, row in enumerate(rows):
+            size = len(row["input_ids"])
+            ids[number, :size] = _flat(row["input_ids"])
+            labels[number, :size] = _flat(row["labels"])
+            mask[number, :size] = 1
+        labels[:, 0] = IGNORE_INDEX
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+    def _padding_free(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        lengths = [length for row in rows for length in _lengths(row)]
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        labels = torch.cat([_flat(row["labels"]) for row in rows])
+        return {
+            "input_ids": torch.cat([_flat(row["input_ids"]) for row in rows])[None],
+            "labels": labels.masked_fill(positions == 0, IGNORE_INDEX)[None],
+            "position_ids": positions[None],
+        }
+
+
+def _flat(values: Any) -> Int[Tensor, "n"]:
+    return torch.from_numpy(np.array(values, dtype=np.int64).reshape(-1))  # a copy: Arrow memory is read-only
+
+
+def _lengths(row: dict[str, Any]) -> list[int]:
+    """Return the lengths of the sequences in a row."""
+    return [int(length) for length in row.get("seq_lengths", [len(row["input_ids"])])]

@@ -1,0 +1,137 @@
+"""Forms: what the columns of a source hold, and one row of it in that form.
+
+Recognised, in this order: `messages` (chat), `conversations` (chat in ShareGPT's from/value words, or role/content),
+`prompt` with `completion` (both text, or lists of messages), `text`. A column that the source maps decides first.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kdlm.data.report import Unusable
+from kdlm.data.sections import Source
+
+Message = dict[str, Any]
+
+FORMS: dict[tuple[str, ...], Literal["chat", "completion", "text"]] = {
+    ("messages",): "chat",
+    ("conversations",): "chat",
+    ("prompt", "completion"): "completion",
+    ("text",): "text",
+}
+
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How to read the rows of a source.
+
+    Attributes:
+        name: the kind of row.
+        columns: kdlm's column -> the source's.
+    """
+
+    name: Literal["chat", "completion", "text"]
+    columns: dict[str, str]
+
+
+def recognise(source: Source, columns: list[str]) -> Form:
+    """Return the form of a source with these columns; ValueError when it has none of the known ones."""
+    mapped: dict[str, str] = {**source.columns}
+    for ours, theirs in mapped.items():
+        if theirs not in columns:
+            raise ValueError(
+                f"data source {source.path!r}: `columns` maps {ours} to {theirs!r}, but its columns are "
+                f"{', '.join(map(repr, columns))}"
+            )
+    known = {name: name for name in ("messages", "conversations", "prompt", "completion", "text", "tools")}
+    usable = {ours: theirs for ours, theirs in (known | mapped).items() if theirs in columns}
+    for needed, name in FORMS.items():
+        chosen = not (mapped.keys() - {"tools"}) or mapped.keys() & set(needed)
+        if chosen and usable.keys() >= set(needed):
+            kept = (*needed, "tools") if name != "text" and "tools" in usable else needed
+            return Form(name, {ours: usable[ours] for ours in kept})
+    raise ValueError(
+        f"data source {source.path!r}: cannot tell what its columns {', '.join(map(repr, columns))} hold: expected "
+        "`messages`, `conversations`, `prompt` and `completion`, or `text`; say which is which, e.g. "
+        "columns: {prompt: question, completion: answer}"
+    )
+
+
+def read_text(row: dict[str, Any]) -> str:
+    """Return the text of a row of form `text`."""
+    return _string(row, "text")
+
+
+def read_chat(row: dict[str, Any]) -> list[Message]:
+    """Return the messages of a row of form `chat`."""
+    column = "messages" if "messages" in row else "conversations"
+    return read_messages(_parsed(row[column]), column)
+
+
+def read_completion(row: dict[str, Any]) -> tuple[str, str] | tuple[list[Message], list[Message]]:
+    """Return prompt and completion, both text or both messages: a text beside messages is the user's or assistant's."""
+    prompt, completion = _parsed(row["prompt"]), _parsed(row["completion"])
+    if isinstance(prompt, str | None) and isinstance(completion, str | None):
+        if prompt is None:
+            raise Unusable("malformed", "prompt is missing")
+        return prompt, _string(row, "completion")
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    return read_messages(prompt, "prompt"), read_messages(completion, "completion")
+
+
+def read_tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the tool descriptions of a row, or None."""
+    tools = _parsed(row.get("tools"))
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise Unusable("malformed", f"tools is {type(tools).__name__}, not a list")
+    return tools
+
+
+def read_messages(value: Any, column: str) -> list[Message]:
+    """Return messages with `role` and `content`; keys whose value is None (Arrow fills them in) are dropped."""
+    if not isinstance(value, list):
+        raise Unusable("malformed", f"{column} is {type(value).__name__}, not a list of messages")
+    if not value:
+        raise Unusable("empty", f"{column} has no messages")
+    return [_message(message, f"{column}[{number}]") for number, message in enumerate(value)]
+
+
+def _message(value: Any, place: str) -> Message:
+    if not isinstance(value, dict):
+        raise Unusable("malformed", f"{place} is {type(value).__name__}, not a message")
+    message = {key: entry for key, entry in value.items() if entry is not None}
+    if "role" not in message and "from" in message:  # ShareGPT
+        speaker = message.pop("from")
+        message = {"role": SHAREGPT_ROLES.get(speaker, speaker), "content": message.pop("value", None), **message}
+    if not isinstance(message.get("role"), str):
+        raise Unusable("malformed", f"{place} has no role")
+    content = message.setdefault("content", "")
+    if not isinstance(content, str | list):
+        raise Unusable("malformed", f"{place} has content of type {type(content).__name__}")
+    return message
+
+
+def _string(row: dict[str, Any], column: str) -> str:
+    value = row[column]
+    if not isinstance(value, str | None):
+        raise Unusable("malformed", f"{column} is {type(value).__name__}, not text")
+    if not value or not value.strip():
+        raise Unusable("empty", f"{column} is empty")
+    return value
+
+
+def _parsed(value: Any) -> Any:
+    """Return a list that a csv or parquet file holds as JSON text as the list; anything else as it is."""
+    if isinstance(value, str) and value.startswith("[{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value

@@ -1,0 +1,168 @@
+"""Loading: from a recipe's data section to tokenised splits, and the collator that makes batches of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from kdlm.data.cache import PACKED, cache_root, cached_table, fingerprint
+from kdlm.data.collate import Collator
+from kdlm.data.mixing import held_out, mixed
+from kdlm.data.packing import best_fit, packed_row
+from kdlm.data.report import DataReport, SourceReport
+from kdlm.data.sections import DataSection, Source
+from kdlm.data.tokenised import Tokenised, tokenised
+
+PACKED_AT_ONCE = 1000
+"""Sequences of a stream that are packed among themselves."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and evaluates on.
+
+    Attributes:
+        train: rows with `input_ids`, `labels`, `length` and `index`, the number of the sequence among all those of
+            its sources (a list of them, and `seq_lengths`, in a packed row). When streaming, an IterableDataset whose
+            `index` is the place in the mix.
+        eval: the same, never a stream; None without evaluation data.
+        collator: makes a batch of rows, in the layout that the section asks for.
+        report: what became of the rows of every source. `print(data.report)`.
+        fingerprints: for each split, a hash of all that determines it.
+    """
+
+    train: datasets.Dataset | datasets.IterableDataset
+    eval: datasets.Dataset | None
+    collator: Collator
+    report: DataReport
+    fingerprints: dict[str, str]
+
+
+class Split(NamedTuple):
+    """The rows of a split, and the hash of all that determines them."""
+
+    rows: Any
+    fingerprint: str
+
+
+def load_data(section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> Data:
+    """Read, tokenise, split, mix and pack what a data section names; `tokenizer` is the student's.
+
+    `seed` shuffles a stream; stored rows are left in the order of their sources, for a sampler to shuffle.
+    Raises ValueError when a source is missing, empty, not of its format or without a usable row.
+    """
+    report = DataReport([])
+    if section.streaming:
+        splits = {"train": _streamed(section, tokenizer, seed, report)}
+    else:
+        splits = _stored(section, tokenizer, report)
+    if section.eval:
+        table, _, name = _table(section.eval, section, tokenizer, report.eval)
+        splits["eval"] = _packed(Split(table, name), section, report, "eval")
+    return Data(
+        train=splits["train"].rows,
+        eval=splits["eval"].rows if "eval" in splits else None,
+        collator=Collator(pad_id(tokenizer), "padded" if section.packing == "none" else "padding_free"),
+        report=report,
+        fingerprints={name: split.fingerprint for name, split in splits.items()},
+    )
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to pad with: any would do, since neither attention nor loss sees it."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return pad if isinstance(pad, int) else 0
+
+
+def _table(
+    sources: list[Source], section: DataSection, tokenizer: PreTrainedTokenizerBase, reports: list[SourceReport]
+) -> tuple[datasets.Dataset, list[int], str]:
+    """Return the sequences of all sources below one another, how many each has, and their fingerprint."""
+    root, tables, names = cache_root(section.cache), [], []
+    for source in sources:
+        found = tokenised(source, section, tokenizer)
+        table, report = found.table(root)
+        reports.append(report)
+        tables.append(table)
+        names.append(found.fingerprint)
+    whole = datasets.concatenate_datasets(tables)
+    return whole.add_column("index", np.arange(len(whole))), [len(table) for table in tables], fingerprint(*names)
+
+
+def _stored(section: DataSection, tokenizer: PreTrainedTokenizerBase, report: DataReport) -> dict[str, Split]:
+    """Return the training rows, and the rows held out from them if any are."""
+    table, sizes, name = _table(section.train, section, tokenizer, report.train)
+    keys = table.data.column("key").to_numpy()
+    out = np.zeros(len(table), dtype=bool)
+    if section.eval_rows or section.eval_fraction:
+        count = section.eval_rows or max(1, round((section.eval_fraction or 0) * len(np.unique(keys))))
+        out = held_out(keys, count, section.split_seed)
+        report.notes.append(f"held out for evaluation: {out.sum()} of {len(out)} sequences")
+        name = fingerprint(name, count, section.split_seed)
+    starts = np.cumsum([0, *sizes])
+    kept = [begin + np.flatnonzero(~out[begin:end]) for begin, end in pairwise(starts)]
+    for source, rows in zip(section.train, kept, strict=True):
+        if not len(rows):
+            raise ValueError(f"data source {source.path!r}: all of its rows are held out, none is left to train on")
+    weights = _weights(section)
+    order = np.fromiter(mixed([rows.__iter__ for rows in kept], weights, section.stopping_strategy), dtype=np.int64)
+    train = Split(table.select(order), fingerprint(name, "train", weights, section.stopping_strategy))
+    splits = {"train": _packed(train, section, report, "train")}
+    if out.any():
+        held = Split(table.select(np.flatnonzero(out)), fingerprint(name, "eval"))
+        splits["eval"] = _packed(held, section, report, "eval")
+    return splits
+
+
+def _weights(section: DataSection) -> list[float] | None:
+    return [source.weight for source in section.train if source.weight is not None] or None
+
+
+def _packed(split: Split, section: DataSection, report: DataReport, name: str) -> Split:
+    """Return the split as the section lays it out: as it is, or in packed rows."""
+    rows = split.rows.remove_columns("key").with_format("numpy")
+    if section.packing != "pack":
+        return Split(rows, split.fingerprint)
+    packed_name = fingerprint(split.fingerprint, "packed", section.max_length)
+
+    def packed() -> Iterator[dict[str, Any]]:
+        for members in best_fit(rows["length"][:].tolist(), section.max_length):
+            yield packed_row(rows[i] for i in members)
+
+    table, _ = cached_table(cache_root(section.cache), packed_name, PACKED, packed(), dict)
+    full = sum(table.data.column("length").to_pylist()) / (len(table) * section.max_length)
+    report.notes.append(f"packed {name}: {len(rows)} sequences in {len(table)} rows, {full:.0%} full")
+    return Split(table.with_format("numpy"), packed_name)
+
+
+def _streamed(section: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, report: DataReport) -> Split:
+    """Return the training rows as a stream, whose reports grow as it is read."""
+    found = [tokenised(source, section, tokenizer, stored=False) for source in section.train]
+    report.train.extend(one.report for one in found)
+    name = fingerprint(
+        [one.fingerprint for one in found], _weights(section), section.stopping_strategy, section.packing
+    )
+    # a tuple: `datasets` would take a list for shards, and hand out one source at a time
+    stream = datasets.IterableDataset.from_generator(_stream, gen_kwargs={"section": section, "found": tuple(found)})
+    if section.shuffle_buffer:
+        stream = stream.shuffle(seed=seed, buffer_size=section.shuffle_buffer)
+    return Split(stream, name)
+
+
+def _stream(section: DataSection, found: tuple[Tokenised, ...]) -> Iterator[dict[str, Any]]:
+    starts = [partial(one.sequences, warn=True) for one in found]
+    rows = mixed(starts, _weights(section), section.stopping_strategy)
+    numbered = ({**row, "index": number} for number, row in enumerate(rows))
+    if section.packing != "pack":
+        for row in numbered:
+            del row["key"]
+            yield row
+        return
+    while some := list(islice(numbered, PACKED_AT_ONCE)):
+        for members in best_fit([row["length"] for row in some], section.max_length):
+            yield packed_row(some[i] for i in members)

@@ -1,0 +1,53 @@
+"""Packing: whole sequences into rows of at most `size` tokens, by best-fit decreasing (arXiv 2404.10830).
+
+No sequence is cut and none is lost. trl.pack_dataset bins in the same way, but cuts what is too long and asks that
+every column be as long as the sequence, which the number of a sequence is not; and TRL is not needed to run kdlm.
+"""
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Return bins of positions in `lengths`, such that no bin holds more than `size`.
+
+    Each length, longest first, goes to the fullest bin that still has room for it.
+    """
+    bins: list[list[int]] = []
+    by_room: dict[int, list[int]] = defaultdict(list)  # room left -> bins
+    rooms: list[int] = []  # the rooms that some bin has, ascending
+    for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[position]
+        if length > size:
+            raise ValueError(f"a sequence of {length} tokens does not fit a packed row of {size}")
+        at = bisect_left(rooms, length)
+        if at == len(rooms):
+            room, number = size, len(bins)
+            bins.append([])
+        else:
+            room = rooms[at]
+            number = by_room[room].pop()
+            if not by_room[room]:
+                rooms.pop(at)
+        bins[number].append(position)
+        if room > length:
+            if not by_room[room - length]:
+                insort(rooms, room - length)
+            by_room[room - length].append(number)
+    return bins
+
+
+def packed_row(sequences: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return sequences as one row, `seq_lengths` telling them apart."""
+    rows = list(sequences)
+    return {
+        "input_ids": np.concatenate([row["input_ids"] for row in rows]),
+        "labels": np.concatenate([row["labels"] for row in rows]),
+        "seq_lengths": [len(row["input_ids"]) for row in rows],
+        "index": [int(row["index"]) for row in rows],
+        "length": sum(len(row["input_ids"]) for row in rows),
+    }

@@ -1,0 +1,82 @@
+"""What a recipe says about data."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from kdlm.section import Section
+
+Column = Literal["messages", "conversations", "prompt", "completion", "text", "tools"]
+
+
+class Source(Section):
+    """One place that rows come from."""
+
+    path: str = Field(min_length=1)
+    """A file, a glob of files of one format, a folder, or a hub id (`owner/name`). Looked for on this machine first."""
+    format: Literal["auto", "jsonl", "json", "parquet", "csv", "text"] = "auto"
+    """Format of a file; `auto` goes by its suffix."""
+    subset: str | None = None
+    """Configuration of a hub data set or folder."""
+    split: str | None = None
+    """Split of a hub data set or folder, `train` when not set; slices such as `train[:10%]` work without streaming."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    columns: dict[Column, str] = {}
+    """What kdlm calls a column -> what the source calls it, e.g. `{prompt: question, completion: answer}`."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of this source in the mix, relative to the other weights. Without weights every row is used once."""
+    limit: int | None = Field(default=None, gt=0)
+    """Read only the first so many rows."""
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+    """What is a row of a text file: a line, a run of lines between blank ones, or the whole file."""
+
+
+class DataSection(Section):
+    """Which rows are trained and evaluated on, and how they become tokens."""
+
+    train: list[Source] = Field(min_length=1)
+    """Sources of training rows."""
+    eval: list[Source] | None = Field(default=None, min_length=1)
+    """Sources of evaluation rows. Without them, `eval_fraction` or `eval_rows` holds out a part of `train`."""
+    eval_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the training rows that is held out for evaluation."""
+    eval_rows: int | None = Field(default=None, gt=0)
+    """Number of training rows that are held out for evaluation."""
+    split_seed: int = 0
+    """Which rows are held out. Not the run's seed, so that runs of different seeds share their evaluation rows."""
+    max_length: int = Field(default=1024, ge=2)
+    """Most tokens in one sequence, and in one packed row."""
+    truncation: Literal["right", "drop"] = "right"
+    """A conversation or completion that is too long: cut at its end, or left out. Plain text is split instead."""
+    packing: Literal["none", "pack", "padding_free"] = "none"
+    """`none` pads a batch to its longest row; `padding_free` lays its sequences end to end in one row; `pack` first
+    fills rows of `max_length` with whole sequences. Attention never crosses from one sequence to another."""
+    loss_on: Literal["auto", "assistant", "completion", "all"] = "auto"
+    """Which tokens are trained on. `auto`: assistant turns of chat, completions, all of plain text."""
+    chat_template: str | None = None
+    """Jinja chat template, or the path of a `.jinja` file, instead of the tokenizer's own."""
+    chat_template_args: dict[str, Any] = {}
+    """Variables for the chat template, e.g. `{enable_thinking: false}`."""
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] = "all_exhausted"
+    """Where a weighted mix ends: with the first source that is used up (no row twice), or with the last one (no row
+    left out; smaller sources start again)."""
+    streaming: bool = False
+    """Read and tokenise training rows while training, without storing them. Evaluation rows are stored as ever."""
+    shuffle_buffer: int = Field(default=1000, ge=0)
+    """Sequences that a stream is shuffled among; 0 keeps the order of the sources. Stored rows are shuffled whole."""
+    cache: str | None = None
+    """Folder of tokenised data; $KDLM_CACHE, or else ~/.cache/kdlm, when not set."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "DataSection":
+        held_out = [key for key in ("eval", "eval_fraction", "eval_rows") if getattr(self, key) is not None]
+        if len(held_out) > 1:
+            raise ValueError(f"{' and '.join(held_out)} both say what to evaluate on: keep one")
+        if self.streaming and held_out and held_out != ["eval"]:
+            raise ValueError(f"{held_out[0]} needs all rows, which a stream does not have: name `eval` sources instead")
+        if any(source.weight for source in self.train) and not all(source.weight for source in self.train):
+            raise ValueError("some train sources have a weight and some have none: give one to each, or to none")
+        if any(source.weight for source in self.eval or []):
+            raise ValueError("eval sources take no weight: every evaluation row is used once")
+        return self

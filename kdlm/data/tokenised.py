@@ -1,0 +1,103 @@
+"""Tokenised sources: one source with the encoder of its form, as a stream of sequences or as a cached table."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from kdlm.data.cache import SEQUENCES, cached_table, fingerprint, tokenizer_fingerprint
+from kdlm.data.chat import template_text
+from kdlm.data.encoding import Encoder
+from kdlm.data.forms import recognise
+from kdlm.data.report import SourceReport, Unusable
+from kdlm.data.sections import DataSection, Source
+from kdlm.data.sources import Opened, open_source
+
+log = logging.getLogger(__name__)
+
+ENCODED_AT_ONCE = 256
+"""Rows given to the tokenizer in one call."""
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """A source that was found, and how its rows become sequences.
+
+    Attributes:
+        fingerprint: the hash of all that determines the sequences.
+        report: about the latest pass over the sequences.
+    """
+
+    source: Source
+    opened: Opened
+    encoder: Encoder
+    fingerprint: str
+    report: SourceReport
+
+    def sequences(self, *, warn: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the sequences of all rows, counting in the report what is used and what is not.
+
+        `key` is the hash of the content of the row. `warn` logs the first row of each reason that one is not used.
+        Raises ValueError when no row could be used.
+        """
+        report, columns = self.report, list(self.encoder.form.columns.values())
+        report.restart()
+        rows = islice(self.opened.read(columns), self.source.limit)
+        while batch := list(islice(rows, ENCODED_AT_ONCE)):
+            for (place, row), encoded in zip(batch, self.encoder(batch), strict=True):
+                if isinstance(encoded, Unusable):
+                    if warn and encoded.reason not in report.unused:
+                        log.warning("%s: row not used, %s (others like it are only counted)", place, encoded)
+                    report.refuse(place, encoded)
+                    continue
+                report.keep([len(one.ids) for one in encoded.sequences], encoded.trained, encoded.truncated)
+                key = content_key([row.get(name) for name in columns])
+                for one in encoded.sequences:
+                    yield {"input_ids": one.ids, "labels": one.labels, "length": len(one.ids), "key": key}
+        if not report.kept:
+            raise ValueError("\n".join([f"data source {self.source.path!r}: no usable row", *report.lines()]))
+
+    def table(self, root: Path) -> tuple[datasets.Dataset, SourceReport]:
+        """Return all sequences, from the cache under `root` if they are there, and the report of their making."""
+        table, about = cached_table(
+            root, self.fingerprint, SEQUENCES, self.sequences(), lambda: {"report": asdict(self.report)}
+        )
+        return table, SourceReport.from_dict(about["report"])
+
+
+def tokenised(
+    source: Source, section: DataSection, tokenizer: PreTrainedTokenizerBase, *, stored: bool = True
+) -> Tokenised:
+    """Find a source, recognise its columns and fit an encoder to them.
+
+    The fingerprint is of the content when the sequences are to be `stored`, else of names, sizes and times of files:
+    a stream may be too long to be read twice. Raises ValueError when something does not fit.
+    """
+    opened = open_source(source, stream=section.streaming)
+    form = recognise(source, opened.columns)
+    try:
+        encoder = Encoder(tokenizer, section, form)
+    except ValueError as error:
+        raise ValueError(f"data source {source.path!r}: {error}") from error
+    name = fingerprint(
+        opened.digest(stored),
+        source.model_dump(include={"subset", "split", "limit", "sample_by", "format"}, mode="json"),
+        asdict(form),
+        section.model_dump(include={"max_length", "truncation", "loss_on", "chat_template_args"}, mode="json"),
+        template_text(section.chat_template),
+        tokenizer_fingerprint(tokenizer),
+    )
+    return Tokenised(source, opened, encoder, name, SourceReport(source.path, form.name))
+
+
+def content_key(values: list[Any]) -> int:
+    """Return a hash of a row's values, as a signed 64-bit integer."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
