@@ -1,6 +1,7 @@
 """`kdlm methods`: what there is, read from the classes themselves."""
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from kdlm.section import Section
 
-ARXIV = re.compile(r"(?:arXiv[: ]?)(\d{4}\.\d{4,5})")
+ARXIV = re.compile(r"arXiv \d{4}\.\d{4,5}")
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,21 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """Return methods, losses, teachers, students and data sources, in this order."""
+    """Return methods, losses, teachers, students and forms of data, in this order."""
+    from kdlm.data.forms import FORMS
     from kdlm.losses import AnyLoss
     from kdlm.methods import METHODS, AnyMethod
     from kdlm.models import AnyStudent
-    from kdlm.recipe import Recipe
     from kdlm.teachers import AnyTeacher
 
     found = [_entry("method", section, METHODS.get(name_of(section), section)) for section in members(AnyMethod)]
     found += [_entry("loss", section, section) for section in members(AnyLoss)]
     found += [_entry("teacher", section, section) for section in members(AnyTeacher)]
     found += [_entry("student", section, section) for section in members(AnyStudent)]
-    data = Recipe.model_fields["data"].annotation
-    assert data is not None
-    return found + [_entry("data", section, section) for section in _sources(data)]
+    for form in dict.fromkeys(FORMS.values()):
+        columns = [" and ".join(needed) for needed, name in FORMS.items() if name == form]
+        found.append(Entry("data", form, f"rows with {', or with '.join(columns)}", "", ""))
+    return found
 
 
 def members(union: Any) -> list[type[Section]]:
@@ -51,18 +53,18 @@ def name_of(section: type[Section]) -> str:
     return section.model_fields["name"].default
 
 
-def _sources(data: type[Section]) -> list[type[Section]]:
-    """Return the forms that the entries of `data.train` take."""
-    annotation = data.model_fields["train"].annotation
-    sources = members(get_args(annotation)[0])
-    return [source for source in sources if "name" in source.model_fields]
-
-
 def _entry(kind: str, section: type[Section], owner: type) -> Entry:
-    doc = owner.__doc__ or section.__doc__ or ""
-    paper = getattr(owner, "paper", "") or next((f"arXiv {number}" for number in ARXIV.findall(doc)), "")
-    what = re.sub(r" \([^()]*arXiv[^()]*\)", "", doc.strip().split("\n\n")[0].replace("\n", " "))
-    return Entry(kind, name_of(section), what, paper, _needs(kind, owner))
+    what = (owner.__doc__ or section.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+    return Entry(
+        kind, name_of(section), re.sub(r" \([^()]*arXiv[^()]*\)", "", what), _paper(owner), _needs(kind, owner)
+    )
+
+
+def _paper(owner: type) -> str:
+    """Return the paper that a class names, or its docstring, its pure function's, or its module's."""
+    texts = (owner.__doc__, getattr(owner, "divergence", None).__doc__, sys.modules[owner.__module__].__doc__)
+    cited = (found[0] for text in texts if (found := ARXIV.search(text or "")))
+    return getattr(owner, "paper", "") or next(cited, "")
 
 
 def _needs(kind: str, owner: type) -> str:
@@ -72,7 +74,7 @@ def _needs(kind: str, owner: type) -> str:
     if kind == "loss":
         if not getattr(owner, "needs_teacher", True):
             return "labels"
-        return " or ".join(sorted(signal.__name__ for signal in getattr(owner, "signals", ())))
+        return f"teacher: {', '.join(sorted(signal.__name__ for signal in getattr(owner, 'signals', ())))}"
     return ""
 
 

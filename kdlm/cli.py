@@ -9,26 +9,39 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdlm import __version__
+
+if TYPE_CHECKING:
+    from kdlm.recipe import Recipe
 
 DESCRIPTION = "Distil a language model into a smaller one, from a recipe."
 OVERRIDES = "After the recipe, keys may be overridden: losses.0.temperature=2 training.max_steps=10"
 
 
-def train(args: argparse.Namespace) -> int:
+def load(args: argparse.Namespace) -> "Recipe":
+    from kdlm.yaml_document import Document
+
+    Document.read(args.recipe)  # a file that is missing or no YAML is said before the seconds of the next import
     from kdlm.recipe import load
+
+    return load(args.recipe, args.overrides)
+
+
+def train(args: argparse.Namespace) -> int:
+    recipe = load(args)
     from kdlm.train import train
 
-    train(load(args.recipe, args.overrides), resume=args.resume)
+    train(recipe, resume=args.resume)
     return 0
 
 
 def check(args: argparse.Namespace) -> int:
+    recipe = load(args)
     from kdlm.check import check
-    from kdlm.recipe import load
 
-    for line in check(load(args.recipe, args.overrides)):
+    for line in check(recipe):
         print(line)
     return 0
 
@@ -60,6 +73,9 @@ def schema(args: argparse.Namespace) -> int:
     return write(Path(args.root), check=args.check)
 
 
+VERBS = tuple(verb.__name__ for verb in (train, check, init, methods, doctor, schema))
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="kdlm", description=DESCRIPTION)
     top.add_argument("--version", action="version", version=f"kdlm {__version__}")
@@ -67,18 +83,15 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error (also KDLM_DEBUG=1)")
     verbs = top.add_subparsers(dest="verb", metavar="verb", required=True)
 
-    def verb(run: Callable[[argparse.Namespace], int], summary: str, **options: str) -> argparse.ArgumentParser:
-        name = run.__name__
-        made = verbs.add_parser(name, help=summary, description=summary, parents=[common], **options)  # type: ignore
+    def verb(run: Callable[[argparse.Namespace], int], summary: str, usage: str = "") -> argparse.ArgumentParser:
+        made = verbs.add_parser(run.__name__, help=summary, description=summary, usage=usage or None, parents=[common])
         made.set_defaults(run=run)
+        if usage:
+            made.epilog = OVERRIDES
+            made.add_argument("recipe", help="YAML file")
         return made
 
-    def recipe_verb(run: Callable[[argparse.Namespace], int], summary: str, usage: str) -> argparse.ArgumentParser:
-        made = verb(run, summary, usage=f"kdlm {usage}", epilog=OVERRIDES)
-        made.add_argument("recipe", help="YAML file")
-        return made
-
-    trained = recipe_verb(train, "train a student", "train recipe.yaml [--resume [CHECKPOINT]] [key=value ...]")
+    trained = verb(train, "train a student", "kdlm train recipe.yaml [--resume [CHECKPOINT]] [key=value ...]")
     trained.add_argument(
         "--resume",
         nargs="?",
@@ -87,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="go on from the newest checkpoint of the run folder, or from this one",
     )
-    recipe_verb(check, "validate a recipe without training", "check recipe.yaml [key=value ...]")
+    verb(check, "validate a recipe without training", "kdlm check recipe.yaml [key=value ...]")
     starter = verb(init, "write a recipe for a teacher and a student")
     starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")
     starter.add_argument("--student", required=True, help="hub id, folder, or sandbox:code-student")
@@ -105,10 +118,10 @@ def parser() -> argparse.ArgumentParser:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; what argparse cannot place is an override if it has a `=`."""
     top = parser()
-    verbs = ("train", "check", "init", "methods", "doctor", "schema")
-    if argv and not argv[0].startswith("-") and argv[0] not in verbs:
-        close = get_close_matches(argv[0], verbs, n=1)
-        top.error(f"no verb {argv[0]!r}{f', did you mean {close[0]}?' if close else ''} Verbs: {', '.join(verbs)}")
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        close = get_close_matches(argv[0], VERBS, n=1)
+        meant = f", did you mean {close[0]}?" if close else "."
+        top.error(f"no verb {argv[0]!r}{meant} Verbs: {', '.join(VERBS)}")
     args, rest = top.parse_known_args(argv)
     if isinstance(getattr(args, "resume", None), str) and "=" in args.resume and not Path(args.resume).exists():
         rest.insert(0, args.resume)  # `--resume key=value`: the optional checkpoint took an override
@@ -134,11 +147,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
-        problems = getattr(error, "problems", None)
-        if problems:  # a RecipeError: lines that editors can jump to
-            print(*problems, sep="\n", file=sys.stderr)
-            print(f"kdlm: error: {len(problems)} problem{'s' * (len(problems) > 1)} in {args.recipe}", file=sys.stderr)
-        else:
-            print(f"kdlm: error: {error or type(error).__name__}", file=sys.stderr)
-            print("kdlm: --debug shows where", file=sys.stderr)
+        print(said(error, getattr(args, "recipe", None)), file=sys.stderr)
         return 2
+
+
+def said(error: Exception, recipe: str | None) -> str:
+    """Return what to tell the user: lines with `file:line` where the error is about a key of the recipe."""
+    message = str(error) or type(error).__name__
+    if hasattr(error, "problems"):  # a RecipeError has its places already
+        return message
+    if recipe is not None and Path(recipe).is_file():
+        from kdlm.recipe import Recipe
+        from kdlm.section_loader import placed
+
+        if (lines := placed(Recipe, recipe, message)) != message:
+            return lines
+    return f"kdlm: error: {message}\nkdlm: --debug shows where"

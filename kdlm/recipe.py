@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -31,7 +32,7 @@ class Recipe(Section):
     """What one training step computes."""
     losses: list[AnyLoss] = []
     """The token losses that the method sums."""
-    training: Training = Training()
+    training: Training = Field(default_factory=Training)
     """Arguments of the Hugging Face Trainer: steps, batch size, learning rate, precision, logging."""
     run_dir: Path
     """Folder of the run: resolved recipe, metrics, checkpoints and the student."""
@@ -59,4 +60,13 @@ def resolved(recipe: Recipe) -> str:
     """
     data = recipe.model_dump(mode="json", by_alias=True)
     data["training"] = recipe.training.model_dump(mode="json", exclude_unset=True)
-    return dump(data)
+    return dump(_names_first(data))
+
+
+def _names_first(data: Any) -> Any:
+    """Put the `name` that makes a choice in front of what it chooses."""
+    if isinstance(data, list):
+        return [_names_first(value) for value in data]
+    if not isinstance(data, dict):
+        return data
+    return {key: _names_first(data[key]) for key in sorted(data, key=lambda key: key != "name")}

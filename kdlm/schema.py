@@ -90,7 +90,7 @@ def reference() -> str:
             done.add(name)
             tag = definition["properties"].get("name", {}).get("const")
             title = f"`{path}`, `name: {tag}`" if tag else f"`{path}`"
-            heading = "" if title == f"`{key}`" else f'### <a id="{name}"></a>{title}\n\n'
+            heading = f'<a id="{name}"></a>' if title == f"`{key}`" else f'### <a id="{name}"></a>{title}\n\n'
             about = definition.get("description", "").split("\n\n")[0].replace("\n", " ")
             parts.append(f"{heading}{about}\n\n{_table(definition, definitions)}")
             for inner, value in definition["properties"].items():
@@ -100,10 +100,11 @@ def reference() -> str:
 
 def _table(section: Node, definitions: Node) -> str:
     rows = ["| key | takes | default | what it does |", "|---|---|---|---|"]
-    for key, node in section["properties"].items():
+    required = section.get("required", [])
+    for key, node in sorted(section["properties"].items(), key=lambda item: item[0] not in required):
         if "const" in node and key == "name":
             continue
-        default = "**required**" if key in section.get("required", []) else _value(node.get("default"))
+        default = "**required**" if key in required else _value(node.get("default"))
         description = " ".join(node.get("description", "").split())
         cells = (f"`{key}`", _type(node, definitions), default, description)
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
@@ -111,6 +112,8 @@ def _table(section: Node, definitions: Node) -> str:
 
 
 def _value(default: Any) -> str:
+    if isinstance(default, dict) and default:
+        return "its defaults"
     return "" if default is None else f"`{json.dumps(default, ensure_ascii=False)}`"
 
 

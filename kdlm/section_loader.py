@@ -79,6 +79,23 @@ def _problem(document: Document, places: dict[KeyPath, str], path: KeyPath, mess
     return Problem(f"{document.name}:{line}", f"{dotted(path)}: {message}" if path else message, line)
 
 
+def placed(cls: type[Section], path: str | Path, message: str) -> str:
+    """Put `file:line` in front of every line of a message that begins with a key: `data.train.0: no such file`.
+
+    For what is only found out after loading. Lines that name no key of `cls` stay as they are.
+    """
+    document = Document.read(path)
+
+    def place(line: str) -> str:
+        found = re.match(r"(\w+(?:\.\w+)*): ", line)
+        keys = found[1].split(".") if found else [""]
+        if keys[0] not in cls.model_fields:
+            return line
+        return f"{path}:{document.line(tuple(int(key) if key.isdecimal() else key for key in keys))}: {line}"
+
+    return "\n".join(map(place, message.splitlines()))
+
+
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """Split `losses.0.temperature=2` into keys and value. Raises ValueError when it is malformed."""
     key, equals, value = text.partition("=")

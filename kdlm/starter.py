@@ -1,0 +1,220 @@
+"""`kdlm init`: a commented recipe for a teacher, a student and data, with a loss that can work for the three."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from kdlm.data import Source
+from kdlm.data.forms import recognise
+from kdlm.data.sources import open_source
+from kdlm.data.vocabulary import shared_vocabulary
+from kdlm.models import Pretrained, Sandbox
+from kdlm.recipe import load
+from kdlm.section_loader import suggestion
+from kdlm.yaml_document import dump
+
+WIDE_GAP = 10
+"""From this ratio of parameters on, the target starts near the student (TAID) instead of at the teacher."""
+
+COLUMNS = {
+    "prompt": ("prompt", "question", "instruction", "input", "query"),
+    "completion": ("completion", "answer", "response", "output", "solution"),
+    "text": ("text", "content", "document"),
+}
+"""What people call the columns that kdlm calls prompt, completion and text."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the two models: how the recipe names it, its tokenizer, its sizes."""
+
+    given: str
+    tokenizer: Any
+    vocab_size: int
+    parameters: int
+    longest: int | None
+
+    @property
+    def size(self) -> str:
+        scale, unit = (1e9, "B") if self.parameters >= 1e9 else (1e6, "M") if self.parameters >= 1e6 else (1e3, "k")
+        return f"{self.parameters / scale:.3g}{unit} parameters"
+
+    def section(self, name: str, **options: Any) -> dict[str, Any]:
+        """Return the recipe's section; `name` is that of a model with a path."""
+        if self.given.startswith("sandbox:"):
+            return {"name": "sandbox", "model": self.given.removeprefix("sandbox:")}
+        return {"name": name, "path": self.given, **options}
+
+
+@dataclass
+class Plan:
+    """What the recipe will say: the method, its losses, why, and what to be careful about."""
+
+    method: dict[str, Any]
+    losses: list[dict[str, Any]]
+    why: list[str]
+    warnings: list[str] = field(default_factory=list)
+    with_teacher: bool = True
+
+
+def write_recipe(teacher: str, student: str, data: str, output: Path, *, force: bool = False) -> list[str]:
+    """Write a recipe and return what was found, a line each.
+
+    Args:
+        teacher, student: hub id, folder, or `sandbox:code-teacher`.
+        data: hub id, folder, file, or `sandbox:code`.
+        output: the file to write.
+        force: replace it if it is there.
+
+    Raises ValueError when a model or the data cannot be opened, or the file is there already.
+    """
+    if output.exists() and not force:
+        raise ValueError(f"{output}: there already; give another --output, or --force to replace it")
+    source, form = look_at_data(data)
+    large, small = look_at(teacher), look_at(student)
+    plan = choose(large, small)
+    if form == "chat" and not getattr(small.tokenizer, "chat_template", None):
+        plan.warnings.append(
+            "the data is chat but the student's tokenizer has no chat template: set data.chat_template"
+        )
+    partial = output.with_name(f".{output.name}.partial")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(written(large, small, source, form, plan, output))
+            file.flush()
+            os.fsync(file.fileno())
+        load(partial)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    found = [f"teacher: {teacher}, {large.size}", f"student: {student}, {small.size}", f"data: {data}, {form} rows"]
+    return [
+        *found,
+        *plan.why,
+        *(f"warning: {line}" for line in plan.warnings),
+        f"wrote {output}; next: kdlm check {output}",
+    ]
+
+
+def look_at(given: str) -> Model:
+    """Open a model's configuration and tokenizer, not its weights."""
+    model: Pretrained | Sandbox = Pretrained(path=given)
+    if given.startswith("sandbox:"):
+        name, names = given.removeprefix("sandbox:"), get_args(Sandbox.model_fields["model"].annotation)
+        if name not in names:
+            raise ValueError(
+                f"the sandbox has no model {name!r}{suggestion(name, names) or '.'} One of: {', '.join(names)}"
+            )
+        model = Sandbox.model_validate({"model": name})
+    config, tokenizer = model.config(), model.tokenizer()
+    text = config.get_text_config()
+    return Model(given, tokenizer, text.vocab_size, count(config), getattr(text, "max_position_embeddings", None))
+
+
+def count(config: Any) -> int:
+    """Return the number of parameters that a configuration makes, without allocating them."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def look_at_data(given: str) -> tuple[dict[str, Any], str]:
+    """Return the recipe's source for `given` and the form of its rows: chat, completion or text."""
+    if given.startswith("sandbox:") and "/" not in given:
+        given += "/train"
+    columns = open_source(Source(path=given)).columns
+    guessed = {
+        ours: name for ours, names in COLUMNS.items() if (name := next((n for n in names if n in columns), None))
+    }
+    for wanted in ({}, {key: guessed.get(key) for key in ("prompt", "completion")}, {"text": guessed.get("text")}):
+        if None in wanted.values():
+            continue
+        source = {"path": given} | ({"columns": wanted} if wanted else {})
+        try:
+            return source, recognise(Source.model_validate(source), columns).name
+        except ValueError:
+            continue
+    return {"path": given}, recognise(Source(path=given), columns).name  # raises, and says what it looked for
+
+
+def choose(teacher: Model, student: Model) -> Plan:
+    """Pick the method and the losses from the two tokenizers and sizes."""
+    shared = shared_vocabulary(student.tokenizer, teacher.tokenizer, student.vocab_size, teacher.vocab_size)
+    if shared.conflicts:
+        why = [
+            "the tokenizers differ: losses on logits (forward_kl, taid, ...) cannot work, they compare token by token",
+            "method: sequence_kd, which learns from text that the teacher wrote and needs no common tokenizer",
+            "what would allow forward_kl or taid: a teacher of the student's family, with the same tokenizer",
+        ]
+        careful = [*shared.conflicts, "sequence_kd distils only when the teacher wrote the data: see to that"]
+        return Plan({"name": "sequence_kd"}, [{"name": "cross_entropy"}], why, careful, with_teacher=False)
+    gap = teacher.parameters / student.parameters
+    why = [f"the tokenizers share {len(shared)} token ids, so losses on logits work"]
+    if gap > WIDE_GAP:
+        why.append(
+            f"method: taid, because the teacher is {gap:.0f} times larger: its target moves away from the student"
+        )
+        plan = Plan({"name": "taid"}, [{"name": "cross_entropy", "weight": 0.1}], why)
+    else:
+        why.append(f"method: logit_kd with forward_kl; the teacher is {gap:.1f} times larger")
+        losses = [{"name": "forward_kl", "temperature": 1.0}, {"name": "cross_entropy", "weight": 0.1}]
+        plan = Plan({"name": "logit_kd"}, losses, why)
+    plan.warnings += shared.differences
+    if gap <= 1:
+        plan.warnings.append("the teacher is not larger than the student; are the two swapped?")
+    return plan
+
+
+def written(teacher: Model, student: Model, source: dict[str, Any], form: str, plan: Plan, output: Path) -> str:
+    """Return the recipe as commented YAML."""
+    length = min(1024, *(m.longest for m in (teacher, student) if m.longest), 1024)
+    data: dict[str, Any] = {"train": [source], "max_length": length}
+    if source["path"].startswith("sandbox:"):
+        data["eval"] = [{"path": source["path"].replace("/train", "/eval")}]
+        evaluated = "Held-out rows, for the figures that say how close the student came."
+    else:
+        data["eval_fraction"] = 0.02
+        evaluated = "2 % of the rows are held out, for the figures that say how close the student came."
+    if form == "text":
+        data["packing"] = "pack"
+    rate = 2e-3 if student.parameters < 1e7 else 3e-4 if student.parameters < 2e8 else 2e-5
+    training = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.03,
+        "eval_strategy": "epoch",
+        "save_steps": 500,
+        "save_total_limit": 2,
+    }
+    small = student.section("pretrained", dtype="float32")
+    parts = [
+        ("\n".join(plan.why + [f"Careful: {line}" for line in plan.warnings]), {}),
+        (f"The model that learns: {student.size}.", {"student": small}),
+    ]
+    if plan.with_teacher:
+        about = f"What it learns from: {teacher.size}, frozen. quantization: 4bit saves memory."
+        parts.append((about, {"teacher": teacher.section("local", dtype="auto")}))
+    else:
+        parts.append((f"No teacher while training; {teacher.given} wrote the data.", {}))
+    parts += [
+        (f"Rows of form {form}. {evaluated}", {"data": data}),
+        ("What one training step computes; `kdlm methods` lists the others.", {"method": plan.method}),
+        ("The token losses that are summed, each with its weight.", {"losses": plan.losses}),
+        ("Arguments of the Hugging Face Trainer. Raise the batch until memory is full.", {"training": training}),
+        ("Resolved recipe, metrics, checkpoints and the student go here.", {"run_dir": f"runs/{output.stem}"}),
+        ("", {"seed": 0}),
+    ]
+    return "\n".join(
+        "".join(f"# {line}\n" for line in comment.splitlines()) + (dump(section) if section else "")
+        for comment, section in parts
+    )

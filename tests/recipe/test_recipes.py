@@ -1,0 +1,68 @@
+"""The recipes of the checkout: each is valid without a network, is in the table, and the sandbox ones train."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from kdlm.check import check
+from kdlm.recipe import load
+from kdlm.train import train
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
+TINY = {
+    "hidden_kd": ["method.layers=[[0, 1]]"],
+    "padded": ["teacher.model=code-teacher-tiny-padded"],
+    "pruned": [
+        "student.source.model=code-teacher-tiny",
+        "student.layers=1",
+        "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
+    ],
+}
+"""What else has to change where a recipe is run with tiny models."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(FOLDER.parent)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_a_recipe_passes_the_check_without_a_network(path):
+    recipe = load(path)
+    said = check(recipe)
+    assert any(line.startswith("training: ") for line in said)
+    on_hub = "Qwen/" in path.read_text() or "meta-llama/" in path.read_text()
+    assert on_hub == any("not looked at here" in line and "huggingface.co" in line for line in said)
+
+
+def test_every_recipe_has_a_row_in_the_table_and_every_row_a_recipe():
+    rows = re.findall(r"^\| \[[^]]+\]\(([^)]+\.yaml)\)", (FOLDER / "README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == [str(path.relative_to(FOLDER)) for path in RECIPES]
+
+
+def test_every_recipe_says_on_top_what_it_is_for_and_writes_into_a_folder_of_its_own():
+    for path in RECIPES:
+        assert path.read_text().splitlines()[1].startswith("# "), path
+    folders = [load(path).run_dir for path in RECIPES]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "sandbox").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_sandbox_recipe_trains_to_its_end(path, tmp_path):
+    text = path.read_text()
+    short = ["max_steps=2", "warmup_steps=0", "eval_strategy=no", "save_strategy=no", "per_device_train_batch_size=2"]
+    overrides = [f"run_dir={tmp_path / 'run'}", "data.max_length=32", *(f"training.{change}" for change in short)]
+    if "student: {name: sandbox" in text:
+        overrides.append("student.model=code-student-tiny")
+    if "teacher: {name: sandbox, model: code-teacher}" in text:
+        overrides.append("teacher.model=code-teacher-tiny")
+    if "sandbox:code/eval" in text:
+        overrides.append("data.eval.0.limit=1")
+    run = train(load(path, [*overrides, *TINY.get(path.stem, [])]))
+    assert json.loads((run / "results.json").read_text())["steps"] == 2
+    assert (run / "student" / "model.safetensors").is_file()
