@@ -13,7 +13,7 @@ GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
 LOCAL := $(if $(filter Darwin,$(shell uname -s)),,+cpu)
 CONSTRAINTS := $(if $(GPU),constraints.txt,constraints-cpu.txt)
 
-.PHONY: quickstart test check lint types .venv
+.PHONY: quickstart test check lint types shapes .venv
 
 quickstart: .venv/quickstart.stamp  ## distil a small student from a larger teacher and compare it with plain training
 	$(BIN)/python benchmarks/quickstart.py --seeds $(SEEDS)
@@ -31,6 +31,9 @@ lint: .venv/dev.stamp
 
 types: .venv/dev.stamp
 	$(BIN)/pyright
+
+shapes: .venv/dev.stamp  ## the tests again, with every shape and type in a signature checked at every call
+	$(BIN)/python -m pytest -n $(WORKERS) --jaxtyping-packages=kdlm,shapes.check
 
 .venv: .venv/dev.stamp  ## the environment of the tests, without running them
 

@@ -22,6 +22,7 @@ os.environ |= {
     "MPLBACKEND": "Agg",
 }
 
+import jaxtyping  # noqa: E402
 import numpy  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -39,6 +40,12 @@ def fixed_seeds() -> None:
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test hand over wrong shapes or types on purpose, to see kdlm's own error and not the checker's."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
