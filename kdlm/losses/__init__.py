@@ -1,0 +1,71 @@
+"""Losses: pure functions from logits to one value per row, and the wrapper that spares their memory."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kdlm.losses.adaptive import AdaptiveKL, adaptive_kl
+from kdlm.losses.chunked import chunked
+from kdlm.losses.cross_entropy import CrossEntropy, cross_entropy
+from kdlm.losses.custom import CustomLoss
+from kdlm.losses.jsd import JSD, generalised_jsd
+from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
+from kdlm.losses.loss import Divergence, Loss, numbered_names
+from kdlm.losses.measures import measures_for
+from kdlm.losses.mixture import AlphaMixture, alpha_mixture
+from kdlm.losses.objective import weighted_sum
+from kdlm.losses.sampled import sampled_cross_entropy
+from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight
+from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
+from kdlm.losses.taid import taid_kl
+from kdlm.losses.tokens import IGNORE_INDEX, count_kept, kept_rows, reduce
+from kdlm.losses.truncated import bucket, on_bucket
+from kdlm.losses.tvd import TVD, total_variation
+
+AnyLoss = Annotated[
+    CrossEntropy | ForwardKL | ReverseKL | SkewKL | SkewReverseKL | JSD | TVD | AdaptiveKL | AlphaMixture | CustomLoss,
+    Field(discriminator="name"),
+]
+"""A loss of a recipe, chosen by its `name`."""
+
+__all__ = [
+    "IGNORE_INDEX",
+    "JSD",
+    "TVD",
+    "AdaptiveKL",
+    "AlphaMixture",
+    "AnyLoss",
+    "Constant",
+    "Cosine",
+    "CrossEntropy",
+    "CustomLoss",
+    "Divergence",
+    "ForwardKL",
+    "Linear",
+    "Loss",
+    "ReverseKL",
+    "SkewKL",
+    "SkewReverseKL",
+    "Step",
+    "Weight",
+    "adaptive_kl",
+    "alpha_mixture",
+    "bucket",
+    "chunked",
+    "count_kept",
+    "cross_entropy",
+    "forward_kl",
+    "generalised_jsd",
+    "kept_rows",
+    "measures_for",
+    "numbered_names",
+    "on_bucket",
+    "reduce",
+    "reverse_kl",
+    "sampled_cross_entropy",
+    "skew_kl",
+    "skew_reverse_kl",
+    "taid_kl",
+    "total_variation",
+    "weighted_sum",
+]

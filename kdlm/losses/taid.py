@@ -1,0 +1,30 @@
+"""TAID's interpolated target. The schedule of its `t` belongs to the method."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kdlm.losses.distributions import widen
+from kdlm.losses.kl import forward_kl
+
+
+def taid_kl(
+    student: Float[Tensor, "*rows vocab"],
+    teacher: Float[Tensor, "*rows vocab"],
+    *,
+    t: float | Float[Tensor, ""],
+    temperature: float = 1.0,
+    t_squared: bool = True,
+) -> Float[Tensor, "*rows"]:
+    """Return `T^2 KL(p_t || q)`, `p_t = softmax((1 - t) sg[z_s] + t z_t)` (TAID, ICLR 2025, arXiv 2501.16937, eq. 4).
+
+    `t` moves from the student (0: value and gradient are 0) to the teacher (1: forward KL). The gradient is
+    `T (q - p_t)`, as in the released code, whose value has the entropy of `p_t` in it; here it is a true KL.
+    """
+    if isinstance(t, float | int) and not 0 <= t <= 1:  # looking into a tensor would wait for the device
+        raise ValueError(f"t must lie in [0, 1], got {t}")
+    own, other = widen(student.detach()), widen(teacher.detach())
+    other = other.to(own.dtype)
+    share = t.to(own) if isinstance(t, Tensor) else t
+    target = torch.lerp(own, other, share) if own.shape == other.shape else other
+    return forward_kl(student, target, temperature=temperature, t_squared=t_squared)

@@ -1,0 +1,48 @@
+"""Which tokens count, and the one reduction."""
+
+import pytest
+import torch
+
+from kdlm.losses import IGNORE_INDEX, count_kept, cross_entropy, kept_rows, reduce
+
+LABELS = torch.tensor([[IGNORE_INDEX, 5, IGNORE_INDEX, 7], [3, IGNORE_INDEX, IGNORE_INDEX, 4]])
+
+
+def test_a_row_is_kept_where_the_next_token_is_trained_on():
+    rows = kept_rows(LABELS)
+    assert rows.index.tolist() == [0, 2, 6]
+    assert rows.labels.tolist() == [5, 7, 4]
+    assert count_kept(LABELS) == len(rows) == 3
+
+
+def test_the_loss_of_kept_rows_is_that_of_shifted_labels(draw):
+    logits = draw(2, 4, 11)
+    rows = kept_rows(LABELS)
+    ours = reduce(cross_entropy(rows.select(logits), rows.labels), count_kept(LABELS))
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), LABELS[:, 1:].flatten())
+    torch.testing.assert_close(ours, expected)
+
+
+def test_the_label_of_a_first_token_is_never_a_target():
+    labels = torch.full((1, 3), IGNORE_INDEX)
+    labels[0, 0] = 5
+    assert len(kept_rows(labels)) == 0 and count_kept(labels) == 0
+
+
+@pytest.mark.parametrize("num_items", [0, torch.tensor(0)])
+def test_a_batch_without_a_kept_token_gives_zero_and_finite_gradients(draw, num_items):
+    logits = draw(2, 4, 11).requires_grad_()
+    rows = kept_rows(torch.full((2, 4), IGNORE_INDEX))
+    loss = reduce(cross_entropy(rows.select(logits), rows.labels), num_items)
+    loss.backward()
+    assert loss == 0 and (logits.grad == 0).all()
+
+
+def test_two_uneven_parts_sum_to_the_whole(draw):
+    values = draw(10)
+    parts = reduce(values[:3], 10) + reduce(values[3:], torch.tensor(10))
+    torch.testing.assert_close(parts, values.mean())
+
+
+def test_one_token_sequences_have_no_rows():
+    assert len(kept_rows(torch.tensor([[4], [5]]))) == 0
