@@ -35,7 +35,9 @@ def _keyed(look: Callable, error: ValueError) -> list[str]:
     key = {"signals": "losses", "tokenizers": "teacher"}.get(section, section)
     known = (*Recipe.model_fields, "student", "teacher")
     return [
-        line if line.split(":")[0].split(".")[0] in known else f"{key}: {line}" for line in str(error).splitlines() if line
+        line if line.split(":")[0].split(".")[0] in known else f"{key}: {line}"
+        for line in str(error).splitlines()
+        if line
     ]
 
 
@@ -62,7 +64,9 @@ def _student(recipe: Recipe) -> Iterator[str]:
 
 def _method(recipe: Recipe) -> Iterator[str]:
     method = recipe.method.build(recipe.losses, None)
-    provides = {"labels"} | (set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs)))
+    provides = {"labels"} | (
+        set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
+    )
     if missing := sorted(method.needs - provides):
         if recipe.teacher is None:
             raise ValueError(f"teacher: missing; {recipe.method.name} with these losses needs {', '.join(missing)}")
@@ -74,9 +78,9 @@ def _method(recipe: Recipe) -> Iterator[str]:
 
 def _signals(recipe: Recipe) -> Iterator[str]:
     method = recipe.method.build(recipe.losses, None) if _builds(recipe) else None
-    if not isinstance(method, TokenMethod) or not hasattr(recipe.teacher, "signals"):
+    given = getattr(recipe.teacher, "signals", None)
+    if not isinstance(method, TokenMethod) or given is None:
         return
-    given = recipe.teacher.signals
     for index, loss in enumerate(recipe.losses):
         if loss.needs_teacher and not loss.signals & given:
             accepted, offered = (", ".join(sorted(s.__name__ for s in kinds)) for kinds in (loss.signals, given))
@@ -140,7 +144,9 @@ def _quantised(student: Any) -> bool:
 
 def _opened(read: Callable[[], Any], model: Any) -> tuple[Any, str]:
     """Return what `read` reads, or None and why not where the model is on a hub that cannot be reached."""
-    sandbox = getattr(model, "name", "") == "sandbox" or getattr(getattr(model, "source", None), "name", "") == "sandbox"
+    sandbox = (
+        getattr(model, "name", "") == "sandbox" or getattr(getattr(model, "source", None), "name", "") == "sandbox"
+    )
     if sandbox and not _built(model):
         return None, "the sandbox has not built it yet"
     try:
@@ -164,6 +170,6 @@ def _on_hub(model: Any) -> bool:
 
 def _looks_like_hub_id(path: str) -> bool:
     """Whether this is no path of this machine and could name something on the hub."""
+    if path.startswith((".", "/", "~")):
+        return False
     return not Path(path).suffix.lstrip(".").isalpha() and not Path(path).exists() and bool(HUB_ID.fullmatch(path))
-
-

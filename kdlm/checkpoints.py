@@ -64,12 +64,16 @@ def verify(folder: Path) -> None:
     for name, entry in json.loads((folder / MANIFEST).read_text()).items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry["bytes"] or _digest(path) != entry["xxh3"]:
-            raise ValueError(f"{path}: damaged or missing (checksum of {MANIFEST} differs); resume from another checkpoint")
+            raise ValueError(
+                f"{path}: damaged or missing (checksum of {MANIFEST} differs); resume from another checkpoint"
+            )
 
 
 def finished(run: Path) -> list[Path]:
     """Return the sealed checkpoints of a run, oldest first."""
-    found = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and (p / MANIFEST).is_file()]
+    found = [
+        p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and (p / MANIFEST).is_file()
+    ]
     return sorted(found, key=lambda p: int(p.name.split("-")[1]))
 
 

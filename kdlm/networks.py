@@ -19,6 +19,9 @@ class Networks(nn.Module):
     configuration and checkpointing.
     """
 
+    averages: dict[str, nn.Module]
+    views: dict[str, Any]
+
     accepts_loss_kwargs = True  # the Trainer then counts the items of a whole optimiser step and leaves scaling to us
 
     def __init__(self, student: nn.Module, method: Method, teacher: Any):
@@ -26,19 +29,17 @@ class Networks(nn.Module):
         reader = Predictor(student)
         self.role = nn.ModuleDict({"student": student})
         for name, role in method.roles.items():
-            if isinstance(role, Trainable) and name != "student":
+            if isinstance(role, Trainable) and role.make is not None:
                 self.role[name] = role.make(reader, teacher)
         # Averages are kept off the module tree: never wrapped, never given to the optimiser.
-        object.__setattr__(self, "averages", {})
-        for name, role in method.roles.items():
-            if isinstance(role, EmaOf):
-                self.averages[name] = copy.deepcopy(self.role[role.role]).float().eval().requires_grad_(False)
+        averages = {name: _average(self.role[r.role]) for name, r in method.roles.items() if isinstance(r, EmaOf)}
+        object.__setattr__(self, "averages", averages)
         views = {name: reader if module is student else module for name, module in self.role.items()}
-        views |= {n: Predictor(m) if hasattr(m, "get_output_embeddings") else m for n, m in self.averages.items()}
+        views |= {n: Predictor(m) if hasattr(m, "get_output_embeddings") else m for n, m in averages.items()}
         object.__setattr__(self, "views", views | ({} if teacher is None else {"teacher": teacher}))
 
     @property
-    def student(self) -> nn.Module:
+    def student(self) -> Any:
         return self.role["student"]
 
     def forward(self, advance: Callable[[], Terms]) -> Terms:
@@ -59,7 +60,7 @@ class Networks(nn.Module):
 
     def auxiliary(self) -> dict[str, nn.Module]:
         """Return what belongs into a checkpoint but not into the exported student."""
-        return {name: module for name, module in self.role.items() if name != "student"} | self.averages
+        return {**{name: module for name, module in self.role.items() if name != "student"}, **self.averages}
 
     def to(self, *args: Any, **kwargs: Any) -> "Networks":
         for average in self.averages.values():
@@ -90,6 +91,10 @@ class Networks(nn.Module):
         self.student.gradient_checkpointing_enable(**options)
 
 
+def _average(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).float().eval().requires_grad_(False)
+
+
 @torch.no_grad()
 def _move(average: nn.Module, source: nn.Module, decay: float) -> None:
     for target, value in zip(average.parameters(), source.parameters(), strict=True):
@@ -105,11 +110,18 @@ def trainable_names(networks: Networks) -> dict[str, set[str]]:
     }
 
 
+def trainable(method: Method, name: str) -> Trainable:
+    """Return a role that the optimiser moves."""
+    role = method.roles[name]
+    assert isinstance(role, Trainable), f"{name} is not trained"
+    return role
+
+
 def split_by_role(groups: list[dict[str, Any]], networks: Networks, method: Method) -> list[dict[str, Any]]:
     """Return the optimiser's parameter groups, one per role and decay, tagged `role`, with the role's own settings."""
     split = []
     for name, module in networks.role.items():
-        own, role = {id(p) for p in module.parameters()}, method.roles[name]
+        own, role = {id(p) for p in module.parameters()}, trainable(method, name)
         settings: dict[str, Any] = {"role": name}
         if role.learning_rate is not None:
             settings["lr"] = role.learning_rate
@@ -118,7 +130,9 @@ def split_by_role(groups: list[dict[str, Any]], networks: Networks, method: Meth
         for group in groups:
             if params := [p for p in group["params"] if id(p) in own]:
                 decayed = role.weight_decay is not None and group.get("weight_decay", 0) > 0
-                split.append({**group, **settings, "params": params} | ({"weight_decay": role.weight_decay} if decayed else {}))
+                split.append(
+                    {**group, **settings, "params": params} | ({"weight_decay": role.weight_decay} if decayed else {})
+                )
     return split
 
 
@@ -138,6 +152,6 @@ def clip_by_role(networks: Networks, method: Method, default: float) -> Tensor:
     """Clip each role's gradient to its own norm; return the norm over all roles before clipping."""
     norms = []
     for name, module in networks.role.items():
-        limit = method.roles[name].max_grad_norm
+        limit = trainable(method, name).max_grad_norm
         norms.append(nn.utils.clip_grad_norm_(module.parameters(), default if limit is None else limit))
     return torch.stack([n.detach() for n in norms]).norm()

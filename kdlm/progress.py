@@ -81,7 +81,9 @@ def readable(logs: Mapping[str, Any]) -> str:
     parts = [
         f"{name} {value:.4g}"
         for name, value in logs.items()
-        if isinstance(value, int | float) and name not in SHOWN_ELSEWHERE and not name.endswith(("_per_second", "_runtime"))
+        if isinstance(value, int | float)
+        and name not in SHOWN_ELSEWHERE
+        and not name.endswith(("_per_second", "_runtime"))
     ]
     if "tokens_per_second" in logs:
         parts.append(f"{logs['tokens_per_second']:,.0f} tok/s")

@@ -39,7 +39,9 @@ class RunFolder:
         described = self.path / "recipe.yaml"
         if not resume:
             if described.exists() or checkpoints.finished(self.path):
-                raise ValueError(f"run_dir: {self.path} already holds a run; go on with --resume or choose another folder")
+                raise ValueError(
+                    f"run_dir: {self.path} already holds a run; go on with --resume or choose another folder"
+                )
             return None
         if described.exists():
             self._compare(described, recipe)
@@ -124,7 +126,9 @@ def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
         for key, value in results.items()
         if key.startswith("eval_") and isinstance(value, float) and "per_second" not in key and "runtime" not in key
     )
-    table = f"| held-out | value |\n|---|---|\n{figures}" if figures else "Not evaluated: the recipe has no held-out data."
+    table = (
+        f"| held-out | value |\n|---|---|\n{figures}" if figures else "Not evaluated: the recipe has no held-out data."
+    )
     sources = "\n".join(f"- {line.strip()}" for line in data.splitlines())
     return f"""---
 library_name: transformers

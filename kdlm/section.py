@@ -17,16 +17,13 @@ class Section(BaseModel):
 
 
 class Custom(Section):
-    """The one escape hatch of a room: `target` names the user's own class or function.
-
-    Attributes:
-        target: `package.module:attribute`, importable from the working directory.
-        args: keyword arguments it is called with.
-    """
+    """The one escape hatch of a room: `target` names the user's own class or function."""
 
     name: Literal["custom"] = "custom"
     target: str = Field(pattern=r"^[\w.]+:\w+$")
+    """`package.module:attribute`, importable from the working directory."""
     args: dict[str, Any] = {}
+    """Keyword arguments it is called with."""
 
     def load(self) -> Any:
         """Return the attribute that `target` names. Raises ValueError when it cannot be imported."""

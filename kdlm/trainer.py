@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from kdlm.losses import IGNORE_INDEX, ForwardKL
 from kdlm.methods import LogitKD, Method, Step, Terms, TokenMethod
 from kdlm.networks import Networks, clip_by_role, own_steps, split_by_role, trainable_names
 from kdlm.teachers import LocalTeacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Counts = dict[str, Tensor]
 
@@ -47,7 +50,7 @@ class DistillTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         teacher: Any = None,
         args: TrainingArguments | None = None,
         *,
@@ -69,7 +72,11 @@ class DistillTrainer(Trainer):
         if data_collator is None:
             data_collator = Collator(getattr(processing_class, "pad_token_id", None) or 0)
         super().__init__(
-            model=self.networks, args=args, data_collator=data_collator, processing_class=processing_class, **options
+            model=cast("PreTrainedModel", self.networks),  # stands in for one, see Networks
+            args=args,
+            data_collator=data_collator,
+            processing_class=processing_class,
+            **options,
         )
         if isinstance(self.teacher, LocalTeacher):
             self.teacher.to(self.args.device)
@@ -83,7 +90,7 @@ class DistillTrainer(Trainer):
         self.add_callback(_AfterStep(self))
 
     @property
-    def student(self) -> nn.Module:
+    def student(self) -> Any:
         """The model being trained, as it was handed in."""
         return self.networks.student
 
@@ -95,12 +102,12 @@ class DistillTrainer(Trainer):
         units = sorted(counted[0]) if counted else []
         if not units:
             return {}
-        totals = torch.stack([sum(c[unit].to(device) for c in counted) for unit in units])
+        totals = torch.stack([torch.stack([c[unit].to(device) for c in counted]).sum() for unit in units])
         return dict(zip(units, self.accelerator.reduce(totals, reduction="sum"), strict=True))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Counts | None = None
-    ) -> Tensor:
+    ) -> Any:
         """Run the method inside the wrapped module's forward; all but the last of its `Terms` go backward here."""
         if num_items_in_batch is None:
             raise ValueError("compute_loss needs the item counts of the whole optimiser step")
@@ -165,12 +172,12 @@ class DistillTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One optimiser for all roles: the Trainer's own, its groups split and tagged by role."""
         fresh = self.optimizer is None
-        optimizer = super().create_optimizer(model)
+        optimizer: Any = super().create_optimizer(model)
         if fresh:
             optimizer.param_groups[:] = split_by_role(optimizer.param_groups, self.networks, self.method)
         return optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The Trainer's schedule; where roles take turns, each counts its own steps."""
         if not self.method.alternates or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
@@ -187,15 +194,14 @@ class DistillTrainer(Trainer):
     def _curve(self, count: Callable[[int], int], total: int) -> Callable[[int], float]:
         model_of_one = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         warmup = self.args.get_warmup_steps(total)
-        scheduler = get_scheduler(
-            self.args.lr_scheduler_type, model_of_one, warmup, total, self.args.lr_scheduler_kwargs or {}
-        )
+        options: Any = self.args.lr_scheduler_kwargs or {}
+        scheduler = get_scheduler(self.args.lr_scheduler_type, model_of_one, warmup, total, options)
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             raise ValueError(f"training.lr_scheduler_type: {self.args.lr_scheduler_type} cannot count steps by role")
         curve = scheduler.lr_lambdas[0]
         return lambda step: curve(count(step))
 
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
         if len(self.networks.role) == 1:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
@@ -205,8 +211,10 @@ class DistillTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Give each rank its share of the rows, none of them twice."""
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        dataset = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen
+        splits: Any = self.eval_dataset
+        dataset: Any = splits if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = splits[dataset]
         if not hasattr(dataset, "__len__"):
             return super().get_eval_dataloader(eval_dataset)
         if self.args.world_size > 1:
@@ -251,7 +259,7 @@ class DistillTrainer(Trainer):
         loss = sum(value for name, value in means.items() if name.startswith("loss/"))
         metrics = {"loss": loss, **{name: value for name, value in means.items() if not name.startswith("loss/")}}
         return EvalLoopOutput(
-            predictions=None,
+            predictions=None,  # pyright: ignore[reportArgumentType]  never kept: they would be [rows, vocab]
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=samples,
@@ -263,10 +271,12 @@ class DistillTrainer(Trainer):
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and self.args.should_save:
-            checkpoints.save_auxiliary(Path(output_dir), self.networks.auxiliary(), self.method.state_dict())
+            checkpoints.save_auxiliary(
+                Path(output_dir or str(self.args.output_dir)), self.networks.auxiliary(), self.method.state_dict()
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = output_dir if output_dir is not None else self.args.output_dir
+        folder = Path(output_dir or self.args.output_dir or ".")
         prefix = "role.student."
         weights = None
         if state_dict is not None:
@@ -284,7 +294,7 @@ class DistillTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            run = Path(self.args.output_dir)
+            run = Path(self._get_output_dir(trial))
             checkpoints.seal(run / f"checkpoint-{self.state.global_step}")
             checkpoints.prune(run, limit, self.state.best_model_checkpoint)
 
@@ -296,7 +306,7 @@ class DistillTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """Take the best checkpoint's student; the run is over, so its method state is of no more use."""
-        super()._load_from_checkpoint(self.state.best_model_checkpoint, model=self.student)
+        super()._load_from_checkpoint(str(self.state.best_model_checkpoint), model=self.student)
 
 
 class _AfterStep(TrainerCallback):

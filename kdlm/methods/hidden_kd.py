@@ -30,9 +30,12 @@ class HiddenKD(TokenMethod):
     paper = "arXiv 1412.6550"
     needs = frozenset({"labels", "teacher", "teacher.layers"})
 
-    def __init__(self, losses=(), *, layers=None, distance="cosine", weight=1.0, projector_learning_rate=None, **options):
+    def __init__(
+        self, losses=(), *, layers=None, distance="cosine", weight=1.0, projector_learning_rate=None, **options
+    ):
         super().__init__(losses, **options)
-        self.layers, self.distance, self.weight = layers, distance, weight
+        self.layers: list[tuple[int, int]] | None = layers
+        self.distance, self.weight = distance, weight
         self.projector_learning_rate = projector_learning_rate
 
     @property
@@ -46,7 +49,7 @@ class HiddenKD(TokenMethod):
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         rows = kept_rows(batch["labels"])
-        ours, theirs = zip(*self.layers, strict=True)
+        ours, theirs = zip(*(self.layers or []), strict=True)
         teacher, targets = nets["teacher"].with_layers(batch, rows, theirs)
         student, hidden = nets["student"].with_layers(batch, rows, ours)
         distances = [

@@ -24,7 +24,7 @@ class TokenOptions(Section):
     chunk_rows: int | None = Field(None, ge=1)
     """Rows projected to the vocabulary at a time; by default chosen from the sizes. Changes memory, not the result."""
     impl: Literal["auto", "torch", "triton"] = "auto"
-    """Implementation of the losses: `torch` (the reference), `triton` (fused kernels, where there is one), or the best."""
+    """Implementation of the losses: `torch` (the reference), `triton` (fused kernels, where there are any), or auto."""
 
 
 class LogitKDSection(TokenOptions):

@@ -1,16 +1,15 @@
 """Methods whose loss is a weighted sum of token losses between the student and one teacher."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from torch import Tensor
 
-from kdlm.losses import Loss, kept_rows, numbered_names, weighted_sum
+from kdlm.losses import Loss, kept_rows, measures_for, numbered_names, weighted_sum
 from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms
-from kdlm.signal import Rows, Signal
+from kdlm.signal import Dense, Hidden, Rows, Signal
 
 Weighted = tuple[str, Callable[..., Tensor], float]
-STUDENT_MEASURES = ("cross_entropy", "accuracy", "student_entropy")
-TEACHER_MEASURES = ("kl_to_teacher", "top1_agreement")
 
 
 class TokenMethod(Method):
@@ -29,10 +28,11 @@ class TokenMethod(Method):
         *,
         vocab: int | Tensor | None = None,
         chunk_rows: int | None = None,
-        impl: str = "auto",
+        impl: Literal["auto", "torch", "triton"] = "auto",
     ):
         self.token_losses = dict(zip(numbered_names(losses), losses, strict=True))
-        self.vocab, self.chunk_rows, self.impl = vocab, chunk_rows, impl
+        self.vocab, self.chunk_rows = vocab, chunk_rows
+        self.impl: Literal["auto", "torch", "triton"] = impl
 
     def weighted(self, step: Step) -> list[Weighted]:
         """Return the token losses of this step as (name, function, weight)."""
@@ -48,14 +48,14 @@ class TokenMethod(Method):
         return self.compare(nets["student"](batch, rows), teacher, rows, step)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
-        """The step's own losses, and what every run is judged by: cross-entropy, KL to and agreement with the teacher."""
+        """The step's own losses, and what every run is judged by: cross-entropy, KL to the teacher, agreement with it."""
         rows = kept_rows(batch["labels"])
         teacher = nets["teacher"](batch, rows) if "teacher" in nets else None
-        measures = STUDENT_MEASURES + (TEACHER_MEASURES if teacher is not None else ())
+        measures = measures_for(None if teacher is None else type(teacher))
         return self.compare(nets["student"](batch, rows), teacher, rows, step, measures)
 
     def compare(
-        self, student: Signal, teacher: Signal | None, rows: Rows, step: Step, measures: Sequence[str] = ()
+        self, student: Hidden | Dense, teacher: Signal | None, rows: Rows, step: Step, measures: Sequence[str] = ()
     ) -> Terms:
         """Sum the token losses over `rows` into one differentiable term, with each loss's own sum beside it."""
         weighted = self.weighted(step)

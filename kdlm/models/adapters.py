@@ -39,7 +39,7 @@ def adapt(model: "PreTrainedModel", lora: Lora) -> "PeftModel":
     targets = lora.target_modules
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  a float works as well as an int
         lora_dropout=lora.dropout,
         target_modules=targets,
         modules_to_save=lora.modules_to_save or None,

@@ -29,7 +29,7 @@ class Loading(Section):
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments for `from_pretrained`. Raises ValueError when a needed package is missing."""
         from transformers import BitsAndBytesConfig
-        from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+        from transformers.utils.import_utils import is_bitsandbytes_available, is_flash_attn_2_available
 
         options: dict[str, Any] = {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
         if self.attention != "auto":
@@ -200,7 +200,7 @@ class Pruned(StudentOptions):
     """The model to cut from, usually the teacher."""
     layers: int | list[int] | None = None
     """Layers to keep: a number (spread evenly, first and last kept) or their indices; by default all."""
-    width: Width = Width()
+    width: Width = Field(default_factory=Width)  # pyright: ignore[reportArgumentType]
     """Sizes to cut to."""
 
     def config(self) -> Any:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from kdlm.signal import Dense, Head, Hidden, Rows
 
 logger = logging.getLogger(__name__)
+
+LanguageModel = Any
+"""A transformers causal language model, or a PEFT model around one: neither has a type that says what both can do."""
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "pixel_values", "token_type_ids")
 
@@ -23,7 +27,7 @@ class Predictor:
     through their own forward instead and give `Dense` signals; which one is found out by comparing both once.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: LanguageModel):
         self.module = model
         self.reads_hidden = _head_explains_logits(model)
         if not self.reads_hidden:
@@ -38,7 +42,7 @@ class Predictor:
     ) -> tuple[Hidden | Dense, list[Float[Tensor, "rows hidden"]]]:
         """Return the signal and, at the same rows, the outputs of decoder layers `layers` (0 is the first layer)."""
         inputs = {key: batch[key] for key in MODEL_INPUTS if key in batch}
-        with _recorded(decoder_layers(self.module) if layers else (), layers) as outputs:
+        with _recorded(decoder_layers(self.module) if layers else nn.ModuleList(), layers) as outputs:
             if self.reads_hidden:
                 last = backbone(self.module)(**inputs, use_cache=False).last_hidden_state
                 signal: Hidden | Dense = Hidden(rows.select(last), head(self.module))
@@ -55,17 +59,17 @@ class Predictor:
         return self.module.config.get_text_config().num_hidden_layers
 
 
-def plain(model: nn.Module) -> nn.Module:
+def plain(model: LanguageModel) -> LanguageModel:
     """Return the transformers model below a PEFT wrapper (adapters on its linear layers stay in force)."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def backbone(model: nn.Module) -> nn.Module:
+def backbone(model: LanguageModel) -> Any:
     """Return the part of a causal LM that gives hidden states: `model.model`, `model.transformer` ..."""
     return plain(model).base_model
 
 
-def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
+def decoder_layers(model: LanguageModel) -> nn.ModuleList:
     """Return the decoder layers of a causal LM. Raises ValueError when the model keeps them under an unknown name."""
     body = backbone(model)
     body = getattr(body, "language_model", body)
@@ -75,7 +79,7 @@ def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
     raise ValueError(f"{type(plain(model)).__name__}: no decoder layers found under .layers, .h or .blocks")
 
 
-def head(model: nn.Module) -> Head:
+def head(model: LanguageModel) -> Head:
     """Return the output projection of a causal LM as a `Head` that shares its parameters."""
     layer = plain(model).get_output_embeddings()
     if hasattr(layer, "modules_to_save"):  # PEFT trains a copy of the head
@@ -86,7 +90,7 @@ def head(model: nn.Module) -> Head:
 
 
 @contextmanager
-def _recorded(modules: Sequence[nn.Module], layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+def _recorded(modules: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Keep the outputs of the named layers only: `output_hidden_states` would keep all of them alive."""
     outputs: dict[int, Tensor] = {}
 
@@ -104,7 +108,7 @@ def _recorded(modules: Sequence[nn.Module], layers: Sequence[int]) -> Iterator[d
             handle.remove()
 
 
-def _head_explains_logits(model: nn.Module) -> bool:
+def _head_explains_logits(model: LanguageModel) -> bool:
     """Compare the model's own logits with `head(hidden)` on a few tokens."""
     if getattr(model, "active_peft_config", None) is not None and model.active_peft_config.is_prompt_learning:
         return False

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,7 +33,9 @@ class LocalTeacher:
         self.model = model.eval().requires_grad_(False)
         self._predict = Predictor(self.model)
         if signal == "hidden" and not self._predict.reads_hidden:
-            raise ValueError("teacher.signal: hidden cannot be had: this model's logits are not head(hidden); use dense")
+            raise ValueError(
+                "teacher.signal: hidden cannot be had: this model's logits are not head(hidden); use dense"
+            )
         self._dense = signal == "dense"
         self._head: Head | None = None
 
@@ -73,7 +75,7 @@ class LocalTeacher:
     def to(self, device: torch.device) -> "LocalTeacher":
         """Move the model, unless it was quantised or spread while loading."""
         if getattr(self.model, "hf_device_map", None) is None and not getattr(self.model, "is_quantized", False):
-            self.model.to(device)
+            self.model.to(device)  # pyright: ignore[reportArgumentType]  transformers' decorator hides the signature
         return self
 
     def _head_on(self, device: torch.device, head: Head) -> Head:
@@ -100,23 +102,27 @@ class LocalOptions(Section):
     """`hidden` keeps teacher logits out of memory, `dense` computes them all, `auto` takes hidden where it is exact."""
 
 
-class _Building:
-    """What a teacher from a local model and one from the sandbox share."""
-
-    def build(self, device: torch.device) -> LocalTeacher:
-        """Load the model and freeze it. `device` is where the student trains."""
-        placed = {"device_map": self.device} if self.device is not None else {}
-        if self.quantization != "none" and not placed:
-            placed = {"device_map": {"": str(device)}}
-        teacher = LocalTeacher(self.load(**placed), self.signal)
-        return teacher if placed else teacher.to(device)
+def _build(section: "LocalTeacherSection | SandboxTeacherSection", device: torch.device) -> LocalTeacher:
+    placed: dict[str, Any] = {"device_map": section.device} if section.device is not None else {}
+    if section.quantization != "none" and not placed:
+        placed = {"device_map": {"": str(device)}}
+    teacher = LocalTeacher(section.load(**placed), section.signal)
+    return teacher if placed else teacher.to(device)
 
 
-class LocalTeacherSection(_Building, Pretrained, LocalOptions):
+class LocalTeacherSection(Pretrained, LocalOptions):
     """A frozen model from a hub id or a local folder."""
 
-    name: Literal["local"] = "local"
+    name: Literal["local"] = "local"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def build(self, device: torch.device) -> LocalTeacher:
+        """Load the model and freeze it; `device` is where the student trains."""
+        return _build(self, device)
 
 
-class SandboxTeacherSection(_Building, Sandbox, LocalOptions):
+class SandboxTeacherSection(Sandbox, LocalOptions):
     """A frozen model that kdlm builds on this machine."""
+
+    def build(self, device: torch.device) -> LocalTeacher:
+        """Load the model, built at its first use, and freeze it; `device` is where the student trains."""
+        return _build(self, device)

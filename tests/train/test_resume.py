@@ -88,7 +88,9 @@ def test_five_kills_leave_no_trace_in_the_weights(recipes: dict[str, Path], tmp_
     assert step_of(run) == 40
     expected, got = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("unbroken", "killed"))
     assert all((expected[name] == got[name]).all() for name in expected)
-    states = [load_file(tmp_path / n / "checkpoint-40" / "kdlm" / "method_state.safetensors") for n in ("unbroken", "killed")]
+    states = [
+        load_file(tmp_path / n / "checkpoint-40" / "kdlm" / "method_state.safetensors") for n in ("unbroken", "killed")
+    ]
     assert all((states[0][name] == states[1][name]).all() for name in ("t", "previous", "momentum"))
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
     assert steps == sorted(set(steps)), "a step is reported twice"

@@ -42,7 +42,9 @@ def trained(arguments, method: str = "logit_kd", *, layout: str = "padded", data
 
 def assert_same(ours: dict, other: dict, tolerance: float = 1e-6) -> None:
     for name, weight in ours.items():
-        torch.testing.assert_close(other[name], weight, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            other[name], weight, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,7 +19,7 @@ from kdlm.networks import own_steps
 class Alternating(Method):
     """The student moves at even steps, a critic at odd ones; an average follows the student."""
 
-    roles = {  # noqa: RUF012
+    roles = {
         "student": Trainable(),
         "critic": Trainable(make=lambda student, teacher: nn.Linear(student.hidden_size, 1), learning_rate=0.5),
         "average": EmaOf("student", decay=0.9),
@@ -96,8 +96,8 @@ def test_each_role_counts_its_schedule_in_its_own_steps(arguments) -> None:
     scheduler = run.create_scheduler(4)
     rates = []
     for _ in range(4):
-        rates.append([rate for group, rate in zip(run.optimizer.param_groups, scheduler.get_last_lr(), strict=True)
-                      if group["role"] == "critic"][0])  # fmt: skip
+        rates.append(next(rate for group, rate in zip(run.optimizer.param_groups, scheduler.get_last_lr(), strict=True)
+                      if group["role"] == "critic"))  # fmt: skip
         run.optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([0.5, 0.5, 0.25, 0.25])
