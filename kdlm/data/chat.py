@@ -1,9 +1,10 @@
 """Chat templates: a conversation as text, and which of its characters the assistant wrote.
 
 A template with `{% generation %}` markers says so itself. For any other, a turn is what the template adds when it
-renders one message more after its own generation prompt. Templates that take something out of earlier turns (Qwen3
-drops their reasoning) change the beginning of a turn once another follows, so the turn is looked up in the whole
-conversation's text, and what is not found there exactly is an error, never a guess.
+renders one message more after its own generation prompt. Many templates render a turn differently once another
+follows: Qwen3 drops its reasoning, DeepSeek-R1 opens reasoning in the prompt that no turn has, Phi-3 ends every text
+with a token of its own. Their turns are found by rendering the conversation again with two marks around what the
+assistant said. What neither way finds for certain is an error, never a guess.
 """
 
 import re
@@ -20,6 +21,7 @@ from kdlm.data.forms import Message
 from kdlm.data.report import Unusable
 
 GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
+BEGIN, END = "\ue0b1", "\ue0b2"  # marks: of a private use area, so that no template and hardly any text knows them
 
 Span = tuple[int, int]
 """First and one past the last character."""
@@ -74,11 +76,7 @@ class ChatTemplate:
             if messages[index]["role"] == "assistant":
                 if index == 0:
                     raise Unusable("malformed", "the conversation begins with an assistant turn")
-                before = self._text(template, messages[:index], tools)
-                opened = self._text(template, messages[:index], tools, prompt=True)
-                done = self._text(template, messages[: index + 1], tools)
-                content = messages[index]["content"]
-                span = find_turn(full, before, opened, done, content if isinstance(content, str) else "")
+                span = self._turn(template, full, messages, index, tools)
                 if span is None:
                     raise ValueError(
                         f"cannot tell which tokens the assistant wrote in message {index}: the chat template renders "
@@ -88,6 +86,41 @@ class ChatTemplate:
                 start, end = span
                 spoken = full[start:end].rstrip()
                 yield start, start + len(spoken) if self.control and spoken.endswith(self.control) else end
+
+    def _turn(self, template: str, full: str, messages: list[Message], index: int, tools: Any) -> Span | None:
+        content = messages[index]["content"]
+        text = content if isinstance(content, str) else ""
+        before = self._text(template, messages[:index], tools)
+        opened = self._text(template, messages[:index], tools, prompt=True)
+        done = self._text(template, messages[: index + 1], tools)
+        # without a generation prompt, the header of the turn is in what the turn adds, and only marks tell them apart
+        found = find_turn(full, opened, done, text) if opened != before or not text else None
+        if found or not text.strip():
+            return found
+        said = text.rpartition("</think>")[2]  # what may be taken out of a turn is reasoning, never what follows it
+        begin, end = len(text) - len(said.lstrip()), len(text.rstrip())
+        marked = f"{text[:begin]}{BEGIN}{text[begin:end]}{END}{text[end:]}"
+        changed = [*messages[:index], {**messages[index], "content": marked}, *messages[index + 1 :]]
+        whole, done = (self._text(template, some, tools) for some in (changed, changed[: index + 1]))
+        return self._between_marks(full, before, opened, whole, done)
+
+    def _between_marks(self, full: str, before: str, opened: str, whole: str, done: str) -> Span | None:
+        """Return where the marked turn of `whole` is in `full`, which is the same text without the marks."""
+        counts = {text.count(mark) for text in (whole, done) for mark in (BEGIN, END)}
+        prompt = shared_length(opened, whole)
+        if counts != {1} or whole.replace(BEGIN, "").replace(END, "") != full or prompt < shared_length(before, opened):
+            return None
+        begin, close = whole.index(BEGIN), whole.index(END)
+        start = begin if opened == before else min(prompt, begin)
+        tail, after = done[done.index(END) + 1 :], whole[close + 1 :]
+        ended = shared_length(tail, after)
+        if ended < len(tail):  # a text's own ending, not the turn's, or half a token that two endings share
+            ended = max(
+                (after.index(token) + len(token) for token in self.control if token in after[:ended]), default=0
+            )
+            if not ended:
+                return None
+        return start, close - 1 + ended  # one mark stood before
 
     def _text(self, template: str, messages: list[Message], tools: Any, *, prompt: bool = False) -> str:
         return self._rendered(template, messages, tools, prompt=prompt)[0]
@@ -118,26 +151,15 @@ def shared_length(first: str, second: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def find_turn(full: str, before: str, opened: str, done: str, content: str) -> Span | None:
-    """Return where one assistant turn is in `full`, or None when that is not certain.
+def find_turn(full: str, opened: str, done: str, content: str) -> Span | None:
+    """Return where the turn that follows `opened` is in `full`, or None when that is not certain.
 
-    `before` is the text of the messages before the turn, `opened` the same with the generation prompt, `done` the
-    text up to and with the turn.
+    `opened` is the text up to and with the generation prompt, `done` the text up to and with the turn.
     """
-    shared = shared_length(opened, full)
-    if not done.startswith(opened) or shared < len(before):
+    if not (full.startswith(opened) and done.startswith(opened)):
         return None
-    body = done[len(opened) :]
-    if shared < len(opened):
-        # the generation prompt holds something (empty reasoning) that a turn loses once it is not the last
-        start = full.find(body, len(before))
-        return (start, start + len(body)) if body and 0 <= start <= shared else None
-    start = len(opened)
-    ending = content.strip()[-16:]
+    body, start, ending = done[len(opened) :], len(opened), content.strip()[-16:]
     for cut in range(len(body)):  # 0 unless the turn lost its beginning
         if full.startswith(body[cut:], start) and ending in body[cut:]:
-            end = start + len(body) - cut
-            spoken = full.find(content.strip(), start, end)
-            # without a generation prompt the header of the turn is in the body, and the assistant did not write it
-            return (spoken, end) if opened == before and spoken > 0 else (start, end)
+            return start, start + len(body) - cut
     return None

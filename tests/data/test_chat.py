@@ -1,8 +1,11 @@
 """What the assistant wrote is trained on, its end-of-turn token with it, and nothing else."""
 
+import re
+from importlib.resources import files
+
 import pytest
 
-from kdlm.data.chat import find_turn
+from kdlm.data.chat import ChatTemplate, find_turn
 
 USER, REPLY = {"role": "user", "content": "what is two and three?"}, {"role": "assistant", "content": "five"}
 AGAIN, LAST = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "the fox\nsays é 🙂"}
@@ -112,8 +115,38 @@ def test_tools_reach_the_template(tokenizer, jsonl, load):
 
 def test_a_turn_is_never_guessed():
     full = "U:hi A:B-yes. U:ok A:no."
-    assert find_turn(full, "U:hi ", "U:hi A:", "U:hi A:B-yes. ", "B-yes.") == (7, 14)
-    assert find_turn(full, "U:hi ", "U:hi A:", "U:hi A:<t>B-yes. ", "B-yes.") == (7, 14)
-    assert find_turn(full, "U:hi ", "U:hi A:", "U:hi A:B-maybe. ", "B-maybe.") is None
-    assert find_turn(full, "X:hi ", "X:hi A:", "X:hi A:B-yes. ", "B-yes.") is None
-    assert find_turn(full, "U:hi ", "U:hi A:", "U:hi C:B-yes. ", "B-yes.") is None
+    assert find_turn(full, "U:hi A:", "U:hi A:B-yes. ", "B-yes.") == (7, 14)
+    assert find_turn(full, "U:hi A:", "U:hi A:<t>B-yes. ", "B-yes.") == (7, 14)
+    assert find_turn(full, "U:hi A:", "U:hi A:B-maybe. ", "B-maybe.") is None
+    assert find_turn(full, "X:hi A:", "X:hi A:B-yes. ", "B-yes.") is None
+    assert find_turn(full, "U:hi A:", "U:hi C:B-yes. ", "B-yes.") is None
+
+
+FAMILIES = {
+    "qwen2_5": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "qwen3_8": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "phi3": "<|end|>",
+    "gemma3": "<end_of_turn>",
+    "cohere2": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    "nemotron_3_nano": "<|im_end|>",
+    "deepseek_r1_distill": "<\uff5cend\u2581of\u2581sentence\uff5c>",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_turns_of_public_templates_are_within_those_that_trl_marks_by_hand(tokenizer, family):
+    end, turns = FAMILIES[family], [USER, REPLY, AGAIN, LAST]
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.add_tokens(re.findall(r"<.*?>", end), special_tokens=True)
+    folder = files("trl") / "chat_templates"
+    stock, by_hand = ((folder / f"{family}{kind}.jinja").read_text(encoding="utf-8") for kind in ("", "_training"))
+    full, spans = ChatTemplate(tokenizer, stock, {}).render(turns, None)
+    for (start, stop), message in zip(spans, (REPLY, LAST), strict=True):
+        before, said, after = full[start:stop].partition(message["content"])
+        assert said and after.startswith(end) and not after.removeprefix(end).replace(tokenizer.eos_token, "").strip()
+        assert not before.strip() or before.rstrip().endswith("</think>")
+    theirs_full, theirs = ChatTemplate(tokenizer, by_hand, {}).render(turns, None)
+    marked = "".join(theirs_full[start:stop] for start, stop in theirs)
+    assert all(full[start:stop] in marked for start, stop in spans)
