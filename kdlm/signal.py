@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+IGNORE_INDEX = -100
+"""The label of a token that is not trained on (torch's own default)."""
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -10,6 +10,7 @@ from transformers.utils import logging as hf_logging
 
 from kdlm.check import check
 from kdlm.data import Data, load_data
+from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.models import adapt, merge
 from kdlm.progress import Display, MetricsFile
@@ -77,8 +78,11 @@ def assemble(recipe: Recipe) -> Assembly:
     """Load everything a recipe names and put it together; nothing is written to the run folder."""
     args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed, disable_tqdm=True)
     args.dataloader_pin_memory &= args.device.type == "cuda"
+    args.accelerator_config.dispatch_batches = False  # a padding-free batch has one row, which ranks cannot share
     set_seed(recipe.seed)
     tokenizer = recipe.student.tokenizer()
+    if recipe.data.chat_template is not None:
+        tokenizer.chat_template = template_text(recipe.data.chat_template)  # the student is saved with what it learnt
     data = load_data(recipe.data, tokenizer, seed=recipe.seed)
     student = recipe.student.load()
     if recipe.student.lora is not None:

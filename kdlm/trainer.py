@@ -21,9 +21,10 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from kdlm import checkpoints
 from kdlm.data import Collator
-from kdlm.losses import IGNORE_INDEX, ForwardKL
+from kdlm.losses import ForwardKL
 from kdlm.methods import LogitKD, Method, Step, Terms, TokenMethod
 from kdlm.networks import Networks, clip_by_role, own_steps, split_by_role, trainable_names
+from kdlm.signal import IGNORE_INDEX
 from kdlm.teachers import LocalTeacher
 
 if TYPE_CHECKING:

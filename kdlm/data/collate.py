@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-IGNORE_INDEX = -100
-"""The label of a token that is not trained on: torch's own default."""
+from kdlm.signal import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

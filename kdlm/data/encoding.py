@@ -17,11 +17,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.chat import ChatTemplate, Span, template_text
-from kdlm.data.collate import IGNORE_INDEX
 from kdlm.data.files import Row
 from kdlm.data.forms import Form, read_chat, read_completion, read_text, read_tools
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
+from kdlm.signal import IGNORE_INDEX
 
 LOSS_ON = {"chat": ("assistant", "all"), "completion": ("completion", "all"), "text": ("all",)}
 """What the loss may be on, for each form; `auto` is the first."""

@@ -18,9 +18,10 @@ from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
 from kdlm.losses.taid import taid_kl
-from kdlm.losses.tokens import IGNORE_INDEX, count_kept, kept_rows, reduce
+from kdlm.losses.tokens import count_kept, kept_rows, reduce
 from kdlm.losses.truncated import bucket, on_bucket
 from kdlm.losses.tvd import TVD, total_variation
+from kdlm.signal import IGNORE_INDEX
 
 AnyLoss = Annotated[
     CrossEntropy | ForwardKL | ReverseKL | SkewKL | SkewReverseKL | JSD | TVD | AdaptiveKL | AlphaMixture | CustomLoss,

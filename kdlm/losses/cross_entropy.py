@@ -8,8 +8,7 @@ from torch import Tensor
 
 from kdlm.losses.distributions import widen
 from kdlm.losses.loss import Loss, TeacherRows
-from kdlm.losses.tokens import IGNORE_INDEX
-from kdlm.signal import Dense, Hidden, Sampled, TopK
+from kdlm.signal import IGNORE_INDEX, Dense, Hidden, Sampled, TopK
 
 
 def cross_entropy(student: Float[Tensor, "*rows vocab"], labels: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:

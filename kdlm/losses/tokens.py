@@ -8,10 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kdlm.signal import Rows
-
-IGNORE_INDEX = -100
-"""The label of a token that is not trained on (torch's own default)."""
+from kdlm.signal import IGNORE_INDEX, Rows
 
 
 def kept_rows(labels: Int[Tensor, "batch length"]) -> Rows:

@@ -48,7 +48,7 @@ class TokenMethod(Method):
         return self.compare(nets["student"](batch, rows), teacher, rows, step)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
-        """The step's own losses, and what every run is judged by: cross-entropy, KL to the teacher, agreement with it."""
+        """Give the step's own losses, and every measure that can be taken with this teacher."""
         rows = kept_rows(batch["labels"])
         teacher = nets["teacher"](batch, rows) if "teacher" in nets else None
         measures = measures_for(None if teacher is None else type(teacher))
