@@ -9,6 +9,7 @@ from kdlm.data.sources import HUB_ID, open_source
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.methods import TokenMethod
 from kdlm.recipe import Recipe
+from kdlm.section import Custom
 
 
 def check(recipe: Recipe) -> list[str]:
@@ -19,7 +20,7 @@ def check(recipe: Recipe) -> list[str]:
     """
     lines: list[str] = []
     problems: list[str] = []
-    for look in (_training, _student, _method, _signals, _tokenizers, _data):
+    for look in (_training, _student, _targets, _method, _signals, _tokenizers, _data):
         try:
             lines.extend(look(recipe))
         except ValueError as error:
@@ -60,6 +61,20 @@ def _student(recipe: Recipe) -> Iterator[str]:
     config, why_not = _opened(student.config, student)
     if config is None:
         yield f"student: not looked at here ({why_not})"
+
+
+def _targets(recipe: Recipe) -> Iterator[str]:
+    """Import what custom losses and a custom teacher name; `_method` does it for a custom method."""
+    problems = []
+    for key, section in [("teacher", recipe.teacher), *((f"losses.{i}", loss) for i, loss in enumerate(recipe.losses))]:
+        if isinstance(section, Custom):
+            try:
+                section.load()
+                yield f"{key}: custom, {section.target}"
+            except ValueError as error:
+                problems.append(f"{key}.target: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _method(recipe: Recipe) -> Iterator[str]:
