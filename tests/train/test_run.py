@@ -1,6 +1,7 @@
 """A run from its recipe to the folder it leaves, through the command line's own functions."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,31 @@ def test_a_bf16_student_file_is_trained_in_float32(recipe: Path, tmp_path: Path)
     AutoTokenizer.from_pretrained(build("code-student-tiny")).save_pretrained(tmp_path / "half")
     folder = run(recipe, f"student={{name: pretrained, path: {tmp_path / 'half'}}}")
     assert {w.dtype for w in load_file(folder / "student" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_bf16_trains_float32_weights_under_autocast(recipe: Path, tmp_path: Path) -> None:
+    whole = run(recipe, f"run_dir={tmp_path / 'fp32'}")
+    half = run(recipe, f"run_dir={tmp_path / 'bf16'}", "training.bf16=true")
+    ours, theirs = (load_file(folder / "student" / "model.safetensors") for folder in (whole, half))
+    assert {weight.dtype for weight in theirs.values()} == {torch.float32}
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    results = [json.loads((folder / "results.json").read_text())["eval_kl_to_teacher"] for folder in (whole, half)]
+    assert results[1] == pytest.approx(results[0], rel=0.05)
+
+
+def test_metrics_reach_the_trackers_of_the_trainer(recipe: Path) -> None:
+    folder = run(recipe, "training.report_to=tensorboard")
+    events = list(folder.rglob("events.out.tfevents.*"))
+    assert events and b"forward_kl" in events[0].read_bytes()
+
+
+def test_a_killed_lora_run_goes_on_where_it_was(recipe: Path, tmp_path: Path) -> None:
+    lora = "student.lora={rank: 4}"
+    whole = run(recipe, f"run_dir={tmp_path / 'whole'}", lora)
+    part = load(recipe, [f"run_dir={tmp_path / 'part'}", lora])
+    train(load(recipe, [f"run_dir={tmp_path / 'part'}", lora]))
+    for name in ("checkpoint-6", "student"):  # as if it had been killed after its first checkpoint
+        shutil.rmtree(part.run_dir / name)
+    train(part, resume=True)
+    ours, theirs = (load_file(folder / "student" / "model.safetensors") for folder in (whole, part.run_dir))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
