@@ -8,6 +8,7 @@ from kdlm.data.forms import recognise
 from kdlm.data.sources import HUB_ID, open_source
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.methods import TokenMethod
+from kdlm.models import Loading
 from kdlm.recipe import Recipe
 from kdlm.section import Custom
 
@@ -61,6 +62,8 @@ def _student(recipe: Recipe) -> Iterator[str]:
     config, why_not = _opened(student.config, student)
     if config is None:
         yield f"student: not looked at here ({why_not})"
+    for key, model in (("student", student), ("teacher", recipe.teacher)):
+        yield from _needs_of_loading(key, model)
 
 
 def _targets(recipe: Recipe) -> Iterator[str]:
@@ -143,6 +146,15 @@ def _data(recipe: Recipe) -> Iterator[str]:
                     problems.append(f"data.{split}.{index}: {error}")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _needs_of_loading(key: str, model: Any) -> Iterator[str]:
+    """Note what loading would miss on this machine: bitsandbytes, flash-attn. The run may be meant for another."""
+    if isinstance(model, Loading):
+        try:
+            model.options()
+        except ValueError as error:
+            yield f"{key}: note: cannot be loaded on this machine: {error}"
 
 
 def _builds(recipe: Recipe) -> bool:

@@ -135,6 +135,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     args = parse(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a recipe's own losses and teachers are found beside it, as `python -m` does
     debug = args.debug or os.environ.get("KDLM_DEBUG", "") not in ("", "0")
     try:
         return args.run(args)

@@ -145,7 +145,6 @@ A student distilled with kdlm {version("kdlm")}.
 | method | {_summary(recipe.method)} |
 | losses | {losses} |
 | optimiser steps | {results.get("steps", "?")} |
-| trained tokens | {results.get("trained_tokens", "?")} |
 | seed | {recipe.seed} |
 
 ## Data

@@ -45,6 +45,12 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
 }
 """Where kdlm's default differs from transformers': the value, and what to say about it."""
 
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Names that newer transformers warn about and older ones need: recipes may use either."""
+
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 NOT_NEGATIVE = (
     *("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "num_train_epochs", "adam_epsilon"),
@@ -61,6 +67,9 @@ class TrainingSection(Section):
         chosen = {name: value for name, (value, _) in DEFAULTS.items()} | self.model_dump(exclude_unset=True)
         if chosen["bf16"] is None:
             chosen["bf16"] = not chosen.get("fp16") and not chosen.get("use_cpu") and _bf16_on_gpu()
+        for old, new in RENAMED.items():
+            if old in chosen and any(field.name == new for field in dataclasses.fields(TrainingArguments)):
+                chosen[new] = chosen.pop(old)
         return TrainingArguments(**chosen, **owned)
 
 

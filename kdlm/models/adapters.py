@@ -44,6 +44,7 @@ def adapt(model: "PreTrainedModel", lora: Lora) -> "PeftModel":
         target_modules=targets,
         modules_to_save=lora.modules_to_save or None,
         use_dora=lora.dora,
+        ensure_weight_tying=bool(lora.modules_to_save),  # a tied head and embedding stay one when trained in full
         task_type="CAUSAL_LM",
     )
     try:
