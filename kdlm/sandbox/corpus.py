@@ -14,8 +14,6 @@ from pathlib import Path
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
 SKIPPED_PREFIXES = ("_sysconfigdata", "config-")  # written when the interpreter was built: paths of one machine
 
-EVAL_CHARS = 250_000  # about 80k tokens
-TRAIN_CHARS = 310_000  # about 98k tokens of the 2k tokenizer
 SMALL_FILE = range(1_000, 40_000)  # characters: one large file would decide what the small splits are about
 
 
@@ -62,7 +60,7 @@ def _is_skipped(name: str) -> bool:
     return name in SKIPPED_FOLDERS or name.startswith(SKIPPED_PREFIXES)
 
 
-def split_documents(documents: tuple[Document, ...]) -> dict[str, list[Document]]:
+def split_documents(documents: tuple[Document, ...], *, train_chars: int, eval_chars: int) -> dict[str, list[Document]]:
     """Split by file into `teacher`, `train` and `eval`.
 
     No file of `eval` is in the others. `train`, the student's data, is a small part of `teacher`, as it is for
@@ -71,10 +69,10 @@ def split_documents(documents: tuple[Document, ...]) -> dict[str, list[Document]
     """
     drawn = sorted(documents, key=lambda document: hashlib.sha256(document.path.encode()).digest())
     small = [document for document in drawn if len(document.text) in SMALL_FILE and _is_prose(document)]
-    held_out = _take(small, EVAL_CHARS)
+    held_out = _take(small, eval_chars)
     kept_back = set(held_out)
     teacher = [document for document in drawn if document not in kept_back]
-    train = _take(small[len(held_out) :], TRAIN_CHARS)
+    train = _take(small[len(held_out) :], train_chars)
     return {"teacher": teacher, "train": train, "eval": held_out}
 
 

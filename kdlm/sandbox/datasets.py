@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlm.sandbox.arithmetic import arithmetic
-from kdlm.sandbox.corpus import split_documents, stdlib_digest, stdlib_documents
+from kdlm.sandbox.corpus import Document, split_documents, stdlib_digest, stdlib_documents
 from kdlm.sandbox.jsonl import read_jsonl, write_jsonl
 from kdlm.sandbox.progress import Progress
 from kdlm.sandbox.strings import strings
@@ -18,14 +18,19 @@ from kdlm.sandbox.tokenizer import train_tokenizer
 class CodeCorpus:
     """The standard library's sources: `teacher.jsonl`, `train.jsonl` (a small part of it) and `eval.jsonl`."""
 
+    train_chars: int
+    eval_chars: int
     needs: tuple[str, ...] = ()
 
+    def split(self) -> dict[str, list[Document]]:
+        return split_documents(stdlib_documents(), train_chars=self.train_chars, eval_chars=self.eval_chars)
+
     def ingredients(self) -> dict[str, Any]:
-        return {"documents": stdlib_digest()}
+        return {**asdict(self), "documents": stdlib_digest()}
 
     def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
         figures: dict[str, Any] = {}
-        for split, documents in split_documents(stdlib_documents()).items():
+        for split, documents in self.split().items():
             write_jsonl(folder / f"{split}.jsonl", (asdict(document) for document in documents))
             figures[split] = {"documents": len(documents), "chars": sum(len(document.text) for document in documents)}
         return figures

@@ -3,6 +3,7 @@ import hashlib
 import pytest
 
 from kdlm.sandbox import SandboxData, build
+from kdlm.sandbox.catalog import CODE
 from kdlm.sandbox.corpus import split_documents, stdlib_digest, stdlib_documents
 from kdlm.sandbox.jsonl import read_jsonl
 from kdlm.sandbox.tasks import LEVELS, Task, verify
@@ -18,7 +19,7 @@ def test_the_corpus_is_the_standard_library_without_its_tests():
 
 
 def test_no_held_out_file_is_in_what_teacher_or_student_read():
-    splits = split_documents(stdlib_documents())
+    splits = CODE.split()
     held_out = {document.path for document in splits["eval"]}
     teacher = {document.path for document in splits["teacher"]}
     train = {document.path for document in splits["train"]}
@@ -31,23 +32,24 @@ def test_no_held_out_file_is_in_what_teacher_or_student_read():
 
 def test_a_file_keeps_its_side_when_another_is_added():
     documents = stdlib_documents()
-    before, after = split_documents(documents[1:]), split_documents(documents)
+    sizes = {"train_chars": 300_000, "eval_chars": 200_000}
+    before, after = split_documents(documents[1:], **sizes), split_documents(documents, **sizes)
     added = documents[0].path
     moved = {document.path for document in before["eval"]} ^ {document.path for document in after["eval"]}
     assert moved <= {added} | {document.path for document in before["eval"][-1:]}
 
 
 def test_the_digest_and_the_split_are_the_same_when_the_library_is_read_again():
-    digest, splits = stdlib_digest(), split_documents(stdlib_documents())
+    digest, splits = stdlib_digest(), CODE.split()
     stdlib_documents.cache_clear()
     stdlib_digest.cache_clear()
     assert stdlib_digest() == digest
-    assert split_documents(stdlib_documents()) == splits
+    assert CODE.split() == splits
 
 
 def test_the_files_hold_the_split():
     folder = build("code", progress=None)
-    for split, documents in split_documents(stdlib_documents()).items():
+    for split, documents in CODE.split().items():
         rows = read_jsonl(folder / f"{split}.jsonl")
         assert [row["path"] for row in rows] == [document.path for document in documents]
         digest = hashlib.sha256("".join(row["text"] for row in rows).encode()).digest()
