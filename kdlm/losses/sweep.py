@@ -30,8 +30,9 @@ Impl = Literal["auto", "torch", "triton"]
 
 _BUFFER_BYTES = {"cpu": 160 << 20, "cuda": 1 << 30}
 """Bytes of the two logit buffers of a chunk."""
-_CPU_BLOCK = 1 << 17
-"""Logits per block and thread on a CPU: half a MiB for each of the handful of temporaries of a divergence."""
+_CPU_BLOCK = 1 << 20
+"""Logits per block on a CPU: 4 MiB for each of the handful of temporaries of a divergence. Smaller ones would stay in
+a smaller cache, and cost a thread barrier each, which is what hurts where cores are shared."""
 
 
 def sweep(
@@ -177,7 +178,7 @@ def _run_blocks(
     want_grad: bool,
 ) -> None:
     """Run the loss on the logits `z` of a chunk; fill `values` and `aux`, overwrite `z` with its gradient."""
-    step = torch.get_num_threads() * max(1, _CPU_BLOCK // z.shape[1]) if z.device.type == "cpu" else len(z)
+    step = max(torch.get_num_threads(), _CPU_BLOCK // z.shape[1]) if z.device.type == "cpu" else len(z)
     for at in range(0, len(z), step):
         local = slice(at, min(at + step, len(z)))
         block = slice(chunk.start + local.start, chunk.start + local.stop)
