@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdlm.methods import EmaOf, Method, Terms, Trainable
 from kdlm.models import Predictor
+from kdlm.teachers import LocalTeacher
 
 
 class Networks(nn.Module):
@@ -155,3 +156,22 @@ def clip_by_role(networks: Networks, method: Method, default: float) -> Tensor:
         limit = trainable(method, name).max_grad_norm
         norms.append(nn.utils.clip_grad_norm_(module.parameters(), default if limit is None else limit))
     return torch.stack([n.detach() for n in norms]).norm()
+
+
+def check_needs(method: Method, teacher: Any) -> None:
+    """Raise ValueError when the method needs what the teacher does not provide."""
+    provides = frozenset({"labels"}) | (frozenset() if teacher is None else teacher.provides)
+    if missing := sorted(method.needs - provides):
+        given = "no teacher was given" if teacher is None else f"{type(teacher).__name__} does not provide it"
+        raise ValueError(f"{type(method).__name__} needs {', '.join(missing)}, but {given}")
+
+
+def common_vocab(views: dict[str, Any], tokenizer: Any) -> int | None:
+    """Return how many ids to compare when the two heads are padded to different sizes, else None."""
+    if not isinstance(views.get("teacher"), LocalTeacher):
+        return None
+    ours = views["student"].module.get_output_embeddings().weight.shape[0]
+    theirs = views["teacher"].model.get_output_embeddings().weight.shape[0]
+    if ours == theirs:
+        return None
+    return min(ours, theirs, len(tokenizer) if tokenizer is not None else ours)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
 from kdlm.check import check
@@ -78,7 +79,8 @@ def assemble(recipe: Recipe) -> Assembly:
     """Load everything a recipe names and put it together; nothing is written to the run folder."""
     args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed, disable_tqdm=True)
     args.dataloader_pin_memory &= args.device.type == "cuda"
-    args.accelerator_config.dispatch_batches = False  # a padding-free batch has one row, which ranks cannot share
+    # A padding-free batch has one row, which ranks cannot share: each reads its own.
+    args.accelerator_config = AcceleratorConfig(dispatch_batches=False)
     set_seed(recipe.seed)
     tokenizer = recipe.student.tokenizer()
     if recipe.data.chat_template is not None:

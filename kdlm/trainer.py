@@ -8,23 +8,32 @@ sealed and hold the method's state.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_utils import EvalLoopOutput
 
 from kdlm import checkpoints
 from kdlm.data import Collator
+from kdlm.data.share import Share
 from kdlm.losses import ForwardKL
 from kdlm.methods import LogitKD, Method, Step, Terms, TokenMethod
-from kdlm.networks import Networks, clip_by_role, own_steps, split_by_role, trainable_names
-from kdlm.signal import IGNORE_INDEX
+from kdlm.methods.method import phases
+from kdlm.networks import (
+    Networks,
+    check_needs,
+    clip_by_role,
+    common_vocab,
+    own_steps,
+    split_by_role,
+    trainable_names,
+)
 from kdlm.teachers import LocalTeacher
 
 if TYPE_CHECKING:
@@ -66,10 +75,10 @@ class DistillTrainer(Trainer):
         args.remove_unused_columns = False
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = self.method.leaves_unused
-        _check_needs(self.method, self.teacher)
+        check_needs(self.method, self.teacher)
         self.networks = Networks(model, self.method, self.teacher)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None:
-            self.method.vocab = _common_vocab(self.networks.views, processing_class)
+            self.method.vocab = common_vocab(self.networks.views, processing_class)
         if data_collator is None:
             data_collator = Collator(getattr(processing_class, "pad_token_id", None) or 0)
         super().__init__(
@@ -113,7 +122,7 @@ class DistillTrainer(Trainer):
         if num_items_in_batch is None:
             raise ValueError("compute_loss needs the item counts of the whole optimiser step")
         step = Step(self.state.global_step, self.state.max_steps)
-        advance = _phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
+        advance = phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
         while True:
             terms = model(advance)
             loss = self._reduce(terms, num_items_in_batch)
@@ -132,7 +141,7 @@ class DistillTrainer(Trainer):
         """Return the loss whose gradient, averaged over ranks, is that of the global mean."""
         counts = {unit: count.clamp(min=1) for unit, count in counts.items()}
         loss = sum(term.weight * term.sum / counts[term.unit] for term in terms.terms.values())
-        for name, (value, unit) in _readings(terms).items():
+        for name, (value, unit) in terms.readings().items():
             self._this_step[name] = self._this_step[name] + value.detach() / counts[unit]
         self._window_tokens = counts.get("tokens", self._window_tokens)
         return loss * self.accelerator.num_processes  # data parallelism averages gradients; the count is global
@@ -219,7 +228,7 @@ class DistillTrainer(Trainer):
         if not hasattr(dataset, "__len__"):
             return super().get_eval_dataloader(eval_dataset)
         if self.args.world_size > 1:
-            dataset = _Share(dataset, self.args.process_index, self.args.world_size)
+            dataset = Share(dataset, self.args.process_index, self.args.world_size)
         return DataLoader(dataset, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -248,7 +257,7 @@ class DistillTrainer(Trainer):
             batch = self._prepare_inputs(batch)
             with self.accelerator.autocast():
                 terms = self.method.evaluate(self.networks.views, batch, step)
-            readings = _readings(terms)
+            readings = terms.readings()
             readings |= {f"loss/{name}": (term.weight * term.sum, term.unit) for name, term in terms.terms.items()}
             for name, (value, unit) in readings.items():
                 sums[name], units[name] = sums[name] + value.item(), unit
@@ -321,63 +330,5 @@ class _AfterStep(TrainerCallback):
         self.trainer._after_step()
 
 
-class _Share(Dataset):
-    """Every `world`-th row. Ranks get equally many, because sharded models must run in step: a missing last row is
-    replaced by one that trains on nothing."""
-
-    def __init__(self, rows: Any, rank: int, world: int):
-        self.rows, self.rank, self.world = rows, rank, world
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.world)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        place = index * self.world + self.rank
-        if place < len(self.rows):
-            return self.rows[place]
-        row = dict(self.rows[0])
-        return {**row, "labels": [IGNORE_INDEX] * len(row["input_ids"])}
-
-
-def _phases(start: Callable[[], Terms | Iterator[Terms]]) -> Callable[[], Terms]:
-    """Return a function that gives a method's `Terms` one by one, each computed when it is asked for."""
-    produced: list[Iterator[Terms]] = []
-
-    def advance() -> Terms:
-        if produced:
-            return next(produced[0])
-        first = start()
-        if isinstance(first, Terms):
-            return first
-        produced.append(first)
-        return next(first)
-
-    return advance
-
-
-def _readings(terms: Terms) -> dict[str, tuple[Tensor, str]]:
-    """What is logged: the metrics, and the terms by name where there are several."""
-    named = {name: (term.sum, term.unit) for name, term in terms.terms.items()} if len(terms.terms) > 1 else {}
-    return named | terms.metrics
-
-
 def _zero() -> Tensor:
     return torch.zeros(())
-
-
-def _check_needs(method: Method, teacher: Any) -> None:
-    provides = frozenset({"labels"}) | (frozenset() if teacher is None else teacher.provides)
-    if missing := sorted(method.needs - provides):
-        given = "no teacher was given" if teacher is None else f"{type(teacher).__name__} does not provide it"
-        raise ValueError(f"{type(method).__name__} needs {', '.join(missing)}, but {given}")
-
-
-def _common_vocab(views: dict[str, Any], tokenizer: Any) -> int | None:
-    """Return how many ids to compare when the two heads are padded to different sizes, else None."""
-    if not isinstance(views.get("teacher"), LocalTeacher):
-        return None
-    ours = views["student"].module.get_output_embeddings().weight.shape[0]
-    theirs = views["teacher"].model.get_output_embeddings().weight.shape[0]
-    if ours == theirs:
-        return None
-    return min(ours, theirs, len(tokenizer) if tokenizer is not None else ours)

@@ -59,6 +59,11 @@ class Terms:
     metrics: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
     more: bool = False
 
+    def readings(self) -> dict[str, tuple[Tensor, str]]:
+        """Return what is logged: the metrics, and the terms by name where there are several."""
+        named = {name: (term.sum, term.unit) for name, term in self.terms.items()} if len(self.terms) > 1 else {}
+        return named | self.metrics
+
 
 @dataclass(frozen=True)
 class Trainable:
@@ -135,3 +140,19 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
+
+
+def phases(start: Callable[[], Terms | Iterator[Terms]]) -> Callable[[], Terms]:
+    """Return a function that gives a method's `Terms` one by one, each computed when it is asked for."""
+    produced: list[Iterator[Terms]] = []
+
+    def advance() -> Terms:
+        if produced:
+            return next(produced[0])
+        first = start()
+        if isinstance(first, Terms):
+            return first
+        produced.append(first)
+        return next(first)
+
+    return advance

@@ -174,7 +174,8 @@ def test_the_newest_checkpoint_of_another_recipe_is_not_resumed(recipe: Path, ca
 def test_the_best_checkpoint_is_the_one_that_is_exported(recipe: Path) -> None:
     folder = run(
         recipe, "training.load_best_model_at_end=true", "training.metric_for_best_model=eval_kl_to_teacher",
-        "training.greater_is_better=false", "training.learning_rate=3.0", "training.save_steps=2", "training.eval_steps=2",
+        "training.greater_is_better=false", "training.learning_rate=3.0", "training.save_steps=2",
+        "training.eval_steps=2",
     )  # fmt: skip
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scores = {line["step"]: line["eval_kl_to_teacher"] for line in lines if "eval_kl_to_teacher" in line}
