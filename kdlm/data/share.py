@@ -1,0 +1,25 @@
+"""A rank's share of evaluation rows."""
+
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from kdlm.signal import IGNORE_INDEX
+
+
+class Share(Dataset):
+    """Every `world`-th row. Ranks get equally many, because sharded models must run in step: a missing last row is
+    replaced by one that trains on nothing."""
+
+    def __init__(self, rows: Any, rank: int, world: int):
+        self.rows, self.rank, self.world = rows, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.world)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        place = index * self.world + self.rank
+        if place < len(self.rows):
+            return self.rows[place]
+        row = dict(self.rows[0])
+        return {**row, "labels": [IGNORE_INDEX] * len(row["input_ids"])}
