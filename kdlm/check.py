@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from transformers.integrations import get_available_reporting_integrations
+
 from kdlm.data.forms import recognise
 from kdlm.data.sources import HUB_ID, open_source
 from kdlm.data.vocabulary import shared_vocabulary
@@ -47,6 +49,9 @@ def _training(recipe: Recipe) -> Iterator[str]:
     args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed)
     if recipe.data.streaming and args.max_steps <= 0:
         raise ValueError("training.max_steps: streamed data has no length, so the number of steps must be given")
+    asked = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or [])
+    if missing := sorted(set(asked) - {"none", "all"} - set(get_available_reporting_integrations())):
+        raise ValueError(f"training.report_to: {missing[0]} is not installed: pip install {missing[0]}")
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     yield f"training: {length}, {batch} sequences a step and device, learning rate {args.learning_rate:g}"

@@ -44,7 +44,8 @@ def adapt(model: "PreTrainedModel", lora: Lora) -> "PeftModel":
         target_modules=targets,
         modules_to_save=lora.modules_to_save or None,
         use_dora=lora.dora,
-        ensure_weight_tying=bool(lora.modules_to_save),  # a tied head and embedding stay one when trained in full
+        # A tied head and embedding stay one when they are trained in full.
+        ensure_weight_tying=bool(lora.modules_to_save) and model.config.get_text_config().tie_word_embeddings,
         task_type="CAUSAL_LM",
     )
     try:
