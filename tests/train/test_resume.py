@@ -22,7 +22,7 @@ data: {train: [{path: "sandbox:code/train", limit: 4}], max_length: 32, eval_row
 method: {name: taid, start: 0.2, alpha: 0.05}
 losses: [{name: cross_entropy, weight: {name: linear, start: 0.5, end: 0.0}}]
 training:
-  max_steps: 40
+  max_steps: 60
   per_device_train_batch_size: 4
   gradient_accumulation_steps: 2
   learning_rate: 0.01
@@ -85,16 +85,16 @@ def test_five_kills_leave_no_trace_in_the_weights(recipes: dict[str, Path], tmp_
     last = start(recipes["killed"], "--resume")
     last.join()
     assert last.exitcode == 0
-    assert step_of(run) == 40
+    assert step_of(run) == 60
     expected, got = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("unbroken", "killed"))
     assert all((expected[name] == got[name]).all() for name in expected)
     states = [
-        load_file(tmp_path / n / "checkpoint-40" / "kdlm" / "method_state.safetensors") for n in ("unbroken", "killed")
+        load_file(tmp_path / n / "checkpoint-60" / "kdlm" / "method_state.safetensors") for n in ("unbroken", "killed")
     ]
     assert all((states[0][name] == states[1][name]).all() for name in ("t", "previous", "momentum"))
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
     assert steps == sorted(set(steps)), "a step is reported twice"
-    assert [folder.name for folder in checkpoints.finished(run)] == ["checkpoint-35", "checkpoint-40"]
+    assert [folder.name for folder in checkpoints.finished(run)] == ["checkpoint-55", "checkpoint-60"]
 
 
 def test_a_checkpoint_with_a_flipped_byte_is_refused_by_name(recipes: dict[str, Path], tmp_path: Path, capsys) -> None:
