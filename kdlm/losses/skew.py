@@ -18,7 +18,7 @@ def skew_kl(
     temperature: float = 1.0,
     t_squared: bool = True,
 ) -> Float[Tensor, "*rows"]:
-    """Return `T^2 KL(p || skew p + (1 - skew) q)` (equation 3); `skew` 0 is forward KL.
+    """Return `T^2 KL(p || skew p + (1 - skew) q)`; `skew` 0 is forward KL.
 
     At most `-T^2 log(skew)`. The student in the mixture carries gradient. A true divergence: 0 at equality, where
     released code, which leaves the teacher's entropy in, gives that entropy.
@@ -36,7 +36,7 @@ def skew_reverse_kl(
     temperature: float = 1.0,
     t_squared: bool = True,
 ) -> Float[Tensor, "*rows"]:
-    """Return `T^2 KL(q || (1 - skew) p + skew q)` (equation 3); `skew` 0 is reverse KL.
+    """Return `T^2 KL(q || (1 - skew) p + skew q)`; `skew` 0 is reverse KL.
 
     At most `-T^2 log(skew)`. Both copies of the student carry gradient (DistiLLM-2's code detaches the one in the
     mixture, which leaves the value and changes the gradient).

@@ -16,7 +16,7 @@ def taid_kl(
     temperature: float = 1.0,
     t_squared: bool = True,
 ) -> Float[Tensor, "*rows"]:
-    """Return `T^2 KL(p_t || q)`, `p_t = softmax((1 - t) sg[z_s] + t z_t)` (TAID, ICLR 2025, arXiv 2501.16937, eq. 4).
+    """Return `T^2 KL(p_t || q)`, `p_t = softmax((1 - t) sg[z_s] + t z_t)` (TAID, ICLR 2025, arXiv 2501.16937).
 
     `t` moves from the student (0: value and gradient are 0) to the teacher (1: forward KL). The gradient is
     `T (q - p_t)`, as in the released code, whose value has the entropy of `p_t` in it; here it is a true KL.

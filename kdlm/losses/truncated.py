@@ -21,7 +21,7 @@ _FLOOR = -1e4
 
 
 def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return `log(1 - exp(x))` for `x < 0`, accurate at both ends (Maechler 2012, equation 7)."""
+    """Return `log(1 - exp(x))` for `x < 0`, accurate at both ends (Maechler 2012)."""
     near_zero = x > -math.log(2)
     # Each branch sees a harmless argument where the other is taken: `where` would pass its NaN gradient on.
     return torch.where(

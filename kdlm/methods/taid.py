@@ -16,7 +16,7 @@ from kdlm.methods.tokens import TokenMethod, Weighted
 class Taid(TokenMethod):
     """Match a target that starts near the student and moves to the teacher: softmax((1 - t) sg[z_s] + t z_t).
 
-    `t` grows by a linear ramp, and faster while the loss falls (section 3.2 of the paper; the released code's update):
+    `t` grows by a linear ramp, and faster while the loss falls (the released code's update):
 
         change   = (previous - loss) / previous
         momentum = beta * momentum + (1 - beta) * change
