@@ -1,7 +1,6 @@
 """Checkpoints that are whole or not there: each is sealed by a manifest, written last, that names every file."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -10,18 +9,11 @@ import safetensors.torch
 import xxhash
 from torch import Tensor, nn
 
+from kdlm.disk import flush, write_text
+
 MANIFEST = "manifest.json"
 AUXILIARY = "kdlm"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def save_auxiliary(folder: Path, networks: dict[str, nn.Module], state: dict[str, Tensor]) -> None:
@@ -50,10 +42,7 @@ def seal(folder: Path) -> None:
     """Flush every file of a checkpoint to disk, then write the manifest that makes it one."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     entries = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": _digest(p)} for p in files}
-    for path in [*files, *{p.parent for p in files}]:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+    flush(folder)
     write_text(folder / MANIFEST, json.dumps(entries, indent=1))
 
 
@@ -71,10 +60,15 @@ def verify(folder: Path) -> None:
 
 def finished(run: Path) -> list[Path]:
     """Return the sealed checkpoints of a run, oldest first."""
-    found = [
-        p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and (p / MANIFEST).is_file()
-    ]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    found = [p for p in run.glob("checkpoint-*") if NAME.fullmatch(p.name) and (p / MANIFEST).is_file()]
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """Return the optimiser step of a checkpoint. Raises ValueError when the folder's name does not say it."""
+    if match := NAME.fullmatch(folder.name):
+        return int(match[1])
+    raise ValueError(f"{folder}: not a checkpoint, those are called checkpoint-STEP")
 
 
 def prune(run: Path, keep: int | None, best: str | None) -> None:

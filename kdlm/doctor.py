@@ -16,6 +16,8 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from kdlm.disk import cache_folder
+
 GIB = 2**30
 
 
@@ -170,9 +172,7 @@ def _attention() -> Iterator[Finding]:
 def _caches() -> Iterator[Finding]:
     from huggingface_hub import constants
 
-    from kdlm.sandbox.store import cache_root
-
-    for name, folder in (("kdlm sandbox", cache_root()), ("hub", Path(constants.HF_HUB_CACHE))):
+    for name, folder in (("kdlm sandbox", cache_folder("sandbox")), ("hub", Path(constants.HF_HUB_CACHE))):
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = f"{shutil.disk_usage(there).free / GIB:.1f} GiB free"
         entries = sum(1 for entry in folder.iterdir() if not entry.name.startswith(".")) if folder.is_dir() else 0

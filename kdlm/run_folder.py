@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdlm import checkpoints
-from kdlm.checkpoints import write_text
-from kdlm.recipe import Recipe, resolved
+from kdlm.disk import flush, write_text
+from kdlm.recipe import Recipe, load, resolved
 from kdlm.section import Section
 
 if TYPE_CHECKING:
@@ -47,14 +47,13 @@ class RunFolder:
             self._compare(described, recipe)
         if isinstance(resume, str):
             folder = Path(resume)
+            checkpoints.step_of(folder)
             checkpoints.verify(folder)
             return folder
         found = checkpoints.finished(self.path)
         return found[-1] if found else None
 
     def _compare(self, described: Path, recipe: Recipe) -> None:
-        from kdlm.recipe import load
-
         before, now = _flat(load(described)), _flat(recipe)
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if wrong := [key for key in changed if not key.startswith(("training.", "run_dir"))]:
@@ -67,7 +66,6 @@ class RunFolder:
 
     def open(self, recipe: Recipe, data: Mapping[str, Any], step: int) -> None:
         """Create the folder, write what the run is, and cut the metrics back to `step`."""
-        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "recipe.yaml", resolved(recipe))
         write_text(self.path / "environment.json", json.dumps(environment(), indent=1))
         write_text(self.path / "data.json", json.dumps(data, indent=1, default=str))
@@ -83,10 +81,7 @@ class RunFolder:
         model.save_pretrained(incoming)
         tokenizer.save_pretrained(incoming)
         (incoming / "README.md").write_text(card, encoding="utf-8")
-        for file in incoming.rglob("*"):
-            handle = os.open(file, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
+        flush(incoming)
         if self.student.exists():
             os.replace(self.student, outgoing)
         os.replace(incoming, self.student)

@@ -1,7 +1,6 @@
 """What is generated from the Recipe: the JSON schema for editors and the recipe reference for readers."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import transformers
 
+from kdlm.disk import write_text
 from kdlm.recipe import Recipe
 
 SCHEMA = Path("recipes/schema.json")
@@ -50,7 +50,7 @@ def write(root: Path, *, check: bool = False) -> int:
     for path, text in ((SCHEMA, json_schema()), (REFERENCE, reference())):
         old = (root / path).read_text(encoding="utf-8") if (root / path).is_file() else ""
         if not check:
-            _replace(root / path, text)
+            write_text(root / path, text)
             print(f"{root / path}: {'unchanged' if old == text else 'written'}")
         elif not _agree(path, old, text):
             stale.append(path)
@@ -180,13 +180,3 @@ def _without_training(path: Path, text: str) -> str:
         schema["$defs"].pop("Training", None)
         return json.dumps(schema)
     return text.partition(TRAINING)[0]
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

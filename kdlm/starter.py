@@ -1,6 +1,6 @@
 """`kdlm init`: a commented recipe for a teacher, a student and data, with a loss that can work for the three."""
 
-import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +11,7 @@ from kdlm.data import Source
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.data.vocabulary import shared_vocabulary
+from kdlm.disk import write_text
 from kdlm.models import Pretrained, Sandbox
 from kdlm.recipe import load
 from kdlm.section_loader import suggestion
@@ -80,17 +81,12 @@ def write_recipe(teacher: str, student: str, data: str, output: Path, *, force: 
         plan.warnings.append(
             "the data is chat but the student's tokenizer has no chat template: set data.chat_template"
         )
-    partial = output.with_name(f".{output.name}.partial")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(written(large, small, source, form, plan, output))
-            file.flush()
-            os.fsync(file.fileno())
-        load(partial)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = written(large, small, source, form, plan, output)
+    with tempfile.TemporaryDirectory() as folder:  # what does not load is not left behind
+        draft = Path(folder) / output.name
+        draft.write_text(text, encoding="utf-8")
+        load(draft)
+    write_text(output, text)
     found = [f"teacher: {teacher}, {large.size}", f"student: {student}, {small.size}", f"data: {data}, {form} rows"]
     return [
         *found,

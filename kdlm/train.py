@@ -1,6 +1,5 @@
 """`kdlm train`: the only place that assembles a run."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
+from kdlm import checkpoints
 from kdlm.check import check
 from kdlm.data import Data, load_data
 from kdlm.data.chat import template_text
@@ -18,8 +18,6 @@ from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.trainer import DistillTrainer
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
     trainer = run.trainer
     writes = trainer.is_world_process_zero()
     if writes:
-        step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+        step = checkpoints.step_of(checkpoint) if checkpoint else 0
         print(run.data.report)
         folder.open(recipe, described(run.data), step)
         trainer.add_callback(MetricsFile(folder.metrics))
@@ -108,7 +106,7 @@ def assemble(recipe: Recipe) -> Assembly:
 
 
 def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> Any:
-    """Return the ids that student and teacher share: None when they share all rows of equal heads."""
+    """Return the ids that student and teacher share; None for a teacher of whose tokenizer nothing is known."""
     if recipe.teacher is None or not hasattr(recipe.teacher, "tokenizer"):
         return None
     ours, theirs = (m.get_output_embeddings().weight.shape[0] for m in (student, teacher.model))

@@ -19,6 +19,8 @@ import pyarrow as pa
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
+from kdlm.disk import flush, flush_names
+
 log = logging.getLogger(__name__)
 
 CODE_VERSION = 1
@@ -38,11 +40,6 @@ PACKED = pa.schema(
         "index": pa.list_(pa.int64()),
     }
 )
-
-
-def cache_root(given: str | None) -> Path:
-    """Return the folder of tokenised data: `given`, else $KDLM_CACHE, else ~/.cache/kdlm; then `/data`."""
-    return Path(given or os.environ.get("KDLM_CACHE") or "~/.cache/kdlm").expanduser().resolve() / "data"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -86,7 +83,7 @@ def cached_table(
             os.replace(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        _flush(root)
+        flush_names(root)
     found = _open(folder)
     assert found is not None, f"{folder} was just written"
     return found
@@ -103,13 +100,8 @@ def _write(folder: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]], abou
                     writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
                     batch = []
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-        stream.flush()
-        os.fsync(stream.fileno())
-    with (folder / "about.json").open("w", encoding="utf-8") as stream:
-        json.dump({"sha256": _digest(table), **about()}, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _flush(folder)
+    (folder / "about.json").write_text(json.dumps({"sha256": _digest(table), **about()}, indent=1), encoding="utf-8")
+    flush(folder)
 
 
 def _open(folder: Path) -> tuple[datasets.Dataset, dict[str, Any]] | None:
@@ -130,12 +122,3 @@ def _open(folder: Path) -> tuple[datasets.Dataset, dict[str, Any]] | None:
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,13 +10,14 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.cache import PACKED, cache_root, cached_table, fingerprint
+from kdlm.data.cache import PACKED, cached_table, fingerprint
 from kdlm.data.collate import Collator
 from kdlm.data.mixing import held_out, mixed
 from kdlm.data.packing import best_fit, packed_row
 from kdlm.data.report import DataReport, SourceReport
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.tokenised import Tokenised, tokenised
+from kdlm.disk import cache_folder
 
 PACKED_AT_ONCE = 1000
 """Sequences of a stream that are packed among themselves."""
@@ -83,7 +84,7 @@ def _table(
     sources: list[Source], section: DataSection, tokenizer: PreTrainedTokenizerBase, reports: list[SourceReport]
 ) -> tuple[datasets.Dataset, list[int], str]:
     """Return the sequences of all sources below one another, how many each has, and their fingerprint."""
-    root, tables, names = cache_root(section.cache), [], []
+    root, tables, names = cache_folder("data", section.cache), [], []
     for source in sources:
         found = tokenised(source, section, tokenizer)
         table, report = found.table(root)
@@ -134,7 +135,7 @@ def _packed(split: Split, section: DataSection, report: DataReport, name: str) -
         for members in best_fit(rows["length"][:].tolist(), section.max_length):
             yield packed_row(rows[i] for i in members)
 
-    table, _ = cached_table(cache_root(section.cache), packed_name, PACKED, packed(), dict)
+    table, _ = cached_table(cache_folder("data", section.cache), packed_name, PACKED, packed(), dict)
     full = sum(table.data.column("length").to_pylist()) / (len(table) * section.max_length)
     report.notes.append(f"packed {name}: {len(rows)} sequences in {len(table)} rows, {full:.0%} full")
     return Split(table.with_format("numpy"), packed_name)

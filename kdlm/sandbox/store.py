@@ -7,7 +7,6 @@ one per name too: whoever holds the lock may remove what a killed builder left.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +14,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kdlm.disk import cache_folder, flush, flush_names
 from kdlm.sandbox.progress import Progress
 
 MARKER = "sandbox.json"  # written last: what the folder was built from
-
-
-def cache_root(cache: Path | None = None) -> Path:
-    """Return the folder that holds the sandbox: `cache`, else $KDLM_CACHE, else ~/.cache/kdlm; then `/sandbox`."""
-    root = cache or Path(os.environ.get("KDLM_CACHE") or Path.home() / ".cache" / "kdlm")
-    return Path(root).expanduser().resolve() / "sandbox"
 
 
 def digest_of(ingredients: dict[str, Any]) -> str:
@@ -34,7 +28,7 @@ def digest_of(ingredients: dict[str, Any]) -> str:
 
 def folder_of(name: str, ingredients: dict[str, Any], cache: Path | None) -> Path:
     """Return where the folder lives, built or not."""
-    return cache_root(cache) / f"{name}-{digest_of(ingredients)}"
+    return cache_folder("sandbox", cache) / f"{name}-{digest_of(ingredients)}"
 
 
 def is_finished(folder: Path) -> bool:
@@ -77,12 +71,12 @@ def _build(name: str, ingredients: dict[str, Any], make: Callable[[Path], dict[s
     try:
         marker = {"name": name, "made_from": ingredients, "figures": make(partial)}
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-        _flush(partial)
+        flush(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     partial.rename(folder)
-    _flush_folder(folder.parent)
+    flush_names(folder.parent)
 
 
 def _acquire(lock: FileLock, name: str, progress: Progress) -> None:
@@ -91,21 +85,3 @@ def _acquire(lock: FileLock, name: str, progress: Progress) -> None:
     except Timeout:
         with progress(f"{name}: another process is building it, waiting", 0):
             lock.acquire()
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    """A rename is on disk when the folder that holds the name is; Windows has no such call and no such need."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from kdlm.data.cache import SEQUENCES, cache_root, cached_table, tokenizer_fingerprint
+from kdlm.data.cache import SEQUENCES, cached_table, tokenizer_fingerprint
+from kdlm.disk import cache_folder
 
 ROWS = [{"input_ids": [i, i + 1], "labels": [-100, i + 1], "length": 2, "key": i} for i in range(2500)]
 
@@ -100,10 +101,10 @@ def test_a_killed_build_leaves_no_table_and_two_builders_build_one(tmp_path):
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("KDLM_CACHE", str(tmp_path))
-    assert cache_root(None) == tmp_path / "data"
-    assert cache_root(str(tmp_path / "own")) == tmp_path / "own" / "data"
+    assert cache_folder("data", None) == tmp_path / "data"
+    assert cache_folder("data", str(tmp_path / "own")) == tmp_path / "own" / "data"
     monkeypatch.delenv("KDLM_CACHE")
-    assert cache_root(None) == Path.home() / ".cache" / "kdlm" / "data"
+    assert cache_folder("data", None) == Path.home() / ".cache" / "kdlm" / "data"
 
 
 def test_a_tokenizer_has_one_fingerprint_until_it_changes(tokenizer, new_tokenizer):

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from kdlm.disk import cache_folder
 from kdlm.sandbox import build
 from kdlm.sandbox.progress import console, silent
-from kdlm.sandbox.store import cache_root, digest_of, finished_folder
+from kdlm.sandbox.store import digest_of, finished_folder
 
 # A builder that notes that it builds, writes half of what it should, and waits for permission to go on.
 SLOW_BUILDER = """
@@ -88,10 +89,10 @@ def test_a_killed_builder_leaves_nothing_that_the_next_one_trips_over(tmp_path):
     wait_for(tmp_path / "builds", victim)
     os.kill(victim.pid, signal.SIGKILL)
     victim.communicate()
-    assert not [path for path in cache_root(tmp_path).iterdir() if not path.name.startswith(".")]
+    assert not [path for path in cache_folder("sandbox", tmp_path).iterdir() if not path.name.startswith(".")]
     folder = finished_folder("thing", {"size": 1}, write_whole, cache=tmp_path, progress=silent)
     assert sorted(path.name for path in folder.iterdir()) == ["sandbox.json", "whole"]
-    assert not list(cache_root(tmp_path).glob(".*.partial"))
+    assert not list(cache_folder("sandbox", tmp_path).glob(".*.partial"))
 
 
 def test_a_model_whose_training_was_killed_is_built_the_same_by_the_next(tmp_path):
@@ -113,7 +114,7 @@ def test_a_build_that_fails_leaves_no_folder(tmp_path):
 
     with pytest.raises(RuntimeError, match="no"):
         finished_folder("thing", {}, fail, cache=tmp_path, progress=silent)
-    assert all(path.suffix == ".lock" for path in cache_root(tmp_path).iterdir())
+    assert all(path.suffix == ".lock" for path in cache_folder("sandbox", tmp_path).iterdir())
     assert finished_folder("thing", {}, write_whole, cache=tmp_path, progress=silent).is_dir()
 
 
@@ -140,7 +141,7 @@ def test_other_ingredients_make_another_folder(tmp_path):
 
 def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("KDLM_CACHE", str(tmp_path))
-    assert cache_root() == tmp_path.resolve() / "sandbox"
+    assert cache_folder("sandbox") == tmp_path.resolve() / "sandbox"
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
