@@ -28,11 +28,11 @@ def entries() -> list[Entry]:
     """Return methods, losses, teachers, students and forms of data, in this order."""
     from kdlm.data.forms import FORMS
     from kdlm.losses import AnyLoss
-    from kdlm.methods import METHODS, AnyMethod
+    from kdlm.methods import AnyMethod
     from kdlm.models import AnyStudent
     from kdlm.teachers import AnyTeacher
 
-    found = [_entry("method", section, METHODS.get(name_of(section), section)) for section in members(AnyMethod)]
+    found = [_entry("method", section, getattr(section, "method", section)) for section in members(AnyMethod)]
     found += [_entry("loss", section, section) for section in members(AnyLoss)]
     found += [_entry("teacher", section, section) for section in members(AnyTeacher)]
     found += [_entry("student", section, section) for section in members(AnyStudent)]

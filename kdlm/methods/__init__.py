@@ -26,15 +26,7 @@ AnyMethod = Annotated[
     LogitKDSection | TaidSection | SequenceKDSection | HiddenKDSection | CustomMethod, Field(discriminator="name")
 ]
 
-METHODS: dict[str, type[Method]] = {
-    "logit_kd": LogitKD,
-    "taid": Taid,
-    "sequence_kd": SequenceKD,
-    "hidden_kd": HiddenKD,
-}
-
 __all__ = [
-    "METHODS",
     "AnyMethod",
     "CustomMethod",
     "EmaOf",

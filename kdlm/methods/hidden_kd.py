@@ -1,16 +1,15 @@
 """Hidden-state distillation: chosen student layers follow chosen teacher layers through learned projectors."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from kdlm.losses import kept_rows
-from kdlm.methods.logit_kd import TokenOptions
 from kdlm.methods.method import Batch, Nets, Role, Step, Term, Terms, Trainable
-from kdlm.methods.tokens import TokenMethod
+from kdlm.methods.tokens import TokenMethod, TokenOptions
 
 
 class HiddenKD(TokenMethod):
@@ -87,6 +86,7 @@ class HiddenKD(TokenMethod):
 class HiddenKDSection(TokenOptions):
     """Match hidden states of mapped layers through learned projectors, with or without token losses."""
 
+    method: ClassVar = HiddenKD
     name: Literal["hidden_kd"] = "hidden_kd"
     layers: list[tuple[int, int]] | None = None
     """[student layer, teacher layer] pairs, counted from 0; by default up to four, spread evenly."""
@@ -96,7 +96,3 @@ class HiddenKDSection(TokenOptions):
     """Weight of the hidden-state term."""
     projector_learning_rate: float | None = Field(None, gt=0)
     """Learning rate of the projectors; by default the run's."""
-
-    def build(self, losses, vocab) -> HiddenKD:
-        own = {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
-        return HiddenKD(losses, vocab=vocab, **own)

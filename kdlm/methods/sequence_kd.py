@@ -1,10 +1,9 @@
 """Sequence-level distillation: the student is fine-tuned on text that the teacher wrote."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from kdlm.losses import CrossEntropy
-from kdlm.methods.logit_kd import TokenOptions
-from kdlm.methods.tokens import TokenMethod
+from kdlm.methods.tokens import TokenMethod, TokenOptions
 
 
 class SequenceKD(TokenMethod):
@@ -21,10 +20,10 @@ class SequenceKD(TokenMethod):
 class SequenceKDSection(TokenOptions):
     """Fine-tune on teacher-written text: cross-entropy only; a teacher is optional and used in evaluation."""
 
+    method: ClassVar = SequenceKD
     name: Literal["sequence_kd"] = "sequence_kd"
 
-    def build(self, losses, vocab) -> SequenceKD:
-        losses = losses or [CrossEntropy()]
+    def build(self, losses, vocab) -> TokenMethod:
         if others := [loss.name for loss in losses if loss.name != "cross_entropy"]:
             raise ValueError(f"losses: sequence_kd takes cross_entropy only, not {', '.join(others)}; use logit_kd")
-        return SequenceKD(losses, vocab=vocab, chunk_rows=self.chunk_rows, impl=self.impl)
+        return super().build(losses or [CrossEntropy()], vocab)

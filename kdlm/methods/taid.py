@@ -1,16 +1,15 @@
 """TAID: Temporally Adaptive Interpolated Distillation (ICLR 2025, arXiv 2501.16937)."""
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.losses import taid_kl
-from kdlm.methods.logit_kd import TokenOptions
 from kdlm.methods.method import Step
-from kdlm.methods.tokens import TokenMethod, Weighted
+from kdlm.methods.tokens import TokenMethod, TokenOptions, Weighted
 
 
 class Taid(TokenMethod):
@@ -76,6 +75,7 @@ def _taid(student: Tensor, teacher: Tensor, labels: Tensor, *, t: Tensor) -> Ten
 class TaidSection(TokenOptions):
     """Match a target that moves from the student to the teacher as training goes on."""
 
+    method: ClassVar = Taid
     name: Literal["taid"] = "taid"
     start: float = Field(0.4, ge=0, le=1)
     """Share of the teacher's logits in the target at the first step."""
@@ -93,7 +93,3 @@ class TaidSection(TokenOptions):
         if self.end < self.start:
             raise ValueError(f"end ({self.end}) must not be below start ({self.start})")
         return self
-
-    def build(self, losses, vocab) -> Taid:
-        own = {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
-        return Taid(losses, vocab=vocab, **own)

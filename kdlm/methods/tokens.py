@@ -1,12 +1,14 @@
 """Methods whose loss is a weighted sum of token losses between the student and one teacher."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from kdlm.losses import Loss, kept_rows, measures_for, numbered_names, weighted_sum
 from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms
+from kdlm.section import Section
 from kdlm.signal import Dense, Hidden, Rows, Signal
 
 Weighted = tuple[str, Callable[..., Tensor], float]
@@ -74,3 +76,20 @@ class TokenMethod(Method):
         nothing = total.detach()[:0]
         metrics = {name: (parts.get(name, nothing).sum(), "tokens") for name in names}
         return Terms({"token_loss": Term(total.sum())}, metrics)
+
+
+class TokenOptions(Section):
+    """What can be asked of any method that sums token losses. Every other field goes to the method by its name."""
+
+    method: ClassVar[type[TokenMethod]]
+    """The method that this Section configures."""
+
+    chunk_rows: int | None = Field(None, ge=1)
+    """Rows projected to the vocabulary at a time; by default chosen from the sizes. Changes memory, not the result."""
+    impl: Literal["auto", "torch", "triton"] = "auto"
+    """Implementation of the losses: `torch` (the reference), `triton` (fused kernels, where there are any), or auto."""
+
+    def build(self, losses: Sequence[Loss], vocab: int | Tensor | None) -> TokenMethod:
+        """Return the method with the recipe's losses and the ids that both tokenizers share."""
+        options: dict[str, Any] = {key: value for key, value in self if key != "name"}
+        return self.method(losses, vocab=vocab, **options)
