@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdlm.losses import kept_rows
+from kdlm.losses import kept_rows, measures_for
 from kdlm.methods.method import Batch, Nets, Role, Step, Term, Terms, Trainable
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 
@@ -47,6 +47,13 @@ class HiddenKD(TokenMethod):
         return not self.token_losses  # the layers above the last mapped one
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
+        return self._match(nets, batch, step)
+
+    def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
+        """Give the step's own terms, and every measure that can be taken with this teacher."""
+        return self._match(nets, batch, step, measured=True)
+
+    def _match(self, nets: Nets, batch: Batch, step: Step, *, measured: bool = False) -> Terms:
         rows = kept_rows(batch["labels"])
         ours, theirs = zip(*(self.layers or []), strict=True)
         teacher, targets = nets["teacher"].with_layers(batch, rows, theirs)
@@ -56,11 +63,11 @@ class HiddenKD(TokenMethod):
             for projector, h, target in zip(nets["projectors"], hidden, targets, strict=True)
         ]
         matched = torch.stack(distances).mean(0).sum()
-        metrics = {"hidden": (matched.detach(), "tokens")}
-        terms = {"hidden": Term(matched, weight=self.weight)}
-        if self.token_losses:
-            logits = self.compare(student, teacher, rows, step)
-            terms, metrics = {**terms, **logits.terms}, {**metrics, **logits.metrics}
+        terms, metrics = {"hidden": Term(matched, weight=self.weight)}, {"hidden": (matched.detach(), "tokens")}
+        if self.token_losses or measured:
+            logits = self.compare(student, teacher, rows, step, measures_for(type(teacher)) if measured else ())
+            terms |= logits.terms if self.token_losses else {}
+            metrics |= logits.metrics
         return Terms(terms, metrics)
 
     def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -145,6 +145,17 @@ def test_projectors_train_and_are_checkpointed_but_not_exported(arguments, tmp_p
     assert {name for name, _ in exported.named_parameters()} == set(weights(run.student))
 
 
+@pytest.mark.parametrize("losses", [[], [ForwardKL(weight=2.0)]], ids=["alone", "beside a token loss"])
+def test_evaluation_reports_the_hidden_state_term_as_training_does(arguments, losses) -> None:
+    run = trainer(arguments, HiddenKD(losses, layers=[(0, 1), (1, 2)], weight=3.0))
+    before = run.evaluate(run.train_dataset)
+    run.train()
+    logged = next(line for line in run.state.log_history if "loss" in line)  # of the weights before the step
+    names = {"loss", "hidden", *(loss.name for loss in losses)}
+    assert {name: before[f"eval_{name}"] for name in names} == pytest.approx({name: logged[name] for name in names})
+    assert before["eval_kl_to_teacher"] > 0
+
+
 def test_a_hidden_state_term_alone_brings_student_layers_to_the_teachers(arguments) -> None:
     run = trainer(
         arguments, HiddenKD(distance="mse", layers=[(1, 2)]), steps=30, optim="adamw_torch", learning_rate=1e-2,
