@@ -9,9 +9,10 @@ from transformers.integrations import get_available_reporting_integrations
 from kdlm.data.forms import recognise
 from kdlm.data.sources import HUB_ID, open_source
 from kdlm.data.vocabulary import shared_vocabulary
-from kdlm.methods import TokenMethod
-from kdlm.models import Loading
+from kdlm.methods import Method, TokenMethod
+from kdlm.models import Fresh, Loading, Pruned, Sandbox
 from kdlm.recipe import Recipe
+from kdlm.sandbox import is_built
 from kdlm.section import Custom
 
 
@@ -23,23 +24,34 @@ def check(recipe: Recipe) -> list[str]:
     """
     lines: list[str] = []
     problems: list[str] = []
-    for look in (_training, _student, _targets, _method, _signals, _tokenizers, _data):
+    method = None
+    try:
+        method = recipe.method.build(recipe.losses, None)
+    except ValueError as error:
+        problems.extend(_keyed("method", error))
+    looks = (
+        ("training", _training(recipe)),
+        ("student", _student(recipe)),
+        ("losses", _targets(recipe)),
+        ("method", _needs(recipe, method)),
+        ("losses", _signals(recipe, method)),
+        ("teacher", _tokenizers(recipe, method)),
+        ("data", _data(recipe)),
+    )
+    for key, look in looks:
         try:
-            lines.extend(look(recipe))
+            lines.extend(look)
         except ValueError as error:
-            problems.extend(_keyed(look, error))
+            problems.extend(_keyed(key, error))
     if problems:
         raise ValueError("\n".join(problems))
     return lines
 
 
-def _keyed(look: Callable, error: ValueError) -> list[str]:
+def _keyed(key: str, error: ValueError) -> list[str]:
     """Name the recipe's key in front of a message that does not name one itself."""
-    section = look.__name__.removeprefix("_")
-    key = {"signals": "losses", "tokenizers": "teacher"}.get(section, section)
-    known = (*Recipe.model_fields, "student", "teacher")
     return [
-        line if line.split(":")[0].split(".")[0] in known else f"{key}: {line}"
+        line if line.split(":")[0].split(".")[0] in Recipe.model_fields else f"{key}: {line}"
         for line in str(error).splitlines()
         if line
     ]
@@ -72,7 +84,7 @@ def _student(recipe: Recipe) -> Iterator[str]:
 
 
 def _targets(recipe: Recipe) -> Iterator[str]:
-    """Import what custom losses and a custom teacher name; `_method` does it for a custom method."""
+    """Import what custom losses and a custom teacher name; building the method does it for a custom one."""
     problems = []
     for key, section in [("teacher", recipe.teacher), *((f"losses.{i}", loss) for i, loss in enumerate(recipe.losses))]:
         if isinstance(section, Custom):
@@ -85,8 +97,9 @@ def _targets(recipe: Recipe) -> Iterator[str]:
         raise ValueError("\n".join(problems))
 
 
-def _method(recipe: Recipe) -> Iterator[str]:
-    method = recipe.method.build(recipe.losses, None)
+def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    if method is None:  # building it failed, which is said already
+        return
     provides = {"labels"} | (
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
@@ -99,8 +112,7 @@ def _method(recipe: Recipe) -> Iterator[str]:
     yield f"method: {recipe.method.name}; needs {', '.join(sorted(method.needs))}"
 
 
-def _signals(recipe: Recipe) -> Iterator[str]:
-    method = recipe.method.build(recipe.losses, None) if _builds(recipe) else None
+def _signals(recipe: Recipe, method: Method | None) -> Iterator[str]:
     given = getattr(recipe.teacher, "signals", None)
     if not isinstance(method, TokenMethod) or given is None:
         return
@@ -112,7 +124,7 @@ def _signals(recipe: Recipe) -> Iterator[str]:
         yield f"losses: {', '.join(loss.name for loss in recipe.losses)}"
 
 
-def _tokenizers(recipe: Recipe) -> Iterator[str]:
+def _tokenizers(recipe: Recipe, method: Method | None) -> Iterator[str]:
     teacher, student = recipe.teacher, recipe.student
     if teacher is None or not hasattr(teacher, "tokenizer"):
         return
@@ -126,7 +138,6 @@ def _tokenizers(recipe: Recipe) -> Iterator[str]:
     (ours, our_config), (theirs, their_config) = opened
     sizes = (c.get_text_config().vocab_size for c in (our_config, their_config))
     shared = shared_vocabulary(ours, theirs, *sizes)
-    method = recipe.method.build(recipe.losses, None) if _builds(recipe) else None
     if method is not None and "teacher" in method.needs:
         shared.require()
     yield f"tokenizers: {len(shared)} ids shared{', identical' if shared.identical else ''}"
@@ -162,42 +173,21 @@ def _needs_of_loading(key: str, model: Any) -> Iterator[str]:
             yield f"{key}: note: cannot be loaded on this machine: {error}"
 
 
-def _builds(recipe: Recipe) -> bool:
-    try:
-        recipe.method.build(recipe.losses, None)
-    except ValueError:  # said by _method
-        return False
-    return True
-
-
 def _quantised(student: Any) -> bool:
     return getattr(student, "quantization", "none") != "none"
 
 
 def _opened(read: Callable[[], Any], model: Any) -> tuple[Any, str]:
-    """Return what `read` reads, or None and why not where the model is on a hub that cannot be reached."""
-    sandbox = (
-        getattr(model, "name", "") == "sandbox" or getattr(getattr(model, "source", None), "name", "") == "sandbox"
-    )
-    if sandbox and not _built(model):
-        return None, "the sandbox has not built it yet"
+    """Return what `read` reads, or None and why not: a sandbox model not built yet, a hub that cannot be reached."""
+    source = model.source if isinstance(model, Pruned) else model
+    if isinstance(source, Sandbox):
+        return (read(), "") if is_built(source.model) else (None, "the sandbox has not built it yet")
     try:
         return read(), ""
     except ValueError as error:
-        if _on_hub(model):
+        if _looks_like_hub_id(source.config_from if isinstance(source, Fresh) else source.path):
             return None, str(error)
         raise
-
-
-def _built(model: Any) -> bool:
-    from kdlm.sandbox import is_built
-
-    return is_built(getattr(model, "source", model).model)
-
-
-def _on_hub(model: Any) -> bool:
-    source = getattr(model, "source", model)
-    return _looks_like_hub_id(getattr(source, "path", None) or getattr(source, "config_from", ""))
 
 
 def _looks_like_hub_id(path: str) -> bool:
