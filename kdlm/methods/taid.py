@@ -69,7 +69,7 @@ class Taid(TokenMethod):
 
 
 def _taid(student: Tensor, teacher: Tensor, labels: Tensor, *, t: Tensor) -> Tensor:
-    return taid_kl(student, teacher, t=t.to(student.device))
+    return taid_kl(student, teacher, t=t)
 
 
 class TaidSection(TokenOptions):
