@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments, get_scheduler
 
 from kdlm.methods import EmaOf, Method, Terms, Trainable
 from kdlm.models import Predictor
@@ -147,6 +149,28 @@ def own_steps(method: Method, role: str) -> Callable[[int], int]:
         return taken[step]
 
     return count
+
+
+def schedule_by_role(optimizer: Any, method: Method, args: TrainingArguments, total: int) -> LambdaLR:
+    """Return the run's learning-rate schedule of `total` steps, in which each role counts its own.
+
+    Raises ValueError when the schedule looks at more than the step.
+    """
+    curves = {}
+    for role in {group["role"] for group in optimizer.param_groups}:
+        count = own_steps(method, role)
+        curves[role] = _curve(args, count, count(total))
+    return LambdaLR(optimizer, [curves[group["role"]] for group in optimizer.param_groups])
+
+
+def _curve(args: TrainingArguments, count: Callable[[int], int], total: int) -> Callable[[int], float]:
+    model_of_one = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    options: Any = args.lr_scheduler_kwargs or {}
+    scheduler = get_scheduler(args.lr_scheduler_type, model_of_one, args.get_warmup_steps(total), total, options)
+    if not isinstance(scheduler, LambdaLR):
+        raise ValueError(f"training.lr_scheduler_type: {args.lr_scheduler_type} cannot count steps by role")
+    curve = scheduler.lr_lambdas[0]
+    return lambda step: curve(count(step))
 
 
 def clip_by_role(networks: Networks, method: Method, default: float) -> Tensor:

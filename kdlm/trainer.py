@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from kdlm import checkpoints
@@ -30,7 +30,7 @@ from kdlm.networks import (
     check_needs,
     clip_by_role,
     common_vocab,
-    own_steps,
+    schedule_by_role,
     split_by_role,
     trainable_names,
 )
@@ -192,24 +192,9 @@ class DistillTrainer(Trainer):
         if not self.method.alternates or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer or self.optimizer
-        curves = {}
-        for role in self.networks.role:
-            count = own_steps(self.method, role)
-            curves[role] = self._curve(count, count(num_training_steps))
-        lambdas = [curves[group["role"]] for group in optimizer.param_groups]
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambdas)
+        self.lr_scheduler = schedule_by_role(optimizer, self.method, self.args, num_training_steps)
         self._created_lr_scheduler = True
         return self.lr_scheduler
-
-    def _curve(self, count: Callable[[int], int], total: int) -> Callable[[int], float]:
-        model_of_one = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-        warmup = self.args.get_warmup_steps(total)
-        options: Any = self.args.lr_scheduler_kwargs or {}
-        scheduler = get_scheduler(self.args.lr_scheduler_type, model_of_one, warmup, total, options)
-        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-            raise ValueError(f"training.lr_scheduler_type: {self.args.lr_scheduler_type} cannot count steps by role")
-        curve = scheduler.lr_lambdas[0]
-        return lambda step: curve(count(step))
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if len(self.networks.role) == 1:
