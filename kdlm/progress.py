@@ -2,8 +2,10 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,30 @@ import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 from transformers import TrainerCallback
 
 SHOWN_ELSEWHERE = frozenset({"epoch", "step", "grad_norm", "learning_rate", "tokens_per_second", "total_flos"})
+
+
+class Window:
+    """Sums what the steps since the last log line measured; the values stay on their device until the line is due."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))
+        self.steps, self.began = 0, time.perf_counter()
+
+    def add(self, means: Mapping[str, Tensor], tokens: Tensor) -> None:
+        """Take in one optimiser step: this rank's share of its means, and of the tokens it trained on."""
+        for name, value in {**means, "tokens": tokens}.items():
+            self.sums[name] = self.sums[name] + value
+        self.steps += 1
+
+    def readings(self, reduced: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, float]:
+        """Return the means over the steps, and the pace; `reduced` sums values over the ranks."""
+        sums = {name: value.item() for name, value in reduced(self.sums).items()}
+        pace = sums.pop("tokens") / (time.perf_counter() - self.began)
+        return {"tokens_per_second": pace, **{name: total / self.steps for name, total in sums.items()}}
 
 
 class MetricsFile(TrainerCallback):

@@ -34,6 +34,7 @@ from kdlm.networks import (
     split_by_role,
     trainable_names,
 )
+from kdlm.progress import Window
 from kdlm.teachers import LocalTeacher
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ class DistillTrainer(Trainer):
             raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
         self._trainable = trainable_names(self.networks)
         self._active: frozenset[str] | None = None
-        self._this_step: dict[str, Tensor] = defaultdict(_zero)  # this rank's share of the step's means
-        self._window: dict[str, Tensor] = defaultdict(_zero)  # the same, summed since the last log
-        self._window_start, self._window_tokens = time.perf_counter(), _zero()
+        self._means: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # this rank's share of the step's means
+        self._tokens = torch.zeros(())  # trained in the step, by all ranks
+        self._window = Window()
         self.add_callback(_AfterStep(self))
 
     @property
@@ -142,20 +143,18 @@ class DistillTrainer(Trainer):
         counts = {unit: count.clamp(min=1) for unit, count in counts.items()}
         loss = sum(term.weight * term.sum / counts[term.unit] for term in terms.terms.values())
         for name, (value, unit) in terms.readings().items():
-            self._this_step[name] = self._this_step[name] + value.detach() / counts[unit]
-        self._window_tokens = counts.get("tokens", self._window_tokens)
+            self._means[name] = self._means[name] + value.detach() / counts[unit]
+        self._tokens = counts.get("tokens", self._tokens)
         return loss * self.accelerator.num_processes  # data parallelism averages gradients; the count is global
 
     def _after_step(self) -> None:
         """Move what moves once per optimiser step: averages and the method's schedule."""
         step = Step(self.state.global_step, self.state.max_steps)
-        means = self._reduced({name: self._this_step[name] for name in self.method.follows})
+        means = self._reduced({name: self._means[name] for name in self.method.follows})
         self.networks.move_averages(self.method, self._active or frozenset())
         self.method.stepped(step, means)
-        for name, value in self._this_step.items():
-            self._window[name] = self._window[name] + value
-        self._window["tokens"] = self._window["tokens"] + self._window_tokens / self.accelerator.num_processes
-        self._this_step.clear()
+        self._window.add(self._means, self._tokens / self.accelerator.num_processes)
+        self._means.clear()
 
     def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum each value over the ranks, in one message."""
@@ -167,14 +166,9 @@ class DistillTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the named losses' means since the last log, and the pace in trained tokens per second."""
-        if "loss" in logs and self._window:
-            steps = max(1, round(self.state.global_step - self._window_from))
-            window = {name: value.item() for name, value in self._reduced(self._window).items()}
-            now = time.perf_counter()
-            logs["tokens_per_second"] = window.pop("tokens") / (now - self._window_start)
-            logs |= {name: total / steps for name, total in window.items()}
-            self._window.clear()
-            self._window_from, self._window_start = self.state.global_step, now
+        if "loss" in logs and self._window.steps:
+            logs |= self._window.readings(self._reduced)
+            self._window = Window()
         super().log(logs, start_time)
 
     # Optimiser
@@ -220,7 +214,7 @@ class DistillTrainer(Trainer):
         """As the Trainer's; the time it takes is not counted into the pace of training."""
         began = time.perf_counter()
         metrics = super().evaluate(*args, **kwargs)
-        self._window_start += time.perf_counter() - began
+        self._window.began += time.perf_counter() - began
         return metrics
 
     @torch.no_grad()
@@ -309,11 +303,7 @@ class _AfterStep(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._window_from, self.trainer._window_start = state.global_step, time.perf_counter()
+        self.trainer._window = Window()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._after_step()
-
-
-def _zero() -> Tensor:
-    return torch.zeros(())

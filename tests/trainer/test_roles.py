@@ -145,6 +145,14 @@ def test_projectors_train_and_are_checkpointed_but_not_exported(arguments, tmp_p
     assert {name for name, _ in exported.named_parameters()} == set(weights(run.student))
 
 
+def test_a_log_line_holds_the_means_of_its_own_steps_in_a_second_run_too(arguments) -> None:
+    run = trainer(arguments, LogitKD([ForwardKL()]), steps=3, logging_steps=2)  # the third step gets no line
+    for _ in range(2):
+        run.train()
+        (line,) = (line for line in run.state.log_history if "loss" in line)
+        assert line["forward_kl"] == pytest.approx(line["loss"])
+
+
 @pytest.mark.parametrize("losses", [[], [ForwardKL(weight=2.0)]], ids=["alone", "beside a token loss"])
 def test_evaluation_reports_the_hidden_state_term_as_training_does(arguments, losses) -> None:
     run = trainer(arguments, HiddenKD(losses, layers=[(0, 1), (1, 2)], weight=3.0))
