@@ -89,7 +89,8 @@ def read_csv(file: Path, columns: list[str], sample_by: str) -> Iterator[Row]:
 
     def lines() -> Iterator[str]:
         nonlocal at  # csv's own count is of the lines before the one that it fails on
-        for at, line in _lines(file):  # noqa: B007
+        for number, line in _lines(file):
+            at = number
             yield line
 
     reader = csv.DictReader(lines(), delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)

@@ -126,6 +126,9 @@ def _layer_axes(weights: dict[str, Tensor], prefix: str, source: Any, target: An
     if per_group > heads // groups:
         raise ValueError(f"student.width: {per_group} query heads a group, but the source has {heads // groups}")
     kept_heads = torch.cat([g * (heads // groups) + _strongest(by_head[g], per_group) for g in kept_groups])
-    rows = torch.arange(head_dim)
-    expand = lambda index: (index[:, None] * head_dim + rows).flatten()  # noqa: E731
-    return {"neuron": neurons, "query": expand(kept_heads), "key": expand(kept_groups)}
+    return {"neuron": neurons, "query": _rows(kept_heads, head_dim), "key": _rows(kept_groups, head_dim)}
+
+
+def _rows(heads: Tensor, head_dim: int) -> Tensor:
+    """Return the rows of a projection that belong to these heads."""
+    return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
