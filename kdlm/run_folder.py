@@ -159,7 +159,7 @@ def _name(section: Any) -> str:
 def _summary(section: Section) -> str:
     options = {key: value for key, value in section if key != "name" and key in section.model_fields_set}
     said = ", ".join(f"{key}={value}" for key, value in options.items())
-    return f"{section.name} ({said})" if said else section.name  # type: ignore[attr-defined]
+    return f"{section.name} ({said})" if said else section.name
 
 
 def _step_of(line: str) -> int:

@@ -82,7 +82,7 @@ def _bf16_on_gpu() -> bool:
 def _type_of(annotation: Any) -> Any:
     """Return the annotation as YAML can hold it: an enum is a choice of its values."""
     if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return Literal[tuple(member.value for member in annotation)]  # type: ignore[return-value]
+        return Literal[tuple(member.value for member in annotation)]
     if get_origin(annotation) is list:
         return list[_type_of(get_args(annotation)[0])]
     if get_origin(annotation) not in (Union, types.UnionType):

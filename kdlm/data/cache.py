@@ -51,7 +51,8 @@ def fingerprint(*parts: Any) -> str:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the hash of all of a tokenizer that decides which tokens a row becomes."""
     if tokenizer.is_fast:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+        backend: Any = tokenizer.backend_tokenizer  # None for slow ones only
+        state = json.loads(backend.to_str())
         state = {key: value for key, value in state.items() if key not in ("padding", "truncation")}  # a call's own
     else:
         state = tokenizer.get_vocab()
