@@ -71,7 +71,7 @@ class DistillTrainer(Trainer):
         **options: Any,
     ):
         self.method = method if method is not None else LogitKD([ForwardKL()])
-        self.teacher = LocalTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
+        self.teacher = LocalTeacher(cast("PreTrainedModel", teacher)) if isinstance(teacher, nn.Module) else teacher
         args = args if args is not None else TrainingArguments(output_dir="runs/distill", report_to="none")
         args.remove_unused_columns = False
         if args.ddp_find_unused_parameters is None:
