@@ -17,7 +17,7 @@ from kdlm.losses.objective import weighted_sum
 from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
-from kdlm.losses.taid import taid_kl
+from kdlm.losses.taid import TowardsTeacher, taid_kl
 from kdlm.losses.tokens import count_kept, kept_rows, reduce
 from kdlm.losses.truncated import bucket, on_bucket
 from kdlm.losses.tvd import TVD, total_variation
@@ -48,6 +48,7 @@ __all__ = [
     "SkewKL",
     "SkewReverseKL",
     "Step",
+    "TowardsTeacher",
     "Weight",
     "adaptive_kl",
     "alpha_mixture",

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float, Shaped
+from kdlm_kernels.row_part import Impl
 from torch import Tensor
 
 from kdlm.losses import vocabulary
-from kdlm.losses.sweep import Impl, sweep
+from kdlm.losses.fused import fused
+from kdlm.losses.sweep import sweep
 from kdlm.losses.vocabulary import Vocab, cut
 from kdlm.signal import Dense, Hidden, Signal
 
@@ -32,8 +34,10 @@ def chunked(
     Args:
         vocab: ids shared by both tokenizers, to which both sides are cut before they reach `loss`.
         weights: factor of each row, without gradient.
-        chunk_rows: rows projected at once; by default what fits a budget of 160 MiB (CPU) or 1 GiB (CUDA).
-        impl: "torch", or "auto", which is the same until fused kernels exist.
+        chunk_rows: rows projected at once, at most; by default as many as pay, within 320 MiB (CPU) or 1 GiB (CUDA).
+        impl: "triton" (fused kernels, CUDA), "torch", or "auto", the better of those that can run. A divergence of
+            kdlm, or a `partial` of one, runs as a formula with its gradient written out, in either; any other loss
+            runs eagerly, and has no "triton".
 
     Returns:
         `[rows]` in at least fp32, or `([rows], {name: [rows]})`, the second without gradient.
@@ -43,18 +47,14 @@ def chunked(
     be compared or `loss` does not return one value per row.
     """
     vocabulary.check(student, teacher, vocab)
+    call = {"weights": weights, "chunk_rows": chunk_rows, "impl": impl}
+    if not rowwise and not has_aux:
+        done = fused([(loss, 1.0)], student, teacher, None, vocab=vocab, **call)
+        if done is not None:
+            return done[0]
 
     def on_shared(student_logits: Tensor, teacher_rows: Any, *rest: Tensor) -> Any:
         return loss(cut(student_logits, vocab), teacher_rows, *rest)
 
-    return sweep(
-        loss if vocab is None else on_shared,
-        student,
-        teacher,
-        *rowwise,
-        vocab=vocab,
-        weights=weights,
-        chunk_rows=chunk_rows,
-        has_aux=has_aux,
-        impl=impl,
-    )
+    whole = loss if vocab is None else on_shared
+    return sweep(whole, student, teacher, *rowwise, vocab=vocab, has_aux=has_aux, **call)

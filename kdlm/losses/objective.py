@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
+from kdlm_kernels.row_part import Impl
 from torch import Tensor
 
 from kdlm.losses import measures as watching
 from kdlm.losses import vocabulary
+from kdlm.losses.fused import fused
 from kdlm.losses.loss import TeacherRows
-from kdlm.losses.sweep import Impl, sweep
+from kdlm.losses.sweep import sweep
 from kdlm.losses.vocabulary import Vocab, cut
 from kdlm.signal import Dense, Hidden, Signal
 
@@ -41,7 +43,12 @@ def weighted_sum(
     if any(not getattr(term, "full_vocabulary", False) for _, term, _ in terms) or measures:
         vocabulary.check(student, teacher, vocab)
     kind = None if teacher is None else type(teacher)
-    functions = watching.chosen(tuple(name for name in measures if name not in names), kind)
+    others = tuple(name for name in measures if name not in names)
+    functions = watching.chosen(others, kind)
+    pairs, call = [(loss, weight) for _, loss, weight in terms], {"chunk_rows": chunk_rows, "impl": impl}
+    done = fused(pairs, student, teacher, labels, vocab=vocab, measures=others, **call)
+    if done is not None:
+        return done[0], dict(zip((*names, *others), done[1], strict=True))
 
     def total(full: Tensor, teacher_rows: TeacherRows, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         value = torch.zeros(len(full), dtype=full.dtype, device=full.device)
@@ -53,6 +60,6 @@ def weighted_sum(
             value = value + weight * parts[name] if weight else value
         return value, parts | watching.measure(functions, full, teacher_rows, rows, vocab)
 
-    value, parts = sweep(total, student, teacher, labels, vocab=vocab, chunk_rows=chunk_rows, has_aux=True, impl=impl)
+    value, parts = sweep(total, student, teacher, labels, vocab=vocab, has_aux=True, **call)
     # Without rows no loss has run, and the names are still wanted: ranks must log alike.
     return value, parts or {name: value.detach().clone() for name in (*names, *functions)}

@@ -1,7 +1,9 @@
 """TAID's interpolated target. The schedule of its `t` belongs to the method."""
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdlm.losses.distributions import widen
@@ -28,3 +30,15 @@ def taid_kl(
     share = t.to(own) if isinstance(t, Tensor) else t
     target = torch.lerp(own, other, share) if own.shape == other.shape else other
     return forward_kl(student, target, temperature=temperature, t_squared=t_squared)
+
+
+@dataclass(frozen=True)
+class TowardsTeacher:
+    """TAID's loss at one moment of its schedule, as a term of `weighted_sum`."""
+
+    t: Tensor
+
+    def __call__(
+        self, student: Float[Tensor, "rows vocab"], teacher: Float[Tensor, "rows vocab"], labels: Int[Tensor, "rows"]
+    ) -> Float[Tensor, "rows"]:
+        return taid_kl(student, teacher, t=self.t)

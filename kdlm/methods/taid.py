@@ -1,13 +1,12 @@
 """TAID: Temporally Adaptive Interpolated Distillation (ICLR 2025, arXiv 2501.16937)."""
 
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdlm.losses import taid_kl
+from kdlm.losses import TowardsTeacher
 from kdlm.methods.method import Step
 from kdlm.methods.tokens import TokenMethod, TokenOptions, Weighted
 
@@ -46,7 +45,7 @@ class Taid(TokenMethod):
         self.momentum = torch.tensor(0.0)
 
     def weighted(self, step: Step) -> list[Weighted]:
-        return [("taid", partial(_taid, t=self.t), 1.0), *super().weighted(step)]
+        return [("taid", TowardsTeacher(self.t), 1.0), *super().weighted(step)]
 
     def stepped(self, step: Step, means: dict[str, Tensor]) -> None:
         ramp = self.start + (self.end - self.start) * step.progress
@@ -66,10 +65,6 @@ class Taid(TokenMethod):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.t, self.previous, self.momentum = state["t"], state["previous"], state["momentum"]
-
-
-def _taid(student: Tensor, teacher: Tensor, labels: Tensor, *, t: Tensor) -> Tensor:
-    return taid_kl(student, teacher, t=t)
 
 
 class TaidSection(TokenOptions):

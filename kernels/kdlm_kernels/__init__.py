@@ -1,5 +1,21 @@
-"""kdlm_kernels: where the fused Triton kernels of kdlm's losses will live. Empty so far.
+"""Fused token losses: divergences from hidden states and heads at the speed of their matrix products.
 
-Only torch and triton may be imported here, never kdlm, and only `kdlm.losses` imports this package. Until a kernel is
-written, every loss runs in its eager or chunked PyTorch form, which stays the reference afterwards.
+Needs torch, and triton for its kernels; knows nothing of kdlm and works without it.
 """
+
+from kdlm_kernels.chunks import Chunks, plan_chunks
+from kdlm_kernels.heads import Head
+from kdlm_kernels.linear import linear_divergence, linear_logprobs, linear_topk_divergence
+from kdlm_kernels.terms import MEASURES, OPTIONS, Term
+
+__all__ = [
+    "MEASURES",
+    "OPTIONS",
+    "Chunks",
+    "Head",
+    "Term",
+    "linear_divergence",
+    "linear_logprobs",
+    "linear_topk_divergence",
+    "plan_chunks",
+]

@@ -5,6 +5,7 @@ from functools import partial
 import jaxtyping
 import pytest
 import torch
+from linear_pair import ROWS, STUDENT, TEACHER, VOCAB
 
 from kdlm.losses import (
     adaptive_kl,
@@ -17,6 +18,7 @@ from kdlm.losses import (
     taid_kl,
     total_variation,
 )
+from kdlm.signal import Head, Hidden
 
 DIFFERENTIABLE = {
     "forward_kl": forward_kl,
@@ -63,3 +65,17 @@ def unchecked_types():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def models(draw):
+    """Student (all of it trained) and teacher of odd sizes, in float64."""
+
+    def build(rows=ROWS, vocab=VOCAB, dtype=torch.float64, teacher_vocab=None, **head):
+        bias = draw(vocab, dtype=dtype).requires_grad_() if head.pop("bias", False) else None
+        hidden, weight = (draw(n, STUDENT, dtype=dtype).requires_grad_() for n in (rows, vocab))
+        student = Hidden(hidden, Head(weight, bias, **head))
+        n = vocab if teacher_vocab is None else teacher_vocab
+        return student, Hidden(draw(rows, TEACHER, dtype=dtype), Head(draw(n, TEACHER, dtype=dtype)))
+
+    return build

@@ -2,45 +2,12 @@
 
 import pytest
 import torch
+from kdlm_kernels.formulas import BLOCK
+from linear_pair import ROWS, STUDENT, TEACHER, VOCAB, assert_same, leaves, logits
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlm.losses import chunked, cross_entropy, forward_kl, generalised_jsd, total_variation
 from kdlm.signal import Dense, Head, Hidden, Sampled, TopK
-
-ROWS, VOCAB, STUDENT, TEACHER = 41, 1271, 6, 10
-
-
-@pytest.fixture
-def models(draw):
-    """Student (all of it trained) and teacher of odd sizes, in float64."""
-
-    def build(rows=ROWS, vocab=VOCAB, dtype=torch.float64, teacher_vocab=None, **head):
-        bias = draw(vocab, dtype=dtype).requires_grad_() if head.pop("bias", False) else None
-        hidden, weight = (draw(n, STUDENT, dtype=dtype).requires_grad_() for n in (rows, vocab))
-        student = Hidden(hidden, Head(weight, bias, **head))
-        n = vocab if teacher_vocab is None else teacher_vocab
-        return student, Hidden(draw(rows, TEACHER, dtype=dtype), Head(draw(n, TEACHER, dtype=dtype)))
-
-    return build
-
-
-def logits(model):
-    return model.head.logits(model.hidden)
-
-
-def leaves(student):
-    return [x for x in (student.hidden, student.head.weight, student.head.bias) if x is not None and x.requires_grad]
-
-
-def assert_same(ours, expected, student, upstream=None):
-    """Compare values, and gradients to everything that the student trains."""
-    torch.testing.assert_close(ours, expected)
-    factor = 1 if upstream is None else upstream
-    found, plain = (
-        torch.autograd.grad((rows * factor).sum(), leaves(student), retain_graph=True) for rows in (ours, expected)
-    )
-    for a, b in zip(found, plain, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 def test_every_divergence_has_the_value_and_gradients_of_plain_autograd(divergence, models):
@@ -68,7 +35,7 @@ def test_the_size_of_a_chunk_is_inert(models, chunk_rows):
 
 def test_blocks_smaller_than_a_chunk_are_inert(models, monkeypatch):
     student, teacher = models()
-    monkeypatch.setattr("kdlm.losses.sweep._CPU_BLOCK", 3 * VOCAB)
+    monkeypatch.setitem(BLOCK, "cpu", 3 * VOCAB)
     expected = generalised_jsd(logits(student), logits(teacher))
     assert_same(chunked(generalised_jsd, student, teacher, chunk_rows=7), expected, student)
 
@@ -292,61 +259,13 @@ def test_an_implementation_that_does_not_exist_is_refused(models):
     torch.testing.assert_close(
         chunked(forward_kl, student, teacher, impl="torch"), chunked(forward_kl, student, teacher, impl="auto")
     )
-    for impl in ("triton", "cuda"):
-        with pytest.raises(ValueError, match="impl"):
-            chunked(forward_kl, student, teacher, impl=impl)
+    with pytest.raises(ValueError, match="impl must be"):
+        chunked(forward_kl, student, teacher, impl="cuda")
+    with pytest.raises(ValueError, match="no kernel"):
+        chunked(lambda z_s, z_t: forward_kl(z_s, z_t), student, teacher, impl="triton")
 
 
 def test_a_chunk_of_no_rows_is_refused(models):
     student, teacher = models()
     with pytest.raises(ValueError, match="chunk_rows"):
         chunked(forward_kl, student, teacher, chunk_rows=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_error_is_at_most_twice_that_of_torch(models, dtype):
-    student, teacher = models(rows=64, dtype=dtype, bias=True)
-    exact = [x.detach().double().requires_grad_() for x in leaves(student)]
-    exact_teacher = (teacher.hidden.double() @ teacher.head.weight.double().T).detach()
-
-    def run(loss, inputs):
-        value = loss.sum() / len(loss)
-        return [loss, *torch.autograd.grad(value, inputs)]
-
-    reference = run(forward_kl(torch.nn.functional.linear(*exact), exact_teacher), exact)
-    torchs = run(forward_kl(logits(student), logits(teacher)), leaves(student))
-    ours = run(chunked(forward_kl, student, teacher, chunk_rows=9), leaves(student))
-    assert ours[0].dtype == torch.float32 and all(x.dtype == dtype for x in ours[1:])
-    for mine, plain, right in zip(ours, torchs, reference, strict=True):
-        assert (mine - right).norm() <= 2 * (plain - right).norm()
-        assert (mine - right).norm() <= 0.01 * right.norm()
-
-
-def test_a_head_in_another_dtype_than_the_hidden_states_is_converted(models, monkeypatch):
-    monkeypatch.setattr("kdlm.losses.projection._TILE", 100)
-    student, teacher = models(dtype=torch.float32)
-    half = Hidden(teacher.hidden, Head(teacher.head.weight.bfloat16()))
-    whole = Hidden(teacher.hidden, Head(half.head.weight.float()))
-    assert_same(chunked(forward_kl, student, half), chunked(forward_kl, student, whole), student)
-    mixed = Hidden(student.hidden.detach().bfloat16().requires_grad_(), student.head)
-    grads = torch.autograd.grad(chunked(forward_kl, mixed, teacher).sum(), leaves(mixed))
-    assert [x.dtype for x in grads] == [torch.bfloat16, torch.float32]
-
-
-def test_under_autocast_products_are_narrow_and_the_loss_is_not(models):
-    student, teacher = models(rows=64, dtype=torch.float32)
-    exact = forward_kl(logits(student), logits(teacher))
-
-    def loss(z_s, z_t):
-        assert not torch.is_autocast_enabled("cpu") and z_s.dtype == z_t.dtype == torch.float32
-        return forward_kl(z_s, z_t)
-
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = chunked(loss, student, teacher)
-        plain = forward_kl(logits(student), logits(teacher))
-    assert ours.dtype == torch.float32
-    assert (ours - exact).norm() <= 2 * (plain - exact).norm()
-    grads = torch.autograd.grad(ours.sum(), leaves(student))
-    assert all(x.dtype == torch.float32 for x in grads)
-    for found, right in zip(grads, torch.autograd.grad(exact.sum(), leaves(student)), strict=True):
-        assert (found - right).norm() < 0.02 * right.norm()

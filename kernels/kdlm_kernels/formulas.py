@@ -1,0 +1,372 @@
+"""The row part in torch: value and gradient of every formula, written out.
+
+`p` is the teacher's distribution, `q` the student's, both at the formula's temperature; `d = log p - log q`. Each
+formula returns its value and its gradient to `log q` taken through the softmax, `g = f - q sum(f)` where `f` is the
+derivative to the logarithm of q. It runs on blocks of a few rows, whose temporaries are small and stay
+in the processor's cache.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from kdlm_kernels.heads import Shape
+from kdlm_kernels.terms import Formula, Kind
+
+BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}
+"""Logits of a block of rows: on a CPU its temporaries stay in the last cache, and several rows feed several threads."""
+_RATIO = 80.0
+"""`exp` of the log-ratio is finite up to here, beyond which q is nothing beside p."""
+_DEPTH, _BINS = 64.0, 512
+"""The head of a distribution is looked for down to exp(-64), in steps of 512 bins each."""
+
+
+class Merge(Protocol):
+    """Turns figures of one slice of the vocabulary into those of all of it.
+
+    `offset` is the first id of this slice, `size` the length of the longest, and `total` that of all of the student's
+    (0) or the teacher's (1), where this one has `ids`; `hidden_gradient` sums a gradient to hidden states in place.
+    """
+
+    offset: int
+
+    def logsumexp(self, x: Tensor) -> Tensor: ...
+    def sum(self, x: Tensor) -> Tensor: ...
+    def max(self, x: Tensor) -> Tensor: ...
+    def argmax(self, x: Tensor) -> Tensor: ...
+    def size(self, ids: int) -> int: ...
+    def total(self, which: int, ids: int) -> int: ...
+    def hidden_gradient(self, gradient: Tensor) -> None: ...
+
+
+class Here:
+    """The vocabulary is whole: nothing to merge."""
+
+    offset = 0
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        return x
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def max(self, x: Tensor) -> Tensor:
+        return x
+
+    def argmax(self, x: Tensor) -> Tensor:
+        return x.argmax(-1)
+
+    def size(self, ids: int) -> int:
+        return ids
+
+    def total(self, which: int, ids: int) -> int:
+        return ids
+
+    def hidden_gradient(self, gradient: Tensor) -> None:
+        pass
+
+
+class Plan(NamedTuple):
+    """What a call computes, whatever the numbers.
+
+    Attributes:
+        formulas, names: the terms, and the measures that are sums.
+        comparisons: measures that compare arg-maxima.
+        student, teacher: what the heads do after their products.
+        shared: ids that both models score (on this slice); the student may score more.
+    """
+
+    formulas: tuple[Formula, ...]
+    names: tuple[str, ...]
+    comparisons: tuple[str, ...]
+    student: Shape
+    teacher: Shape
+    shared: int
+
+    @property
+    def graded(self) -> list[int]:
+        """Numbers of the terms that have a gradient."""
+        return [number for number, formula in enumerate(self.formulas) if formula.graded]
+
+
+class Distribution(NamedTuple):
+    """`log softmax(x)` and `softmax(x)` of rows `[n, vocab]`."""
+
+    logs: Tensor
+    probs: Tensor
+
+
+def blocks(rows: int, vocab: int, device: torch.device) -> Iterator[slice]:
+    """Cut the rows of a chunk into blocks whose temporaries are small."""
+    step = max(1, BLOCK["cpu" if device.type == "cpu" else "cuda"] // max(1, vocab))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def softmax(x: Tensor, merge: Merge) -> Distribution:
+    """Return both with one exponential per logit."""
+    if not x.shape[-1]:  # a slice of the vocabulary that lies beyond the shared ids
+        merge.logsumexp(x.new_full((len(x), 1), -torch.inf))
+        return Distribution(x, x)
+    top = x.amax(-1, keepdim=True)
+    logs = x - top
+    probs = logs.exp()
+    total = probs.sum(-1, keepdim=True)
+    if isinstance(merge, Here):
+        return Distribution(logs.sub_(total.log()), probs.div_(total))
+    whole = merge.logsumexp(top + total.log())
+    logs = x - whole
+    return Distribution(logs, logs.exp())
+
+
+def rows(
+    z: Tensor,
+    y: Tensor | None,
+    labels: Tensor | None,
+    factors: Tensor | None,
+    numbers: Tensor,
+    grad: Tensor | None,
+    plan: Plan,
+    merge: Merge,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the weighted sum of the terms and every term of a block of rows; fill `grad`, which may be `z`.
+
+    Args:
+        z, y: the products of student and teacher, `[n, vocab]`.
+        labels: the next token of each row (CROSS_ENTROPY, TEACHER_CROSS_ENTROPY).
+        factors: upstream gradient of each row; None stands for 1.
+        numbers: `[terms, 2]`: the weight of each, and TAID's t.
+    """
+    student = plan.student(z)
+    teacher = None if y is None else plan.teacher(y)[:, : plan.shared]
+    if teacher is not None:
+        teacher = teacher.to(student.dtype)
+    known: dict[tuple, Distribution] = {}
+
+    def distribution(which: str, x: Tensor, temperature: float) -> Distribution:
+        key = (which, temperature)
+        if key not in known:
+            known[key] = softmax(x if temperature == 1.0 else x / temperature, merge)
+        return known[key]
+
+    whole = student.shape[-1] == plan.shared
+    values: list[Tensor] = []
+    total = torch.zeros(len(z), dtype=student.dtype, device=z.device)
+    gradient: Tensor | None = None
+    for number, formula in enumerate(plan.formulas):
+        weight, t = numbers[number, 0], numbers[number, 1]
+        own = student if formula.whole_vocabulary or whole else student[:, : plan.shared]
+        q = distribution("student" if own is student else "shared", own, formula.temperature)
+        p = q
+        if teacher is not None and not formula.whole_vocabulary:
+            p = distribution("teacher", teacher, formula.temperature)
+        mixed = None
+        if formula.kind in (Kind.TAID, Kind.GEOMETRIC):
+            share = t if formula.kind == Kind.TAID else formula.a
+            x = torch.lerp(own, teacher, share)
+            mixed = softmax(x if formula.temperature == 1.0 else x / formula.temperature, merge)
+        value, g = _formula(formula, q, p, mixed, labels, merge, grad is not None and formula.graded)
+        if formula.scale != 1.0:
+            value = value * formula.scale
+        values.append(value)
+        if formula.graded:
+            total = total + weight * value
+        if g is None:
+            continue
+        g = g.mul_(weight * (formula.scale / formula.temperature))
+        if gradient is None and own is student:
+            gradient = g
+        else:
+            if gradient is None:
+                gradient = torch.zeros_like(student)
+            gradient[:, : g.shape[-1]] += g
+    if grad is not None:
+        _finish(grad, gradient, factors, student, plan.student)
+    return total, values
+
+
+def _finish(grad: Tensor, found: Tensor | None, factors: Tensor | None, logits: Tensor, shape: Shape) -> None:
+    """Write the gradient to the product."""
+    if found is None:
+        grad.zero_()
+        return
+    shape.chain(found, logits)
+    if factors is not None:
+        found.mul_(factors[:, None])
+    grad.copy_(found)
+
+
+def _formula(
+    formula: Formula,
+    q: Distribution,
+    p: Distribution,
+    mixed: Distribution | None,
+    labels: Tensor | None,
+    merge: Merge,
+    graded: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return value `[n]` and gradient `[n, vocab]` (None where it is not wanted), a tensor of its own."""
+
+    def sums(x: Tensor) -> Tensor:
+        return merge.sum(x.sum(-1, keepdim=True))
+
+    match formula.kind:
+        case Kind.FORWARD:
+            value = sums((p.logs - q.logs).mul_(p.probs))
+            return value[:, 0], q.probs - p.probs if graded else None
+        case Kind.TAID:
+            value = sums((mixed.logs - q.logs).mul_(mixed.probs))
+            return value[:, 0], q.probs - mixed.probs if graded else None
+        case Kind.GEOMETRIC:
+            value = sums((p.logs - mixed.logs).mul_(p.probs))
+            return value[:, 0], (mixed.probs - p.probs).mul_(1 - formula.a) if graded else None
+        case Kind.REVERSE:
+            d = q.logs - p.logs
+            value = sums(d * q.probs)
+            return value[:, 0], d.sub_(value).mul_(q.probs) if graded else None
+        case Kind.SKEW:
+            d = (p.logs - q.logs).clamp_(max=_RATIO)
+            mixture = d.exp().mul_(formula.a).add_(1 - formula.a)  # of the mixture to q
+            value = sums(d.sub_(mixture.log()).mul_(p.probs))
+            if not graded:
+                return value[:, 0], None
+            f = mixture.reciprocal_().mul_(p.probs).mul_(1 - formula.a)
+            return value[:, 0], (q.probs * sums(f)).sub_(f)
+        case Kind.SKEW_REVERSE:
+            d = (p.logs - q.logs).clamp_(max=_RATIO)
+            mixture = d.exp_().mul_(1 - formula.a).add_(formula.a)
+            logs = mixture.log()
+            value = -sums(logs * q.probs)
+            if not graded:
+                return value[:, 0], None
+            f = mixture.reciprocal_().mul_(-formula.a).sub_(logs)
+            return value[:, 0], f.sub_(sums(f * q.probs)).mul_(q.probs)
+        case Kind.JSD:
+            d = (p.logs - q.logs).clamp_(max=_RATIO)
+            logs = d.exp().mul_(formula.a).add_(1 - formula.a).log_()
+            of_student = -sums(logs * q.probs)
+            of_teacher = sums(d.sub_(logs).mul_(p.probs))
+            value = formula.a * of_teacher + (1 - formula.a) * of_student
+            return value[:, 0], logs.add_(of_student).mul_(q.probs).mul_(formula.a - 1) if graded else None
+        case Kind.TOTAL_VARIATION:
+            d = p.probs - q.probs
+            value = sums(d.abs()) / 2
+            if not graded:
+                return value[:, 0], None
+            sign = d.sign_()
+            return value[:, 0], sign.sub_(sums(sign * q.probs)).mul_(q.probs).mul_(-0.5)
+        case Kind.ADAPTIVE:
+            return _adaptive(formula, q, p, merge, sums, graded)
+        case Kind.POWER_MEAN:
+            return _power_mean(formula, q, p, merge, sums, graded)
+        case Kind.CROSS_ENTROPY:
+            here, place = _place(labels, q.logs, merge)
+            value = -merge.sum(q.logs.gather(-1, place).mul_(here))
+            if not graded:
+                return value[:, 0], None
+            kept = merge.sum(here)
+            return value[:, 0], (q.probs * kept).scatter_add_(-1, place, -here)
+        case Kind.ENTROPY:
+            return -sums(q.logs * q.probs)[:, 0], None
+        case Kind.TEACHER_CROSS_ENTROPY:
+            here, place = _place(labels, p.logs, merge)
+            value = -merge.sum(p.logs.gather(-1, place).mul_(here))
+            return torch.where(merge.sum(here) > 0, value, torch.inf)[:, 0], None
+    raise AssertionError(formula.kind)
+
+
+def _place(labels: Tensor, logs: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
+    """Return, as `[n, 1]`, whether each label is one of these ids (1 or 0), and where, or 0."""
+    place = labels[:, None] - merge.offset
+    inside = (place >= 0) & (place < logs.shape[-1])
+    return inside.to(logs.dtype), place.masked_fill(~inside, 0)
+
+
+def _adaptive(formula: Formula, q: Distribution, p: Distribution, merge: Merge, sums, graded: bool):
+    w = head_share(p, q, formula.a, merge)
+    d = p.logs - q.logs
+    forward, reverse = sums(d * p.probs), -sums(d * q.probs)
+    value = w * forward + (1 - w) * reverse
+    if not graded:
+        return value[:, 0], None
+    # w (q - p) + (1 - w) q (-d - reverse)
+    back = d.add_(reverse).mul_(w - 1).add_(w).mul_(q.probs)
+    return value[:, 0], back.addcmul_(p.probs, w, value=-1)
+
+
+def head_share(p: Distribution, q: Distribution, mass: float, merge: Merge) -> Tensor:
+    """Return the share `[n, 1]` of `sum |p - q|` that lies in the teacher's head; 1/2 where the two are equal."""
+    gap = (p.probs - q.probs).abs_()
+    total = merge.sum(gap.sum(-1, keepdim=True))
+    head = merge.sum(gap.mul_(in_head(p, mass, merge)).sum(-1, keepdim=True))
+    return torch.where(total > 0, head / total.clamp(min=torch.finfo(gap.dtype).tiny), 0.5)
+
+
+def in_head(p: Distribution, mass: float, merge: Merge) -> Tensor:
+    """Return, as 0 and 1, which tokens are the most probable ones with at most `mass` together; at least one is.
+
+    Tokens of one probability go together, as soon as the first of them fits. The place where the mass is reached is
+    found by its digits: a histogram of the mass over -log p names the bin, then finer ones of this bin's tokens alone.
+    """
+    rows, eps = len(p.logs), torch.finfo(p.logs.dtype).eps
+    beyond, reached, width = -p.logs, torch.zeros_like(p.logs[:, :1]), _DEPTH
+    full, reached = _full_bins(beyond, p.probs, None, reached, width, mass, merge)
+    width /= _BINS
+    beyond.sub_(full * width)  # negative: inside
+    row, token = ((beyond >= 0) & (beyond < width)).nonzero().unbind(1)
+    near, probs = beyond[row, token], p.probs[row, token]
+    while width > _DEPTH * eps / 4:
+        full, reached = _full_bins(near, probs, row, reached, width, mass, merge)
+        width /= _BINS
+        near.sub_(full[row, 0] * width)
+    first = probs.new_zeros(rows).scatter_reduce_(0, row, probs.masked_fill(near < 0, 0.0), "amax")
+    last = torch.where((reached == 0) | (reached + merge.max(first[:, None]) <= mass), width, 0.0)
+    inside = (beyond < 0).to(beyond.dtype)
+    inside[row, token] = (near < last[row, 0]).to(inside.dtype)
+    return inside
+
+
+def _full_bins(
+    beyond: Tensor, probs: Tensor, row: Tensor | None, reached: Tensor, width: float, mass: float, merge: Merge
+) -> tuple[Tensor, Tensor]:
+    """Return how many bins of [0, width) fit into `mass` after what is `reached` (`[n, 1]`), and what they reach.
+
+    The tokens are `[n, vocab]`, or in one list with the row of each.
+    """
+    bins = _BINS + 2  # what lies before and behind goes into two more
+    places = torch.add(1, beyond, alpha=_BINS / width).clamp_(0, bins - 1).long()
+    masses = torch.zeros(len(reached), bins, dtype=probs.dtype, device=probs.device)
+    if row is None:
+        masses.scatter_add_(1, places, probs)
+    else:
+        masses.view(-1).scatter_add_(0, places.add_(row, alpha=bins), probs)
+    cumulative = reached + merge.sum(masses)[:, 1:-1].cumsum(-1)
+    full = (cumulative <= mass).sum(-1, keepdim=True)
+    return full, torch.where(full > 0, cumulative.gather(-1, (full - 1).clamp(min=0)), reached)
+
+
+def _power_mean(formula: Formula, q: Distribution, p: Distribution, merge: Merge, sums, graded: bool):
+    share, e = formula.a, formula.b
+    # log of (share p^e + (1 - share) q^e)^(1/e), beside log q; x is the log-odds of the teacher's part.
+    x = (p.logs - q.logs).mul_(e).add_(math.log(share) - math.log1p(-share))
+    logs = torch.nn.functional.softplus(x, threshold=40).add_(math.log1p(-share)).div_(e).add_(q.logs)
+    mean = softmax(logs, merge)
+    value = sums((p.logs - mean.logs).mul_(p.probs))
+    if not graded:
+        return value[:, 0], None
+    f = (mean.probs - p.probs).mul_(torch.sigmoid(x.neg_()))
+    return value[:, 0], f.sub_(q.probs * sums(f))
+
+
+def coefficients(weights: Sequence[float], shares: Sequence[float | Tensor], like: Tensor) -> Tensor:
+    """Return `numbers` of `rows`, in the precision and on the device of `like`."""
+    numbers = torch.tensor([[w, 0.0] for w in weights], dtype=like.dtype, device=like.device)
+    for number, t in enumerate(shares):
+        if isinstance(t, Tensor):
+            numbers[number, 1].copy_(t, non_blocking=True)
+        elif t:
+            numbers[number, 1] = t
+    return numbers

@@ -1,0 +1,113 @@
+"""Heads in pieces: slices of the vocabulary on several ranks, FSDP2's DTensors, ZeRO-3's partitions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+from kdlm_kernels.heads import Head
+
+
+class Shards:
+    """Merges what the ranks of a group find on their slices of the vocabulary (see `formulas.Merge`).
+
+    Slices follow each other in the order of the ranks and may differ in length. Raises ValueError where the slices of
+    student and teacher do not begin at the same ids.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, student: Head | None, teacher: Head | None):
+        if student is None:
+            raise ValueError("group=: a student given by its logits has no head to be sharded")
+        self.group, self.ranks = group, dist.get_world_size(group)
+        own = [len(head.weight) for head in (student, teacher) if head is not None]
+        sizes = torch.stack(self._gather(torch.tensor(own, device=student.weight.device))).tolist()
+        rank = dist.get_rank(group)
+        self.sizes = [tuple(each) for each in zip(*sizes, strict=True)]
+        self.offset = sum(self.sizes[0][:rank])
+        if len(self.sizes) == 2 and self.sizes[0][:-1] != self.sizes[1][:-1]:
+            raise ValueError(
+                f"the student's slices of the vocabulary are {list(self.sizes[0])} ids long, the teacher's "
+                f"{list(self.sizes[1])}: both must begin at the same ids (only the last may differ)"
+            )
+
+    def _gather(self, x: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(x) for _ in range(self.ranks)]
+        dist.all_gather(parts, x.contiguous(), group=self.group)
+        return parts
+
+    def _reduced(self, x: Tensor, how: Any) -> Tensor:
+        x = x.contiguous().clone()
+        dist.all_reduce(x, how, group=self.group)
+        return x
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        return torch.stack(self._gather(x)).logsumexp(0)
+
+    def sum(self, x: Tensor) -> Tensor:
+        return self._reduced(x, dist.ReduceOp.SUM)
+
+    def max(self, x: Tensor) -> Tensor:
+        return self._reduced(x, dist.ReduceOp.MAX)
+
+    def argmax(self, x: Tensor) -> Tensor:
+        """Return the ids of the largest of each row; of equal ones on several ranks the lowest rank's."""
+        here = x.max(-1) if x.shape[-1] else (x.new_full((len(x),), -torch.inf), x.new_zeros(len(x), dtype=torch.int64))
+        best = torch.stack(self._gather(here[0])).argmax(0)
+        return torch.stack(self._gather(here[1] + self.offset)).gather(0, best[None])[0]
+
+    def size(self, ids: int) -> int:
+        return max(self.sizes[0])
+
+    def total(self, which: int, ids: int) -> int:
+        return sum(self.sizes[which])
+
+    def hidden_gradient(self, gradient: Tensor) -> None:
+        dist.all_reduce(gradient, group=self.group)
+
+
+def whole(head: Head | None) -> Head | None:
+    """Gather the DTensors of a head, once; their gradient is averaged over the mesh, as FSDP2 does with its own."""
+    if head is None or not any(isinstance(x, DTensor) for x in (head.weight, head.bias)):
+        return head
+    weight, bias = (_gathered(x) if isinstance(x, DTensor) else x for x in (head.weight, head.bias))
+    return head._replace(weight=weight, bias=bias)
+
+
+def _gathered(x: DTensor) -> Tensor:
+    mesh = x.device_mesh
+    everywhere = x.redistribute(placements=[Replicate()] * mesh.ndim)
+    # Every rank has the gradient of its own rows. gloo cannot average, so it sums, after the division.
+    local = everywhere.to_local(grad_placements=[Partial()] * mesh.ndim)
+    if local.requires_grad:
+        local.register_hook(lambda gradient: gradient / mesh.size())
+    return local
+
+
+@contextmanager
+def opened(*heads: Head | None) -> Iterator[None]:
+    """Gather frozen heads that DeepSpeed ZeRO-3 keeps in partitions, for as long as the context lasts.
+
+    Raises ValueError for a partitioned head that is trained: its gradient comes after the context has ended.
+    """
+    parts = [x for head in heads if head is not None for x in head[:2] if x is not None and _is_partition(x)]
+    if not parts:
+        yield
+        return
+    if any(x.requires_grad and torch.is_grad_enabled() for x in parts):
+        raise ValueError(
+            "the student's head is a ZeRO-3 partition here, with no element of its own: call "
+            "deepspeed.zero.register_external_parameter(module, head.weight) once, where module's forward computes "
+            "the loss, so that DeepSpeed gathers it for forward and backward"
+        )
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parts):
+        yield
+
+
+def _is_partition(x: Tensor) -> bool:
+    return hasattr(x, "ds_id") and x.numel() == 0 and getattr(x, "ds_numel", 0) > 0

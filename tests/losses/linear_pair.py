@@ -1,0 +1,24 @@
+"""A student and a teacher as hidden states and heads, and how two ways to their loss are compared."""
+
+import torch
+
+ROWS, VOCAB, STUDENT, TEACHER = 41, 1271, 6, 10
+
+
+def logits(model):
+    return model.head.logits(model.hidden)
+
+
+def leaves(student):
+    return [x for x in (student.hidden, student.head.weight, student.head.bias) if x is not None and x.requires_grad]
+
+
+def assert_same(ours, expected, student, upstream=None):
+    """Compare values, and gradients to everything that the student trains."""
+    torch.testing.assert_close(ours, expected)
+    factor = 1 if upstream is None else upstream
+    found, plain = (
+        torch.autograd.grad((rows * factor).sum(), leaves(student), retain_graph=True) for rows in (ours, expected)
+    )
+    for a, b in zip(found, plain, strict=True):
+        torch.testing.assert_close(a, b)
