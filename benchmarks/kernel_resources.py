@@ -17,7 +17,7 @@ from pathlib import Path
 
 import triton
 import triton.language as tl
-from kdlm_kernels import triton_rows
+from kdlm_kernels import triton_kernels, triton_rows
 from kdlm_kernels.terms import MEASURED, OPTIONS, Term
 from machine import described
 from triton.backends.compiler import GPUTarget
@@ -51,7 +51,7 @@ def launches(name: str, formulas: tuple, softcap: bool) -> Iterator[tuple[str, t
                 "OF_TEACHER": tuple(layout.of_teacher[owner] for owner in owners),
             }
             constants = {"SOURCES": sources, "OWNERS": owners, "FORMULAS": len(formulas)} | columns | teacher | shape
-            yield "logsumexp", triton_rows._logsumexp_kernel, constants
+            yield "logsumexp", triton_kernels.logsumexp_kernel, constants
     constants = {
         "KINDS": tuple(int(formula.kind) for formula in formulas),
         "GRADED": tuple(formula.graded for formula in formulas),
@@ -65,7 +65,7 @@ def launches(name: str, formulas: tuple, softcap: bool) -> Iterator[tuple[str, t
     if graded and not local:
         flags.append(("gradient", False, True))
     for what, sums, grad in flags:
-        yield what, triton_rows._terms_kernel, constants | {"WITH_SUMS": sums, "WITH_GRAD": grad} | teacher | shape
+        yield what, triton_kernels.terms_kernel, constants | {"WITH_SUMS": sums, "WITH_GRAD": grad} | teacher | shape
 
 
 def compiled(kernel: triton.JITFunction, constants: dict, architecture: int) -> tuple[int, int]:

@@ -26,7 +26,7 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        group: what it belongs to: machine, core, extra, attention, cache.
+        group: what it belongs to: machine, core, losses, extra, attention, cache.
         state: `ok`, `missing` (optional and absent), `broken` (there and not usable, or needed and absent).
         fix: the command that mends it, or "".
     """
@@ -137,6 +137,23 @@ def _devices() -> Iterator[Finding]:
         fix = "pip install --force-reinstall torch" if hidden else ""
         about = "there is one, but this torch is a CPU build" if hidden else "none: small models train, float32"
         yield Finding("machine", "gpu", "broken" if hidden else "missing", about, fix)
+    yield from _chunks("cuda" if torch.cuda.device_count() else "cpu")
+
+
+def _chunks(device: str) -> Iterator[Finding]:
+    """Say how the token losses would cut two common pairs of models on this machine."""
+    from kdlm.losses import plan_chunks
+
+    for pair, vocab, student, teacher in (
+        ("Qwen3 0.6B <- 8B", 151_936, 1024, 4096),
+        ("Llama 1B <- 8B", 128_256, 2048, 4096),
+    ):
+        itemsize = 4 if device == "cpu" else 2
+        rows, number, size, _ = plan_chunks(
+            8192, vocab=vocab, student_width=student, teacher_width=teacher, itemsize=itemsize, device=device
+        )
+        about = f"8,192 tokens in {number} chunks of {rows}, {size / GIB:.2f} GiB of logits on {device}"
+        yield Finding("losses", pair, "ok", about)
 
 
 def _extra(package: Package) -> Finding:

@@ -8,6 +8,7 @@ from kdlm.losses.adaptive import AdaptiveKL, adaptive_kl
 from kdlm.losses.chunked import chunked
 from kdlm.losses.cross_entropy import CrossEntropy, cross_entropy
 from kdlm.losses.custom import CustomLoss
+from kdlm.losses.fused import plan_chunks
 from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
 from kdlm.losses.loss import Divergence, Loss, numbered_names
@@ -62,6 +63,7 @@ __all__ = [
     "measures_for",
     "numbered_names",
     "on_bucket",
+    "plan_chunks",
     "reduce",
     "reverse_kl",
     "sampled_cross_entropy",

@@ -5,7 +5,7 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
-from kdlm_kernels import Term, linear_divergence, linear_topk_divergence
+from kdlm_kernels import Chunks, Term, linear_divergence, linear_topk_divergence, plan_chunks
 from torch import Tensor
 
 from kdlm.losses.adaptive import AdaptiveKL, adaptive_kl
@@ -18,6 +18,8 @@ from kdlm.losses.taid import TowardsTeacher, taid_kl
 from kdlm.losses.tvd import TVD, total_variation
 from kdlm.losses.vocabulary import Vocab, size
 from kdlm.signal import Dense, Hidden, Sampled, Signal, TopK
+
+__all__ = ["Chunks", "as_term", "fused", "plan_chunks"]
 
 _FUNCTIONS = {
     forward_kl,
@@ -77,8 +79,8 @@ def fused(
 
     `call` are `weights`, `chunk_rows` and `impl` of the kernels' functions.
     """
-    terms = [as_term(loss, weight) for loss, weight in losses]
-    if any(term is None for term in terms) or isinstance(vocab, Tensor):
+    terms = [term for loss, weight in losses if (term := as_term(loss, weight)) is not None]
+    if len(terms) < len(losses) or isinstance(vocab, Tensor):
         return None
     terms += [Term(_AS_TERMS[name], 0.0) for name in measures if name in _AS_TERMS]
     others = [name for name in measures if name not in _AS_TERMS]

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from kdlm_kernels.formulas import Here, blocks
+from kdlm_kernels.distribution import blocks
 from kdlm_kernels.heads import as_head
+from kdlm_kernels.merging import Here
 from kdlm_kernels.row_part import Impl, implementation, keep_freed_memory
 from kdlm_kernels.sweep import Job
 from kdlm_kernels.sweep import sweep as run
@@ -91,6 +92,7 @@ class _EagerRows:
         """Return the teacher's rows as the loss gets them; `y` are the products of these rows."""
         match self.teacher:
             case Hidden(head=head):
+                assert y is not None
                 return cut(head.transform(y), self.vocab)
             case Dense(logits=logits):
                 return cut(logits[block].detach(), self.vocab)

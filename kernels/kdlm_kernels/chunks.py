@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 LIMIT = {"cpu": 320 << 20, "cuda": 1 << 30}
-"""Most bytes of the buffers of a chunk, by device; others count as cuda."""
+"""Most bytes of the buffers of a chunk, and of what fp32 adds to the head's gradient while it is summed (at least a
+quarter is left for the buffers), by device; others count as cuda."""
 _BALANCE = {"cpu": 10.0, "cuda": 200.0}
 """FLOP that a device does while it moves one byte: two AVX2 cores as measured, an H100 or H200 by its data sheet."""
 _SHARE = 0.1
@@ -39,6 +40,7 @@ def plan_chunks(
     teacher_vocab: int | None = None,
     itemsize: int = 2,
     device: str = "cuda",
+    trained: bool = True,
     free: int | None = None,
     limit: int | None = None,
 ) -> Chunks:
@@ -47,6 +49,7 @@ def plan_chunks(
     Args:
         teacher_width: 0 where the teacher is not projected.
         itemsize: bytes of a head's element.
+        trained: whether the head gets a gradient, which is summed in fp32 within the same memory.
         free: bytes free on the device.
         limit: most rows of a chunk; by default what the memory allows.
     """
@@ -55,9 +58,11 @@ def plan_chunks(
     # Logits are kept in fp32 (float64 where the model is); a narrow gradient has a buffer of its own.
     wide = max(itemsize, 4)
     per_row = (vocab + theirs) * wide + (vocab * itemsize if kind == "cuda" and itemsize < wide else 0)
-    moved = vocab * (2 * itemsize + 2 * wide) * student_width + theirs * itemsize * teacher_width
-    work = 2 * (3 * vocab * student_width + theirs * teacher_width)
-    most = LIMIT[kind] if free is None else min(LIMIT[kind], int(free * _OF_FREE))
+    moved = vocab * (2 * itemsize + 2 * wide * trained) * student_width + theirs * itemsize * teacher_width
+    work = 2 * ((2 + trained) * vocab * student_width + theirs * teacher_width)
+    summed = vocab * student_width * (wide - itemsize) if trained else 0
+    most = max(LIMIT[kind] - summed, LIMIT[kind] // 4)
+    most = most if free is None else min(most, int(free * _OF_FREE))
     enough = math.ceil(_BALANCE[kind] * moved / (work * _SHARE))
     size = max(1, min(rows, enough, max(16, most // per_row), limit or rows))
     number = math.ceil(rows / size)

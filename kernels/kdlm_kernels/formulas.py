@@ -7,66 +7,20 @@ in the processor's cache.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kdlm_kernels.adaptive import head_share
+from kdlm_kernels.distribution import Distribution, softmax
 from kdlm_kernels.heads import Shape
+from kdlm_kernels.merging import Merge
 from kdlm_kernels.terms import Formula, Kind
 
-BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Logits of a block of rows: on a CPU its temporaries stay in the last cache, and several rows feed several threads."""
 _RATIO = 80.0
 """`exp` of the log-ratio is finite up to here, beyond which q is nothing beside p."""
-_DEPTH, _BINS = 64.0, 512
-"""The head of a distribution is looked for down to exp(-64), in steps of 512 bins each."""
-
-
-class Merge(Protocol):
-    """Turns figures of one slice of the vocabulary into those of all of it.
-
-    `offset` is the first id of this slice, `size` the length of the longest, and `total` that of all of the student's
-    (0) or the teacher's (1), where this one has `ids`; `hidden_gradient` sums a gradient to hidden states in place.
-    """
-
-    offset: int
-
-    def logsumexp(self, x: Tensor) -> Tensor: ...
-    def sum(self, x: Tensor) -> Tensor: ...
-    def max(self, x: Tensor) -> Tensor: ...
-    def argmax(self, x: Tensor) -> Tensor: ...
-    def size(self, ids: int) -> int: ...
-    def total(self, which: int, ids: int) -> int: ...
-    def hidden_gradient(self, gradient: Tensor) -> None: ...
-
-
-class Here:
-    """The vocabulary is whole: nothing to merge."""
-
-    offset = 0
-
-    def logsumexp(self, x: Tensor) -> Tensor:
-        return x
-
-    def sum(self, x: Tensor) -> Tensor:
-        return x
-
-    def max(self, x: Tensor) -> Tensor:
-        return x
-
-    def argmax(self, x: Tensor) -> Tensor:
-        return x.argmax(-1)
-
-    def size(self, ids: int) -> int:
-        return ids
-
-    def total(self, which: int, ids: int) -> int:
-        return ids
-
-    def hidden_gradient(self, gradient: Tensor) -> None:
-        pass
 
 
 class Plan(NamedTuple):
@@ -77,6 +31,7 @@ class Plan(NamedTuple):
         comparisons: measures that compare arg-maxima.
         student, teacher: what the heads do after their products.
         shared: ids that both models score (on this slice); the student may score more.
+        whole: whether the student scores no more than these, on any slice.
     """
 
     formulas: tuple[Formula, ...]
@@ -85,41 +40,12 @@ class Plan(NamedTuple):
     student: Shape
     teacher: Shape
     shared: int
+    whole: bool = True
 
     @property
     def graded(self) -> list[int]:
         """Numbers of the terms that have a gradient."""
         return [number for number, formula in enumerate(self.formulas) if formula.graded]
-
-
-class Distribution(NamedTuple):
-    """`log softmax(x)` and `softmax(x)` of rows `[n, vocab]`."""
-
-    logs: Tensor
-    probs: Tensor
-
-
-def blocks(rows: int, vocab: int, device: torch.device) -> Iterator[slice]:
-    """Cut the rows of a chunk into blocks whose temporaries are small."""
-    step = max(1, BLOCK["cpu" if device.type == "cpu" else "cuda"] // max(1, vocab))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
-def softmax(x: Tensor, merge: Merge) -> Distribution:
-    """Return both with one exponential per logit."""
-    if not x.shape[-1]:  # a slice of the vocabulary that lies beyond the shared ids
-        merge.logsumexp(x.new_full((len(x), 1), -torch.inf))
-        return Distribution(x, x)
-    top = x.amax(-1, keepdim=True)
-    logs = x - top
-    probs = logs.exp()
-    total = probs.sum(-1, keepdim=True)
-    if isinstance(merge, Here):
-        return Distribution(logs.sub_(total.log()), probs.div_(total))
-    whole = merge.logsumexp(top + total.log())
-    logs = x - whole
-    return Distribution(logs, logs.exp())
 
 
 def rows(
@@ -152,21 +78,20 @@ def rows(
             known[key] = softmax(x if temperature == 1.0 else x / temperature, merge)
         return known[key]
 
-    whole = student.shape[-1] == plan.shared
     values: list[Tensor] = []
     total = torch.zeros(len(z), dtype=student.dtype, device=z.device)
     gradient: Tensor | None = None
     for number, formula in enumerate(plan.formulas):
         weight, t = numbers[number, 0], numbers[number, 1]
-        own = student if formula.whole_vocabulary or whole else student[:, : plan.shared]
+        own = student if formula.whole_vocabulary or plan.whole else student[:, : plan.shared]
         q = distribution("student" if own is student else "shared", own, formula.temperature)
         p = q
         if teacher is not None and not formula.whole_vocabulary:
             p = distribution("teacher", teacher, formula.temperature)
-        mixed = None
+        mixed = p
         if formula.kind in (Kind.TAID, Kind.GEOMETRIC):
-            share = t if formula.kind == Kind.TAID else formula.a
-            x = torch.lerp(own, teacher, share)
+            assert teacher is not None
+            x = own + (t if formula.kind == Kind.TAID else formula.a) * (teacher - own)
             mixed = softmax(x if formula.temperature == 1.0 else x / formula.temperature, merge)
         value, g = _formula(formula, q, p, mixed, labels, merge, grad is not None and formula.graded)
         if formula.scale != 1.0:
@@ -203,7 +128,7 @@ def _formula(
     formula: Formula,
     q: Distribution,
     p: Distribution,
-    mixed: Distribution | None,
+    mixed: Distribution,
     labels: Tensor | None,
     merge: Merge,
     graded: bool,
@@ -263,8 +188,8 @@ def _formula(
         case Kind.POWER_MEAN:
             return _power_mean(formula, q, p, merge, sums, graded)
         case Kind.CROSS_ENTROPY:
-            here, place = _place(labels, q.logs, merge)
-            value = -merge.sum(q.logs.gather(-1, place).mul_(here))
+            here, place, log_q = _label(labels, q.logs, merge)
+            value = -merge.sum(log_q)
             if not graded:
                 return value[:, 0], None
             kept = merge.sum(here)
@@ -272,17 +197,20 @@ def _formula(
         case Kind.ENTROPY:
             return -sums(q.logs * q.probs)[:, 0], None
         case Kind.TEACHER_CROSS_ENTROPY:
-            here, place = _place(labels, p.logs, merge)
-            value = -merge.sum(p.logs.gather(-1, place).mul_(here))
+            here, _, log_p = _label(labels, p.logs, merge)
+            value = -merge.sum(log_p)
             return torch.where(merge.sum(here) > 0, value, torch.inf)[:, 0], None
     raise AssertionError(formula.kind)
 
 
-def _place(labels: Tensor, logs: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
-    """Return, as `[n, 1]`, whether each label is one of these ids (1 or 0), and where, or 0."""
+def _label(labels: Tensor | None, logs: Tensor, merge: Merge) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, as `[n, 1]`, whether each label is one of these ids (1 or 0), where, or 0, and its `logs`, or 0."""
+    assert labels is not None
     place = labels[:, None] - merge.offset
     inside = (place >= 0) & (place < logs.shape[-1])
-    return inside.to(logs.dtype), place.masked_fill(~inside, 0)
+    place = place.masked_fill(~inside, 0)
+    found = logs.gather(-1, place) if logs.shape[-1] else logs.new_zeros(len(logs), 1)
+    return inside.to(logs.dtype), place, found.masked_fill(~inside, 0.0)
 
 
 def _adaptive(formula: Formula, q: Distribution, p: Distribution, merge: Merge, sums, graded: bool):
@@ -295,57 +223,6 @@ def _adaptive(formula: Formula, q: Distribution, p: Distribution, merge: Merge, 
     # w (q - p) + (1 - w) q (-d - reverse)
     back = d.add_(reverse).mul_(w - 1).add_(w).mul_(q.probs)
     return value[:, 0], back.addcmul_(p.probs, w, value=-1)
-
-
-def head_share(p: Distribution, q: Distribution, mass: float, merge: Merge) -> Tensor:
-    """Return the share `[n, 1]` of `sum |p - q|` that lies in the teacher's head; 1/2 where the two are equal."""
-    gap = (p.probs - q.probs).abs_()
-    total = merge.sum(gap.sum(-1, keepdim=True))
-    head = merge.sum(gap.mul_(in_head(p, mass, merge)).sum(-1, keepdim=True))
-    return torch.where(total > 0, head / total.clamp(min=torch.finfo(gap.dtype).tiny), 0.5)
-
-
-def in_head(p: Distribution, mass: float, merge: Merge) -> Tensor:
-    """Return, as 0 and 1, which tokens are the most probable ones with at most `mass` together; at least one is.
-
-    Tokens of one probability go together, as soon as the first of them fits. The place where the mass is reached is
-    found by its digits: a histogram of the mass over -log p names the bin, then finer ones of this bin's tokens alone.
-    """
-    rows, eps = len(p.logs), torch.finfo(p.logs.dtype).eps
-    beyond, reached, width = -p.logs, torch.zeros_like(p.logs[:, :1]), _DEPTH
-    full, reached = _full_bins(beyond, p.probs, None, reached, width, mass, merge)
-    width /= _BINS
-    beyond.sub_(full * width)  # negative: inside
-    row, token = ((beyond >= 0) & (beyond < width)).nonzero().unbind(1)
-    near, probs = beyond[row, token], p.probs[row, token]
-    while width > _DEPTH * eps / 4:
-        full, reached = _full_bins(near, probs, row, reached, width, mass, merge)
-        width /= _BINS
-        near.sub_(full[row, 0] * width)
-    first = probs.new_zeros(rows).scatter_reduce_(0, row, probs.masked_fill(near < 0, 0.0), "amax")
-    last = torch.where((reached == 0) | (reached + merge.max(first[:, None]) <= mass), width, 0.0)
-    inside = (beyond < 0).to(beyond.dtype)
-    inside[row, token] = (near < last[row, 0]).to(inside.dtype)
-    return inside
-
-
-def _full_bins(
-    beyond: Tensor, probs: Tensor, row: Tensor | None, reached: Tensor, width: float, mass: float, merge: Merge
-) -> tuple[Tensor, Tensor]:
-    """Return how many bins of [0, width) fit into `mass` after what is `reached` (`[n, 1]`), and what they reach.
-
-    The tokens are `[n, vocab]`, or in one list with the row of each.
-    """
-    bins = _BINS + 2  # what lies before and behind goes into two more
-    places = torch.add(1, beyond, alpha=_BINS / width).clamp_(0, bins - 1).long()
-    masses = torch.zeros(len(reached), bins, dtype=probs.dtype, device=probs.device)
-    if row is None:
-        masses.scatter_add_(1, places, probs)
-    else:
-        masses.view(-1).scatter_add_(0, places.add_(row, alpha=bins), probs)
-    cumulative = reached + merge.sum(masses)[:, 1:-1].cumsum(-1)
-    full = (cumulative <= mass).sum(-1, keepdim=True)
-    return full, torch.where(full > 0, cumulative.gather(-1, (full - 1).clamp(min=0)), reached)
 
 
 def _power_mean(formula: Formula, q: Distribution, p: Distribution, merge: Merge, sums, graded: bool):

@@ -6,12 +6,13 @@ from typing import Any, overload
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from kdlm_kernels.formulas import Here, Merge, Plan
+from kdlm_kernels.formulas import Plan
 from kdlm_kernels.heads import Head, HeadLike, as_head, shape_of
+from kdlm_kernels.merging import Here, Merge
 from kdlm_kernels.row_part import FusedRows, Impl, implementation
 from kdlm_kernels.sharding import Shards, opened, whole
-from kdlm_kernels.sparse_rows import LogProbRows, SparseRows
-from kdlm_kernels.sweep import Job, sweep, values_of
+from kdlm_kernels.sparse_rows import LogProbs, SparseRows
+from kdlm_kernels.sweep import Job, results_of, sweep
 from kdlm_kernels.terms import MEASURED, MEASURES, Term, unique_names
 
 AnyHead = HeadLike | Tensor | None
@@ -78,8 +79,9 @@ def linear_divergence(
             `teacher_cross_entropy`; an empty list asks for the terms alone.
         chunk_rows: rows projected at once, at most; by default what `plan_chunks` says.
         impl: "triton" (CUDA), "torch" (anywhere), or the better of those that can run.
-        group: the heads are this rank's slice of the vocabulary, in the order of the group's ranks (tensor
-            parallelism); hidden states and labels are the same on all ranks, and so are the results.
+        group: the heads (or logits) are this rank's slice of the vocabulary, in the order of the group's ranks (tensor
+            parallelism), and student's and teacher's begin at the same ids; hidden states and labels are the same on
+            all ranks, and so are the results.
 
     Returns:
         `[rows]` in nats, in fp32 (float64 for float64), times temperature^2 unless told otherwise. With `measures`
@@ -97,7 +99,7 @@ def linear_divergence(
     if not _listens(terms, chosen):
         teacher_hidden = teacher = None
     with opened(student, teacher):
-        merge = _merge(student, teacher, group)
+        merge = _merge(group, (student_hidden, student), (teacher_hidden, teacher))
         plan = _plan(terms, chosen, (student_hidden, student), (teacher_hidden, teacher), vocab, merge)
         _check(plan, student_hidden, teacher_hidden, labels, weights)
         rows = FusedRows(plan, terms, labels, implementation(impl, student_hidden.device), merge)
@@ -149,7 +151,7 @@ def linear_topk_divergence(
     student = whole(as_head(student_head))
     chosen = _check_measures(measures or ())
     with opened(student):
-        merge = _merge(student, None, group)
+        merge = _merge(group, (student_hidden, student))
         impl = implementation(impl, student_hidden.device)
         rows = SparseRows(terms, chosen, shape_of(student), ids, log_probs, counts, labels, impl, merge)
         _check_rows(student_hidden, ids=ids, log_probs=log_probs, counts=counts, labels=labels, weights=weights)
@@ -180,11 +182,13 @@ def linear_logprobs(
         raise ValueError(f"temperature must be positive, got {temperature}")
     student = whole(as_head(student_head))
     with opened(student):
-        merge = _merge(student, None, group)
+        merge = _merge(group, (student_hidden, student))
         _check_rows(student_hidden, ids=ids)
+        _check_ids(ids, merge.total(0, _ids(student_hidden, student)))
         impl = implementation(impl, student_hidden.device)
-        rows = LogProbRows(ids, shape_of(student), temperature, impl, merge)
-        return values_of(Job(rows, student, None, None, chunk_rows, merge), student_hidden)
+        wanted = LogProbs(ids, shape_of(student), temperature, impl, merge)
+        log_probs, entropy = results_of(wanted, Job(None, student, None, None, chunk_rows, merge), student_hidden)
+    return log_probs, entropy
 
 
 def _named(name: str, options: dict[str, Any]) -> Term:
@@ -210,15 +214,16 @@ def _plan(
     sizes = {"student": _ids(*student)}
     if teacher[0] is not None:
         sizes["teacher"] = _ids(teacher[0], teacher[1])
-    if vocab is None and len(set(sizes.values())) > 1 and not isinstance(merge, Shards):
+    totals = {name: merge.total(which, ids) for which, (name, ids) in enumerate(sizes.items())}
+    if vocab is None and len(set(totals.values())) > 1:
         raise ValueError(
-            f"the student scores {sizes['student']} ids and the teacher {sizes['teacher']}: pass vocab=, the number "
+            f"the student scores {totals['student']} ids and the teacher {totals['teacher']}: pass vocab=, the number "
             "of ids that their tokenizers share"
         )
-    for which, (name, ids) in enumerate(sizes.items()):
-        if vocab is not None and not 0 < vocab <= merge.total(which, ids):
-            raise ValueError(f"vocab={vocab}, but the {name} scores {merge.total(which, ids)} ids")
-    here = min(sizes.values()) if vocab is None else min(max(vocab - merge.offset, 0), *sizes.values())
+    for name, total in totals.items():
+        if vocab is not None and not 0 < vocab <= total:
+            raise ValueError(f"vocab={vocab}, but the {name} scores {total} ids")
+    shared = totals["student"] if vocab is None else vocab
     sums = [name for name in measures if name in MEASURED]
     return Plan(
         formulas=(*(term.formula for term in terms), *(MEASURED[name] for name in sums)),
@@ -226,7 +231,8 @@ def _plan(
         comparisons=tuple(name for name in measures if name not in MEASURED),
         student=shape_of(student[1]),
         teacher=shape_of(teacher[1]),
-        shared=here,
+        shared=min(max(shared - merge.offset, 0), *sizes.values()),
+        whole=shared == totals["student"],
     )
 
 
@@ -266,8 +272,18 @@ def _check_rows(student: Tensor, **others: Tensor | None) -> None:
             raise ValueError(f"student_hidden has {len(student)} rows, {name} {len(other)}")
 
 
-def _merge(student: Head | None, teacher: Head | None, group: ProcessGroup | None) -> Merge:
-    return Here() if group is None else Shards(group, student, teacher)
+def _check_ids(ids: Tensor, vocab: int) -> None:
+    """Raise ValueError for an id outside the vocabulary. Waits for the device, far shorter than a sweep."""
+    outside = ids[(ids < 0) | (ids >= vocab)]
+    if len(outside):
+        raise ValueError(f"id {int(outside[0])} is outside the vocabulary of {vocab}")
+
+
+def _merge(group: ProcessGroup | None, *models: tuple[Tensor | None, Head | None]) -> Merge:
+    if group is None:
+        return Here()
+    given = [(hidden, head) for hidden, head in models if hidden is not None]
+    return Shards(group, [_ids(hidden, head) for hidden, head in given], given[0][0].device)
 
 
 def _detached(weights: Tensor | None) -> Tensor | None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from kdlm_kernels import formulas
-from kdlm_kernels.formulas import Here, Merge, Plan
+from kdlm_kernels.distribution import blocks
+from kdlm_kernels.formulas import Plan
+from kdlm_kernels.merging import Here, Merge
 from kdlm_kernels.terms import Term
 
 Impl = Literal["auto", "torch", "triton"]
@@ -79,7 +81,7 @@ class FusedRows:
             keep_freed_memory()
         inputs = (z, y, labels, factors)
         found = []
-        for block in formulas.blocks(len(z), self.merge.size(z.shape[1]), z.device):
+        for block in blocks(len(z), self.merge.size(z.shape[1]), z.device):
             cut = [None if x is None else x[block] for x in inputs]
             into = None if grad is None else grad[block]
             found.append(formulas.rows(*cut, numbers, into, self.plan, self.merge))
@@ -93,6 +95,7 @@ class FusedRows:
             if name == "accuracy":
                 same = self.merge.argmax(z) == labels
             else:
+                assert y is not None
                 same = self.merge.argmax(z[:, : self.plan.shared]) == self.merge.argmax(y[:, : self.plan.shared])
             found[name] = same.to(z.dtype)
         return found

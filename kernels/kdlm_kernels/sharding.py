@@ -1,6 +1,6 @@
 """Heads in pieces: slices of the vocabulary on several ranks, FSDP2's DTensors, ZeRO-3's partitions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,17 +17,17 @@ class Shards:
 
     Slices follow each other in the order of the ranks and may differ in length. Raises ValueError where the slices of
     student and teacher do not begin at the same ids.
+
+    Args:
+        own: ids that this rank's slices score, the student's and, where there is one, the teacher's.
+        device: where the group communicates.
     """
 
-    def __init__(self, group: dist.ProcessGroup, student: Head | None, teacher: Head | None):
-        if student is None:
-            raise ValueError("group=: a student given by its logits has no head to be sharded")
+    def __init__(self, group: dist.ProcessGroup, own: Sequence[int], device: torch.device):
         self.group, self.ranks = group, dist.get_world_size(group)
-        own = [len(head.weight) for head in (student, teacher) if head is not None]
-        sizes = torch.stack(self._gather(torch.tensor(own, device=student.weight.device))).tolist()
-        rank = dist.get_rank(group)
+        sizes = torch.stack(self._gather(torch.tensor(own, device=device))).tolist()
         self.sizes = [tuple(each) for each in zip(*sizes, strict=True)]
-        self.offset = sum(self.sizes[0][:rank])
+        self.offset = sum(self.sizes[0][: dist.get_rank(group)])
         if len(self.sizes) == 2 and self.sizes[0][:-1] != self.sizes[1][:-1]:
             raise ValueError(
                 f"the student's slices of the vocabulary are {list(self.sizes[0])} ids long, the teacher's "
@@ -88,24 +88,24 @@ def _gathered(x: DTensor) -> Tensor:
 
 
 @contextmanager
-def opened(*heads: Head | None) -> Iterator[None]:
-    """Gather frozen heads that DeepSpeed ZeRO-3 keeps in partitions, for as long as the context lasts.
+def opened(student: Head | None, teacher: Head | None = None) -> Iterator[None]:
+    """Gather heads that DeepSpeed ZeRO-3 keeps in partitions, for as long as the context lasts.
 
-    Raises ValueError for a partitioned head that is trained: its gradient comes after the context has ended.
+    Raises ValueError for a student's that is trained: its gradient comes after the context has ended.
     """
-    parts = [x for head in heads if head is not None for x in head[:2] if x is not None and _is_partition(x)]
-    if not parts:
-        yield
-        return
-    if any(x.requires_grad and torch.is_grad_enabled() for x in parts):
+    ours, theirs = ([x for x in (head or ())[:2] if x is not None and _is_partition(x)] for head in (student, teacher))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in ours):
         raise ValueError(
             "the student's head is a ZeRO-3 partition here, with no element of its own: call "
             "deepspeed.zero.register_external_parameter(module, head.weight) once, where module's forward computes "
             "the loss, so that DeepSpeed gathers it for forward and backward"
         )
-    import deepspeed
+    if not ours and not theirs:
+        yield
+        return
+    import deepspeed  # pyright: ignore[reportMissingImports]  nobody has partitions without it
 
-    with deepspeed.zero.GatheredParameters(parts):
+    with deepspeed.zero.GatheredParameters([*ours, *theirs]):
         yield
 
 

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from kdlm_kernels import formulas
-from kdlm_kernels.formulas import Here, Merge, Plan
+from kdlm_kernels.distribution import blocks, largest
+from kdlm_kernels.formulas import Plan
 from kdlm_kernels.heads import Shape
+from kdlm_kernels.merging import Here, Merge
 from kdlm_kernels.row_part import keep_freed_memory
+from kdlm_kernels.sweep import RowPart
 from kdlm_kernels.terms import Formula, Kind, Term, unique_names
 
 _FLOOR = -1e4
@@ -31,23 +34,27 @@ class _Student:
         return Plan((formula,), ("",), (), self.shape, Shape(), self.z.shape[1])
 
     def _normalise(self, entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the log-sum-exp `[n, 1]`, and the entropy `[n]` where it is wanted."""
+        """Return the log-sum-exp in two parts (see `triton_rows`), and the entropy `[n]` where it is wanted."""
         if self.impl == "triton":
             from kdlm_kernels import triton_rows
 
             return triton_rows.normalise(self.z, self._plan(self.formula), self.merge, entropy=entropy)
         keep_freed_memory()
-        lse, found = self.z.new_empty(len(self.z), 1), self.z.new_empty(len(self.z)) if entropy else None
+        lse, found = self.z.new_empty(len(self.z), 1, 2), self.z.new_empty(len(self.z)) if entropy else None
         for block in self._blocks():
             x = self._tempered(self.z[block])
-            lse[block] = self.merge.logsumexp(x.logsumexp(-1, keepdim=True))
+            top = lse[block, :, 0] = largest(x, self.merge)
+            lse[block, :, 1] = self.merge.sum((x - top).exp_().sum(-1, keepdim=True)).log()
             if found is not None:
-                logs = x - lse[block]
+                logs = x - top - lse[block, :, 1]
                 found[block] = -self.merge.sum((logs.exp() * logs).sum(-1))
         return lse, found
 
+    def _normalised(self, x: Tensor, rows: slice) -> Tensor:
+        return x - self.lse[rows, :, 0] - self.lse[rows, :, 1]
+
     def _blocks(self):
-        return formulas.blocks(len(self.z), self.merge.size(self.z.shape[1]), self.z.device)
+        return blocks(len(self.z), self.merge.size(self.z.shape[1]), self.z.device)
 
     def _tempered(self, z: Tensor) -> Tensor:
         logits = self.shape(z)
@@ -62,7 +69,9 @@ class _Student:
     def log_probs(self, ids: Tensor) -> Tensor:
         """Return `log q(id)`, `[n, k]`; ids outside the vocabulary give `-lse`, which means nothing."""
         here, local = self.places(ids)
-        return self.merge.sum(self._tempered(self.z.gather(1, local)).masked_fill(~here, 0.0)) - self.lse
+        return self._normalised(
+            self.merge.sum(self._tempered(self.z.gather(1, local)).masked_fill(~here, 0.0)), slice(None)
+        )
 
     def write(self, grad: Tensor, c: Tensor, ids: Tensor, at_ids: Tensor, of_entropy: Tensor | None = None) -> None:
         """Fill `grad`: the gradient to `z` of a value with derivative `c q`, plus `at_ids` at the ids.
@@ -79,7 +88,7 @@ class _Student:
         else:
             for block in self._blocks():
                 logits = self.shape(self.z[block])
-                logs = logits / self.temperature - self.lse[block]
+                logs = self._normalised(logits / self.temperature, block)
                 factor = c[block, None]
                 if of_entropy is not None:
                     factor = factor - of_entropy[block, None] * (logs + self.entropy[block, None])
@@ -167,7 +176,7 @@ class SparseRows:
             return value[:, 0], kept[:, 0], tokens.clamp(min=0), -kept
         tokens = self.ids[at]
         logs = student.log_probs(tokens)
-        inside = tokens < self.merge.sum(torch.tensor(student.z.shape[1], device=tokens.device))
+        inside = tokens < self.merge.total(0, student.z.shape[1])
         if self.counts is not None:
             counts = self.counts[at].to(logs.dtype)
             share = counts / counts.sum(-1, keepdim=True).clamp(min=torch.finfo(logs.dtype).tiny)
@@ -193,33 +202,36 @@ def _with_tail(kept: Tensor) -> Tensor:
     return torch.cat([kept, tail], dim=-1)
 
 
-class LogProbRows:
-    """Log-probabilities of given tokens, and the entropy, for `sweep.values_of`."""
+class LogProbs:
+    """Log-probabilities of given tokens, and the entropy (see `sweep.Results`)."""
 
     def __init__(self, ids: Tensor, shape: Shape, temperature: float, impl: str, merge: Merge):
         self.ids, self.shape, self.temperature, self.impl, self.merge = ids, shape, temperature, impl, merge
-        self.upstream: tuple[Tensor, ...] | None = None
 
-    def results(self, rows: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        self.log_probs = torch.empty(self.ids.shape, dtype=dtype, device=device)
-        self.entropy = torch.empty(rows, dtype=dtype, device=device)
-        return self.log_probs, self.entropy
+    def empty(self, rows: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        return torch.empty(self.ids.shape, dtype=dtype, device=device), torch.empty(rows, dtype=dtype, device=device)
 
-    def under(self, upstream: tuple[Tensor, ...]) -> "LogProbRows":
-        row_part = LogProbRows(self.ids, self.shape, self.temperature, self.impl, self.merge)
-        row_part.upstream = upstream
-        return row_part
+    def _student(self, z: Tensor, *, entropy: bool) -> _Student:
+        return _Student(z, self.shape, self.temperature, self.impl, self.merge, entropy=entropy)
 
-    def __call__(
-        self, z: Tensor, y: Tensor | None, at: slice, factors: Tensor | None, grad: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        student = _Student(z, self.shape, self.temperature, self.impl, self.merge, entropy=True)
-        nothing = torch.zeros(len(z), dtype=z.dtype, device=z.device)
-        if self.upstream is None:
-            self.log_probs[at] = student.log_probs(self.ids[at])
-            self.entropy[at] = student.entropy
-        elif grad is not None:
-            of_log_probs, of_entropy = (x[at] for x in self.upstream)
-            wanted = of_entropy if of_entropy.any() else None  # most losses take the log-probabilities alone
-            student.write(grad, -of_log_probs.sum(-1), self.ids[at], of_log_probs, wanted)
-        return nothing, {}
+    def into(self, results: tuple[Tensor, ...]) -> RowPart:
+        log_probs, entropy = results
+
+        def fill(z, y, at, factors, grad):
+            student = self._student(z, entropy=True)
+            log_probs[at], entropy[at] = student.log_probs(self.ids[at]), student.entropy
+            return z.new_zeros(len(z)), {}
+
+        return fill
+
+    def under(self, upstream: tuple[Tensor | None, ...]) -> RowPart:
+        of_log_probs, of_entropy = upstream
+
+        def fill(z, y, at, factors, grad):
+            student = self._student(z, entropy=of_entropy is not None)
+            ids = self.ids[at]
+            wanted = z.new_zeros(ids.shape) if of_log_probs is None else of_log_probs[at]
+            student.write(grad, -wanted.sum(-1), ids, wanted, None if of_entropy is None else of_entropy[at])
+            return z.new_zeros(len(z)), {}
+
+        return fill

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from kdlm_kernels.chunks import free_bytes, plan_chunks
-from kdlm_kernels.formulas import Merge
 from kdlm_kernels.heads import Head
+from kdlm_kernels.merging import Here, Merge
 from kdlm_kernels.projection import (
     gradient_dtype,
     head_gradient,
@@ -62,7 +62,7 @@ class Job:
         by_products: filled by the first sweep.
     """
 
-    rows: RowPart
+    rows: RowPart | None
     student: Head | None
     teacher: tuple[Tensor, Head | None] | None
     weights: Tensor | None
@@ -117,43 +117,48 @@ class _Sweep(torch.autograd.Function):
         return None, None, *(None if g is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
 
 
-class Upstream(RowPart, Protocol):
-    """A row part with several results per row, whose gradient needs what comes from above each of them."""
+class Results(Protocol):
+    """Several results per row, whose gradient needs what comes from above each of them."""
 
-    def results(self, rows: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """Allocate the results, which a sweep without gradient fills."""
+    def empty(self, rows: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        """Allocate the results."""
         ...
 
-    def under(self, upstream: tuple[Tensor, ...]) -> RowPart:
-        """Return the row part whose gradient is that of `sum(upstream * results)`."""
+    def into(self, results: tuple[Tensor, ...]) -> RowPart:
+        """Return the row part that fills them. (It must not outlive the call: they lead back to it.)"""
+        ...
+
+    def under(self, upstream: tuple[Tensor | None, ...]) -> RowPart:
+        """Return the row part whose gradient is that of `sum(upstream * results)`; None stands for 0."""
         ...
 
 
-def values_of(job: Job, source: Tensor) -> tuple[Tensor, ...]:
-    """Return the results of an `Upstream` row part, differentiable in `source` and the student's head.
+def results_of(results: Results, job: Job, source: Tensor) -> tuple[Tensor, ...]:
+    """Return several results per row, differentiable in `source` and the student's head; `job.rows` is not looked at.
 
     Forward sweeps without gradient, backward again with it.
     """
-    return _Twice.apply(_prepared(job, source), source, *_parameters(job))
+    return _Twice.apply(results, _prepared(job, source), source, *_parameters(job))
 
 
 class _Twice(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, job, source, weight, bias):
-        results = job.rows.results(len(source), wide_dtype(job.dtype), source.device)
-        _run(job, source, weight, bias, None, (False, False, False), {})
-        ctx.job = job
+    def forward(ctx, results, job, source, weight, bias):
+        ctx.set_materialize_grads(False)
+        ctx.results, ctx.job = results, job
         ctx.save_for_backward(source, weight, bias)
-        return results
+        found = results.empty(len(source), wide_dtype(job.dtype), source.device)
+        _run(replace(job, rows=results.into(found)), source, weight, bias, None, (False, False, False), {})
+        return found
 
     @staticmethod
     def backward(ctx, *upstream):
         if torch.is_grad_enabled():
             raise RuntimeError("create_graph=True: fused losses cannot be differentiated twice, use the eager form")
         inputs = source, weight, bias = ctx.saved_tensors
-        job = replace(ctx.job, rows=ctx.job.rows.under(upstream))
-        grads = _run(job, source, weight, bias, None, ctx.needs_input_grad[1:], {})[1]
-        return None, *(None if g is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+        job = replace(ctx.job, rows=ctx.results.under(upstream))
+        grads = _run(job, source, weight, bias, None, ctx.needs_input_grad[2:], {})[1]
+        return None, None, *(None if g is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
 
 
 def _is_uniform(upstream: Tensor) -> bool:
@@ -247,7 +252,7 @@ class _Buffers:
 
 
 def _chunk_rows(job: Job, source: Tensor, weight: Tensor | None) -> int:
-    """Return the rows per chunk, the same in every chunk; the user's limit is exact."""
+    """Return the rows per chunk, the same in every chunk and on all ranks of a group; the user's limit is exact."""
     rows = max(1, len(source))
     if job.chunk_rows is not None:
         return min(job.chunk_rows, rows)
@@ -255,7 +260,7 @@ def _chunk_rows(job: Job, source: Tensor, weight: Tensor | None) -> int:
     if weight is None and teacher is None:
         return rows
     vocab, width = source.shape[-1:] * 2 if weight is None else weight.shape
-    return plan_chunks(
+    size = plan_chunks(
         rows,
         vocab=vocab,
         student_width=width,
@@ -263,5 +268,7 @@ def _chunk_rows(job: Job, source: Tensor, weight: Tensor | None) -> int:
         teacher_vocab=None if teacher is None else len(teacher),
         itemsize=job.dtype.itemsize,
         device=source.device.type,
+        trained=weight is not None and weight.requires_grad,
         free=free_bytes(source.device),
     ).rows
+    return size if isinstance(job.merge, Here) else -int(job.merge.max(torch.tensor(-size, device=source.device)))

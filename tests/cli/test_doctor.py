@@ -17,7 +17,7 @@ def test_a_working_machine_exits_0_and_prints_json_for_programs(capsys):
     assert doctor.show(as_json=True) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"group", "name", "state", "detail", "fix"} == set(found[0])
-    assert {"machine", "core", "extra", "attention", "cache"} == {each["group"] for each in found}
+    assert {"machine", "core", "losses", "extra", "attention", "cache"} == {each["group"] for each in found}
 
 
 def test_every_dependency_of_kdlm_is_looked_at():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kdlm_kernels.formulas import BLOCK
+from kdlm_kernels.distribution import BLOCK
 from linear_pair import ROWS, STUDENT, TEACHER, VOCAB, assert_same, leaves, logits
 from torch.utils._python_dispatch import TorchDispatchMode
 
