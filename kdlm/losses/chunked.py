@@ -34,7 +34,7 @@ def chunked(
     Args:
         vocab: ids shared by both tokenizers, to which both sides are cut before they reach `loss`.
         weights: factor of each row, without gradient.
-        chunk_rows: rows projected at once, at most; by default as many as pay, within 320 MiB (CPU) or 1 GiB (CUDA).
+        chunk_rows: rows projected at once; by default as many as pay, within 320 MiB (CPU) or 1 GiB (CUDA).
         impl: "triton" (fused kernels, CUDA), "torch", or "auto", the better of those that can run. A divergence of
             kdlm, or a `partial` of one, runs as a formula with its gradient written out, in either; any other loss
             runs eagerly, and has no "triton".

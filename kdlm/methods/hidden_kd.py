@@ -59,7 +59,7 @@ class HiddenKD(TokenMethod):
         teacher, targets = nets["teacher"].with_layers(batch, rows, theirs)
         student, hidden = nets["student"].with_layers(batch, rows, ours)
         distances = [
-            self._distance(projector(h), target)
+            self._distance(projector(h.to(projector.weight.dtype)), target)  # a bf16 student, fp32 projectors
             for projector, h, target in zip(nets["projectors"], hidden, targets, strict=True)
         ]
         matched = torch.stack(distances).mean(0).sum()

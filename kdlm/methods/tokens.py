@@ -87,7 +87,7 @@ class TokenOptions(Section):
     chunk_rows: int | None = Field(None, ge=1)
     """Rows projected to the vocabulary at a time; by default chosen from the sizes. Changes memory, not the result."""
     impl: Literal["auto", "torch", "triton"] = "auto"
-    """Implementation of the losses: `torch` (the reference), `triton` (fused kernels, where there are any), or auto."""
+    """Implementation of the losses: `triton` (fused kernels, on CUDA), `torch`, or auto, the better that can run."""
 
     def build(self, losses: Sequence[Loss], vocab: int | Tensor | None) -> TokenMethod:
         """Return the method with the recipe's losses and the ids that both tokenizers share."""

@@ -42,7 +42,6 @@ def plan_chunks(
     device: str = "cuda",
     trained: bool = True,
     free: int | None = None,
-    limit: int | None = None,
 ) -> Chunks:
     """Return the chunks of a call.
 
@@ -51,7 +50,6 @@ def plan_chunks(
         itemsize: bytes of a head's element.
         trained: whether the head gets a gradient, which is summed in fp32 within the same memory.
         free: bytes free on the device.
-        limit: most rows of a chunk; by default what the memory allows.
     """
     kind = "cpu" if device == "cpu" else "cuda"
     theirs = 0 if not teacher_width else (vocab if teacher_vocab is None else teacher_vocab)
@@ -64,7 +62,7 @@ def plan_chunks(
     most = max(LIMIT[kind] - summed, LIMIT[kind] // 4)
     most = most if free is None else min(most, int(free * _OF_FREE))
     enough = math.ceil(_BALANCE[kind] * moved / (work * _SHARE))
-    size = max(1, min(rows, enough, max(16, most // per_row), limit or rows))
+    size = max(1, min(rows, enough, max(16, most // per_row)))
     number = math.ceil(rows / size)
     size = math.ceil(rows / number) if number else size
     return Chunks(size, number, size * per_row, _BALANCE[kind] * moved / (work * size))

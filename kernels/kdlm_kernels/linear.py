@@ -77,7 +77,7 @@ def linear_divergence(
         weights: factor of each row, without gradient.
         measures: watch these too, without gradient, among `student_entropy`, `top1_agreement`, `accuracy` and
             `teacher_cross_entropy`; an empty list asks for the terms alone.
-        chunk_rows: rows projected at once, at most; by default what `plan_chunks` says.
+        chunk_rows: rows projected at once; by default what `plan_chunks` says.
         impl: "triton" (CUDA), "torch" (anywhere), or the better of those that can run.
         group: the heads (or logits) are this rank's slice of the vocabulary, in the order of the group's ranks (tensor
             parallelism), and student's and teacher's begin at the same ids; hidden states and labels are the same on

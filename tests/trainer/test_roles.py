@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from kdlm import DistillTrainer
 from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import EmaOf, HiddenKD, LogitKD, Method, Step, Term, Terms, Trainable
+from kdlm.models.prediction import Predictor
 from kdlm.networks import own_steps
 
 
@@ -173,6 +174,19 @@ def test_a_hidden_state_term_alone_brings_student_layers_to_the_teachers(argumen
     run.train()
     curve = [line["loss"] for line in run.state.log_history if "loss" in line]
     assert curve[-1] < 0.5 * curve[0]
+
+
+def test_a_bf16_student_has_fp32_projectors() -> None:
+    method, student, teacher = (
+        HiddenKD(layers=[(1, 1)]),
+        Predictor(tiny_model(0).bfloat16()),
+        Predictor(tiny_model(1, hidden=32).bfloat16()),
+    )
+    projectors = method.roles["projectors"].make(student, teacher)
+    batch = {"input_ids": torch.arange(6)[None], "labels": torch.arange(6)[None]}
+    nets = {"student": student, "teacher": teacher, "projectors": projectors}
+    method.losses(nets, batch, frozenset({"student", "projectors"}), Step(0, 1)).terms["hidden"].sum.backward()
+    assert projectors[0].weight.grad.dtype == torch.float32 and projectors[0].weight.grad.abs().sum() > 0
 
 
 def test_a_layer_that_does_not_exist_is_refused_by_name(arguments) -> None:
