@@ -3,7 +3,8 @@
     python benchmarks/kernel_resources.py [--quick] [--check]
 
 Each kernel is compiled as `linear_divergence` would launch it for every formula, for sm_80, sm_90 and sm_100 (--quick:
-sm_90 only), and its resources are read from the cubin. --check exits 1 where one does not compile or spills a register.
+sm_90 only), and its resources are read from the cubin. --check exits 1 where one does not compile or a thread
+spills more than 16 bytes.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ARCHITECTURES = (80, 90, 100)
+SPILL_GATE = 16
 POINTERS = {"label_pointer": "*i64", "grad_pointer": "*bf16"}
 RESULTS = Path(__file__).parent / "results" / "kernel_resources.json"
 
@@ -91,11 +93,11 @@ def compiled(kernel: triton.JITFunction, constants: dict, architecture: int) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="sm_90 only")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a kernel spills")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a kernel spills more than 16 bytes")
     options = parser.parse_args()
     architectures = (90,) if options.quick else ARCHITECTURES
     print(f"{'formula':<40}{'kernel':<20}" + "".join(f"{f'sm_{a} regs/spill B':>20}" for a in architectures))
-    points, spilled = [], 0
+    points = []
     for name, formulas in plans().items():
         for softcap in (False, True) if name in ("forward_kl", "generalised_jsd") else (False,):
             for what, kernel, constants in launches(name, formulas, softcap):
@@ -103,13 +105,15 @@ def main() -> int:
                 title = f"{name}{', softcap' if softcap else ''}"
                 print(f"{title:<40}{what:<20}" + "".join(f"{f'{r}/{s}':>20}" for r, s in found.values()), flush=True)
                 points.append({"formula": title, "kernel": what, "registers_and_spilled_bytes": found})
-                spilled += any(stack for _, stack in found.values())
     if not options.quick:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps({"machine": described(), "points": points}, indent=2) + "\n")
-    most = max(r for point in points for r, _ in point["registers_and_spilled_bytes"].values())
-    print(f"{len(points)} kernels, {len(architectures)} architectures: {most} registers at most, {spilled} spill")
-    return int(options.check and spilled > 0)
+    every = [found for point in points for found in point["registers_and_spilled_bytes"].values()]
+    most, spilled = (max(figures) for figures in zip(*every, strict=True))
+    print(
+        f"{len(points)} kernels, {len(architectures)} architectures: {most} registers and {spilled} spilled bytes at most"
+    )
+    return int(options.check and spilled > SPILL_GATE)
 
 
 if __name__ == "__main__":
