@@ -110,9 +110,8 @@ def main() -> int:
         RESULTS.write_text(json.dumps({"machine": described(), "points": points}, indent=2) + "\n")
     every = [found for point in points for found in point["registers_and_spilled_bytes"].values()]
     most, spilled = (max(figures) for figures in zip(*every, strict=True))
-    print(
-        f"{len(points)} kernels, {len(architectures)} architectures: {most} registers and {spilled} spilled bytes at most"
-    )
+    compiled_for = f"{len(points)} kernels, {len(architectures)} architectures"
+    print(f"{compiled_for}: {most} registers and {spilled} spilled bytes at most")
     return int(options.check and spilled > SPILL_GATE)
 
 
