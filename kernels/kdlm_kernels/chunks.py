@@ -15,11 +15,11 @@ LIMIT = {"cpu": 320 << 20, "cuda": 1 << 30}
 """Most bytes of the buffers of a chunk, and of what fp32 adds to the head's gradient while it is summed (at least a
 quarter is left for the buffers), by device; others count as cuda."""
 _BALANCE = {"cpu": 10.0, "cuda": 200.0}
-"""FLOP that a device does while it moves one byte: two AVX2 cores as measured, an H100 or H200 by its data sheet."""
+"""FLOP that a device does while it moves one byte, estimated: two AVX2 cores, an H100 or H200."""
 _SHARE = 0.1
 """Share of the products' time at which more rows are no longer worth their memory."""
 _MULTIPLE = 64
-"""Rows of a chunk come in multiples of this: matrix products of 205 rows took a sixth longer than those of 256."""
+"""Rows of a chunk come in multiples of this: a loss took a sixth longer in chunks of 205 rows than of 256."""
 _OF_FREE = 0.5
 """Share of a GPU's free memory that buffers may take."""
 

@@ -14,7 +14,7 @@ _CONVERTED = 8192
 """Token ids per tile where a head has to be converted; a converted copy of a whole head would cost its own size."""
 _TRANSPOSED, _FEW_ROWS = 1024, 512
 """On a CPU, up to 512 rows are projected in tiles of 1,024 ids, as `head @ hidden.T`, and turned round afterwards:
-the BLAS packs the longer factor anew for every call, and takes 4/3 to 3/2 of the time to do it the plain way."""
+the BLAS packs the longer factor anew for every call, and takes up to 1.4 times as long the plain way."""
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:
