@@ -5,7 +5,7 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
-from kdlm_kernels import Chunks, Term, linear_divergence, linear_topk_divergence, plan_chunks
+from kdlm_kernels import Term, linear_divergence, linear_topk_divergence, plan_chunks
 from torch import Tensor
 
 from kdlm.losses.adaptive import AdaptiveKL, adaptive_kl
@@ -19,7 +19,7 @@ from kdlm.losses.tvd import TVD, total_variation
 from kdlm.losses.vocabulary import Vocab, size
 from kdlm.signal import Dense, Hidden, Sampled, Signal, TopK
 
-__all__ = ["Chunks", "as_term", "fused", "plan_chunks"]
+__all__ = ["as_term", "fused", "plan_chunks"]
 
 _FUNCTIONS = {
     forward_kl,
@@ -47,22 +47,17 @@ def as_term(loss: Callable[..., Any], weight: float = 1.0) -> Term | None:
     A subclass may compute anything, so only the losses themselves count.
     """
     if type(loss) in _DIVERGENCES:
-        return _described(loss.divergence.__name__, loss.options(), weight)
+        return Term.named(loss.divergence.__name__, weight, **loss.options())
     if type(loss) is CrossEntropy:
         return Term("cross_entropy", weight)
     if type(loss) is TowardsTeacher:
         return Term("taid_kl", weight, options={"t": loss.t})
     function, options = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
     return (
-        _described(function.__name__, options, weight)
+        Term.named(function.__name__, weight, **options)
         if isinstance(function, FunctionType) and function in _FUNCTIONS
         else None
     )
-
-
-def _described(name: str, options: dict[str, Any], weight: float) -> Term:
-    general = {key: options[key] for key in ("temperature", "t_squared") if key in options}
-    return Term(name, weight, options={key: value for key, value in options.items() if key not in general}, **general)
 
 
 def fused(

@@ -42,11 +42,6 @@ class Plan(NamedTuple):
     shared: int
     whole: bool = True
 
-    @property
-    def graded(self) -> list[int]:
-        """Numbers of the terms that have a gradient."""
-        return [number for number, formula in enumerate(self.formulas) if formula.graded]
-
 
 def rows(
     z: Tensor,

@@ -91,13 +91,10 @@ def linear_divergence(
     allocates, no gradient. An FSDP2 `DTensor` is gathered once per call, and a frozen ZeRO-3 partition too. Raises
     ValueError for names, options and shapes that do not fit, RuntimeError when differentiated twice.
     """
-    terms = [_named(divergence, options)] if isinstance(divergence, str) else list(divergence)
-    if options and not isinstance(divergence, str):
-        raise ValueError(f"{', '.join(options)}: with a list of terms, options belong into the Term")
-    student, teacher = whole(as_head(student_head)), whole(as_head(teacher_head))
-    chosen = _check_measures(measures or ())
+    terms, chosen = _terms(divergence, options), _check_measures(measures or ())
     if not _listens(terms, chosen):
-        teacher_hidden = teacher = None
+        teacher_hidden = teacher_head = None
+    student, teacher = whole(as_head(student_head)), whole(as_head(teacher_head))
     with opened(student, teacher):
         merge = _merge(group, (student_hidden, student), (teacher_hidden, teacher))
         plan = _plan(terms, chosen, (student_hidden, student), (teacher_hidden, teacher), vocab, merge)
@@ -145,7 +142,7 @@ def linear_topk_divergence(
 
     The other arguments, the result and the errors are those of `linear_divergence`.
     """
-    terms = [_named(divergence, options)] if isinstance(divergence, str) else list(divergence)
+    terms = _terms(divergence, options)
     if (log_probs is None) == (counts is None):
         raise ValueError("give either log_probs (top-k) or counts (samples)")
     student = whole(as_head(student_head))
@@ -174,7 +171,7 @@ def linear_logprobs(
     """Return `log q(id)` for `ids` `[rows, k]`, and the entropy `[rows]`: what policy-gradient losses are made of.
 
     Both are differentiable in hidden states, head and bias. What comes from above is known in backward only, so the
-    student is projected there again: five products instead of three, in the memory of one chunk.
+    student is projected there again: four products instead of three, in the memory of one chunk.
 
     Raises ValueError for an id outside the vocabulary. The other arguments are those of `linear_divergence`.
     """
@@ -191,10 +188,13 @@ def linear_logprobs(
     return log_probs, entropy
 
 
-def _named(name: str, options: dict[str, Any]) -> Term:
-    """Build the only term; its options are all that is left of the keywords."""
-    general = {key: options[key] for key in ("temperature", "t_squared") if key in options}
-    return Term(name, options={key: value for key, value in options.items() if key not in general}, **general)
+def _terms(divergence: str | Sequence[Term], options: dict[str, Any]) -> list[Term]:
+    """Return the terms; the options are those of the only one."""
+    if isinstance(divergence, str):
+        return [Term.named(divergence, **options)]
+    if options:
+        raise ValueError(f"{', '.join(options)}: with a list of terms, options belong into the Term")
+    return list(divergence)
 
 
 def _listens(terms: Sequence[Term], measures: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from kdlm_kernels.heads import Head
 
 
 class Shards:
-    """Merges what the ranks of a group find on their slices of the vocabulary (see `formulas.Merge`).
+    """Merges what the ranks of a group find on their slices of the vocabulary (see `merging.Merge`).
 
     Slices follow each other in the order of the ranks and may differ in length. Raises ValueError where the slices of
     student and teacher do not begin at the same ids.
@@ -43,9 +43,6 @@ class Shards:
         x = x.contiguous().clone()
         dist.all_reduce(x, how, group=self.group)
         return x
-
-    def logsumexp(self, x: Tensor) -> Tensor:
-        return torch.stack(self._gather(x)).logsumexp(0)
 
     def sum(self, x: Tensor) -> Tensor:
         return self._reduced(x, dist.ReduceOp.SUM)

@@ -30,15 +30,16 @@ class _Student:
         self.formula = Formula(Kind.ENTROPY, temperature, graded=False)
         self.lse, self.entropy = self._normalise(entropy)
 
-    def _plan(self, formula: Formula) -> Plan:
-        return Plan((formula,), ("",), (), self.shape, Shape(), self.z.shape[1])
+    @property
+    def _plan(self) -> Plan:
+        return Plan((self.formula,), ("",), (), self.shape, Shape(), self.z.shape[1])
 
     def _normalise(self, entropy: bool) -> tuple[Tensor, Tensor | None]:
         """Return the log-sum-exp in two parts (see `triton_rows`), and the entropy `[n]` where it is wanted."""
         if self.impl == "triton":
             from kdlm_kernels import triton_rows
 
-            return triton_rows.normalise(self.z, self._plan(self.formula), self.merge, entropy=entropy)
+            return triton_rows.normalise(self.z, self._plan, self.merge, entropy=entropy)
         keep_freed_memory()
         lse, found = self.z.new_empty(len(self.z), 1, 2), self.z.new_empty(len(self.z)) if entropy else None
         for block in self._blocks():
@@ -84,7 +85,7 @@ class _Student:
         if self.impl == "triton" and of_entropy is None:
             from kdlm_kernels import triton_rows
 
-            triton_rows.write_scaled(self.z, grad, self.lse, c, self._plan(self.formula), self.merge)
+            triton_rows.write_scaled(self.z, grad, self.lse, c, self._plan, self.merge)
         else:
             for block in self._blocks():
                 logits = self.shape(self.z[block])

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -109,6 +109,12 @@ class Term:
         for name, value in self.options.items():
             if not isinstance(value, Tensor):  # looking into a tensor would wait for the device
                 _check(name, value)
+
+    @classmethod
+    def named(cls, name: str, weight: float = 1.0, **options: Any) -> "Term":
+        """Build a term from one set of keywords: `temperature`, `t_squared`, and the options of `name`."""
+        general = {key: options.pop(key) for key in ("temperature", "t_squared") if key in options}
+        return cls(name, weight, options=options, **general)
 
     def option(self, name: str) -> float | Tensor:
         """Return an option or its default."""
