@@ -11,7 +11,6 @@ from transformers import TrainingArguments, get_scheduler
 
 from kdlm.methods import EmaOf, Method, Terms, Trainable
 from kdlm.models import Predictor
-from kdlm.teachers import LocalTeacher
 
 
 class Networks(nn.Module):
@@ -190,12 +189,23 @@ def check_needs(method: Method, teacher: Any) -> None:
         raise ValueError(f"{type(method).__name__} needs {', '.join(missing)}, but {given}")
 
 
+def check_answers(teacher: Any, *splits: Any) -> None:
+    """Let a teacher that knows only some rows say so before the run begins; a stream's are seen when it comes to them.
+
+    Raises ValueError, the teacher's own.
+    """
+    if not hasattr(teacher, "require"):
+        return
+    for split in splits:
+        for rows in split.values() if isinstance(split, dict) else [split]:
+            if hasattr(rows, "__len__"):
+                teacher.require(rows)
+
+
 def common_vocab(views: dict[str, Any], tokenizer: Any) -> int | None:
     """Return how many ids to compare when the two heads are padded to different sizes, else None."""
-    if not isinstance(views.get("teacher"), LocalTeacher):
-        return None
+    theirs = getattr(views.get("teacher"), "vocab_size", None)
     ours = views["student"].module.get_output_embeddings().weight.shape[0]
-    theirs = views["teacher"].model.get_output_embeddings().weight.shape[0]
-    if ours == theirs:
+    if theirs is None or ours == theirs:
         return None
     return min(ours, theirs, len(tokenizer) if tokenizer is not None else ours)

@@ -54,10 +54,14 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         trainer.add_callback(MetricsFile(folder.metrics))
         if resume:
             print(f"resuming at step {step}" if checkpoint else "no finished checkpoint yet: starting at step 0")
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    results = {"steps": outcome.global_step, **outcome.metrics}
-    if run.data.eval is not None:
-        results |= final_metrics(trainer)
+    try:
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        results = {"steps": outcome.global_step, **outcome.metrics}
+        if run.data.eval is not None:
+            results |= final_metrics(trainer)
+    finally:
+        if hasattr(trainer.teacher, "close"):
+            trainer.teacher.close()
     if writes:
         folder.write_results(results)
         export(recipe, run, folder, results)
@@ -109,8 +113,8 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
     """Return the ids that student and teacher share; None for a teacher of whose tokenizer nothing is known."""
     if recipe.teacher is None or not hasattr(recipe.teacher, "tokenizer"):
         return None
-    ours, theirs = (m.get_output_embeddings().weight.shape[0] for m in (student, teacher.model))
-    shared = shared_vocabulary(tokenizer, recipe.teacher.tokenizer(), ours, theirs)
+    ours = student.get_output_embeddings().weight.shape[0]
+    shared = shared_vocabulary(tokenizer, recipe.teacher.tokenizer(), ours, teacher.vocab_size)
     return shared.require()
 
 

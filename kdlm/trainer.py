@@ -20,13 +20,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from kdlm import checkpoints
-from kdlm.data import Collator
+from kdlm.data import Collator, Prefetched
 from kdlm.data.share import Share
 from kdlm.losses import ForwardKL
 from kdlm.methods import LogitKD, Method, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.networks import (
     Networks,
+    check_answers,
     check_needs,
     clip_by_role,
     common_vocab,
@@ -77,11 +78,14 @@ class DistillTrainer(Trainer):
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = self.method.leaves_unused
         check_needs(self.method, self.teacher)
+        check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         self.networks = Networks(model, self.method, self.teacher)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None:
             self.method.vocab = common_vocab(self.networks.views, processing_class)
         if data_collator is None:
             data_collator = Collator(getattr(processing_class, "pad_token_id", None) or 0)
+        if hasattr(self.teacher, "prefetch"):
+            data_collator = Prefetched(data_collator, self.teacher.prefetch)
         super().__init__(
             model=cast("PreTrainedModel", self.networks),  # stands in for one, see Networks
             args=args,

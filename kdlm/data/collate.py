@@ -1,6 +1,6 @@
 """Collation: sequences into the batch that methods, students and teachers read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,6 +68,26 @@ class Collator:
             "labels": labels.masked_fill(positions == 0, IGNORE_INDEX)[None],
             "position_ids": positions[None],
         }
+
+
+@dataclass(frozen=True)
+class Prefetched:
+    """Adds what a teacher says about a batch to the batch itself, under `teacher`.
+
+    It runs where the batch is made: in the data loader's worker processes, or one batch ahead of the step in the main
+    one. So reading a cache or waiting for a server overlaps with the student's work.
+
+    Attributes:
+        collate: makes the batch.
+        prefetch: the teacher's: `batch -> anything that it finds again under batch["teacher"]`.
+    """
+
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+    prefetch: Callable[[dict[str, Tensor]], Any]
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(rows)
+        return batch | {"teacher": self.prefetch(batch)}
 
 
 def _flat(values: Any) -> Int[Tensor, "n"]:

@@ -12,7 +12,16 @@ from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeache
 
 
 class Teacher(Protocol):
-    """Whatever answers a batch with a signal at its kept rows."""
+    """Whatever answers a batch with a signal at its kept rows.
+
+    A teacher may have more, and is asked for it where it does:
+
+    `vocab_size`: how many ids it scores, where that is known.
+    `prefetch(batch) -> Any`: called where the batch is made (a worker process, or the main one a batch ahead); what it
+        returns is found under `batch["teacher"]` when the teacher is called.
+    `require(rows)`: raises ValueError where the training or evaluation rows hold what it cannot answer.
+    `close()`: called when the run is over.
+    """
 
     provides: frozenset[str]
     """What methods may need of it: `teacher`, `teacher.layers`."""

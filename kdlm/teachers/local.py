@@ -49,6 +49,11 @@ class LocalTeacher:
         return self._predict.hidden_size
 
     @property
+    def vocab_size(self) -> int:
+        """The number of ids it scores: the rows of its head, padding among them."""
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @property
     def num_layers(self) -> int:
         return self._predict.num_layers
 
