@@ -8,12 +8,17 @@ from transformers.integrations import get_available_reporting_integrations
 
 from kdlm.data.forms import recognise
 from kdlm.data.sources import HUB_ID, open_source
+from kdlm.data.tokenised import made_with
 from kdlm.data.vocabulary import shared_vocabulary
-from kdlm.methods import Method, TokenMethod
+from kdlm.methods import Method, Step, TokenMethod
 from kdlm.models import Fresh, Loading, Pruned, Sandbox
 from kdlm.recipe import Recipe
 from kdlm.sandbox import is_built
 from kdlm.section import Custom
+from kdlm.signal import Sampled, TopK
+from kdlm.store import read_about
+from kdlm.teachers import CachedTeacherSection
+from kdlm.teachers.cached import differences_of
 
 
 def check(recipe: Recipe) -> list[str]:
@@ -36,6 +41,7 @@ def check(recipe: Recipe) -> list[str]:
         ("method", _needs(recipe, method)),
         ("losses", _signals(recipe, method)),
         ("teacher", _tokenizers(recipe, method)),
+        ("teacher", _captured(recipe)),
         ("data", _data(recipe)),
     )
     for key, look in looks:
@@ -116,16 +122,25 @@ def _signals(recipe: Recipe, method: Method | None) -> Iterator[str]:
     given = getattr(recipe.teacher, "signals", None)
     if not isinstance(method, TokenMethod) or given is None:
         return
-    for index, loss in enumerate(recipe.losses):
+    own = [("method", loss) for _, loss, _ in method.weighted(Step(0, 1)) if loss not in recipe.losses]
+    for key, loss in [*((f"losses.{index}", loss) for index, loss in enumerate(recipe.losses)), *own]:
         if loss.needs_teacher and not loss.signals & given:
             accepted, offered = (", ".join(sorted(s.__name__ for s in kinds)) for kinds in (loss.signals, given))
-            raise ValueError(f"losses.{index}: {loss.name} takes a signal of {accepted}; this teacher gives {offered}")
+            name = getattr(loss, "name", recipe.method.name)
+            raise ValueError(f"{key}: {name} takes a signal of {accepted}; this teacher gives {offered}")
+        if given <= {TopK, Sampled} and getattr(loss, "temperature", 1.0) != 1.0:
+            raise ValueError(
+                f"{key}.temperature: {loss.temperature:g}, but this teacher knows a few tokens at "
+                "temperature 1 only; set 1, or capture `hidden`"
+            )
     if recipe.losses:
         yield f"losses: {', '.join(loss.name for loss in recipe.losses)}"
 
 
 def _tokenizers(recipe: Recipe, method: Method | None) -> Iterator[str]:
     teacher, student = recipe.teacher, recipe.student
+    if isinstance(teacher, CachedTeacherSection) and read_about(teacher.path) is None:
+        teacher = teacher.of
     if teacher is None or not hasattr(teacher, "tokenizer"):
         return
     opened = []
@@ -143,6 +158,34 @@ def _tokenizers(recipe: Recipe, method: Method | None) -> Iterator[str]:
     yield f"tokenizers: {len(shared)} ids shared{', identical' if shared.identical else ''}"
     for difference in shared.differences:
         yield f"tokenizers: note: {difference}"
+
+
+def _captured(recipe: Recipe) -> Iterator[str]:
+    """Compare a cached teacher with what its folder holds; sequence by sequence, `kdlm train` does before it starts."""
+    teacher = recipe.teacher
+    if not isinstance(teacher, CachedTeacherSection):
+        return
+    about = read_about(teacher.path)
+    if about is None:
+        yield f"teacher: {teacher.path} is not captured yet: kdlm capture with this recipe comes first"
+        return
+    if about.section() != teacher.format:
+        raise ValueError(
+            f"teacher.format: {teacher.path} holds {about.section()!r}, the recipe says {teacher.format!r}"
+        )
+    tokenizer, why_not = _opened(recipe.student.tokenizer, recipe.student)
+    if tokenizer is None:
+        yield f"teacher: {teacher.path} not compared with the data, no tokenizer ({why_not})"
+        return
+    now = made_with(recipe.data, tokenizer)
+    if now["tokenizer"] != about.tokenizer:
+        raise ValueError(
+            f"teacher.path: {teacher.path} was captured with another tokenizer than the student's: its ids mean other "
+            "tokens; capture anew into another folder"
+        )
+    yield f"teacher: {teacher.describe()}"
+    for difference in differences_of(about.data, now):
+        yield f"teacher: note: captured with other settings: {difference}; training refuses what was not captured"
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
@@ -185,7 +228,7 @@ def _opened(read: Callable[[], Any], model: Any) -> tuple[Any, str]:
     try:
         return read(), ""
     except ValueError as error:
-        if _looks_like_hub_id(source.config_from if isinstance(source, Fresh) else source.path):
+        if _looks_like_hub_id(source.config_from if isinstance(source, Fresh) else str(source.path)):
             return None, str(error)
         raise
 

@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 
 import safetensors.torch
-import xxhash
 from torch import Tensor, nn
 
-from kdlm.disk import flush, write_text
+from kdlm.disk import digest_of_file, flush, write_text
 
 MANIFEST = "manifest.json"
 AUXILIARY = "kdlm"
@@ -41,7 +40,7 @@ def load_auxiliary(folder: Path, networks: dict[str, nn.Module]) -> dict[str, Te
 def seal(folder: Path) -> None:
     """Flush every file of a checkpoint to disk, then write the manifest that makes it one."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    entries = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": _digest(p)} for p in files}
+    entries = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": digest_of_file(p)} for p in files}
     flush(folder)
     write_text(folder / MANIFEST, json.dumps(entries, indent=1))
 
@@ -52,7 +51,7 @@ def verify(folder: Path) -> None:
         raise ValueError(f"{folder}: not a finished checkpoint (no {MANIFEST}); a run was stopped while writing it")
     for name, entry in json.loads((folder / MANIFEST).read_text()).items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"] or _digest(path) != entry["xxh3"]:
+        if not path.is_file() or path.stat().st_size != entry["bytes"] or digest_of_file(path) != entry["xxh3"]:
             raise ValueError(
                 f"{path}: damaged or missing (checksum of {MANIFEST} differs); resume from another checkpoint"
             )
@@ -80,11 +79,3 @@ def prune(run: Path, keep: int | None, best: str | None) -> None:
         if folder not in spared:
             (folder / MANIFEST).unlink()  # from here on it is no checkpoint
             shutil.rmtree(folder)
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -46,6 +46,14 @@ def check(args: argparse.Namespace) -> int:
     return 0
 
 
+def capture(args: argparse.Namespace) -> int:
+    recipe = load(args)
+    from kdlm.capture import capture
+
+    capture(recipe)
+    return 0
+
+
 def init(args: argparse.Namespace) -> int:
     from kdlm.starter import write_recipe
 
@@ -73,7 +81,7 @@ def schema(args: argparse.Namespace) -> int:
     return write(Path(args.root), check=args.check)
 
 
-VERBS = tuple(verb.__name__ for verb in (train, check, init, methods, doctor, schema))
+VERBS = tuple(verb.__name__ for verb in (train, check, capture, init, methods, doctor, schema))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -101,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
         help="go on from the newest checkpoint of the run folder, or from this one",
     )
     verb(check, "validate a recipe without training", "kdlm check recipe.yaml [key=value ...]")
+    verb(capture, "write a teacher's signals to disk", "kdlm capture recipe.yaml [key=value ...]")
     starter = verb(init, "write a recipe for a teacher and a student")
     starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")
     starter.add_argument("--student", required=True, help="hub id, folder, or sandbox:code-student")

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import xxhash
+
 
 def cache_folder(room: str, given: str | Path | None = None) -> Path:
     """Return a room's part of the cache: below `given`, else $KDLM_CACHE, else ~/.cache/kdlm."""
@@ -11,13 +13,27 @@ def cache_folder(room: str, given: str | Path | None = None) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that what is there is the old content or the new one, never a part; makes its folder."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that what is there is the old content or the new one, never a part; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the xxh3 checksum of a file: fast, and against accidents only."""
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def flush(folder: Path) -> None:

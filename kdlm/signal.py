@@ -115,4 +115,11 @@ class Sampled:
     counts: Float[Tensor, "rows draws"]
 
 
-Signal = Dense | Hidden | TopK | Sampled
+@dataclass(frozen=True)
+class LogProbs:
+    """The teacher's natural log-probabilities of the tokens that the text has: no distribution to compare with."""
+
+    log_probs: Float[Tensor, "rows"]
+
+
+Signal = Dense | Hidden | TopK | Sampled | LogProbs

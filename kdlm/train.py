@@ -17,6 +17,7 @@ from kdlm.models import adapt, merge
 from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
 from kdlm.run_folder import RunFolder, model_card
+from kdlm.teachers import CachedTeacher
 from kdlm.trainer import DistillTrainer
 
 
@@ -92,6 +93,8 @@ def assemble(recipe: Recipe) -> Assembly:
     if recipe.student.lora is not None:
         student = adapt(student, recipe.student.lora)
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
+    if isinstance(teacher, CachedTeacher):
+        teacher.made_with = data.made_with
     method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
     trainer = DistillTrainer(
         student,

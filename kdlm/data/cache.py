@@ -48,8 +48,8 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the hash of all of a tokenizer that decides which tokens a row becomes."""
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, *, chat_template: bool = True) -> str:
+    """Return the hash of all of a tokenizer that decides which tokens a row becomes, with or without its template."""
     if tokenizer.is_fast:
         backend: Any = tokenizer.backend_tokenizer  # None for slow ones only
         state = json.loads(backend.to_str())
@@ -57,7 +57,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         state = tokenizer.get_vocab()
     sample = tokenizer("a")["input_ids"]  # with the tokens that a wrapper adds of its own accord
-    return fingerprint(state, tokenizer.chat_template, tokenizer.special_tokens_map, sample)
+    template = tokenizer.chat_template if chat_template else None
+    return fingerprint(state, template, tokenizer.special_tokens_map, sample)
 
 
 def cached_table(

@@ -16,7 +16,7 @@ from kdlm.data.mixing import held_out, mixed
 from kdlm.data.packing import best_fit, packed_row
 from kdlm.data.report import DataReport, SourceReport
 from kdlm.data.sections import DataSection, Source
-from kdlm.data.tokenised import Tokenised, tokenised
+from kdlm.data.tokenised import Tokenised, made_with, tokenised
 from kdlm.disk import cache_folder
 
 PACKED_AT_ONCE = 1000
@@ -35,6 +35,7 @@ class Data:
         collator: makes a batch of rows, in the layout that the section asks for.
         report: what became of the rows of every source. `print(data.report)`.
         fingerprints: for each split, a hash of all that determines it.
+        made_with: the settings behind the tokens, by name.
     """
 
     train: datasets.Dataset | datasets.IterableDataset
@@ -42,6 +43,7 @@ class Data:
     collator: Collator
     report: DataReport
     fingerprints: dict[str, str]
+    made_with: dict[str, Any]
 
 
 class Split(NamedTuple):
@@ -71,6 +73,7 @@ def load_data(section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed:
         collator=Collator(pad_id(tokenizer), "padded" if section.packing == "none" else "padding_free"),
         report=report,
         fingerprints={name: split.fingerprint for name, split in splits.items()},
+        made_with=made_with(section, tokenizer),
     )
 
 

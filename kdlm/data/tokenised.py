@@ -97,6 +97,17 @@ def tokenised(
     return Tokenised(source, opened, encoder, name, SourceReport(source.path, form.name))
 
 
+def made_with(section: DataSection, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return, by name, the settings that decide which tokens a row becomes: what may differ between two runs."""
+    template = template_text(section.chat_template) or tokenizer.chat_template
+    return {
+        "tokenizer": tokenizer_fingerprint(tokenizer, chat_template=False),
+        "chat_template": fingerprint(template),
+        **section.model_dump(include={"max_length", "truncation", "loss_on", "chat_template_args"}, mode="json"),
+        "data": [source.path for source in (*section.train, *(section.eval or []))],
+    }
+
+
 def content_key(values: list[Any]) -> int:
     """Return a hash of a row's values, as a signed 64-bit integer."""
     text = json.dumps(values, sort_keys=True, default=str)

@@ -1,6 +1,7 @@
 """TAID's interpolated target. The schedule of its `t` belongs to the method."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from kdlm.losses.distributions import widen
 from kdlm.losses.kl import forward_kl
+from kdlm.losses.truncated import on_bucket
+from kdlm.signal import Dense, Hidden, TopK
 
 
 def taid_kl(
@@ -36,9 +39,14 @@ def taid_kl(
 class TowardsTeacher:
     """TAID's loss at one moment of its schedule, as a term of `weighted_sum`."""
 
+    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, TopK})
+    needs_teacher: ClassVar[bool] = True
+
     t: Tensor
 
     def __call__(
-        self, student: Float[Tensor, "rows vocab"], teacher: Float[Tensor, "rows vocab"], labels: Int[Tensor, "rows"]
+        self, student: Float[Tensor, "rows vocab"], teacher: Tensor | TopK, labels: Int[Tensor, "rows"]
     ) -> Float[Tensor, "rows"]:
+        if isinstance(teacher, TopK):
+            return on_bucket(taid_kl, student, teacher, t=self.t)
         return taid_kl(student, teacher, t=self.t)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdlm.section import Custom
 from kdlm.signal import Rows, Signal
+from kdlm.teachers.cached import CachedTeacher, CachedTeacherSection
 from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
 
 
@@ -45,10 +46,14 @@ class CustomTeacher(Custom):
         return self.load()(device, **self.args)
 
 
-AnyTeacher = Annotated[LocalTeacherSection | SandboxTeacherSection | CustomTeacher, Field(discriminator="name")]
+AnyTeacher = Annotated[
+    LocalTeacherSection | SandboxTeacherSection | CachedTeacherSection | CustomTeacher, Field(discriminator="name")
+]
 
 __all__ = [
     "AnyTeacher",
+    "CachedTeacher",
+    "CachedTeacherSection",
     "CustomTeacher",
     "LocalTeacher",
     "LocalTeacherSection",

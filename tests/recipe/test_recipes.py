@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from kdlm.capture import capture
 from kdlm.check import check
 from kdlm.recipe import load
+from kdlm.teachers import CachedTeacherSection
 from kdlm.train import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
 TINY = {
+    "cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
     "hidden_kd": ["method.layers=[[0, 1]]"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],
     "pruned": [
@@ -63,6 +66,10 @@ def test_a_sandbox_recipe_trains_to_its_end(path, tmp_path):
         overrides.append("teacher.model=code-teacher-tiny")
     if "sandbox:code/eval" in text:
         overrides.append("data.eval.0.limit=1")
-    run = train(load(path, [*overrides, *TINY.get(path.stem, [])]))
+    recipe = load(path, [*overrides, *TINY.get(path.stem, [])])
+    if isinstance(recipe.teacher, CachedTeacherSection):
+        recipe = load(path, [*overrides, *TINY[path.stem], f"teacher.path={tmp_path / 'capture'}"])
+        capture(recipe)
+    run = train(recipe)
     assert json.loads((run / "results.json").read_text())["steps"] == 2
     assert (run / "student" / "model.safetensors").is_file()

@@ -1,0 +1,32 @@
+"""Signals on disk: what a capture writes and a cached teacher reads."""
+
+from kdlm.store.folder import TOKENIZER, About, Store, read_about, save_head, write_about
+from kdlm.store.formats import AnyFormat, Format, HiddenFormat, LogProbsFormat, Record, SampledFormat, TopKFormat
+from kdlm.store.sequences import Asked, asked, of_batch
+from kdlm.store.shards import INDEX, ShardWriter, sealed
+from kdlm.store.units import Unit, plan, sequences_of
+
+__all__ = [
+    "INDEX",
+    "TOKENIZER",
+    "About",
+    "AnyFormat",
+    "Asked",
+    "Format",
+    "HiddenFormat",
+    "LogProbsFormat",
+    "Record",
+    "SampledFormat",
+    "ShardWriter",
+    "Store",
+    "TopKFormat",
+    "Unit",
+    "asked",
+    "of_batch",
+    "plan",
+    "read_about",
+    "save_head",
+    "sealed",
+    "sequences_of",
+    "write_about",
+]
