@@ -51,7 +51,7 @@ class LocalTeacher:
     @property
     def vocab_size(self) -> int:
         """The number of ids it scores: the rows of its head, padding among them."""
-        return self.model.get_output_embeddings().weight.shape[0]
+        return self.model.get_output_embeddings().weight.shape[0]  # pyright: ignore[reportOptionalMemberAccess]
 
     @property
     def num_layers(self) -> int:

@@ -91,7 +91,7 @@ class _Student:
                 logits = self.shape(self.z[block])
                 logs = self._normalised(logits / self.temperature, block)
                 factor = c[block, None]
-                if of_entropy is not None:
+                if of_entropy is not None and self.entropy is not None:
                     factor = factor - of_entropy[block, None] * (logs + self.entropy[block, None])
                 found = logs.exp().mul_(factor).div_(self.temperature)
                 grad[block] = self.shape.chain(found, logits)
@@ -145,10 +145,10 @@ class SparseRows:
         self, z: Tensor, y: Tensor | None, at: slice, factors: Tensor | None, grad: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         student = _Student(z, self.shape, 1.0, self.impl, self.merge, entropy="student_entropy" in self.measures)
-        parts = (
-            {"accuracy": (self.merge.argmax(z) == self.labels[at]).to(z.dtype)} if "accuracy" in self.measures else {}
-        )
-        if "student_entropy" in self.measures:
+        parts: dict[str, Tensor] = {}
+        if self.labels is not None and "accuracy" in self.measures:
+            parts["accuracy"] = (self.merge.argmax(z) == self.labels[at]).to(z.dtype)
+        if student.entropy is not None:
             parts["student_entropy"] = student.entropy
         total = torch.zeros(len(z), dtype=z.dtype, device=z.device)
         c, ids, at_ids = torch.zeros_like(total), [], []
@@ -171,6 +171,7 @@ class SparseRows:
     def _term(self, term: Term, student: _Student, at: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return a term's value `[n]`, its `c` `[n]`, and tokens `[n, k]` with what is added there."""
         if term.name == "cross_entropy":
+            assert self.labels is not None
             tokens = self.labels[at, None]
             kept = (tokens >= 0).to(student.z.dtype)
             value = -student.log_probs(tokens.clamp(min=0)) * kept
@@ -186,6 +187,7 @@ class SparseRows:
 
     def _bucketed(self, term: Term, logs: Tensor, inside: Tensor, tokens: Tensor, at: slice):
         """Compare the tokens and the bucket of all others, whose gradient spreads over them as q does."""
+        assert self.log_probs is not None
         q = _with_tail(logs.masked_fill(~inside, _FLOOR))
         p = _with_tail(self.log_probs[at].to(logs.dtype).clamp(min=_FLOOR).masked_fill(~inside, _FLOOR))
         plan = Plan((term.formula._replace(graded=True),), (term.name,), (), Shape(), Shape(), q.shape[1])
@@ -220,6 +222,7 @@ class LogProbs:
 
         def fill(z, y, at, factors, grad):
             student = self._student(z, entropy=True)
+            assert student.entropy is not None
             log_probs[at], entropy[at] = student.log_probs(self.ids[at]), student.entropy
             return z.new_zeros(len(z)), {}
 

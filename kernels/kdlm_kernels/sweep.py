@@ -178,6 +178,7 @@ def _run(
     by_products: dict[str, Tensor],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the values of all rows times `factors`, and the gradients of their sum to source, weight and bias."""
+    assert job.rows is not None
     teacher = None if job.teacher is None else job.teacher[1]
     with opened(job.student, teacher), torch.no_grad(), torch.autocast(source.device.type, enabled=False):
         rows, wide = len(source), wide_dtype(job.dtype)
@@ -231,8 +232,8 @@ class _Buffers:
             if graded and narrow != wide:
                 self.gradient = source.new_empty(size, len(weight), dtype=narrow)
         if job.teacher is not None and job.teacher[1] is not None:
-            hidden, head = job.teacher
-            self.theirs = hidden.new_empty(size, len(head.weight), dtype=wide_dtype(job.teacher_dtype))
+            ids, wide = len(job.teacher[1].weight), wide_dtype(job.teacher_dtype)
+            self.theirs = job.teacher[0].new_empty(size, ids, dtype=wide)
 
     def student(self, rows: int) -> tuple[Tensor, Tensor | None]:
         """Return where `rows` rows of products go, and where their gradient does."""
