@@ -3,12 +3,14 @@
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.section import Custom
-from kdlm.signal import Rows, Signal
+from kdlm.signal import Dense, Hidden, Rows, Signal
+from kdlm.teachers.ensemble import Ensemble, EnsembleOptions
 from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
+from kdlm.teachers.weights import ByDomain, Confidence, Learned, check_weights
 
 
 class Teacher(Protocol):
@@ -21,6 +23,8 @@ class Teacher(Protocol):
         returns is found under `batch["teacher"]` when the teacher is called.
     `require(rows)`: raises ValueError where the training or evaluation rows hold what it cannot answer.
     `close()`: called when the run is over.
+    `needs_fit`, `fit(batches, vocab)`, `state_dict()`, `load_state_dict(state)`: something is learned from evaluation
+        rows before the first step; `batches` yields each with its kept rows. Checkpoints keep the state.
     """
 
     provides: frozenset[str]
@@ -45,11 +49,55 @@ class CustomTeacher(Custom):
         return self.load()(device, **self.args)
 
 
-AnyTeacher = Annotated[LocalTeacherSection | SandboxTeacherSection | CustomTeacher, Field(discriminator="name")]
+SingleTeacher = LocalTeacherSection | SandboxTeacherSection | CustomTeacher
+"""A teacher that can be a member of an ensemble."""
+
+
+class EnsembleSection(EnsembleOptions):
+    """Several teachers averaged: by fixed weights, by domain, by confidence, or by weights learned on held-out rows."""
+
+    name: Literal["ensemble"] = "ensemble"
+    members: list[Annotated[SingleTeacher, Field(discriminator="name")]] = Field(min_length=1)
+    """Teachers that give whole distributions, all with the student's tokenizer."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "EnsembleSection":
+        check_weights(self.weights, len(self.members))
+        for number, member in enumerate(self.members):
+            if not getattr(member, "signals", {Dense, Hidden}) & {Dense, Hidden}:
+                raise ValueError(f"members.{number}: {member.name} gives no whole distribution to average")
+            here = getattr(member, "device", None) is None and getattr(member, "quantization", "none") == "none"
+            if self.resident == "one" and not (
+                isinstance(member, LocalTeacherSection | SandboxTeacherSection) and here
+            ):
+                raise ValueError(
+                    f"resident: one moves local models between CPU and device, which members.{number} does not allow "
+                    "(another kind of teacher, a `device` of its own, or quantised); use resident: all"
+                )
+        return self
+
+    def describe(self) -> str:
+        """Return the name a reader knows this teacher by."""
+        names = [member.describe() if hasattr(member, "describe") else member.name for member in self.members]
+        return f"ensemble of {', '.join(names)}"
+
+    def build(self, device: torch.device) -> Ensemble:
+        """Load every member; `device` is where the student trains."""
+        home = torch.device("cpu") if self.resident == "one" else device
+        members = [member.build(home) for member in self.members]
+        return Ensemble(members, self.weights, space=self.space, resident=self.resident)
+
+
+AnyTeacher = Annotated[SingleTeacher | EnsembleSection, Field(discriminator="name")]
 
 __all__ = [
     "AnyTeacher",
+    "ByDomain",
+    "Confidence",
     "CustomTeacher",
+    "Ensemble",
+    "EnsembleSection",
+    "Learned",
     "LocalTeacher",
     "LocalTeacherSection",
     "SandboxTeacherSection",
