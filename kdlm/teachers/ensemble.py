@@ -52,7 +52,8 @@ class Ensemble:
         space: Literal["probability", "log"] = "probability",
         resident: Literal["all", "one"] = "all",
     ):
-        self.members, self.weights, self.space, self.resident = list(members), weights, space, resident
+        self.members, self.weights, self.resident = list(members), weights, resident
+        self.space: Literal["probability", "log"] = space
         if not self.members:
             raise ValueError("an ensemble needs at least one member")
         check_weights(weights, len(self.members))
