@@ -14,7 +14,7 @@ from kdlm.models import Fresh, Loading, Pruned, Sandbox
 from kdlm.recipe import Recipe
 from kdlm.sandbox import is_built
 from kdlm.section import Custom
-from kdlm.teachers import ByDomain, EnsembleSection, Learned
+from kdlm.teachers import ByDomain, Confidence, EnsembleSection, Learned
 
 
 def check(recipe: Recipe) -> list[str]:
@@ -171,6 +171,10 @@ def _ensemble(recipe: Recipe) -> Iterator[str]:
     if not isinstance(teacher, EnsembleSection):
         return
     weights = teacher.weights
+    if getattr(recipe.method, "impl", "auto") == "triton" and (
+        teacher.space != "log" or isinstance(weights, Confidence)
+    ):
+        raise ValueError("method.impl: triton has no kernel for an average of teachers; use auto or torch")
     if isinstance(weights, Learned) and not (data.eval or data.eval_rows or data.eval_fraction):
         raise ValueError(
             "teacher.weights: learned fits weights on evaluation rows, and there are none: set data.eval_rows, "

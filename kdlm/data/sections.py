@@ -25,7 +25,7 @@ class Source(Section):
     columns: dict[Column, str] = {}
     """What kdlm calls a column -> what the source calls it, e.g. `{prompt: question, completion: answer}`. A column of
     names that is mapped to `domain` says of each row what `domain` says of a whole source."""
-    domain: str | None = None
+    domain: str | None = Field(default=None, min_length=1)
     """What an ensemble of teachers knows this source's rows by; by default its path."""
     weight: float | None = Field(default=None, gt=0)
     """Share of this source in the mix, relative to the other weights. Without weights every row is used once."""

@@ -47,11 +47,13 @@ class Ensemble:
     def __init__(
         self,
         members: Sequence[Any],
-        weights: Weights | None = None,
+        weights: Weights | Sequence[float] | None = None,
         *,
         space: Literal["probability", "log"] = "probability",
         resident: Literal["all", "one"] = "all",
     ):
+        if not isinstance(weights, Section | None):
+            weights = [float(weight) for weight in weights]
         self.members, self.weights, self.resident = list(members), weights, resident
         self.space: Literal["probability", "log"] = space
         if not self.members:

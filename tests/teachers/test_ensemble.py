@@ -105,6 +105,7 @@ def test_probability_space_is_the_mean_of_softmaxes(batch, rows):
     members = [Table(1), Whole(2), Table(3)]
     expected = sum(w * log_p(m(batch, rows)).exp() for w, m in zip((0.5, 0.3, 0.2), members, strict=True)).log()
     torch.testing.assert_close(mixed(Ensemble(members, [5, 3, 2])(batch, rows)), expected)
+    torch.testing.assert_close(mixed(Ensemble(members, (0.5, 0.3, 0.2))(batch, rows)), expected)
     equal = sum(log_p(m(batch, rows)).exp() / 3 for m in members).log()
     torch.testing.assert_close(mixed(Ensemble(members)(batch, rows)), equal)
 

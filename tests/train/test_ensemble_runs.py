@@ -190,6 +190,11 @@ REFUSED = {
         "name: local, path: SECOND, device: cpu}\n  resident: one\n",
         "r.yaml:3: teacher: resident: one moves local models between CPU and device, which members.1 does not allow",
     ),
+    "no kernel": (
+        "{name: logit_kd}",
+        "{name: logit_kd, impl: triton}",
+        "r.yaml:15: method.impl: triton has no kernel for an average of teachers; use auto or torch",
+    ),
     "a teacher's layers": (
         "{name: logit_kd}",
         "{name: hidden_kd}",
