@@ -1,6 +1,6 @@
 """Generations of students that teach each other: does an anchor on the base teacher keep them near it?
 
-    python benchmarks/anchored_generations.py [--seeds 3] [--check] [--quick] [--save]
+    python benchmarks/anchored_generations.py [--seeds 2] [--check] [--quick] [--save]
 
 Generation 1 learns from the base teacher p_0. Generation n + 1, a fresh student, learns from (1 - a) p_n + a p_0: with
 the anchor a = 0.3 (recipes/sandbox/generations/next.yaml), and without (a = 0: from generation n alone). Both lines
@@ -16,10 +16,14 @@ had not got beyond those, with the anchor and without). --save writes benchmarks
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -96,8 +100,17 @@ def distances(students: Iterable[Path], base_model: str, rows: Any, collate: Any
     return found
 
 
-def measure(pair: Pair, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """Train both lines of one seed and return a row per line and generation."""
+def measure(pair: Pair, seed: int) -> list[dict[str, Any]]:
+    """Train both lines of one seed, on one thread, and return a row per line and generation."""
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        return lines(pair, seed, Path(folder))
+
+
+def lines(pair: Pair, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """Train both lines below `folder`."""
     from kdlm.data import load_data
     from kdlm.recipe import load
 
@@ -124,20 +137,19 @@ def means(rows: list[dict[str, Any]], anchor: float, key: str = "kl_to_base") ->
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="exit 1 if the gate is missed")
     parser.add_argument("--quick", action="store_true", help="20 steps, three generations, one seed")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/anchored_generations.json")
     args = parser.parse_args()
-    import torch
+    from kdlm.sandbox import build
 
-    torch.set_num_threads(1)
     pair, seeds = (QUICK, 1) if args.quick else (WHOLE, args.seeds)
     began = time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    for seed in range(seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            rows += measure(pair, seed, Path(folder))
+    for name in ("code", pair.base, pair.student):  # once, before several processes ask for them
+        build(name)
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        rows = [row for found in pool.map(partial(measure, pair), range(seeds)) for row in found]
     anchored, free = means(rows, ANCHOR), means(rows, 0.0)
     for name, values in ((f"anchor {ANCHOR}", anchored), ("no anchor", free)):
         print(f"{name}: KL(p_n || p_0) = {', '.join(f'{value:.4f}' for value in values)}")

@@ -181,26 +181,25 @@ def _ensemble(recipe: Recipe) -> Iterator[str]:
             "data.eval_fraction or data.eval"
         )
     if isinstance(weights, ByDomain):
-        named = [*data.train, *(data.eval or [])]
-        domains = {source.path if source.domain is None else source.domain for source in named}
-        of_rows = any("domain" in source.columns for source in named)  # only the rows themselves say which
-        if not of_rows and (unknown := sorted(weights.table.keys() - domains)):
-            raise ValueError(
-                f"teacher.weights.table: no source of the data has the domain {unknown[0]!r}; there are "
-                f"{', '.join(map(repr, sorted(domains)))}"
-            )
-        plain = {
-            source.path if source.domain is None else source.domain
-            for source in named
-            if not source.columns.get("domain")
-        }
-        if weights.default is None and (missing := sorted(plain - weights.table.keys())):
-            raise ValueError(
-                f"teacher.weights.table: no weights for the domain {missing[0]!r} of the data; name it, or set "
-                "teacher.weights.default"
-            )
+        _routes(weights, {source.domain_name for source in [*data.train, *(data.eval or [])]})
     rule = "equal weights" if weights is None else f"weights {weights if isinstance(weights, list) else weights.name}"
     yield f"teacher: {teacher.describe()}; mean in {teacher.space} space, {rule}"
+
+
+def _routes(weights: ByDomain, of_sources: set[str | None]) -> None:
+    """Compare the table with the domains of the data's sources; of one that is None only the rows know."""
+    domains = sorted(name for name in of_sources if name is not None)
+    unknown, missing = sorted(weights.table.keys() - of_sources), sorted(set(domains) - weights.table.keys())
+    if unknown and None not in of_sources:
+        raise ValueError(
+            f"teacher.weights.table: no source of the data has the domain {unknown[0]!r}; there are "
+            f"{', '.join(map(repr, domains))}"
+        )
+    if missing and weights.default is None:
+        raise ValueError(
+            f"teacher.weights.table: no weights for the domain {missing[0]!r} of the data; name it, or set "
+            "teacher.weights.default"
+        )
 
 
 def _data(recipe: Recipe) -> Iterator[str]:

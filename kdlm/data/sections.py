@@ -34,6 +34,11 @@ class Source(Section):
     sample_by: Literal["line", "paragraph", "document"] = "line"
     """What is a row of a text file: a line, a run of lines between blank ones, or the whole file."""
 
+    @property
+    def domain_name(self) -> str | None:
+        """The domain of all its rows; None where each row names its own."""
+        return None if "domain" in self.columns else self.domain or self.path
+
     @model_validator(mode="after")
     def _one_domain(self) -> "Source":
         if self.domain is not None and "domain" in self.columns:

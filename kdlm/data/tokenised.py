@@ -45,9 +45,8 @@ class Tokenised:
     @property
     def domain(self) -> int | None:
         """The number of the domain that all rows are of; None where each row names its own."""
-        if "domain" in self.encoder.form.columns:
-            return None
-        return domain_id(self.source.path if self.source.domain is None else self.source.domain)
+        name = self.source.domain_name
+        return None if name is None else domain_id(name)
 
     def sequences(self, *, warn: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the sequences of all rows, counting in the report what is used and what is not.

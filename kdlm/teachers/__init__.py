@@ -1,16 +1,16 @@
 """Teachers: batch -> Signal."""
 
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdlm.section import Custom
-from kdlm.signal import Dense, Hidden, Rows, Signal
-from kdlm.teachers.ensemble import Ensemble, EnsembleOptions
+from kdlm.section import Custom, Section
+from kdlm.signal import Dense, Hidden, Mixture, Rows, Signal
+from kdlm.teachers.ensemble import Ensemble
 from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
-from kdlm.teachers.weights import ByDomain, Confidence, Learned, check_weights
+from kdlm.teachers.weights import ByDomain, Confidence, Learned, Weights, check_weights
 
 
 class Teacher(Protocol):
@@ -53,12 +53,24 @@ SingleTeacher = LocalTeacherSection | SandboxTeacherSection | CustomTeacher
 """A teacher that can be a member of an ensemble."""
 
 
-class EnsembleSection(EnsembleOptions):
+class EnsembleSection(Section):
     """Several teachers averaged: by fixed weights, by domain, by confidence, or by weights learned on held-out rows."""
+
+    provides: ClassVar[frozenset[str]] = Ensemble.provides
+    """What a method may need of it, known without loading the weights."""
+    signals: ClassVar[frozenset[type]] = frozenset({Mixture, Hidden})
+    """The signals it may answer with: a geometric mean of hidden states is one head, and so `Hidden` again."""
 
     name: Literal["ensemble"] = "ensemble"
     members: list[Annotated[SingleTeacher, Field(discriminator="name")]] = Field(min_length=1)
     """Teachers that give whole distributions, all with the student's tokenizer."""
+    weights: Weights | None = None
+    """One number per member, of which the ratios count, or a rule: `by_domain`, `confidence`, `learned`. By default all
+    members weigh alike."""
+    space: Literal["probability", "log"] = "probability"
+    """Average probabilities, or log-probabilities: a geometric mean, which keeps what all members find likely."""
+    resident: Literal["all", "one"] = "all"
+    """`one` keeps members on the CPU and moves each to the device for its own forward: slower, in the memory of one."""
 
     @model_validator(mode="after")
     def _agree(self) -> "EnsembleSection":

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -59,13 +59,13 @@ class Ensemble:
         if not self.members:
             raise ValueError("an ensemble needs at least one member")
         check_weights(weights, len(self.members))
-        if stuck := [i for i, m in enumerate(self.members) if not getattr(m, "moves", False)]:
-            if resident == "one":
-                raise ValueError(f"resident: one: members.{stuck[0]} cannot be moved; use resident: all")
+        stuck = [i for i, m in enumerate(self.members) if not getattr(m, "moves", False)]
+        if resident == "one" and stuck:
+            raise ValueError(f"resident: one: members.{stuck[0]} cannot be moved; use resident: all")
         self._fixed = None  # log weights [members], in float64
         if not isinstance(weights, ByDomain | Learned):
-            equal = [1.0] * len(self.members)
-            self._fixed = log_shares(weights if isinstance(weights, list) else equal, len(self.members))
+            numbers = weights if isinstance(weights, list) else [1.0] * len(self.members)
+            self._fixed = log_shares(numbers, len(self.members))
         self._table = {}
         if isinstance(weights, ByDomain):
             self._table = {domain_id(name): log_shares(row, len(row)) for name, row in weights.table.items()}
@@ -105,10 +105,10 @@ class Ensemble:
         return Mixture(tuple(signals), log_weights, self.space, confidence)
 
     def to(self, device: torch.device) -> "Ensemble":
-        """Move the members that can move, unless only one at a time is to be there."""
+        """Move the members that can move: to the device, or to where they wait for their turn."""
         for member in self.members:
-            if self.resident == "all" and isinstance(member, LocalTeacher):
-                member.to(device)
+            if isinstance(member, LocalTeacher):
+                member.to(device if self.resident == "all" else torch.device("cpu"))
         return self
 
     def require(self, rows: Any) -> None:
@@ -149,6 +149,8 @@ class Ensemble:
                 break
             rows = Rows(rows.index[:left], rows.labels[:left])
             signals = self._ask(range(len(self.members)), batch, rows)
+            if pieces and self.space == "log":  # the head of a member that was moved anew is another copy: keep one
+                signals = [_with_head_of(a, b) for a, b in zip(signals, pieces[0].signals, strict=True)]
             piece = HeldOut(signals, rows.labels)
             # Logarithms of labels are all that a mean of probabilities needs; hidden states need not be kept.
             pieces.append(piece if self.space == "log" else label_log_probs(piece, vocab))
@@ -266,6 +268,11 @@ def _values(signal: Hidden | Dense) -> Tensor:
     return signal.hidden if isinstance(signal, Hidden) else signal.logits
 
 
+def _with_head_of(signal: Hidden | Dense, other: Hidden | Dense) -> Hidden | Dense:
+    both = isinstance(signal, Hidden) and isinstance(other, Hidden)
+    return Hidden(signal.hidden, other.head) if both else signal
+
+
 def _held(signal: Hidden | Dense) -> Hidden | Dense:
     """Return the signal with the head's tensors of this moment: a module that moves gives its parameters new ones."""
     if isinstance(signal, Dense):
@@ -282,20 +289,3 @@ def _distinct(rows: Any) -> list[int]:
     column = rows.with_format("arrow")["domain"][:]
     nested = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     return pc.unique(pc.list_flatten(column) if nested else column).to_pylist()
-
-
-class EnsembleOptions(Section):
-    """What can be asked of an ensemble beside its members."""
-
-    provides: ClassVar[frozenset[str]] = Ensemble.provides
-    """What a method may need of it, known without loading the weights."""
-    signals: ClassVar[frozenset[type]] = frozenset({Mixture, Hidden})
-    """The signals it may answer with: a geometric mean of hidden states is one head, and so `Hidden` again."""
-
-    weights: Weights | None = None
-    """One number per member, of which the ratios count, or a rule: `by_domain`, `confidence`, `learned`. By default all
-    members weigh alike."""
-    space: Literal["probability", "log"] = "probability"
-    """Average probabilities, or log-probabilities: a geometric mean, which keeps what all members find likely."""
-    resident: Literal["all", "one"] = "all"
-    """`one` keeps members on the CPU and moves each to the device for its own forward: slower, in the memory of one."""

@@ -5,12 +5,13 @@ from typing import ClassVar
 import datasets
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kdlm.data import Collator
 from kdlm.data.packing import packed_row
 from kdlm.losses import chunked, forward_kl, kept_rows
 from kdlm.signal import Dense, Head, Hidden, Mixture, Rows, TopK, domain_id
-from kdlm.teachers import ByDomain, Confidence, Ensemble, Learned
+from kdlm.teachers import ByDomain, Confidence, CustomTeacher, Ensemble, EnsembleSection, Learned
 from kdlm.teachers.weights import sequence_of
 
 VOCAB, WIDTH = 13, 4
@@ -268,6 +269,19 @@ def test_a_member_without_a_whole_distribution_is_refused(batch, rows):
 def test_weights_that_do_not_fit_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         Ensemble([Table(1), Table(2)], weights)
+
+
+def test_a_section_whose_signal_is_no_whole_distribution_is_refused(monkeypatch):
+    monkeypatch.setattr(CustomTeacher, "signals", frozenset({TopK}), raising=False)
+    few = {"name": "custom", "target": "somewhere:teacher"}
+    with pytest.raises(ValidationError, match=r"members\.0: custom gives no whole distribution to average"):
+        EnsembleSection.model_validate({"members": [few]})
+
+
+def test_an_ensemble_is_no_member_of_an_ensemble():
+    inner = {"name": "ensemble", "members": [{"name": "local", "path": "somewhere"}]}
+    with pytest.raises(ValidationError, match="does not match any of the expected tags"):
+        EnsembleSection.model_validate({"members": [inner]})
 
 
 class Asked(Table):

@@ -208,6 +208,21 @@ def test_one_member_at_a_time_is_on_the_device_and_the_answer_is_the_same(space)
         torch.testing.assert_close(ours, weighted_sum(terms, student, staying(batch, kept), kept.labels)[0])
 
 
+@pytest.mark.parametrize("space", SPACES)
+def test_weights_are_learned_alike_wherever_the_members_live(space):
+    found = []
+    for resident in ("all", "one"):
+        both = [Moving(member.model) for member in members()] if resident == "one" else members()
+        ensemble = Ensemble(both, Learned(), space=space, resident=resident)
+        if resident == "one":
+            ensemble.to(torch.device("cpu"))
+        Moving.present = 0
+        batches = [Collator(0)(data([9, 4], seed)) for seed in (5, 6, 7)]
+        ensemble.fit((batch, kept_rows(batch["labels"])) for batch in batches)
+        found.append(ensemble.state_dict()["log_weights"])
+    torch.testing.assert_close(*found)
+
+
 def test_members_that_cannot_move_are_refused_where_one_is_to_be_resident():
     with pytest.raises(ValueError, match=r"resident: one: members\.1 cannot be moved"):
         Ensemble([*members()[:1], Average([], [], "log")], resident="one")
