@@ -17,7 +17,7 @@ from kdlm.sandbox import is_built
 from kdlm.section import Custom
 from kdlm.signal import Sampled, TopK
 from kdlm.store import read_about
-from kdlm.teachers import CachedTeacherSection
+from kdlm.teachers import ByDomain, CachedTeacherSection, Confidence, EnsembleSection, Learned
 from kdlm.teachers.cached import differences_of
 
 
@@ -42,6 +42,7 @@ def check(recipe: Recipe) -> list[str]:
         ("losses", _signals(recipe, method)),
         ("teacher", _tokenizers(recipe, method)),
         ("teacher", _captured(recipe)),
+        ("teacher", _ensemble(recipe)),
         ("data", _data(recipe)),
     )
     for key, look in looks:
@@ -61,6 +62,14 @@ def _keyed(key: str, error: ValueError) -> list[str]:
         for line in str(error).splitlines()
         if line
     ]
+
+
+def teachers_of(recipe: Recipe) -> list[tuple[str, Any]]:
+    """Return every teacher with its key in the recipe: an ensemble's members in its place."""
+    teacher = recipe.teacher
+    if isinstance(teacher, EnsembleSection):
+        return [(f"teacher.members.{number}", member) for number, member in enumerate(teacher.members)]
+    return [] if teacher is None else [("teacher", teacher)]
 
 
 def _training(recipe: Recipe) -> Iterator[str]:
@@ -85,14 +94,14 @@ def _student(recipe: Recipe) -> Iterator[str]:
     config, why_not = _opened(student.config, student)
     if config is None:
         yield f"student: not looked at here ({why_not})"
-    for key, model in (("student", student), ("teacher", recipe.teacher)):
+    for key, model in (("student", student), *teachers_of(recipe)):
         yield from _needs_of_loading(key, model)
 
 
 def _targets(recipe: Recipe) -> Iterator[str]:
     """Import what custom losses and a custom teacher name; building the method does it for a custom one."""
     problems = []
-    for key, section in [("teacher", recipe.teacher), *((f"losses.{i}", loss) for i, loss in enumerate(recipe.losses))]:
+    for key, section in [*teachers_of(recipe), *((f"losses.{i}", loss) for i, loss in enumerate(recipe.losses))]:
         if isinstance(section, Custom):
             try:
                 section.load()
@@ -138,16 +147,26 @@ def _signals(recipe: Recipe, method: Method | None) -> Iterator[str]:
 
 
 def _tokenizers(recipe: Recipe, method: Method | None) -> Iterator[str]:
-    teacher, student = recipe.teacher, recipe.student
-    if isinstance(teacher, CachedTeacherSection) and read_about(teacher.path) is None:
-        teacher = teacher.of
-    if teacher is None or not hasattr(teacher, "tokenizer"):
-        return
+    problems = []
+    for key, teacher in teachers_of(recipe):
+        if isinstance(teacher, CachedTeacherSection) and read_about(teacher.path) is None:
+            teacher = teacher.of  # what will be captured
+        if hasattr(teacher, "tokenizer"):
+            try:
+                yield from _compared(recipe.student, key, teacher, method)
+            except ValueError as error:
+                problems.append(f"{key}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> Iterator[str]:
+    what = "tokenizers" if key == "teacher" else f"tokenizers, {key.removeprefix('teacher.')}"
     opened = []
     for model in (student, teacher):
         tokenizer, why_not = _opened(lambda model=model: (model.tokenizer(), model.config()), model)
         if tokenizer is None:
-            yield f"tokenizers: not compared, {model.describe()} cannot be opened here ({why_not})"
+            yield f"{what}: not compared, {model.describe()} cannot be opened here ({why_not})"
             return
         opened.append(tokenizer)
     (ours, our_config), (theirs, their_config) = opened
@@ -155,9 +174,46 @@ def _tokenizers(recipe: Recipe, method: Method | None) -> Iterator[str]:
     shared = shared_vocabulary(ours, theirs, *sizes)
     if method is not None and "teacher" in method.needs:
         shared.require()
-    yield f"tokenizers: {len(shared)} ids shared{', identical' if shared.identical else ''}"
+    yield f"{what}: {len(shared)} ids shared{', identical' if shared.identical else ''}"
     for difference in shared.differences:
-        yield f"tokenizers: note: {difference}"
+        yield f"{what}: note: {difference}"
+
+
+def _ensemble(recipe: Recipe) -> Iterator[str]:
+    """See that an ensemble's weights can be had from the data: for every domain, or from evaluation rows."""
+    teacher, data = recipe.teacher, recipe.data
+    if not isinstance(teacher, EnsembleSection):
+        return
+    weights = teacher.weights
+    if getattr(recipe.method, "impl", "auto") == "triton" and (
+        teacher.space != "log" or isinstance(weights, Confidence)
+    ):
+        raise ValueError("method.impl: triton has no kernel for an average of teachers; use auto or torch")
+    if isinstance(weights, Learned) and not (data.eval or data.eval_rows or data.eval_fraction):
+        raise ValueError(
+            "teacher.weights: learned fits weights on evaluation rows, and there are none: set data.eval_rows, "
+            "data.eval_fraction or data.eval"
+        )
+    if isinstance(weights, ByDomain):
+        _routes(weights, {source.domain_name for source in [*data.train, *(data.eval or [])]})
+    rule = "equal weights" if weights is None else f"weights {weights if isinstance(weights, list) else weights.name}"
+    yield f"teacher: {teacher.describe()}; mean in {teacher.space} space, {rule}"
+
+
+def _routes(weights: ByDomain, of_sources: set[str | None]) -> None:
+    """Compare the table with the domains of the data's sources; of one that is None only the rows know."""
+    domains = sorted(name for name in of_sources if name is not None)
+    unknown, missing = sorted(weights.table.keys() - of_sources), sorted(set(domains) - weights.table.keys())
+    if unknown and None not in of_sources:
+        raise ValueError(
+            f"teacher.weights.table: no source of the data has the domain {unknown[0]!r}; there are "
+            f"{', '.join(map(repr, domains))}"
+        )
+    if missing and weights.default is None:
+        raise ValueError(
+            f"teacher.weights.table: no weights for the domain {missing[0]!r} of the data; name it, or set "
+            "teacher.weights.default"
+        )
 
 
 def _captured(recipe: Recipe) -> Iterator[str]:

@@ -15,25 +15,30 @@ AUXILIARY = "kdlm"
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def save_auxiliary(folder: Path, networks: dict[str, nn.Module], state: dict[str, Tensor]) -> None:
-    """Write the networks beside the student, and the method's state, into a checkpoint."""
-    if networks or state:
+def save_auxiliary(folder: Path, networks: dict[str, nn.Module], states: dict[str, dict[str, Tensor]]) -> None:
+    """Write the networks beside the student, and the states of what has one by its name, into a checkpoint."""
+    if networks or any(states.values()):
         (folder / AUXILIARY).mkdir(exist_ok=True)
     for name, module in networks.items():
         safetensors.torch.save_model(module, str(folder / AUXILIARY / f"{name}.safetensors"))  # knows tied weights
-    if state:
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-        safetensors.torch.save_file(tensors, folder / AUXILIARY / "method_state.safetensors")
+    for name, state in states.items():
+        if state:
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+            safetensors.torch.save_file(tensors, folder / AUXILIARY / f"{name}_state.safetensors")
 
 
-def load_auxiliary(folder: Path, networks: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """Read back what `save_auxiliary` wrote; return the method's state. Raises ValueError when a network is missing."""
+def load_auxiliary(folder: Path, networks: dict[str, nn.Module]) -> None:
+    """Read the networks back that `save_auxiliary` wrote. Raises ValueError when one is missing."""
     for name, module in networks.items():
         path = folder / AUXILIARY / f"{name}.safetensors"
         if not path.is_file():
             raise ValueError(f"{folder}: no weights for the role {name!r}: this checkpoint is of another method")
         safetensors.torch.load_model(module, str(path))
-    path = folder / AUXILIARY / "method_state.safetensors"
+
+
+def load_state(folder: Path, name: str) -> dict[str, Tensor]:
+    """Return the state that was saved under `name`; empty where there was none."""
+    path = folder / AUXILIARY / f"{name}_state.safetensors"
     return safetensors.torch.load_file(path) if path.is_file() else {}
 
 

@@ -6,7 +6,9 @@ losses need to know nothing else. A student's prediction is a `Dense` or a `Hidd
 Rows: a batch `[batch, length]` has one row per position whose next token is trained on. `Rows.index` says which.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +16,14 @@ from torch import Tensor
 
 IGNORE_INDEX = -100
 """The label of a token that is not trained on (torch's own default)."""
+
+
+def domain_id(name: str) -> int:
+    """Return the number by which rows and batches know a domain: a hash, as a signed 64-bit integer.
+
+    The same everywhere, so that data and teachers agree on it without a list of all domains.
+    """
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,14 @@ class Dense:
 
     logits: Float[Tensor, "rows vocab"]
 
+    @property
+    def vocab_size(self) -> int:
+        return self.logits.shape[-1]
+
+    def cut(self, vocab: int) -> "Dense":
+        """Return the signal over the first `vocab` ids: a view, no copy."""
+        return Dense(self.logits[:, :vocab])
+
 
 @dataclass(frozen=True)
 class Hidden:
@@ -87,6 +105,14 @@ class Hidden:
 
     hidden: Float[Tensor, "rows hidden"]
     head: Head
+
+    @property
+    def vocab_size(self) -> int:
+        return self.head.vocab_size
+
+    def cut(self, vocab: int) -> "Hidden":
+        """Return the signal over the first `vocab` ids: views, no copy."""
+        return Hidden(self.hidden, self.head.cut(vocab))
 
 
 @dataclass(frozen=True)
@@ -122,4 +148,52 @@ class LogProbs:
     log_probs: Float[Tensor, "rows"]
 
 
-Signal = Dense | Hidden | TopK | Sampled | LogProbs
+@dataclass(frozen=True)
+class Mixture:
+    """Several teachers' distributions over the same ids, and how they are averaged in each row.
+
+    The average is taken where the losses want it, a few rows at a time, so that no `[rows, vocab]` tensor exists. Each
+    member is cut to the ids that are compared before its softmax.
+
+    Attributes:
+        members: at least one.
+        log_weights: logarithms of the members' weights, whose exponentials add up to 1; -inf leaves a member out.
+        space: `probability` gives `sum_i w_i p_i`, `log` gives `prod_i p_i^w_i`, up to its normalisation.
+        confidence: where it is a number tau, each weight is multiplied by `exp(-entropy of the member's row / tau)`,
+            and the weights of the row are normalised again.
+    """
+
+    members: "tuple[Hidden | Dense, ...]"
+    log_weights: Float[Tensor, "rows members"]
+    space: Literal["probability", "log"] = "probability"
+    confidence: float | None = None
+
+    def cut(self, vocab: int) -> "Mixture":
+        """Return the mixture of what the members say over the first `vocab` ids: views, no copy."""
+        return replace(self, members=tuple(member.cut(vocab) for member in self.members))
+
+    def add(
+        self,
+        member: int,
+        logits: Float[Tensor, "n vocab"],
+        at: slice,
+        total: Float[Tensor, "n vocab"],
+        mass: Float[Tensor, "n 1"],
+    ) -> None:
+        """Take a member's logits of the rows `at` into their average, in place.
+
+        `mass` is the logarithm of the weight that is in `total`, -inf at first. When all members are in, `total` is the
+        mixture's logits; at first it is -inf in probability space, 0 in log space.
+        """
+        log_p = torch.log_softmax(logits.to(total.dtype), dim=-1)
+        log_weight = self.log_weights[at, member, None].to(total.dtype)
+        if self.confidence is not None:
+            log_weight = log_weight + (log_p.exp() * log_p).sum(-1, keepdim=True) / self.confidence
+        mass.copy_(torch.logaddexp(mass, log_weight))
+        if self.space == "probability":
+            total.copy_(torch.logaddexp(total, log_p.add_(log_weight)))
+        else:  # a running mean; a member without weight leaves it alone, also where it is the first
+            total.lerp_(log_p, (log_weight - mass).exp().nan_to_num(0.0))
+
+
+Signal = Dense | Hidden | TopK | Sampled | Mixture | LogProbs

@@ -9,10 +9,10 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
 from kdlm import checkpoints
-from kdlm.check import check
+from kdlm.check import check, teachers_of
 from kdlm.data import Data, load_data
 from kdlm.data.chat import template_text
-from kdlm.data.vocabulary import shared_vocabulary
+from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.models import adapt, merge
 from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
@@ -113,12 +113,20 @@ def assemble(recipe: Recipe) -> Assembly:
 
 
 def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> Any:
-    """Return the ids that student and teacher share; None for a teacher of whose tokenizer nothing is known."""
-    if recipe.teacher is None or not hasattr(recipe.teacher, "tokenizer"):
-        return None
+    """Return the ids that student and teacher, or all its members, share; None where nothing is known of a tokenizer.
+
+    Raises ValueError, naming the teacher, where one cannot be compared.
+    """
+    sections, built = teachers_of(recipe), getattr(teacher, "members", [teacher])
     ours = student.get_output_embeddings().weight.shape[0]
-    shared = shared_vocabulary(tokenizer, recipe.teacher.tokenizer(), ours, teacher.vocab_size)
-    return shared.require()
+    shared = []
+    for (key, section), one in zip(sections, built, strict=True) if sections else ():
+        if hasattr(section, "tokenizer"):
+            try:
+                shared.append(shared_vocabulary(tokenizer, section.tokenizer(), ours, one.vocab_size).require())
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+    return intersection(shared) if shared else None
 
 
 def described(data: Data) -> dict[str, Any]:

@@ -8,12 +8,13 @@ sealed and hold the method's state.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -22,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from kdlm import checkpoints
 from kdlm.data import Collator, Prefetched
 from kdlm.data.share import Share
-from kdlm.losses import ForwardKL
+from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import LogitKD, Method, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.networks import (
@@ -36,7 +37,8 @@ from kdlm.networks import (
     trainable_names,
 )
 from kdlm.progress import Window
-from kdlm.teachers import LocalTeacher
+from kdlm.signal import Rows
+from kdlm.teachers import Ensemble, LocalTeacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,7 +95,7 @@ class DistillTrainer(Trainer):
             processing_class=processing_class,
             **options,
         )
-        if isinstance(self.teacher, LocalTeacher):
+        if isinstance(self.teacher, LocalTeacher | Ensemble):
             self.teacher.to(self.args.device)
         if self.args.n_gpu > 1:
             raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
@@ -108,6 +110,35 @@ class DistillTrainer(Trainer):
     def student(self) -> Any:
         """The model being trained, as it was handed in."""
         return self.networks.student
+
+    def fit_teacher(self) -> None:
+        """Let a teacher that learns something from evaluation rows do so: once, and the same on every rank.
+
+        Called before the first step, and before an evaluation that comes earlier; a resumed run has it from its
+        checkpoint. Raises ValueError without evaluation rows.
+        """
+        if not getattr(self.teacher, "needs_fit", False):
+            return
+        if self.eval_dataset is None:
+            raise ValueError(f"{type(self.teacher).__name__} is fitted on evaluation rows, and there are none")
+        with self.accelerator.autocast():
+            self.teacher.fit(self._held_out(), getattr(self.method, "vocab", None))
+        state = {name: value.to(self.args.device) for name, value in self.teacher.state_dict().items()}
+        self.teacher.load_state_dict({name: broadcast(value).cpu() for name, value in state.items()})
+        if "log_weights" in state:
+            self.log({f"teacher_weight/{i}": w for i, w in enumerate(state["log_weights"].exp().tolist())})
+
+    def _held_out(self) -> Iterator[tuple[dict[str, Tensor], Rows]]:
+        """Yield the batches of all evaluation rows, the same on every rank, with their kept rows."""
+        splits = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        own = torch.Generator()  # a loader draws a seed; the run's own numbers are left alone
+        for rows in splits.values():
+            loader = DataLoader(
+                cast("Any", rows), self.args.eval_batch_size, collate_fn=self.data_collator, generator=own
+            )
+            for batch in loader:
+                batch = self._prepare_inputs(batch)
+                yield batch, kept_rows(batch["labels"])
 
     # One step
 
@@ -231,6 +262,7 @@ class DistillTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Sum every reading over all rows of all ranks, then divide: a long batch counts for what it holds."""
+        self.fit_teacher()
         self.networks.eval()
         step = Step(self.state.global_step, max(1, self.state.max_steps))
         sums: dict[str, Tensor] = defaultdict(partial(torch.zeros, (), dtype=torch.float64))  # on the CPU
@@ -264,9 +296,11 @@ class DistillTrainer(Trainer):
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and self.args.should_save:
-            checkpoints.save_auxiliary(
-                Path(output_dir or str(self.args.output_dir)), self.networks.auxiliary(), self.method.state_dict()
-            )
+            states = {"method": self.method.state_dict()}
+            if hasattr(self.teacher, "state_dict"):
+                states["teacher"] = self.teacher.state_dict()
+            folder = Path(output_dir or str(self.args.output_dir))
+            checkpoints.save_auxiliary(folder, self.networks.auxiliary(), states)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
@@ -295,7 +329,10 @@ class DistillTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
         super()._load_from_checkpoint(resume_from_checkpoint, model=self.student)
-        self.method.load_state_dict(checkpoints.load_auxiliary(folder, self.networks.auxiliary()))
+        checkpoints.load_auxiliary(folder, self.networks.auxiliary())
+        self.method.load_state_dict(checkpoints.load_state(folder, "method"))
+        if hasattr(self.teacher, "load_state_dict"):
+            self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
 
     def _load_best_model(self) -> None:
         """Take the best checkpoint's student; the run is over, so its method state is of no more use."""
@@ -307,6 +344,7 @@ class _AfterStep(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.fit_teacher()
         self.trainer._window = Window()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

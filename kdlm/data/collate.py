@@ -21,8 +21,8 @@ class Collator:
     no attention mask; rows that hold several packed sequences say so in `seq_lengths`. transformers keeps sequences
     apart by these position ids, and only in a forward without cache: call the model with `use_cache=False`.
 
-    Labels are unshifted, and IGNORE_INDEX on the first token of every sequence and on padding. `index`, where rows
-    have it, is passed on: one number per sequence, in the order of the sequences.
+    Labels are unshifted, and IGNORE_INDEX on the first token of every sequence and on padding. `index` and `domain`,
+    where rows have them, are passed on: one number per sequence, in the order of the sequences.
 
     Attributes:
         pad_id: token id of padding, which no label and no attention ever refers to.
@@ -39,8 +39,9 @@ class Collator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         batch = self._padded(rows) if self.layout == "padded" else self._padding_free(rows)
-        if "index" in rows[0]:
-            batch["index"] = torch.cat([_flat(row["index"]) for row in rows])
+        for name in ("index", "domain"):
+            if name in rows[0]:
+                batch[name] = torch.cat([_flat(row[name]) for row in rows])
         return batch
 
     def _padded(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.chat import ChatTemplate, Span, template_text
 from kdlm.data.files import Row
-from kdlm.data.forms import Form, read_chat, read_completion, read_text, read_tools
+from kdlm.data.forms import Form, read_chat, read_completion, read_domain, read_text, read_tools
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
 from kdlm.signal import IGNORE_INDEX
@@ -112,6 +112,8 @@ class Encoder:
             if missing and missing != [self.form.columns.get("tools")]:
                 raise Unusable("malformed", f"no column {missing[0]!r}")
             values = {ours: row.get(theirs) for ours, theirs in self.form.columns.items()}
+            if "domain" in values:
+                read_domain(values)  # a row that names none is not used
             if self.form.name == "text":
                 return read_text(values)
             if self.form.name == "chat":

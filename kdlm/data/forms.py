@@ -2,6 +2,7 @@
 
 Recognised, in this order: `messages` (chat), `conversations` (chat in ShareGPT's from/value words, or role/content),
 `prompt` with `completion` (both text, or lists of messages), `text`. A column that the source maps decides first.
+`tools` and `domain` come beside these; a domain only where the source maps it.
 """
 
 import json
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from kdlm.data.report import Unusable
 from kdlm.data.sections import Source
+from kdlm.signal import domain_id
 
 Message = dict[str, Any]
 
@@ -48,9 +50,10 @@ def recognise(source: Source, columns: list[str]) -> Form:
     known = {name: name for name in ("messages", "conversations", "prompt", "completion", "text", "tools")}
     usable = {ours: theirs for ours, theirs in (known | mapped).items() if theirs in columns}
     for needed, name in FORMS.items():
-        chosen = not (mapped.keys() - {"tools"}) or mapped.keys() & set(needed)
+        chosen = not (mapped.keys() - {"tools", "domain"}) or mapped.keys() & set(needed)
         if chosen and usable.keys() >= set(needed):
             kept = (*needed, "tools") if name != "text" and "tools" in usable else needed
+            kept = (*kept, "domain") if "domain" in mapped else kept
             return Form(name, {ours: usable[ours] for ours in kept})
     raise ValueError(
         f"data source {source.path!r}: cannot tell what its columns {', '.join(map(repr, columns))} hold: expected "
@@ -92,6 +95,14 @@ def read_tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     if not isinstance(tools, list):
         raise Unusable("malformed", f"tools is {type(tools).__name__}, not a list")
     return tools
+
+
+def read_domain(row: dict[str, Any]) -> int:
+    """Return the number of the domain that a row names in its column `domain`."""
+    value = row["domain"]
+    if isinstance(value, str | int) and str(value):
+        return domain_id(str(value))
+    raise Unusable("malformed", f"domain is {type(value).__name__}, not a name")
 
 
 def read_messages(value: Any, column: str) -> list[Message]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.cache import PACKED, cached_table, fingerprint
@@ -28,13 +29,13 @@ class Data:
     """What a run trains and evaluates on.
 
     Attributes:
-        train: rows with `input_ids`, `labels`, `length` and `index`, the number of the sequence among all those of
-            its sources (a list of them, and `seq_lengths`, in a packed row). When streaming, an IterableDataset whose
-            `index` is the place in the mix.
+        train: rows with `input_ids`, `labels`, `length`, `index`, the number of the sequence among all those of its
+            sources, and `domain`, the number of its domain (lists of them, and `seq_lengths`, in a packed row). When
+            streaming, an IterableDataset whose `index` is the place in the mix.
         eval: the same, never a stream; None without evaluation data.
         collator: makes a batch of rows, in the layout that the section asks for.
         report: what became of the rows of every source. `print(data.report)`.
-        fingerprints: for each split, a hash of all that determines it.
+        fingerprints: for each split, a hash of all that determines its tokens.
         made_with: the settings behind the tokens, by name.
     """
 
@@ -91,6 +92,8 @@ def _table(
     for source in sources:
         found = tokenised(source, section, tokenizer)
         table, report = found.table(root)
+        if found.domain is not None:
+            table = table.add_column("domain", np.full(len(table), found.domain))
         reports.append(report)
         tables.append(table)
         names.append(found.fingerprint)
@@ -139,9 +142,21 @@ def _packed(split: Split, section: DataSection, report: DataReport, name: str) -
             yield packed_row(rows[i] for i in members)
 
     table, _ = cached_table(cache_folder("data", section.cache), packed_name, PACKED, packed(), dict)
+    # Not in the cache: what a domain is called changes nothing about how rows are packed.
+    domains, index = _by_index(rows), table.data.column("index").combine_chunks()
+    ids = pa.array(domains[index.values.to_numpy()])
+    table = table.add_column("domain", pa.ListArray.from_arrays(index.offsets, ids))
     full = sum(table.data.column("length").to_pylist()) / (len(table) * section.max_length)
     report.notes.append(f"packed {name}: {len(rows)} sequences in {len(table)} rows, {full:.0%} full")
     return Split(table.with_format("numpy"), packed_name)
+
+
+def _by_index(rows: datasets.Dataset) -> np.ndarray:
+    """Return the domain of each sequence, at the place of its `index`; what is in other splits is 0."""
+    index, domain = (np.asarray(rows[name][:]) for name in ("index", "domain"))
+    found = np.zeros(int(index.max()) + 1, dtype=np.int64)
+    found[index] = domain
+    return found
 
 
 def _streamed(section: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, report: DataReport) -> Split:

@@ -42,12 +42,14 @@ def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def packed_row(sequences: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return sequences as one row, `seq_lengths` telling them apart."""
+    """Return sequences as one row, `seq_lengths` telling them apart; their domains are a list, where they have any."""
     rows = list(sequences)
+    domains = {"domain": [int(row["domain"]) for row in rows]} if rows and "domain" in rows[0] else {}
     return {
         "input_ids": np.concatenate([row["input_ids"] for row in rows]),
         "labels": np.concatenate([row["labels"] for row in rows]),
         "seq_lengths": [len(row["input_ids"]) for row in rows],
         "index": [int(row["index"]) for row in rows],
         "length": sum(len(row["input_ids"]) for row in rows),
+        **domains,
     }

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from kdlm.section import Section
 
-Column = Literal["messages", "conversations", "prompt", "completion", "text", "tools"]
+Column = Literal["messages", "conversations", "prompt", "completion", "text", "tools", "domain"]
 
 
 class Source(Section):
@@ -23,13 +23,27 @@ class Source(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     columns: dict[Column, str] = {}
-    """What kdlm calls a column -> what the source calls it, e.g. `{prompt: question, completion: answer}`."""
+    """What kdlm calls a column -> what the source calls it, e.g. `{prompt: question, completion: answer}`. A column of
+    names that is mapped to `domain` says of each row what `domain` says of a whole source."""
+    domain: str | None = Field(default=None, min_length=1)
+    """What an ensemble of teachers knows this source's rows by; by default its path."""
     weight: float | None = Field(default=None, gt=0)
     """Share of this source in the mix, relative to the other weights. Without weights every row is used once."""
     limit: int | None = Field(default=None, gt=0)
     """Read only the first so many rows."""
     sample_by: Literal["line", "paragraph", "document"] = "line"
     """What is a row of a text file: a line, a run of lines between blank ones, or the whole file."""
+
+    @property
+    def domain_name(self) -> str | None:
+        """The domain of all its rows; None where each row names its own."""
+        return None if "domain" in self.columns else self.domain or self.path
+
+    @model_validator(mode="after")
+    def _one_domain(self) -> "Source":
+        if self.domain is not None and "domain" in self.columns:
+            raise ValueError("domain and columns.domain both say what a row's domain is: keep one")
+        return self
 
 
 class DataSection(Section):

@@ -12,13 +12,14 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.cache import SEQUENCES, cached_table, fingerprint, tokenizer_fingerprint
+from kdlm.data.cache import SEQUENCES, WITH_DOMAINS, cached_table, fingerprint, tokenizer_fingerprint
 from kdlm.data.chat import template_text
 from kdlm.data.encoding import Encoder
-from kdlm.data.forms import recognise
+from kdlm.data.forms import read_domain, recognise
 from kdlm.data.report import SourceReport, Unusable
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.sources import Opened, open_source
+from kdlm.signal import domain_id
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +42,21 @@ class Tokenised:
     fingerprint: str
     report: SourceReport
 
+    @property
+    def domain(self) -> int | None:
+        """The number of the domain that all rows are of; None where each row names its own."""
+        name = self.source.domain_name
+        return None if name is None else domain_id(name)
+
     def sequences(self, *, warn: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the sequences of all rows, counting in the report what is used and what is not.
 
-        `key` is the hash of the content of the row. `warn` logs the first row of each reason that one is not used.
+        `key` is the hash of the content of the row, `domain` the number of its domain. `warn` logs the first row of
+        each reason that one is not used.
         Raises ValueError when no row could be used.
         """
         report, columns = self.report, list(self.encoder.form.columns.values())
+        domain, named = self.domain, self.encoder.form.columns.get("domain", "")
         report.restart()
         rows = islice(self.opened.read(columns), self.source.limit)
         while batch := list(islice(rows, ENCODED_AT_ONCE)):
@@ -59,15 +68,22 @@ class Tokenised:
                     continue
                 report.keep([len(one.ids) for one in encoded.sequences], encoded.trained, encoded.truncated)
                 key = content_key([row.get(name) for name in columns])
+                own = read_domain({"domain": row[named]}) if domain is None else domain
+                about = {"key": key, "domain": own}
                 for one in encoded.sequences:
-                    yield {"input_ids": one.ids, "labels": one.labels, "length": len(one.ids), "key": key}
+                    yield {"input_ids": one.ids, "labels": one.labels, "length": len(one.ids), **about}
         if not report.kept:
             raise ValueError("\n".join([f"data source {self.source.path!r}: no usable row", *report.lines()]))
 
     def table(self, root: Path) -> tuple[datasets.Dataset, SourceReport]:
-        """Return all sequences, from the cache under `root` if they are there, and the report of their making."""
+        """Return all sequences, from the cache under `root` if they are there, and the report of their making.
+
+        The table has a column `domain` only where each row names its own: a source's domain may change its name
+        without tokenising anything again.
+        """
+        schema = WITH_DOMAINS if self.domain is None else SEQUENCES
         table, about = cached_table(
-            root, self.fingerprint, SEQUENCES, self.sequences(), lambda: {"report": asdict(self.report)}
+            root, self.fingerprint, schema, self.sequences(), lambda: {"report": asdict(self.report)}
         )
         return table, SourceReport.from_dict(about["report"])
 

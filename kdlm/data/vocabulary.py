@@ -4,7 +4,7 @@ Decided by what each id means to the two tokenizers and never by sizes: heads ar
 vocabularies of one size may have nothing in common.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,14 @@ def shared_vocabulary(
             *_too_few_rows("teacher", theirs, teacher_rows),
         ),
     )
+
+
+def intersection(shared: Sequence[int | Int[Tensor, "ids"]]) -> int | Int[Tensor, "shared"]:
+    """Return the ids that several comparisons have in common, in the form that each of them has (see `ids`)."""
+    if all(isinstance(ids, int) for ids in shared):
+        return min(ids for ids in shared if isinstance(ids, int))
+    lists = [set(range(ids)) if isinstance(ids, int) else set(ids.tolist()) for ids in shared]
+    return torch.tensor(sorted(set.intersection(*lists)))
 
 
 def _named(what: str, ids: list[int], ours: dict[int, str], theirs: dict[int, str]) -> list[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdlm.losses.distributions import widen
 from kdlm.losses.loss import Loss, TeacherRows
-from kdlm.signal import IGNORE_INDEX, Dense, Hidden, Sampled, TopK
+from kdlm.signal import IGNORE_INDEX, Dense, Hidden, Mixture, Sampled, TopK
 
 
 def cross_entropy(student: Float[Tensor, "*rows vocab"], labels: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
@@ -23,7 +23,7 @@ class CrossEntropy(Loss):
     """Next-token cross-entropy on the labels of the data."""
 
     name: Literal["cross_entropy"] = "cross_entropy"
-    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, TopK, Sampled})
+    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, Mixture, TopK, Sampled})
     needs_teacher: ClassVar[bool] = False
     full_vocabulary: ClassVar[bool] = True
 

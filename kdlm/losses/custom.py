@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdlm.losses.loss import Loss, TeacherRows
 from kdlm.section import Custom
-from kdlm.signal import Dense, Hidden, Sampled, TopK
+from kdlm.signal import Dense, Hidden, Mixture, Sampled, TopK
 
 
 class CustomLoss(Custom, Loss):
@@ -18,7 +18,7 @@ class CustomLoss(Custom, Loss):
     """
 
     name: Literal["custom"] = "custom"
-    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, TopK, Sampled})
+    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, Mixture, TopK, Sampled})
 
     def __call__(
         self, student: Float[Tensor, "rows vocab"], teacher: TeacherRows, labels: Int[Tensor, "rows"]

@@ -16,8 +16,8 @@ from kdlm.losses.mixture import AlphaMixture, alpha_mixture
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
 from kdlm.losses.taid import TowardsTeacher, taid_kl
 from kdlm.losses.tvd import TVD, total_variation
-from kdlm.losses.vocabulary import Vocab, size
-from kdlm.signal import Dense, Hidden, Sampled, Signal, TopK
+from kdlm.losses.vocabulary import Vocab
+from kdlm.signal import Dense, Hidden, Mixture, Sampled, Signal, TopK
 
 __all__ = ["as_term", "fused", "plan_chunks"]
 
@@ -75,14 +75,14 @@ def fused(
     `call` are `weights`, `chunk_rows` and `impl` of the kernels' functions.
     """
     terms = [term for loss, weight in losses if (term := as_term(loss, weight)) is not None]
-    if len(terms) < len(losses) or isinstance(vocab, Tensor):
+    if len(terms) < len(losses) or isinstance(vocab, Tensor) or isinstance(teacher, Mixture):
         return None
     terms += [Term(_AS_TERMS[name], 0.0) for name in measures if name in _AS_TERMS]
     others = [name for name in measures if name not in _AS_TERMS]
     source, head = (student.hidden, student.head) if isinstance(student, Hidden) else (student.logits, None)
     if isinstance(teacher, TopK | Sampled):
         known = isinstance(teacher, TopK) or all(term.name in _OF_SAMPLES for term in terms)
-        if not known or vocab not in (None, size(student)) or not set(others) <= set(_OF_FEW):
+        if not known or vocab not in (None, student.vocab_size) or not set(others) <= set(_OF_FEW):
             return None
         few = {"log_probs": teacher.log_probs} if isinstance(teacher, TopK) else {"counts": teacher.counts}
         total, parts = linear_topk_divergence(

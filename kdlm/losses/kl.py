@@ -8,7 +8,7 @@ from torch import Tensor
 from kdlm.losses.distributions import kl, log_prob_pair, rescale
 from kdlm.losses.loss import Divergence, TeacherRows
 from kdlm.losses.sampled import sampled_cross_entropy
-from kdlm.signal import Dense, Hidden, Sampled, TopK
+from kdlm.signal import Dense, Hidden, Mixture, Sampled, TopK
 
 
 def forward_kl(
@@ -47,7 +47,7 @@ class ForwardKL(Divergence):
     """KL(teacher || student): the student covers everything that the teacher finds likely."""
 
     name: Literal["forward_kl"] = "forward_kl"
-    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, TopK, Sampled})
+    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, Mixture, TopK, Sampled})
     divergence = staticmethod(forward_kl)
 
     def __call__(

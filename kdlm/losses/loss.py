@@ -10,10 +10,10 @@ from torch import Tensor
 from kdlm.losses.schedule import Weight, value_at
 from kdlm.losses.truncated import on_bucket
 from kdlm.section import Section
-from kdlm.signal import Dense, Hidden, Sampled, TopK
+from kdlm.signal import Dense, Hidden, Mixture, Sampled, TopK
 
 TeacherRows = Tensor | TopK | Sampled | None
-"""What a loss sees of the teacher: logits `[rows, vocab]` (of a `Dense` or a `Hidden`), `TopK`, `Sampled` or None."""
+"""What a loss sees of the teacher: logits `[rows, vocab]` (`Dense`, `Hidden`, `Mixture`), `TopK`, `Sampled` or None."""
 
 
 class Loss(Section):
@@ -42,7 +42,7 @@ class Loss(Section):
 class Divergence(Loss):
     """A loss that compares two distributions and looks at no label."""
 
-    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, TopK})
+    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, Mixture, TopK})
     divergence: ClassVar[Callable[..., Tensor]]
     """The pure function behind this loss; its keyword options are the fields of the Section."""
 

@@ -13,7 +13,7 @@ from kdlm.losses.kl import forward_kl
 from kdlm.losses.loss import TeacherRows
 from kdlm.losses.truncated import on_bucket
 from kdlm.losses.vocabulary import Vocab, cut
-from kdlm.signal import Dense, Hidden, TopK
+from kdlm.signal import Dense, Hidden, Mixture, TopK
 
 
 def cross_entropy(student: Tensor, teacher: Any, labels: Tensor, vocab: Vocab) -> Tensor:
@@ -63,7 +63,7 @@ _ALL = _OF_STUDENT | _OF_BOTH | _OF_WHOLE
 
 def measures_for(signal: type | None) -> tuple[str, ...]:
     """Return the measures that can be taken with a teacher that gives `signal` (a class, or None without teacher)."""
-    if signal in (Dense, Hidden):
+    if signal in (Dense, Hidden, Mixture):
         return tuple(_ALL)
     return tuple(_OF_STUDENT | _OF_BOTH if signal is TopK else _OF_STUDENT)
 

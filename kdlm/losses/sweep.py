@@ -20,8 +20,9 @@ from kdlm_kernels.sweep import sweep as run
 from torch import Tensor
 
 from kdlm.losses import vocabulary
+from kdlm.losses.blend import Blend
 from kdlm.losses.vocabulary import Vocab, cut
-from kdlm.signal import Dense, Head, Hidden, Sampled, Signal, TopK
+from kdlm.signal import Dense, Head, Hidden, Mixture, Sampled, Signal, TopK
 
 
 def sweep(
@@ -39,12 +40,17 @@ def sweep(
     source = student.hidden if isinstance(student, Hidden) else student.logits
     implementation(impl, source.device)
     if impl == "triton":
-        raise ValueError("impl='triton': this loss has no kernel, use impl='auto' or impl='torch'")
+        what = "a mixture of teachers" if isinstance(teacher, Mixture) else "this loss"
+        raise ValueError(f"impl='triton': {what} has no kernel, use impl='auto' or impl='torch'")
     teacher = vocabulary.narrow_teacher(teacher, vocab)
     hidden = (teacher.hidden.detach(), as_head(teacher.head)) if isinstance(teacher, Hidden) else None
+    head = student.head if isinstance(student, Hidden) else None
+    blend = Blend(teacher, vocab) if isinstance(teacher, Mixture) else None
+    if blend is not None and chunk_rows is None:
+        chunk_rows = blend.chunk_rows(source, head)
     job = Job(
-        _EagerRows(loss, student.head if isinstance(student, Hidden) else None, teacher, vocab, rowwise, has_aux),
-        as_head(student.head) if isinstance(student, Hidden) else None,
+        _EagerRows(loss, head, teacher, vocab, rowwise, has_aux, blend),
+        as_head(head),
         hidden,
         None if weights is None else weights.detach(),
         chunk_rows,
@@ -64,11 +70,14 @@ class _EagerRows:
     vocab: Vocab
     rowwise: tuple[Tensor, ...]
     has_aux: bool
+    blend: Blend | None
 
     def __call__(
         self, z: Tensor, y: Tensor | None, at: slice, factors: Tensor | None, grad: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         keep_freed_memory()
+        if self.blend is not None:
+            y = self.blend(at)
         values, aux = z.new_empty(len(z)), {}
         for local in blocks(len(z), z.shape[1], z.device):
             block = slice(at.start + local.start, at.start + local.stop)
@@ -89,11 +98,13 @@ class _EagerRows:
         return values, aux
 
     def _teacher_rows(self, y: Tensor | None, block: slice) -> Tensor | TopK | Sampled | None:
-        """Return the teacher's rows as the loss gets them; `y` are the products of these rows."""
+        """Return the teacher's rows as the loss gets them; `y` are the products, or the mixture, of these rows."""
         match self.teacher:
             case Hidden(head=head):
                 assert y is not None
                 return cut(head.transform(y), self.vocab)
+            case Mixture():
+                return y
             case Dense(logits=logits):
                 return cut(logits[block].detach(), self.vocab)
             case TopK(ids=ids, log_probs=log_probs):

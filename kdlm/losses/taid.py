@@ -10,7 +10,7 @@ from torch import Tensor
 from kdlm.losses.distributions import widen
 from kdlm.losses.kl import forward_kl
 from kdlm.losses.truncated import on_bucket
-from kdlm.signal import Dense, Hidden, TopK
+from kdlm.signal import Dense, Hidden, Mixture, TopK
 
 
 def taid_kl(
@@ -39,7 +39,7 @@ def taid_kl(
 class TowardsTeacher:
     """TAID's loss at one moment of its schedule, as a term of `weighted_sum`."""
 
-    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, TopK})
+    signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, Mixture, TopK})
     needs_teacher: ClassVar[bool] = True
 
     t: Tensor

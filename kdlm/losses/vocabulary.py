@@ -1,11 +1,9 @@
 """Vocabularies of different size: both sides are cut to the ids that the tokenizers share, before the softmax."""
 
-from dataclasses import replace
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kdlm.signal import Dense, Hidden, Sampled, Signal, TopK
+from kdlm.signal import Dense, Hidden, Mixture, Sampled, Signal, TopK
 
 Vocab = int | Int[Tensor, "shared"] | None
 """Shared token ids: all (None), the first n, or a rising list of ids that mean the same token in both tokenizers."""
@@ -18,21 +16,23 @@ def cut(logits: Float[Tensor, "*rows vocab"], vocab: Vocab) -> Float[Tensor, "*r
     return logits[..., :vocab] if isinstance(vocab, int) else logits.index_select(-1, vocab)
 
 
-def size(prediction: Dense | Hidden) -> int:
-    """Return the number of ids that a prediction scores."""
-    return prediction.head.vocab_size if isinstance(prediction, Hidden) else prediction.logits.shape[-1]
+def whole(teacher: Signal | None) -> tuple[Dense | Hidden, ...]:
+    """Return the whole distributions that a teacher's signal is made of: itself, or the members of a mixture."""
+    if isinstance(teacher, Mixture):
+        return teacher.members
+    return (teacher,) if isinstance(teacher, Dense | Hidden) else ()
 
 
 def check(student: Dense | Hidden, teacher: Signal | None, vocab: Vocab) -> None:
     """Raise ValueError where the two cannot be compared on `vocab`."""
-    whole = isinstance(teacher, Dense | Hidden)
-    sizes = {"student": size(student)} | ({"teacher": size(teacher)} if whole else {})
-    if vocab is None and len(set(sizes.values())) > 1:
+    ours = student.vocab_size
+    theirs = [one.vocab_size for one in whole(teacher)]
+    if vocab is None and (other := next((ids for ids in theirs if ids != ours), None)):
         raise ValueError(
-            f"the student scores {sizes['student']} ids and the teacher {sizes['teacher']}: pass vocab=, the number "
-            "of ids that their tokenizers share (or the ids themselves)"
+            f"the student scores {ours} ids and the teacher {other}: pass vocab=, the number of ids that their "
+            "tokenizers share (or the ids themselves)"
         )
-    for name, ids in sizes.items():
+    for name, ids in [("student", ours), *(("teacher", ids) for ids in theirs)]:
         if isinstance(vocab, int) and not 0 < vocab <= ids:
             raise ValueError(f"vocab={vocab}, but the {name} scores {ids} ids")
     if isinstance(vocab, Tensor) and isinstance(teacher, TopK | Sampled):
@@ -44,6 +44,6 @@ def check(student: Dense | Hidden, teacher: Signal | None, vocab: Vocab) -> None
 
 def narrow_teacher(teacher: Signal | None, vocab: Vocab) -> Signal | None:
     """Cut a teacher's head before its product where that is free: the first n rows of a head are a view."""
-    if isinstance(teacher, Hidden) and isinstance(vocab, int):
-        return replace(teacher, head=teacher.head.cut(vocab))
+    if isinstance(vocab, int) and isinstance(teacher, Hidden | Mixture):
+        return teacher.cut(vocab)
     return teacher

@@ -1,15 +1,17 @@
 """Teachers: batch -> Signal."""
 
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdlm.section import Custom
-from kdlm.signal import Rows, Signal
+from kdlm.section import Custom, Section
+from kdlm.signal import Dense, Hidden, Mixture, Rows, Signal
 from kdlm.teachers.cached import CachedTeacher, CachedTeacherSection
+from kdlm.teachers.ensemble import Ensemble
 from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
+from kdlm.teachers.weights import ByDomain, Confidence, Learned, Weights, check_weights
 
 
 class Teacher(Protocol):
@@ -22,6 +24,8 @@ class Teacher(Protocol):
         returns is found under `batch["teacher"]` when the teacher is called.
     `require(rows)`: raises ValueError where the training or evaluation rows hold what it cannot answer.
     `close()`: called when the run is over.
+    `needs_fit`, `fit(batches, vocab)`, `state_dict()`, `load_state_dict(state)`: something is learned from evaluation
+        rows before the first step; `batches` yields each with its kept rows. Checkpoints keep the state.
     """
 
     provides: frozenset[str]
@@ -46,15 +50,69 @@ class CustomTeacher(Custom):
         return self.load()(device, **self.args)
 
 
-AnyTeacher = Annotated[
-    LocalTeacherSection | SandboxTeacherSection | CachedTeacherSection | CustomTeacher, Field(discriminator="name")
-]
+SingleTeacher = LocalTeacherSection | SandboxTeacherSection | CachedTeacherSection | CustomTeacher
+"""A teacher that can be a member of an ensemble."""
+
+
+class EnsembleSection(Section):
+    """Several teachers averaged: by fixed weights, by domain, by confidence, or by weights learned on held-out rows."""
+
+    provides: ClassVar[frozenset[str]] = Ensemble.provides
+    """What a method may need of it, known without loading the weights."""
+    signals: ClassVar[frozenset[type]] = frozenset({Mixture, Hidden})
+    """The signals it may answer with: a geometric mean of hidden states is one head, and so `Hidden` again."""
+
+    name: Literal["ensemble"] = "ensemble"
+    members: list[Annotated[SingleTeacher, Field(discriminator="name")]] = Field(min_length=1)
+    """Teachers that give whole distributions, all with the student's tokenizer."""
+    weights: Weights | None = None
+    """One number per member, of which the ratios count, or a rule: `by_domain`, `confidence`, `learned`. By default all
+    members weigh alike."""
+    space: Literal["probability", "log"] = "probability"
+    """Average probabilities, or log-probabilities: a geometric mean, which keeps what all members find likely."""
+    resident: Literal["all", "one"] = "all"
+    """`one` keeps members on the CPU and moves each to the device for its own forward: slower, in the memory of one."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "EnsembleSection":
+        check_weights(self.weights, len(self.members))
+        for number, member in enumerate(self.members):
+            if not getattr(member, "signals", {Dense, Hidden}) & {Dense, Hidden}:
+                raise ValueError(f"members.{number}: {member.name} gives no whole distribution to average")
+            here = getattr(member, "device", None) is None and getattr(member, "quantization", "none") == "none"
+            if self.resident == "one" and not (
+                isinstance(member, LocalTeacherSection | SandboxTeacherSection) and here
+            ):
+                raise ValueError(
+                    f"resident: one moves local models between CPU and device, which members.{number} does not allow "
+                    "(another kind of teacher, a `device` of its own, or quantised); use resident: all"
+                )
+        return self
+
+    def describe(self) -> str:
+        """Return the name a reader knows this teacher by."""
+        names = [member.describe() if hasattr(member, "describe") else member.name for member in self.members]
+        return f"ensemble of {', '.join(names)}"
+
+    def build(self, device: torch.device) -> Ensemble:
+        """Load every member; `device` is where the student trains."""
+        home = torch.device("cpu") if self.resident == "one" else device
+        members = [member.build(home) for member in self.members]
+        return Ensemble(members, self.weights, space=self.space, resident=self.resident)
+
+
+AnyTeacher = Annotated[SingleTeacher | EnsembleSection, Field(discriminator="name")]
 
 __all__ = [
     "AnyTeacher",
+    "ByDomain",
     "CachedTeacher",
     "CachedTeacherSection",
+    "Confidence",
     "CustomTeacher",
+    "Ensemble",
+    "EnsembleSection",
+    "Learned",
     "LocalTeacher",
     "LocalTeacherSection",
     "SandboxTeacherSection",

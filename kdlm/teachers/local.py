@@ -77,9 +77,14 @@ class LocalTeacher:
             signal = Dense(signal.logits.to(home))
         return signal, [h.to(home) for h in hidden]
 
+    @property
+    def moves(self) -> bool:
+        """Whether it can change its device: not where it was quantised or spread while loading."""
+        return getattr(self.model, "hf_device_map", None) is None and not getattr(self.model, "is_quantized", False)
+
     def to(self, device: torch.device) -> "LocalTeacher":
         """Move the model, unless it was quantised or spread while loading."""
-        if getattr(self.model, "hf_device_map", None) is None and not getattr(self.model, "is_quantized", False):
+        if self.moves:
             self.model.to(device)  # pyright: ignore[reportArgumentType]  transformers' decorator hides the signature
         return self
 

@@ -1,6 +1,7 @@
 """A student and a teacher as hidden states and heads, and how two ways to their loss are compared."""
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROWS, VOCAB, STUDENT, TEACHER = 41, 1271, 6, 10
 
@@ -22,3 +23,19 @@ def assert_same(ours, expected, student, upstream=None):
     )
     for a, b in zip(found, plain, strict=True):
         torch.testing.assert_close(a, b)
+
+
+class Allocations(TorchDispatchMode):
+    """Remembers the numbers of elements of the storages that operations made."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known = {x.untyped_storage().data_ptr() for x in known}
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in self.known:
+                self.sizes.append(x.untyped_storage().nbytes() // x.element_size())
+        return result

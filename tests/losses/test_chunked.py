@@ -3,8 +3,7 @@
 import pytest
 import torch
 from kdlm_kernels.distribution import BLOCK
-from linear_pair import ROWS, STUDENT, TEACHER, VOCAB, assert_same, leaves, logits
-from torch.utils._python_dispatch import TorchDispatchMode
+from linear_pair import ROWS, STUDENT, TEACHER, VOCAB, Allocations, assert_same, leaves, logits
 
 from kdlm.losses import chunked, cross_entropy, forward_kl, generalised_jsd, total_variation
 from kdlm.signal import Dense, Head, Hidden, Sampled, TopK
@@ -174,22 +173,6 @@ def test_strides_of_the_inputs_are_inert(models, draw):
     found = torch.autograd.grad(ours.sum(), (hidden, weight))
     for a, b in zip(found, torch.autograd.grad(expected.sum(), (hidden, weight)), strict=True):
         torch.testing.assert_close(a, b)
-
-
-class Allocations(TorchDispatchMode):
-    """Remembers the numbers of elements of the storages that operations made."""
-
-    def __init__(self, *known):
-        super().__init__()
-        self.known = {x.untyped_storage().data_ptr() for x in known}
-        self.sizes = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in self.known:
-                self.sizes.append(x.untyped_storage().nbytes() // x.element_size())
-        return result
 
 
 def test_no_tensor_over_rows_and_vocabulary_is_ever_made(divergence, models):

@@ -14,6 +14,7 @@ from kdlm.data import Collator
 from kdlm.data.packing import best_fit, packed_row
 from kdlm.losses import JSD, CrossEntropy, ForwardKL
 from kdlm.methods import HiddenKD, LogitKD, Taid
+from kdlm.teachers import Ensemble, Learned, LocalTeacher
 
 LENGTHS = [5, 11, 3, 17, 8, 2, 13, 9]
 METHODS = {
@@ -88,14 +89,20 @@ def test_nothing_to_train_on_gives_loss_zero_and_leaves_the_weights(arguments) -
     assert_same(start, trained(arguments, data=ignored), tolerance=0.0)
 
 
-def test_two_ranks_equal_one_process(arguments, tmp_path: Path) -> None:
+def ensemble():
+    both = [tiny_model(2, hidden=24, layers=3), tiny_model(3)]
+    return Ensemble([LocalTeacher(model.double()) for model in both], Learned())
+
+
+@pytest.mark.parametrize("kind", ["model", "ensemble"])
+def test_two_ranks_equal_one_process(arguments, tmp_path: Path, kind: str) -> None:
     """Two gloo ranks of 1x4 against 1x8 here: three TAID steps, then evaluation of three rows, which ranks share."""
     script = Path(__file__).with_name("two_ranks.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    subprocess.run([*command, str(tmp_path), "3"], check=True, timeout=240)
+    subprocess.run([*command, str(tmp_path), "3", kind], check=True, timeout=240)
     trainer = DistillTrainer(
         tiny_model(1).double(),
-        tiny_model(2, hidden=24, layers=3).double(),
+        ensemble() if kind == "ensemble" else tiny_model(2, hidden=24, layers=3).double(),
         arguments(max_steps=3),
         method=Taid(),
         train_dataset=rows(LENGTHS),

@@ -1,4 +1,7 @@
-"""One rank of `test_two_ranks_equal_one_process`; started by torchrun, writes the weights of rank 0."""
+"""One rank of `test_two_ranks_equal_one_process`; started by torchrun, writes the weights of rank 0.
+
+`two_ranks.py FOLDER [STEPS [ensemble]]`: the teacher is a model, or two of them with learned weights.
+"""
 
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ from transformers import TrainingArguments
 from kdlm import DistillTrainer
 from kdlm.data import Collator
 from kdlm.methods import Taid
+from kdlm.teachers import Ensemble, Learned, LocalTeacher
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -31,6 +35,8 @@ args = TrainingArguments(
     seed=3,
 )
 student, teacher = tiny_model(1).double(), tiny_model(2, hidden=24, layers=3).double()
+if "ensemble" in sys.argv:
+    teacher = Ensemble([LocalTeacher(teacher), LocalTeacher(tiny_model(3).double())], Learned())
 method = Taid()
 trainer = DistillTrainer(
     student,
@@ -45,6 +51,9 @@ trainer.train()
 metrics = trainer.evaluate()
 t = trainer.accelerator.gather(method.t.reshape(1).float())
 assert torch.equal(t[0], t[1]), f"the ranks hold different t: {t.tolist()}"
+if isinstance(teacher, Ensemble):
+    learned = trainer.accelerator.gather(teacher.state_dict()["log_weights"][None])
+    assert torch.equal(learned[0], learned[1]), f"the ranks hold different weights: {learned.tolist()}"
 if trainer.is_world_process_zero():
     tensors = {name: p.detach().contiguous() for name, p in trainer.student.named_parameters()}
     save_file(tensors, folder / "weights.safetensors")

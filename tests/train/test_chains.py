@@ -1,0 +1,78 @@
+"""Runs that follow one another: teacher to assistant to student, and generations anchored on the base teacher."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from kdlm import cli
+from kdlm.losses import kept_rows
+from kdlm.recipe import load
+from kdlm.sandbox import build
+from kdlm.signal import Hidden, Mixture
+from kdlm.train import assemble
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "sandbox"
+SHORT = [
+    "data.max_length=32", "data.train.0.limit=2", "data.eval.0.limit=1", "training.max_steps=4",
+    "training.per_device_train_batch_size=2", "training.save_steps=4", "training.eval_steps=4",
+    "training.warmup_steps=0", "training.use_cpu=true",
+]  # fmt: skip
+STUDENT, TEACHER = "student.model=code-student-tiny", "teacher.model=code-teacher-tiny"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(name: str, *changes: str) -> int:
+    return cli.main(["train", str(FOLDER / name), *SHORT, *changes])
+
+
+def test_an_assistant_stands_between_teacher_and_student(capsys) -> None:
+    assert run("chain/student.yaml", STUDENT) == 2
+    assert "./runs/sandbox-chain-assistant/student: no such model folder" in capsys.readouterr().err
+    assert run("chain/assistant.yaml", "student.source.model=code-teacher-tiny", "student.layers=1", TEACHER) == 0
+    assert run("chain/student.yaml", STUDENT) == 0
+    assistant = AutoModelForCausalLM.from_pretrained("runs/sandbox-chain-assistant/student")
+    assert (
+        assistant.num_parameters() < AutoModelForCausalLM.from_pretrained(build("code-teacher-tiny")).num_parameters()
+    )
+    card = Path("runs/sandbox-chain-student/student/README.md").read_text()
+    assert "| teacher | ./runs/sandbox-chain-assistant/student |" in card
+    results = json.loads(Path("runs/sandbox-chain-student/results.json").read_text())
+    assert results["eval_kl_to_teacher"] > 0
+
+
+def test_a_generation_learns_from_the_one_before_and_from_the_base_teacher() -> None:
+    assert run("generations/first.yaml", STUDENT, TEACHER) == 0
+    base = "teacher.members.1.model=code-teacher-tiny"
+    assert run("generations/next.yaml", STUDENT, base) == 0
+    third = ["teacher.members.0.path=./runs/sandbox-generation-2/student", "run_dir=runs/sandbox-generation-3"]
+    assert run("generations/next.yaml", STUDENT, base, *third) == 0
+    trainer = assemble(load(FOLDER / "generations/next.yaml", [*SHORT, STUDENT, base, *third])).trainer
+    batch = next(iter(trainer.get_eval_dataloader()))
+    signal = trainer.teacher(batch, kept_rows(batch["labels"]))
+    assert isinstance(signal, Mixture) and all(isinstance(member, Hidden) for member in signal.members)
+    torch.testing.assert_close(signal.log_weights[0].exp(), torch.tensor([0.7, 0.3]))
+
+
+def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return (p * (p.log() - q.log())).sum(-1)
+
+
+@pytest.mark.parametrize("anchor", [0.05, 0.3, 1.0])
+def test_generations_that_match_their_target_come_geometrically_closer_to_the_base_teacher(anchor: float) -> None:
+    """`KL(p_n+1 || p_0) <= (1 - a) KL(p_n || p_0)`: convexity of the KL in its first argument."""
+    base, p = (torch.randn(50, 31, dtype=torch.float64).mul(3).softmax(-1) for _ in range(2))
+    distance = kl(p, base)
+    for _ in range(30):
+        p = (1 - anchor) * p + anchor * base
+        assert (kl(p, base) <= (1 - anchor) * distance + 1e-15).all()
+        distance = kl(p, base)
+    if anchor > 0.1:
+        torch.testing.assert_close(p, base, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close((1 - anchor) * base + anchor * base, base)  # the fixed point
