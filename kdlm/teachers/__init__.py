@@ -9,6 +9,9 @@ from torch import Tensor
 from kdlm.section import Custom
 from kdlm.signal import Rows, Signal
 from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
+from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
+from kdlm.teachers.remote import TeacherUnavailable
+from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
 
 
 class Teacher(Protocol):
@@ -45,13 +48,21 @@ class CustomTeacher(Custom):
         return self.load()(device, **self.args)
 
 
-AnyTeacher = Annotated[LocalTeacherSection | SandboxTeacherSection | CustomTeacher, Field(discriminator="name")]
+AnyTeacher = Annotated[
+    LocalTeacherSection | SandboxTeacherSection | ServedTeacherSection | OpenAITeacherSection | CustomTeacher,
+    Field(discriminator="name"),
+]
 
 __all__ = [
     "AnyTeacher",
     "CustomTeacher",
     "LocalTeacher",
     "LocalTeacherSection",
+    "OpenAITeacher",
+    "OpenAITeacherSection",
     "SandboxTeacherSection",
+    "ServedTeacher",
+    "ServedTeacherSection",
     "Teacher",
+    "TeacherUnavailable",
 ]
