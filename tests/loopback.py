@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 
 from kdlm.models import Sandbox
+from kdlm.serve import listen
 from kdlm.serve.app import make_app
 from kdlm.serve.batching import Batcher
 from kdlm.serve.metrics import Metrics
@@ -31,7 +32,7 @@ class Threaded:
     """Any ASGI application on a free port of this machine, in a thread."""
 
     def __init__(self, app: Any):
-        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.socket = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         self.server = uvicorn.Server(
             uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, lifespan="off")

@@ -1,6 +1,5 @@
 """`kdlm serve`: a model's hidden states for students on other machines."""
 
-import os
 import socket
 import tempfile
 from importlib.util import find_spec
@@ -9,7 +8,7 @@ from typing import Any
 
 from kdlm import __version__
 from kdlm.models import AnySource, named
-from kdlm.teachers.remote import is_loopback
+from kdlm.teachers.remote import is_loopback, key_in
 
 GRACE = 10
 """Seconds that requests under way get when the server is told to stop."""
@@ -42,13 +41,13 @@ def serve(
     """
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
         raise ImportError(f"kdlm serve needs {' and '.join(missing)}: pip install 'kdlm[serve]'")
-    key = _key(key_env)
+    key = None if key_env is None else key_in(key_env, "--key-env")
     if key is None and not is_loopback(host):
         raise ValueError(
             f"--host {host}: others could reach this server: give it a key, --key-env NAME with the key in the "
             "environment variable NAME, or keep to 127.0.0.1"
         )
-    listening = _listen(host, port)
+    listening = listen(host, port)
     with listening, tempfile.TemporaryDirectory(prefix="kdlm-serve-") as folder:
         _run(named(model, dtype=dtype), device, listening, key, max_batch_tokens, max_queue, Path(folder))
     return 0
@@ -106,17 +105,11 @@ def _run(
         batcher.close()
 
 
-def _key(key_env: str | None) -> str | None:
-    if key_env is None:
-        return None
-    if key := os.environ.get(key_env):
-        return key
-    raise ValueError(f"--key-env: the environment variable {key_env} is not set, or empty")
-
-
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens. Raises OSError in words when the address cannot be had."""
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Asyncio switches Nagle's delay off only where the socket says that it is TCP: 40 ms an answer otherwise.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that was killed is started again
     try:
         listening.bind((host, port))

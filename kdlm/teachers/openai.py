@@ -45,12 +45,16 @@ class OpenAITeacher:
 
     def __init__(self, remote: Remote, model: str, k: int, vocab_size: int):
         self.remote, self.model, self.k, self.vocab_size = remote, model, k, vocab_size
-        known = served_models(remote)
-        if model not in known:
-            raise ValueError(
-                f"teacher.model: {remote.endpoint.url} serves {', '.join(known) or 'nothing'}, not {model}: "
-                "give the name that the server knows it by"
-            )
+        try:
+            known = served_models(remote)
+            if model not in known:
+                raise ValueError(
+                    f"teacher.model: {remote.endpoint.url} serves {', '.join(known) or 'nothing'}, not {model}: "
+                    "give the name that the server knows it by"
+                )
+        except BaseException:
+            remote.close()
+            raise
 
     def prefetch(self, batch: dict[str, Tensor]) -> Answers:
         """Ask for the best tokens at a batch's kept rows; `Answers.result` gives (ids, log_probs) of each sequence."""

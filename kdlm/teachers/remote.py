@@ -155,8 +155,8 @@ class Remote:
                         raise _Passing(f"the answer took longer than {seconds:g} s")
                     if sink.tell() > limit:
                         raise TeacherUnavailable(f"{url}: an answer of more than {limit} bytes, which none should have")
-        except httpx2.UnsupportedProtocol as error:
-            raise TeacherUnavailable(f"{self.endpoint.url}: {error}") from None
+        except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:  # ours to mend
+            raise TeacherUnavailable(f"{self.endpoint.url}: {type(error).__name__}") from None
         except httpx2.TransportError as error:
             raise _Passing(str(error) or type(error).__name__) from None
         if response.is_success:
@@ -268,11 +268,19 @@ class ServerOptions(Section):
 
     def remote(self, **changes: Any) -> Remote:
         """Return what asks the server; `changes` replace values of the endpoint. Raises ValueError without the key."""
-        key = None if self.key_env is None else os.environ.get(self.key_env)
-        if self.key_env is not None and not key:
-            raise ValueError(f"teacher.key_env: the environment variable {self.key_env} is not set")
+        key = None if self.key_env is None else key_in(self.key_env, "teacher.key_env")
         values = {"timeout": self.timeout, "patience": self.patience, "concurrency": self.concurrency, **changes}
         return Remote(Endpoint(self.url.rstrip("/"), key, **values))
+
+
+def key_in(variable: str, asked_by: str) -> str:
+    """Return the key in an environment variable. Raises ValueError, naming who asked, where there is none to send."""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(f"{asked_by}: the environment variable {variable} is not set, or empty")
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"{asked_by}: the key in {variable} has characters that a header cannot carry")
+    return key
 
 
 def is_loopback(host: str) -> bool:

@@ -49,9 +49,13 @@ class ServedTeacher:
 
     def __init__(self, remote: Remote, device: torch.device | str = "cpu"):
         self.remote = remote
-        self.about = self._about()
-        self._tokens = min(REQUEST_TOKENS, int(self.about["max_request_tokens"]))
-        self._head = self._fetch_head(torch.device(device))
+        try:
+            self.about = self._about()
+            self._tokens = min(REQUEST_TOKENS, int(self.about["max_request_tokens"]))
+            self._head = self._fetch_head(torch.device(device))
+        except BaseException:
+            remote.close()
+            raise
 
     @property
     def vocab_size(self) -> int:

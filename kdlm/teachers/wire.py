@@ -188,12 +188,12 @@ def decode(body: bytes, *, max_header: int = 1 << 20) -> dict[str, Tensor]:
 
 
 def write_head(head: Head, path: Path) -> str:
-    """Write a head as a file that is served as it is; return its digest, which names it."""
+    """Write a head as a file that is served as it is; return its digest, the same whenever the head is the same."""
     tensors = {"weight": head.weight.detach().cpu().contiguous()}
     if head.bias is not None:
         tensors["bias"] = head.bias.detach().cpu().contiguous()
-    numbers = {"logit_scale": head.logit_scale, "softcap": head.softcap}
-    safetensors.torch.save_file(tensors, path, metadata={name: json.dumps(value) for name, value in numbers.items()})
+    numbers = json.dumps({"logit_scale": head.logit_scale, "softcap": head.softcap})
+    safetensors.torch.save_file(tensors, path, metadata={"head": numbers})  # one entry: several come in any order
     return digest_of(path)
 
 
@@ -201,7 +201,7 @@ def read_head(path: Path, device: torch.device) -> Head:
     """Open a head that `write_head` wrote. Raises WireError when it is none."""
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            numbers = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            numbers = json.loads((file.metadata() or {})["head"])
             bias = file.get_tensor("bias") if "bias" in file.keys() else None
             return Head(file.get_tensor("weight"), bias, numbers["logit_scale"], numbers["softcap"])
     except Exception as error:  # see `decode`
