@@ -119,12 +119,12 @@ def parser() -> argparse.ArgumentParser:
     served.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     served.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
     served.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    served.add_argument("--port", type=_natural, default=8100, help="0 takes a free one (default: %(default)s)")
+    served.add_argument("--port", type=_whole(0, 65535), default=8100, help="0 takes a free one (default: %(default)s)")
     served.add_argument("--key-env", metavar="NAME", help="environment variable with the key that clients must send")
     served.add_argument(
-        "--max-batch-tokens", type=_natural, default=8192, metavar="N", help="read at once, with padding"
+        "--max-batch-tokens", type=_whole(1, 10**9), default=8192, metavar="N", help="read at once, with padding"
     )
-    served.add_argument("--max-queue", type=_natural, default=64, metavar="N", help="requests that may wait")
+    served.add_argument("--max-queue", type=_whole(1, 10**6), default=64, metavar="N", help="requests that may wait")
     verb(methods, "list methods, losses, teachers and data")
     verb(doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
     written = verb(schema, "write recipes/schema.json and docs/recipe_reference.md")
@@ -133,11 +133,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _natural(text: str) -> int:
-    """Return a whole number that is not negative. Raises ValueError, which argparse says in words."""
-    if (number := int(text)) < 0:
-        raise ValueError
-    return number
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers in a range, for argparse."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
+        return int(text)
+
+    return parse
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -50,7 +50,7 @@ class Threaded:
 
 @contextlib.contextmanager
 def served(
-    model: Any, *, key: str | None = None, max_batch_tokens: int = 512, max_queue: int = 64, **about: Any
+    model: Any, /, *, key: str | None = None, max_batch_tokens: int = 512, max_queue: int = 64, **about: Any
 ) -> Iterator[Any]:
     """Serve a model; the yielded server has `url`, `scorer`, `batcher` and `metrics`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -105,4 +105,10 @@ def _quietly(words: list[str]) -> None:
 
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
-    os._exit(main(words))
+    code = 1
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        os._exit(code)

@@ -1,14 +1,19 @@
 """`kdlm serve`: a model's hidden states for students on other machines."""
 
+import signal
 import socket
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdlm import __version__
 from kdlm.models import AnySource, named
 from kdlm.teachers.remote import is_loopback, key_in
+
+if TYPE_CHECKING:
+    import torch
 
 GRACE = 10
 """Seconds that requests under way get when the server is told to stop."""
@@ -48,8 +53,12 @@ def serve(
             "environment variable NAME, or keep to 127.0.0.1"
         )
     listening = listen(host, port)
-    with listening, tempfile.TemporaryDirectory(prefix="kdlm-serve-") as folder:
-        _run(named(model, dtype=dtype), device, listening, key, max_batch_tokens, max_queue, Path(folder))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # not at once: the folder is to be removed
+    try:
+        with listening, tempfile.TemporaryDirectory(prefix="kdlm-serve-") as folder:
+            _run(named(model, dtype=dtype), device, listening, key, max_batch_tokens, max_queue, Path(folder))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -62,7 +71,6 @@ def _run(
     max_queue: int,
     folder: Path,
 ) -> None:
-    import torch
     import uvicorn
     from transformers.utils import logging as hf_logging
 
@@ -73,7 +81,7 @@ def _run(
     from kdlm.teachers.wire import vocabulary_digest
 
     hf_logging.disable_progress_bar()
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = _device(device)
     loaded: Any = source.load()
     scorer = Scorer(loaded.to(place), max_batch_tokens, folder / "head.safetensors")
     about = scorer.about() | {
@@ -105,6 +113,18 @@ def _run(
         batcher.close()
 
 
+def _device(name: str) -> "torch.device":
+    """Return the device of that name. Raises ValueError when there is none here."""
+    import torch
+
+    try:
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return place
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens. Raises OSError in words when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -116,5 +136,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         listening.close()
-        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host") from error
+        raise OSError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}): choose another --port or --host"
+        ) from error
     return listening

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kdlm.serve.batching import Batcher, Full
 from kdlm.serve.metrics import Metrics
 from kdlm.serve.scoring import Scorer
-from kdlm.teachers.wire import MAX_BODY, MEDIA_TYPE, WireError, decode_question
+from kdlm.teachers.wire import MEDIA_TYPE, WireError, decode_question
 
 BODY_SECONDS = 30.0
 """How long a client may take to send its request."""
@@ -27,15 +27,18 @@ def make_app(batcher: Batcher, about: Mapping[str, Any], scorer: Scorer, key: st
     guarded = [Depends(_guard(key))]
 
     async def answered(request: Request, *, scores: bool) -> Response:
-        question = decode_question(await _body(request), scorer.limits, scores=scores)
+        body = await _body(request, scorer.limits.max_body(scores=scores))
+        question = decode_question(body, scorer.limits, scores=scores)
         try:
             future = batcher.submit(question)
         except Full:
             raise HTTPException(429, "as many requests wait as may: come again", COME_AGAIN) from None
         try:
-            return Response(await asyncio.wrap_future(future), media_type=MEDIA_TYPE)
-        except RuntimeError as error:  # of the model: out of memory, above all
-            raise HTTPException(500, f"the model failed: {str(error).splitlines()[0]}") from error
+            answer = await _unless_gone(request, asyncio.wrap_future(future))
+            return Response(status_code=499) if answer is None else Response(answer, media_type=MEDIA_TYPE)
+        except Exception as error:  # of the model: out of memory, above all
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise HTTPException(500, f"the model failed: {reason}") from error
 
     @app.post("/v1/hidden", dependencies=guarded)
     async def hidden(request: Request) -> Response:
@@ -83,22 +86,41 @@ def _guard(key: str | None) -> Any:
     return guard
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, most: int) -> bytes:
     """Read the request's body, no further than is allowed."""
-    too_large = HTTPException(413, f"a request may have {MAX_BODY} bytes", {"Connection": "close"})
+    too_large = HTTPException(413, f"a request may have {most} bytes", {"Connection": "close"})
     announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > MAX_BODY:
+    if announced.isdecimal() and int(announced) > most:
         raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > MAX_BODY:
+                if len(body) > most:
                     raise too_large
     except TimeoutError:
         raise HTTPException(408, f"the request did not arrive within {BODY_SECONDS:g} s") from None
     return bytes(body)
+
+
+async def _unless_gone(request: Request, answer: "asyncio.Future[bytes]") -> bytes | None:
+    """Wait for an answer; None, and it is not computed if it still waits, when the client has hung up.
+
+    A client that has lost its patience asks again: without this its old questions would pile up before the new one.
+    """
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else None
+    finally:
+        gone.cancel()
+        answer.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class Counted:

@@ -110,6 +110,10 @@ class Limits:
     max_length: int
     max_tokens: int
 
+    def max_body(self, *, scores: bool) -> int:
+        """Return the most bytes of a request: asked ids may be many, all else is at most 8 bytes a token, thrice."""
+        return MAX_BODY if scores else min(MAX_BODY, 24 * self.max_tokens + MAX_HEADER)
+
 
 def encode_question(question: Question) -> bytes:
     """Return a question as the body of a request."""

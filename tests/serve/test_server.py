@@ -2,6 +2,7 @@
 
 import json
 import random
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -160,11 +161,11 @@ def test_a_body_that_is_too_large_is_not_read(server: Any, line: httpx2.Client):
         for _ in range(MAX_BODY // 65536 + 1):
             yield b"\0" * 65536
 
-    for body in (b"\0" * (MAX_BODY + 1), pour()):
+    for path, body in (("hidden", b"\0" * 40_000), ("hidden", pour()), ("scores", b"\0" * (MAX_BODY + 1))):
         try:
-            assert line.post("/v1/hidden", content=body).status_code == 413
+            assert line.post(f"/v1/{path}", content=body).status_code == 413
         except httpx2.TransportError:  # it hangs up while the rest is on its way
-            pass
+            assert len(body) > 40_000 if isinstance(body, bytes) else True
     assert line.post("/v1/hidden", content=encode_question(question(3))).is_success
 
 
@@ -233,6 +234,32 @@ def test_a_full_queue_tells_to_come_again_and_clients_do(model: Any):
         teacher.close()
 
 
+def test_a_question_whose_client_has_hung_up_is_not_computed(model: Any):
+    with served(model) as server:
+        gate, answer, computed = threading.Event(), server.batcher._answer, []
+
+        def held(questions: Any) -> Any:
+            gate.wait(30)
+            computed.extend(question.tokens for question in questions)
+            return answer(questions)
+
+        server.batcher._answer = held
+        with ThreadPoolExecutor(1) as pool, httpx2.Client(base_url=server.url, trust_env=False) as client:
+            first = pool.submit(client.post, "/v1/hidden", content=encode_question(question(5)), timeout=30)
+            while server.batcher.waiting or not server.batcher._thread.is_alive():
+                pass
+            with pytest.raises(httpx2.ReadTimeout):
+                httpx2.post(
+                    f"{server.url}/v1/hidden", content=encode_question(question(6)), timeout=0.3, trust_env=False
+                )
+            while server.metrics.text(0).count('status="499"') == 0:
+                assert not gate.is_set()
+            gate.set()
+            assert first.result().is_success
+            assert client.post("/v1/hidden", content=encode_question(question(7))).is_success
+        assert computed == [5, 7]
+
+
 # The whole of it
 
 
@@ -283,6 +310,20 @@ def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_said_in_words(se
     monkeypatch.setattr(serving, "find_spec", lambda name: None)
     assert main(["serve", "--model", "sandbox:code-teacher-tiny"]) == 2
     assert "pip install 'kdlm[serve]'" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_said_in_words(capsys):
+    assert main(["serve", "--model", "sandbox:code-teacher-tiny", "--port", "0", "--device", "abacus"]) == 2
+    assert "--device abacus: " in capsys.readouterr().err
+
+
+def test_a_server_that_is_told_to_stop_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    process = Killable().start().wait()
+    assert [folder.name.startswith("kdlm-serve-") for folder in tmp_path.iterdir()] == [True]
+    process.process.terminate()
+    process.process.join(20)
+    assert process.process.exitcode == 0 and list(tmp_path.iterdir()) == []
 
 
 def test_a_key_reaches_the_server_and_a_wrong_one_ends_at_once(server: Any):
