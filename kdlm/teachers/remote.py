@@ -17,8 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from io import BytesIO
-from typing import Any, BinaryIO
+from io import BufferedRandom, BytesIO
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -94,7 +94,7 @@ class Remote:
         limit: int,
         content: bytes | None = None,
         data: Any = None,
-        into: BinaryIO | None = None,
+        into: BufferedRandom | None = None,
     ) -> bytes:
         """Return the body of the answer.
 
@@ -128,7 +128,7 @@ class Remote:
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 self._say_back()
-                return b"" if into is not None else sink.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+                return sink.getvalue() if isinstance(sink, BytesIO) else b""
 
     def _try(
         self,
@@ -136,7 +136,7 @@ class Remote:
         path: str,
         content: bytes | None,
         headers: dict[str, str],
-        sink: BinaryIO,
+        sink: BytesIO | BufferedRandom,
         limit: int,
         left: float,
     ) -> None:

@@ -136,13 +136,12 @@ def decode_question(body: bytes, limits: Limits, *, scores: bool) -> Question:
         dims = 2 if name == "asked" else 1
         if part.dtype not in (torch.int32, torch.int64) or part.dim() != dims:
             raise WireError(f"{name}: expected int32 or int64 of {dims} dimension(s), got {part.dtype} of {part.dim()}")
-    question = Question(**{name: part.to(torch.int64) for name, part in parts.items()})
-    _check(question, limits)
-    return question
+    parts = {name: part.to(torch.int64) for name, part in parts.items()}
+    _check(limits, **parts)
+    return Question(**parts)
 
 
-def _check(question: Question, limits: Limits) -> None:
-    ids, lengths, rows, asked = question.ids, question.lengths, question.rows, question.asked
+def _check(limits: Limits, ids: Tensor, lengths: Tensor, rows: Tensor, asked: Tensor | None = None) -> None:
     if not len(lengths) or not len(rows):
         raise WireError("a question has at least one sequence and one row", 422)
     if len(ids) > limits.max_tokens:

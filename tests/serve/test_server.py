@@ -4,6 +4,7 @@ import json
 import random
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -236,9 +237,10 @@ def test_a_full_queue_tells_to_come_again_and_clients_do(model: Any):
 
 def test_a_question_whose_client_has_hung_up_is_not_computed(model: Any):
     with served(model) as server:
-        gate, answer, computed = threading.Event(), server.batcher._answer, []
+        entered, gate, answer, computed = threading.Event(), threading.Event(), server.batcher._answer, []
 
         def held(questions: Any) -> Any:
+            entered.set()
             gate.wait(30)
             computed.extend(question.tokens for question in questions)
             return answer(questions)
@@ -246,14 +248,13 @@ def test_a_question_whose_client_has_hung_up_is_not_computed(model: Any):
         server.batcher._answer = held
         with ThreadPoolExecutor(1) as pool, httpx2.Client(base_url=server.url, trust_env=False) as client:
             first = pool.submit(client.post, "/v1/hidden", content=encode_question(question(5)), timeout=30)
-            while server.batcher.waiting or not server.batcher._thread.is_alive():
-                pass
+            assert entered.wait(30)
             with pytest.raises(httpx2.ReadTimeout):
                 httpx2.post(
                     f"{server.url}/v1/hidden", content=encode_question(question(6)), timeout=0.3, trust_env=False
                 )
             while server.metrics.text(0).count('status="499"') == 0:
-                assert not gate.is_set()
+                time.sleep(0.01)
             gate.set()
             assert first.result().is_success
             assert client.post("/v1/hidden", content=encode_question(question(7))).is_success
@@ -283,7 +284,7 @@ def test_eight_clients_are_all_answered_rightly_and_memory_stays_flat(model: Any
             early = memory().rss
             list(clients.map(ask, range(8), [150] * 8))
             late = memory().rss
-        assert late - early < 24 << 20, f"{(late - early) / 2**20:.1f} MiB more after 1,200 further requests"
+        assert late - early < 8 << 20, f"{(late - early) / 2**20:.1f} MiB more after 1,200 further requests"
         numbers = httpx2.get(f"{process.url}/metrics", trust_env=False).text
         assert 'kdlm_requests_total{path="/v1/hidden",status="200"} 1600' in numbers
         batches = int(next(row for row in numbers.splitlines() if row.startswith("kdlm_batches_total")).split()[1])

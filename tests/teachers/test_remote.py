@@ -4,8 +4,7 @@ import pickle
 import random
 import threading
 import time
-from collections.abc import Iterator
-from email.utils import formatdate
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import accelerate.utils
@@ -63,7 +62,7 @@ def test_what_does_not_pass_ends_at_once_with_the_servers_reason(script: Any, st
     assert script.asked == 1
 
 
-@pytest.mark.parametrize("after", ["1", formatdate(time.time() + 3600, usegmt=True)])
+@pytest.mark.parametrize("after", ["1", "Wed, 01 Jan 2098 00:00:00 GMT"])
 def test_the_server_says_how_long_to_wait_and_is_believed_within_the_patience(script: Any, after: str) -> None:
     if after == "1":
         assert ask(script, [(429, {"Retry-After": after})])[2] >= 1.0
@@ -148,12 +147,12 @@ class Numbers(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 6
 
-    def __getitem__(self, index: int) -> int:
-        return index
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"number": index}
 
 
-def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-    ids = torch.arange(8)[None] * 7 % 500 + torch.tensor(rows)[:, None]
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    ids = torch.arange(8)[None] * 7 % 500 + torch.tensor([row["number"] for row in rows])[:, None]
     return {"input_ids": ids, "labels": ids}
 
 
