@@ -23,7 +23,7 @@ test: lint  ## everything that has to hold, on a CPU
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-vllm: .venv-vllm/stamp .venv/dev.stamp  ## the teacher `openai` in front of a real vLLM, on a CPU
-	KDLM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/vllm
+	KDLM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/teachers/test_openai_vllm.py
 
 check: lint types  ## lint and types, no tests
 

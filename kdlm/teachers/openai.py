@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kdlm.models import AnySource
 from kdlm.signal import Rows, TopK
-from kdlm.teachers.remote import Answers, Remote, ServerOptions, TeacherUnavailable
+from kdlm.teachers.remote import Answers, Remote, TeacherUnavailable
 from kdlm.teachers.sequences import question_of
+from kdlm.teachers.server_options import ServerOptions
 from kdlm.teachers.wire import Question
 
 if TYPE_CHECKING:

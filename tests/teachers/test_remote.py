@@ -19,7 +19,8 @@ from transformers import Trainer
 from kdlm.data import Prefetched
 from kdlm.losses import kept_rows
 from kdlm.teachers import LocalTeacher, ServedTeacher, TeacherUnavailable
-from kdlm.teachers.remote import Answers, Endpoint, Remote, ServerOptions
+from kdlm.teachers.remote import Answers, Endpoint, Remote
+from kdlm.teachers.server_options import ServerOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 

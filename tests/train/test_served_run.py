@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
+from fastapi import Request, Response
 from loopback import Killable, Threaded, served, source
 from safetensors.torch import load_file
 
@@ -191,18 +193,15 @@ class Gate:
     left = 0
 
     def __init__(self, url: str):
-        import httpx2
-
-        self.client = httpx2.AsyncClient(base_url=url, trust_env=False)
+        self.url = url
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        from fastapi import Request, Response
-
         request = Request(scope, receive)
         if scope["path"] == "/v1/hidden":
             Gate.left -= 1
             if Gate.left < 0:
                 await Response(status_code=503)(scope, receive, send)
                 return
-        answer = await self.client.request(scope["method"], scope["path"], content=await request.body())
+        async with httpx2.AsyncClient(base_url=self.url, trust_env=False) as client:
+            answer = await client.request(scope["method"], scope["path"], content=await request.body())
         await Response(answer.content, answer.status_code)(scope, receive, send)
