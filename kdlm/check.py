@@ -40,6 +40,7 @@ def check(recipe: Recipe) -> list[str]:
         ("losses", _targets(recipe)),
         ("method", _needs(recipe, method)),
         ("losses", _signals(recipe, method)),
+        ("teacher", _server(recipe)),
         ("teacher", _tokenizers(recipe, method)),
         ("teacher", _captured(recipe)),
         ("teacher", _ensemble(recipe)),
@@ -144,6 +145,16 @@ def _signals(recipe: Recipe, method: Method | None) -> Iterator[str]:
             )
     if recipe.losses:
         yield f"losses: {', '.join(loss.name for loss in recipe.losses)}"
+
+
+def _server(recipe: Recipe) -> Iterator[str]:
+    """Ask a teacher's server what it is. It may not be up yet, or be reached from another machine: that is no error."""
+    teacher: Any = recipe.teacher
+    if hasattr(teacher, "look"):
+        try:
+            yield f"teacher: {teacher.url} {teacher.look()}"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield f"teacher: not looked at here ({error})"
 
 
 def _tokenizers(recipe: Recipe, method: Method | None) -> Iterator[str]:
@@ -278,7 +289,7 @@ def _quantised(student: Any) -> bool:
 
 def _opened(read: Callable[[], Any], model: Any) -> tuple[Any, str]:
     """Return what `read` reads, or None and why not: a sandbox model not built yet, a hub that cannot be reached."""
-    source = model.source if isinstance(model, Pruned) else model
+    source = model.source if isinstance(model, Pruned) else getattr(model, "of", None) or model
     if isinstance(source, Sandbox):
         return (read(), "") if is_built(source.model) else (None, "the sandbox has not built it yet")
     try:

@@ -75,13 +75,20 @@ def doctor(args: argparse.Namespace) -> int:
     return show(as_json=args.json)
 
 
+def serve(args: argparse.Namespace) -> int:
+    from kdlm.serve import serve
+
+    given = ("dtype", "device", "host", "port", "key_env", "max_batch_tokens", "max_queue")
+    return serve(args.model, **{name: getattr(args, name) for name in given})
+
+
 def schema(args: argparse.Namespace) -> int:
     from kdlm.schema import write
 
     return write(Path(args.root), check=args.check)
 
 
-VERBS = tuple(verb.__name__ for verb in (train, check, capture, init, methods, doctor, schema))
+VERBS = tuple(verb.__name__ for verb in (train, check, capture, serve, init, methods, doctor, schema))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,12 +123,34 @@ def parser() -> argparse.ArgumentParser:
     starter.add_argument("--data", required=True, help="hub id, folder or file, or sandbox:code")
     starter.add_argument("--output", default="recipe.yaml", help="where to write it (default: %(default)s)")
     starter.add_argument("--force", action="store_true", help="overwrite the file if it is there")
+    served = verb(serve, "serve a teacher's hidden states to students on other machines")
+    served.add_argument("--model", required=True, help="hub id, folder, or sandbox:code-teacher")
+    served.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    served.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
+    served.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    served.add_argument("--port", type=_whole(0, 65535), default=8100, help="0 takes a free one (default: %(default)s)")
+    served.add_argument("--key-env", metavar="NAME", help="environment variable with the key that clients must send")
+    served.add_argument(
+        "--max-batch-tokens", type=_whole(1, 10**9), default=8192, metavar="N", help="read at once, with padding"
+    )
+    served.add_argument("--max-queue", type=_whole(1, 10**6), default=64, metavar="N", help="requests that may wait")
     verb(methods, "list methods, losses, teachers and data")
     verb(doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
     written = verb(schema, "write recipes/schema.json and docs/recipe_reference.md")
     written.add_argument("--root", default=".", help="folder that holds recipes/ and docs/ (default: here)")
     written.add_argument("--check", action="store_true", help="write nothing; exit 1 when the files are out of date")
     return top
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers in a range, for argparse."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
+        return int(text)
+
+    return parse
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

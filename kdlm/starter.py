@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -12,9 +12,8 @@ from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.disk import write_text
-from kdlm.models import Pretrained, Sandbox
+from kdlm.models import named
 from kdlm.recipe import load
-from kdlm.section_loader import suggestion
 from kdlm.yaml_document import dump
 
 WIDE_GAP = 10
@@ -98,14 +97,7 @@ def write_recipe(teacher: str, student: str, data: str, output: Path, *, force: 
 
 def look_at(given: str) -> Model:
     """Open a model's configuration and tokenizer, not its weights."""
-    model: Pretrained | Sandbox = Pretrained(path=given)
-    if given.startswith("sandbox:"):
-        name, names = given.removeprefix("sandbox:"), get_args(Sandbox.model_fields["model"].annotation)
-        if name not in names:
-            raise ValueError(
-                f"the sandbox has no model {name!r}{suggestion(name, names) or '.'} One of: {', '.join(names)}"
-            )
-        model = Sandbox.model_validate({"model": name})
+    model = named(given)
     config, tokenizer = model.config(), model.tokenizer()
     text = config.get_text_config()
     return Model(given, tokenizer, text.vocab_size, count(config), getattr(text, "max_position_embeddings", None))

@@ -17,7 +17,7 @@ from kdlm.models import adapt, merge
 from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
 from kdlm.run_folder import RunFolder, model_card
-from kdlm.teachers import CachedTeacher
+from kdlm.teachers import CachedTeacher, TeacherUnavailable
 from kdlm.trainer import DistillTrainer
 
 
@@ -38,7 +38,8 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
             names a checkpoint.
 
-    Raises ValueError, before anything is written, when the recipe cannot work.
+    Raises ValueError, before anything is written, when the recipe cannot work; TeacherUnavailable when the teacher's
+    server stays away, after a checkpoint of the last finished step.
     """
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -60,6 +61,8 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         results = {"steps": outcome.global_step, **outcome.metrics}
         if run.data.eval is not None:
             results |= final_metrics(trainer)
+    except TeacherUnavailable as error:
+        raise TeacherUnavailable(f"teacher.url: {error}\n{save_what_is_done(trainer)}") from error
     finally:
         if hasattr(trainer.teacher, "close"):
             trainer.teacher.close()
@@ -69,6 +72,19 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         print(f"student: {folder.student}")
     trainer.accelerator.wait_for_everyone()
     return folder.path
+
+
+def save_what_is_done(trainer: DistillTrainer) -> str:
+    """Save a checkpoint of the last finished optimiser step, if there is none yet, and say how to go on."""
+    step = trainer.state.global_step
+    folder = Path(str(trainer.args.output_dir)) / f"checkpoint-{step}"
+    if trainer.accelerator.num_processes > 1:  # the other ranks are inside the step and could not join in saving
+        return "when the server is back, --resume goes on from the newest checkpoint"
+    if step == 0:
+        return "no step was finished; when the server is back, begin again with --resume"
+    if not (folder / checkpoints.MANIFEST).is_file():
+        trainer._save_checkpoint(trainer.networks, None)
+    return f"stopped after step {step}, saved as {folder}; when the server is back, --resume goes on from there"
 
 
 def final_metrics(trainer: DistillTrainer) -> dict[str, float]:

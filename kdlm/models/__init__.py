@@ -1,7 +1,7 @@
 """Language models: how they are opened, made, pruned, adapted, and read as signals."""
 
 from kdlm.models.adapters import Lora, adapt, merge
-from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox
+from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, named
 from kdlm.models.prediction import Predictor
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "Sandbox",
     "adapt",
     "merge",
+    "named",
 ]

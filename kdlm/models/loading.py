@@ -1,7 +1,7 @@
 """Where a model comes from: a hub id or folder, the sandbox, a fresh config, or a larger model pruned down."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -9,6 +9,7 @@ from pydantic import Field
 from kdlm.models.adapters import Lora
 from kdlm.sandbox import SandboxModel
 from kdlm.section import Section
+from kdlm.section_loader import suggestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,6 +114,21 @@ class Sandbox(SandboxModel, Loading):
 
 
 AnySource = Annotated[Pretrained | Sandbox, Field(discriminator="name")]
+
+
+def named(given: str, **options: Any) -> Pretrained | Sandbox:
+    """Return what a word of the command line names: a hub id, a folder, or `sandbox:code-teacher`.
+
+    `options` are those of `Loading`. Raises ValueError for a sandbox model that there is not, or a wrong option.
+    """
+    if not given.startswith("sandbox:"):
+        return Pretrained(path=given, **options)
+    name, names = given.removeprefix("sandbox:"), get_args(Sandbox.model_fields["model"].annotation)
+    if name not in names:
+        raise ValueError(
+            f"the sandbox has no model {name!r}{suggestion(name, names) or '.'} One of: {', '.join(names)}"
+        )
+    return Sandbox.model_validate({"model": name, **options})
 
 
 class Width(Section):

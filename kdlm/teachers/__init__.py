@@ -11,6 +11,9 @@ from kdlm.signal import Dense, Hidden, Mixture, Rows, Signal
 from kdlm.teachers.cached import CachedTeacher, CachedTeacherSection
 from kdlm.teachers.ensemble import Ensemble
 from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
+from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
+from kdlm.teachers.remote import TeacherUnavailable
+from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
 from kdlm.teachers.weights import ByDomain, Confidence, Learned, Weights, check_weights
 
 
@@ -50,7 +53,14 @@ class CustomTeacher(Custom):
         return self.load()(device, **self.args)
 
 
-SingleTeacher = LocalTeacherSection | SandboxTeacherSection | CachedTeacherSection | CustomTeacher
+SingleTeacher = (
+    LocalTeacherSection
+    | SandboxTeacherSection
+    | CachedTeacherSection
+    | ServedTeacherSection
+    | OpenAITeacherSection
+    | CustomTeacher
+)
 """A teacher that can be a member of an ensemble."""
 
 
@@ -102,7 +112,6 @@ class EnsembleSection(Section):
 
 
 AnyTeacher = Annotated[SingleTeacher | EnsembleSection, Field(discriminator="name")]
-
 __all__ = [
     "AnyTeacher",
     "ByDomain",
@@ -115,6 +124,11 @@ __all__ = [
     "Learned",
     "LocalTeacher",
     "LocalTeacherSection",
+    "OpenAITeacher",
+    "OpenAITeacherSection",
     "SandboxTeacherSection",
+    "ServedTeacher",
+    "ServedTeacherSection",
     "Teacher",
+    "TeacherUnavailable",
 ]

@@ -21,7 +21,7 @@ def python(code: str) -> str:
 def test_help_lists_every_verb():
     done = run("--help")
     assert done.returncode == 0
-    for verb in ("train", "check", "init", "methods", "doctor", "schema"):
+    for verb in ("train", "check", "init", "serve", "methods", "doctor", "schema"):
         assert f"\n    {verb} " in done.stdout
 
 
@@ -55,6 +55,8 @@ def test_version_is_that_of_the_package():
         (["train"], "required: recipe"),
         (["check", "r.yaml", "--quick"], "check does not take --quick"),
         (["doctor", "now"], "doctor does not take now"),
+        (["serve", "--model", "m", "--port", "70000"], "--port: expected a whole number from 0 to 65535, got '70000'"),
+        (["serve", "--model", "m", "--max-queue", "0"], "--max-queue: expected a whole number from 1 to"),
         (["init", "--teacher", "a"], "required: --student, --data"),
     ],
 )

@@ -2,9 +2,12 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from loopback import served, source
 
 from kdlm.capture import capture
 from kdlm.check import check
@@ -61,6 +64,16 @@ def test_every_recipe_says_on_top_what_it_is_for_and_writes_into_a_folder_of_its
     assert len(set(folders)) == len(folders)
 
 
+@contextmanager
+def at_hand(path: Path) -> Iterator[list[str]]:
+    """Have what a recipe needs running, and give the overrides that say where it is."""
+    if path.stem != "served":
+        yield []
+        return
+    with served(source().load()) as server:
+        yield [f"teacher.url={server.url}", "teacher.of.model=code-teacher-tiny"]
+
+
 @pytest.mark.parametrize("path", sorted((FOLDER / "sandbox").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_sandbox_recipe_trains_to_its_end(path, tmp_path):
     text = path.read_text()
@@ -72,10 +85,11 @@ def test_a_sandbox_recipe_trains_to_its_end(path, tmp_path):
         overrides.append("teacher.model=code-teacher-tiny")
     if "sandbox:code/eval" in text:
         overrides.append("data.eval.0.limit=1")
-    recipe = load(path, [*overrides, *TINY.get(path.stem, [])])
-    if isinstance(recipe.teacher, CachedTeacherSection):
-        recipe = load(path, [*overrides, *TINY[path.stem], f"teacher.path={tmp_path / 'capture'}"])
-        capture(recipe)
-    run = train(recipe)
+    with at_hand(path) as more:
+        recipe = load(path, [*overrides, *TINY.get(path.stem, []), *more])
+        if isinstance(recipe.teacher, CachedTeacherSection):
+            recipe = load(path, [*overrides, *TINY[path.stem], f"teacher.path={tmp_path / 'capture'}"])
+            capture(recipe)
+        run = train(recipe)
     assert json.loads((run / "results.json").read_text())["steps"] == 2
     assert (run / "student" / "model.safetensors").is_file()

@@ -1,0 +1,138 @@
+"""The teacher `openai` in front of a real vLLM: `make test-vllm` runs this, in `make test` there is no vLLM."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from loopback import source
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from kdlm.losses import kept_rows
+from kdlm.recipe import load
+from kdlm.signal import IGNORE_INDEX
+from kdlm.teachers import OpenAITeacher, TeacherUnavailable
+from kdlm.teachers.remote import Endpoint, Remote
+from kdlm.train import train
+
+PYTHON = os.environ.get("KDLM_VLLM_PYTHON")
+MOST = 32
+"""The server's own limit of log-probabilities per position."""
+
+pytestmark = [
+    pytest.mark.skipif(not PYTHON, reason="KDLM_VLLM_PYTHON names no interpreter with vLLM: run `make test-vllm`"),
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a model whose heads are of a size that vLLM has on a CPU; the sandbox's tiny ones are too narrow."""
+    made = tmp_path_factory.mktemp("model")
+    config = AutoConfig.from_pretrained(source().location())
+    config.num_attention_heads = config.num_key_value_heads = 2
+    config.head_dim, config.initializer_range = 32, 0.15
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(made)
+    AutoTokenizer.from_pretrained(source().location()).save_pretrained(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_CI_ENV": "1"}
+    # Without PYTHONPATH: the checkout's folder `kernels` would hide the package of that name from transformers.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | settings
+    options = ["--enforce-eager", "--dtype", "float32", "--max-logprobs", str(MOST), "--served-model-name", "tiny"]
+    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
+    work = tmp_path_factory.mktemp("vllm")
+    with open(work / "log", "w") as log:
+        process = subprocess.Popen(
+            [*command, *options], cwd=work, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, work / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(health: str, process: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + 400
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if httpx2.get(health, trust_env=False).is_success:
+                return
+        except httpx2.TransportError:
+            time.sleep(0.5)
+    raise AssertionError(f"vLLM does not come up:\n{log.read_text()[-4000:]}")
+
+
+def batch_of(*lengths: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, 512, (len(lengths), max(lengths)))
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    labels = ids.masked_fill(~mask, IGNORE_INDEX)
+    labels[:, 0] = IGNORE_INDEX
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask.long()}
+
+
+@pytest.mark.parametrize("k", [1, 20, MOST])
+def test_vllm_gives_the_top_k_of_the_model(folder: Path, url: str, k: int) -> None:
+    batch = batch_of(40, 2, 17)
+    rows = kept_rows(batch["labels"])
+    teacher: Any = OpenAITeacher(Remote(Endpoint(url)), "tiny", k, 512)
+    signal = teacher(batch | {"teacher": teacher.prefetch(batch)}, rows)
+    teacher.close()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    log_probs = rows.select(logits.log_softmax(-1))
+    torch.testing.assert_close(signal.log_probs, log_probs.topk(k).values, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(signal.log_probs, log_probs.gather(-1, signal.ids), atol=2e-4, rtol=1e-4)
+    assert all(len(set(ids)) == k for ids in signal.ids.tolist())
+
+
+def test_more_than_the_servers_limit_is_refused_at_once_with_its_reason(url: str) -> None:
+    teacher = OpenAITeacher(Remote(Endpoint(url, patience=60)), "tiny", MOST + 1, 512)
+    began = time.monotonic()
+    with pytest.raises(TeacherUnavailable, match="refused, 400"):
+        teacher(batch_of(5), kept_rows(batch_of(5)["labels"]))
+    assert time.monotonic() - began < 10
+    teacher.close()
+
+
+def test_a_model_that_is_not_served_is_said_with_those_that_are(url: str) -> None:
+    remote = Remote(Endpoint(url))
+    with pytest.raises(ValueError, match="serves tiny, not large"):
+        OpenAITeacher(remote, "large", 5, 512)
+    remote.close()
+
+
+def test_a_student_learns_from_vllm(folder: Path, url: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""
+student: {{name: sandbox, model: code-student-tiny}}
+teacher: {{name: openai, url: "{url}", model: tiny, of: {{name: pretrained, path: {folder}}}, k: {MOST}}}
+data: {{train: [{{path: "sandbox:code/train", limit: 4}}], max_length: 32, eval_rows: 1}}
+method: {{name: logit_kd}}
+losses: [{{name: forward_kl}}]
+training: {{max_steps: 20, per_device_train_batch_size: 4, learning_rate: 0.02, logging_steps: 20, use_cpu: true,
+           save_strategy: "no", eval_strategy: steps, eval_steps: 10}}
+run_dir: {tmp_path / "run"}
+""")
+    run = train(load(recipe))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    curve = [line["eval_kl_to_teacher"] for line in lines if "eval_kl_to_teacher" in line]
+    assert curve[-1] < curve[0]
