@@ -227,6 +227,7 @@ def test_a_full_queue_tells_to_come_again_and_clients_do(model: Any):
             pending = [pool.submit(teacher.hidden, asked) for _ in range(8)]
             while server.metrics.text(0).count('path="/v1/hidden",status="429"') == 0:
                 assert not any(one.done() for one in pending)
+                time.sleep(0.01)
             refused = httpx2.post(f"{server.url}/v1/hidden", content=encode_question(asked), trust_env=False)
             assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
             gate.set()

@@ -27,8 +27,8 @@ teacher: {name: served, url: "URL", of: {name: sandbox, model: code-teacher-tiny
 data: {train: [{path: "sandbox:code/train", limit: 4}], max_length: 32, eval_rows: 1}
 method: {name: taid, start: 0.2, alpha: 0.05}
 losses: [{name: cross_entropy, weight: 0.1}]
-training: {max_steps: 12, per_device_train_batch_size: 4, gradient_accumulation_steps: 2, learning_rate: 0.01,
-           logging_steps: 1, save_steps: 100, eval_strategy: steps, eval_steps: 10, use_cpu: true}
+training: {max_steps: 8, per_device_train_batch_size: 4, gradient_accumulation_steps: 2, learning_rate: 0.01,
+           logging_steps: 1, save_steps: 100, eval_strategy: steps, eval_steps: 6, use_cpu: true}
 run_dir: {RUN}
 """
 LOCAL = "teacher={name: sandbox, model: code-teacher-tiny}"
@@ -110,7 +110,7 @@ def test_requests_are_under_way_while_the_student_computes(
     monkeypatch.setattr(ServedTeacher, "prefetch", noting_prefetch)
     monkeypatch.setattr(ServedTeacher, "__call__", noting_call)
     train(load(write(server.url, "ahead"), ["training.eval_strategy=no", "data.eval_rows=null"]))
-    assert len(ahead) == 24 and min(ahead[:-2]) >= 1
+    assert len(ahead) == 16 and min(ahead[:-2]) >= 1
 
 
 def test_a_server_that_is_killed_and_started_again_costs_no_step(
@@ -121,7 +121,8 @@ def test_a_server_that_is_killed_and_started_again_costs_no_step(
     run = tmp_path / "killed"
 
     def strike() -> None:
-        while not (run / "metrics.jsonl").exists() or len(steps(run)) < 3:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and (not (run / "metrics.jsonl").exists() or len(steps(run)) < 3):
             time.sleep(0.002)
         server.kill()
         time.sleep(0.5)
@@ -135,7 +136,7 @@ def test_a_server_that_is_killed_and_started_again_costs_no_step(
         thread.join()
         server.kill()
     same(local, weights(run))
-    assert steps(run) == list(range(1, 13))
+    assert steps(run) == list(range(1, 9))
     assert "answers again" in caplog.text
 
 
@@ -158,7 +159,7 @@ def test_a_server_that_stays_away_ends_the_run_with_a_checkpoint_that_goes_on(
     assert main(["train", str(path), "teacher.patience=0.5", "--resume"]) == 0
     front.stop()
     same(local, weights(run))
-    assert steps(run) == list(range(1, 13))
+    assert steps(run) == list(range(1, 9))
 
 
 def test_a_server_that_was_never_there_is_said_before_anything_is_written(write: Any, tmp_path: Path, capsys) -> None:
