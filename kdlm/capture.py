@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from filelock import FileLock, Timeout
 from transformers.utils import logging as hf_logging
 
@@ -28,7 +28,7 @@ from kdlm.disk import flush
 from kdlm.losses import kept_rows
 from kdlm.recipe import Recipe
 from kdlm.sandbox.progress import console
-from kdlm.signal import IGNORE_INDEX, Hidden, Rows
+from kdlm.signal import IGNORE_INDEX, Head, Hidden, Rows, Signal
 from kdlm.store import (
     INDEX,
     TOKENIZER,
@@ -44,7 +44,7 @@ from kdlm.store import (
     write_about,
 )
 from kdlm.store.formats import Columns, Format
-from kdlm.teachers import CachedTeacherSection, LocalTeacher
+from kdlm.teachers import CachedTeacherSection
 
 Work = tuple[np.ndarray, Asked]
 """Token ids of a sequence, and what is asked of it."""
@@ -75,13 +75,17 @@ def capture(recipe: Recipe) -> Path:
     known = None if fresh else Store(section.path)
     left = [unit for unit in units if not is_sealed(section.path, unit) and _lacking(known, unit.read(splits))]
     if left or fresh:
-        model = section.of.build(_device(recipe))
+        model: Any = section.of.build(_device(recipe))
         ours, theirs = recipe.student.config().get_text_config().vocab_size, section.of.tokenizer()
         shared = shared_vocabulary(tokenizer, theirs, ours, model.vocab_size).require()
         about = described(section, model, shared if isinstance(shared, int) else shared.tolist(), data)
         enter(section.path, about, model, theirs)
         observe = Observer(model, section.format, shared, pad_id(tokenizer), section.batch_tokens)
-        _work(left, splits, known, section.path, observe)
+        try:
+            _work(left, splits, known, section.path, observe)
+        finally:
+            if hasattr(model, "close"):
+                model.close()
     store = Store(section.path)
     print(
         f"{section.path}: {store.rows:,} tokens of {len(store):,} sequences in {len(store.shards)} shards, "
@@ -111,7 +115,7 @@ def _device(recipe: Recipe) -> torch.device:
 # The folder
 
 
-def described(section: CachedTeacherSection, model: LocalTeacher, shared: int | list[int], data: Data) -> About:
+def described(section: CachedTeacherSection, model: Any, shared: int | list[int], data: Data) -> About:
     """Return what `capture.json` is to say."""
     assert section.of is not None
     if isinstance(section.format, TopKFormat) and section.format.k > (
@@ -121,26 +125,16 @@ def described(section: CachedTeacherSection, model: LocalTeacher, shared: int | 
     return About(
         format=section.format.model_dump(mode="json"),
         teacher=section.of.describe(),
-        weights=weights_digest(model.model),
+        weights=model.fingerprint(),
         tokenizer=data.made_with["tokenizer"],
         vocab_size=model.vocab_size,
         shared=shared,
-        hidden_size=model.hidden_size,
+        hidden_size=section.of.config().get_text_config().hidden_size,
         data=[{"made_with": data.made_with, "fingerprints": data.fingerprints}],
     )
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """Return a hash of names, shapes and the first numbers of every weight: enough to tell two checkpoints apart."""
-    digest = xxhash.xxh3_128()
-    for name, weight in model.state_dict().items():
-        digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
-        first = weight.detach().flatten()[:256].cpu()
-        digest.update((first.float() if first.is_floating_point() else first).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def enter(folder: Path, about: About, model: LocalTeacher, tokenizer: Any) -> None:
+def enter(folder: Path, about: About, model: Any, tokenizer: Any) -> None:
     """Make the folder, or add to what it says; ValueError where it holds a capture of something else."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".capture.lock"):
@@ -159,10 +153,10 @@ def enter(folder: Path, about: About, model: LocalTeacher, tokenizer: Any) -> No
             write_about(folder, replace(found, data=[*found.data, *about.data]))
 
 
-def _head(model: LocalTeacher) -> Any:
-    batch = {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.model.device)}
-    nothing = torch.zeros(0, dtype=torch.long, device=model.model.device)
-    signal = model(batch, Rows(nothing, nothing))
+def _head(model: Any) -> Head:
+    """Ask for no rows at all: what comes with them is the head."""
+    batch = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "labels": torch.full((1, 1), IGNORE_INDEX)}
+    signal = model(batch, kept_rows(batch["labels"]))
     if not isinstance(signal, Hidden):
         raise ValueError("teacher.format: hidden cannot be had: this teacher's logits are not head(hidden); use top_k")
     return signal.head
@@ -233,41 +227,55 @@ def _make(unit: Unit, sequences: list[Work], folder: Path, observe: "Observer") 
     """Make a shard of these sequences of a unit; return its bytes."""
     generator = torch.Generator(observe.device).manual_seed(int(unit.name[:15], 16) ^ observe.seed)
     writer = ShardWriter()
-    for batch in observe.batches(sequences):
-        for (_, sequence), columns in zip(batch, observe(batch, generator), strict=True):
-            writer.add(sequence, columns)
+    for sequence, columns in observe(sequences, generator):
+        writer.add(sequence, columns)
     return writer.seal(folder, unit.name)
 
 
 class Observer:
-    """Asks a local model, and keeps what the format keeps.
+    """Asks a teacher, and keeps what the format keeps.
 
     Args:
+        model: a teacher; one behind a server is asked one batch ahead.
         shared: the ids that have any probability.
         pad: the id to pad with.
         batch_tokens: most tokens, padding among them, that the model reads at once.
     """
 
-    def __init__(self, model: LocalTeacher, format: Format, shared: Any, pad: int, batch_tokens: int):
+    def __init__(self, model: Any, format: Format, shared: Any, pad: int, batch_tokens: int):
         self.model, self.format, self.shared, self.batch_tokens = model, format, shared, batch_tokens
         self.collate = Collator(pad)
-        self.device = model.model.device
+        self.device = getattr(model, "device", torch.device("cpu"))
         self.seed = getattr(format, "seed", 0)
 
-    def batches(self, sequences: list[Work]) -> Iterator[list[Work]]:
+    def __call__(self, sequences: list[Work], generator: torch.Generator) -> Iterator[tuple[Asked, Columns]]:
+        """Yield the columns of each sequence; they come with the longest first."""
+        cuts = self._cut(sequences)
+        ahead = self._asked(cuts[0]) if cuts else {}
+        for some, following in zip_longest(cuts, cuts[1:]):
+            batch, ahead = ahead, self._asked(following) if following is not None else {}
+            rows = kept_rows(batch["labels"])
+            asked = [sequence for _, sequence in some]
+            signal = self.model(batch, rows)
+            columns = self._columns(signal, rows, [len(one.positions) for one in asked], generator)
+            yield from zip(asked, columns, strict=True)
+
+    def _cut(self, sequences: list[Work]) -> list[list[Work]]:
         """Cut sequences, the longest first, into batches."""
-        start = 0
+        cuts, start = [], 0
         while start < len(sequences):
             size = max(1, self.batch_tokens // sequences[start][1].length)
-            yield sequences[start : start + size]
+            cuts.append(sequences[start : start + size])
             start += size
+        return cuts
 
-    def __call__(self, sequences: list[Work], generator: torch.Generator) -> list[Columns]:
-        """Return the columns of each sequence."""
-        batch = {key: value.to(self.device) for key, value in self.collate([_row(*one) for one in sequences]).items()}
-        rows = kept_rows(batch["labels"])
-        record = self.format.observe(self.model(batch, rows), self.shared, rows.labels, generator)
-        sizes = [len(sequence.positions) for _, sequence in sequences]
+    def _asked(self, sequences: list[Work]) -> dict[str, Any]:
+        batch: dict[str, Any] = self.collate([_row(*one) for one in sequences])
+        batch = {key: value.to(self.device) for key, value in batch.items()}
+        return batch | ({"teacher": self.model.prefetch(batch)} if hasattr(self.model, "prefetch") else {})
+
+    def _columns(self, signal: Signal, rows: Rows, sizes: list[int], generator: torch.Generator) -> list[Columns]:
+        record = self.format.observe(signal, self.shared, rows.labels, generator)
         split = {name: values.split(sizes) for name, values in record.items()}
         return [self.format.pack({name: parts[i] for name, parts in split.items()}) for i in range(len(sizes))]
 

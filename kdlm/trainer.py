@@ -125,8 +125,8 @@ class DistillTrainer(Trainer):
             self.teacher.fit(self._held_out(), getattr(self.method, "vocab", None))
         state = {name: value.to(self.args.device) for name, value in self.teacher.state_dict().items()}
         self.teacher.load_state_dict({name: broadcast(value).cpu() for name, value in state.items()})
-        if "log_weights" in state:
-            self.log({f"teacher_weight/{i}": w for i, w in enumerate(state["log_weights"].exp().tolist())})
+        if hasattr(self.teacher, "readings"):
+            self.log(self.teacher.readings())
 
     def _held_out(self) -> Iterator[tuple[dict[str, Tensor], Rows]]:
         """Yield the batches of all evaluation rows, the same on every rank, with their kept rows."""

@@ -2,7 +2,7 @@
 
 from kdlm.store.folder import TOKENIZER, About, Store, read_about, save_head, write_about
 from kdlm.store.formats import AnyFormat, Format, HiddenFormat, LogProbsFormat, Record, SampledFormat, TopKFormat
-from kdlm.store.sequences import Asked, asked, of_batch
+from kdlm.store.sequences import Asked, asked, cut, of_batch
 from kdlm.store.shards import INDEX, ShardWriter, sealed
 from kdlm.store.units import Unit, plan, sequences_of
 
@@ -22,6 +22,7 @@ __all__ = [
     "TopKFormat",
     "Unit",
     "asked",
+    "cut",
     "of_batch",
     "plan",
     "read_about",

@@ -33,9 +33,16 @@ class Format(Section):
 
     kind: ClassVar[type]
     """The signal it gives back."""
+    made_from: ClassVar[frozenset[type]] = frozenset({Dense, Hidden})
+    """The signals it can be made from."""
 
-    def observe(self, signal: Dense | Hidden, shared: Shared, labels: Tensor, generator: torch.Generator) -> Record:
-        """Return what is kept of the teacher's rows, on the CPU; only `shared` ids have any probability."""
+    def observe(self, signal: Signal, shared: Shared, labels: Tensor, generator: torch.Generator) -> Record:
+        """Return what is kept of the teacher's rows, on the CPU; only `shared` ids have any probability.
+
+        Raises ValueError for a signal it cannot be made from.
+        """
+        if not isinstance(signal, Dense | Hidden):
+            raise ValueError(f"format: {type(self).__name__} cannot be made from a {type(signal).__name__} signal")
         parts = [
             self._of_logits(ids_and_logits, labels[at], generator) for at, ids_and_logits in _blocks(signal, shared)
         ]
@@ -73,11 +80,22 @@ class TopKFormat(Format):
     """
 
     kind: ClassVar = TopK
+    made_from: ClassVar = frozenset({Dense, Hidden, TopK})
     name: Literal["top_k"] = "top_k"
     k: int = Field(128, ge=1)
     """Tokens per position."""
     step: float = Field(1 / 16, gt=0, le=1)
     """Rounding of log-probabilities, in nats; half of it costs one more bit for each token."""
+
+    def observe(self, signal: Signal, shared: Shared, labels: Tensor, generator: torch.Generator) -> Record:
+        if not isinstance(signal, TopK):
+            return super().observe(signal, shared, labels, generator)
+        # From a server: its log-sum-exp is not known, and the tail is what the k tokens leave.
+        log_probs, best = signal.log_probs.float().cpu().topk(self.k)
+        order = signal.ids.cpu().gather(-1, best).argsort(-1)
+        tail = torch.log(-torch.expm1(log_probs.double().logsumexp(-1).clamp(max=-1e-12))).float()
+        ids = signal.ids.cpu().gather(-1, best)
+        return {"ids": ids.gather(-1, order), "log_probs": log_probs.gather(-1, order), "log_tail": tail}
 
     def _of_logits(self, z, labels, generator) -> Record:
         ids, logits = z
@@ -167,11 +185,12 @@ class HiddenFormat(Format):
     """Last hidden states; the head is stored once. Exact over the whole vocabulary, so every divergence works."""
 
     kind: ClassVar = Hidden
+    made_from: ClassVar = frozenset({Hidden})
     name: Literal["hidden"] = "hidden"
     dtype: Literal["float32", "bfloat16", "float8"] = "bfloat16"
     """How a state is stored: `bfloat16` is exact for a bfloat16 teacher; `float8` (e4m3, scaled by row) halves it."""
 
-    def observe(self, signal: Dense | Hidden, shared: Shared, labels: Tensor, generator: torch.Generator) -> Record:
+    def observe(self, signal: Signal, shared: Shared, labels: Tensor, generator: torch.Generator) -> Record:
         if not isinstance(signal, Hidden):
             raise ValueError("format: hidden cannot be had: this teacher's logits are not head(hidden); use top_k")
         return {"hidden": signal.hidden.cpu()}

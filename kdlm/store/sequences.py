@@ -41,13 +41,26 @@ def asked(ids: np.ndarray, labels: np.ndarray) -> Asked:
     return Asked(sequence_key(ids), len(ids), kept)
 
 
-def of_batch(batch: Mapping[str, Tensor]) -> list[Asked]:
-    """Return the sequences of a batch, in the order in which their rows are."""
+def cut(batch: Mapping[str, Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return token ids and labels of each sequence of a batch, without padding, in the order in which their rows are.
+
+    Raises ValueError for a batch that is padded on the left, or trained on in its padding.
+    """
     ids, labels = batch["input_ids"].cpu().numpy(), batch["labels"].cpu().numpy()
     if "position_ids" in batch and "attention_mask" not in batch:
         starts = np.flatnonzero(batch["position_ids"].cpu().numpy()[0] == 0)
         ends = np.append(starts[1:], ids.shape[1])
-        return [asked(ids[0, start:end], labels[0, start:end]) for start, end in zip(starts, ends, strict=True)]
-    mask = batch.get("attention_mask")
-    lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(-1).tolist()
-    return [asked(ids[row, :length], labels[row, :length]) for row, length in enumerate(lengths)]
+        return [(ids[0, start:end], labels[0, start:end]) for start, end in zip(starts, ends, strict=True)]
+    there = np.ones_like(ids, dtype=bool)
+    if "attention_mask" in batch:
+        there = batch["attention_mask"].cpu().numpy().astype(bool)
+    if (there[:, 1:] & ~there[:, :-1]).any():
+        raise ValueError("attention_mask: this teacher reads batches that are padded on the right")
+    if (labels[:, 1:][~there[:, 1:]] != IGNORE_INDEX).any():
+        raise ValueError("labels: a position of padding is trained on")
+    return [(row[:size], label[:size]) for row, label, size in zip(ids, labels, there.sum(-1), strict=True)]
+
+
+def of_batch(batch: Mapping[str, Tensor]) -> list[Asked]:
+    """Return what a batch asks of each of its sequences."""
+    return [asked(ids, labels) for ids, labels in cut(batch)]

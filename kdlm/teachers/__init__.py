@@ -27,8 +27,10 @@ class Teacher(Protocol):
         returns is found under `batch["teacher"]` when the teacher is called.
     `require(rows)`: raises ValueError where the training or evaluation rows hold what it cannot answer.
     `close()`: called when the run is over.
-    `needs_fit`, `fit(batches, vocab)`, `state_dict()`, `load_state_dict(state)`: something is learned from evaluation
-        rows before the first step; `batches` yields each with its kept rows. Checkpoints keep the state.
+    `needs_fit`, `fit(batches, vocab)`, `readings()`, `state_dict()`, `load_state_dict(state)`: something is learned
+        from evaluation rows before the first step; `batches` yields each with its kept rows. What it learned is
+        logged, and checkpoints keep the state.
+    `fingerprint()`: tells its weights from others, for `kdlm capture`.
     """
 
     provides: frozenset[str]

@@ -1,23 +1,29 @@
 """A teacher that need not be in memory: its signals were captured before, and are read from disk."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.section import Section
-from kdlm.signal import Head, Rows, Signal
+from kdlm.signal import Head, Rows, Signal, TopK
 from kdlm.store import TOKENIZER, AnyFormat, Asked, Store, TopKFormat, of_batch, read_about, sequences_of
+from kdlm.teachers.calibration import AnyCalibration, Calibration
 from kdlm.teachers.local import LocalTeacherSection, SandboxTeacherSection
+from kdlm.teachers.openai import OpenAITeacherSection
+from kdlm.teachers.served import ServedTeacherSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-AnyModelTeacher = Annotated[LocalTeacherSection | SandboxTeacherSection, Field(discriminator="name")]
+Asks = Annotated[
+    LocalTeacherSection | SandboxTeacherSection | ServedTeacherSection | OpenAITeacherSection,
+    Field(discriminator="name"),
+]
 
 
 class CachedTeacher:
@@ -30,13 +36,23 @@ class CachedTeacher:
     Args:
         store: the capture.
         device: where the student trains; the head is kept there.
+        calibration: of a top-k signal; without a value of its own, `fit` chooses one.
         made_with: the settings behind the tokens of this run, for the reason that `require` gives.
     """
 
     provides = frozenset({"teacher"})
 
-    def __init__(self, store: Store, device: torch.device | str = "cpu", made_with: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        store: Store,
+        device: torch.device | str = "cpu",
+        *,
+        calibration: Calibration | None = None,
+        made_with: Mapping[str, Any] | None = None,
+    ):
         self.store, self.device, self.made_with = store, torch.device(device), made_with
+        self.calibration = calibration
+        self._value = None if calibration is None else calibration.value
 
     @property
     def signals(self) -> frozenset[type]:
@@ -67,7 +83,36 @@ class CachedTeacher:
         if counts != {len(rows)}:
             raise ValueError(f"the capture has {counts} rows for a batch with {len(rows)} kept positions")
         there = {name: values.to(rows.index.device, non_blocking=True) for name, values in record.items()}
-        return self.store.signal(there, self._head)
+        signal = self.store.signal(there, self._head)
+        if self.calibration is not None and self._value is not None and isinstance(signal, TopK):
+            return TopK(signal.ids, self.calibration.apply(signal.log_probs, self._value))
+        return signal
+
+    # The value of a calibration, chosen on held-out rows.
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether there is a calibration whose value is still to be chosen."""
+        return self.calibration is not None and self._value is None
+
+    def fit(self, batches: Iterable[tuple[dict[str, Any], Rows]], vocab: Any) -> None:
+        """Choose the calibration's value on held-out batches. Raises ValueError where there are none."""
+        assert self.calibration is not None
+        held_out = ((signal, rows.labels) for batch, rows in batches if isinstance(signal := self(batch, rows), TopK))
+        self._value, _ = self.calibration.chosen(held_out)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the chosen value."""
+        return {} if self._value is None else {"calibration": torch.tensor(self._value, dtype=torch.float64)}
+
+    def readings(self) -> dict[str, float]:
+        """Return what was chosen, for the log."""
+        return {} if self._value is None else {"teacher_calibration": self._value}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        if "calibration" in state:
+            self._value = state["calibration"].item()
 
     def require(self, rows: Any) -> None:
         """Raise ValueError where the capture does not hold every kept position of these rows, with a likely reason."""
@@ -103,14 +148,29 @@ class CachedTeacherSection(Section):
     name: Literal["cached"] = "cached"
     path: Path
     """Folder of the capture."""
-    of: AnyModelTeacher | None = None
-    """The model that `kdlm capture` asks; training does not need it."""
+    of: Asks | None = None
+    """The teacher that `kdlm capture` asks; training does not need it."""
     format: AnyFormat = Field(default_factory=TopKFormat)  # pyright: ignore[reportArgumentType]
     """What is kept of each position."""
     batch_tokens: int = Field(8192, ge=1)
     """Most tokens, padding among them, that the captured model reads at once."""
     shard_mb: float = Field(64.0, gt=0)
     """Size of a shard, in MiB: what a killed capture does again at most, for each process."""
+
+    calibration: AnyCalibration | None = None
+    """Re-calibrate a `top_k` signal as it is read (FIRST, arXiv 2408.12168)."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "CachedTeacherSection":
+        if self.calibration is not None and self.format.kind is not TopK:
+            raise ValueError(f"calibration: {self.format.name} has no top tokens to re-calibrate; use format top_k")
+        if self.of is not None and not self.format.made_from & self.of.signals:
+            given = ", ".join(sorted(kind.__name__ for kind in self.of.signals))
+            raise ValueError(f"format: {self.format.name} cannot be made of {given}, which is all that `of` gives")
+        if isinstance(self.of, OpenAITeacherSection) and isinstance(self.format, TopKFormat):
+            if self.of.k < self.format.k:
+                raise ValueError(f"format.k: {self.format.k} tokens of a teacher that gives {self.of.k}; raise `of.k`")
+        return self
 
     @property
     def signals(self) -> frozenset[type]:
@@ -124,7 +184,7 @@ class CachedTeacherSection(Section):
                 f"teacher.format: {self.path} was captured as {store.format!r}, the recipe says {self.format!r}: "
                 "say what was captured, or capture into another folder"
             )
-        return CachedTeacher(store, device)
+        return CachedTeacher(store, device, calibration=self.calibration)
 
     def config(self) -> Any:
         """Return what `kdlm check` asks of a model's configuration: the rows of its head."""

@@ -62,6 +62,10 @@ class Calibration(Section):
 
     value: float | None
 
+    def apply(self, log_probs: Float[Tensor, "rows k"], value: float) -> Float[Tensor, "rows k"]:
+        """Return re-calibrated log-probabilities."""
+        return type(self).function(log_probs, value)
+
     def chosen(self, held_out: Iterable[tuple[TopK, Int[Tensor, "rows"]]]) -> tuple[float, dict[float, float]]:
         """Return the value with the least calibration error of the first token on held-out rows, and all errors.
 
@@ -73,7 +77,7 @@ class Calibration(Section):
             best = signal.log_probs.argmax(-1, keepdim=True)  # re-calibration does not move it
             hits.append(signal.ids.gather(-1, best).squeeze(-1) == labels)
             for value, found in confidences.items():
-                found.append(type(self).function(signal.log_probs, value).gather(-1, best).squeeze(-1).exp())
+                found.append(self.apply(signal.log_probs, value).gather(-1, best).squeeze(-1).exp())
         if not hits:
             raise ValueError("calibration: there are no evaluation rows to choose its value on; set `value`")
         hit = torch.cat(hits)

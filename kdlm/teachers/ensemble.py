@@ -163,6 +163,11 @@ class Ensemble:
             fitted, _ = expectation_maximisation(torch.cat(pieces))
         self._fixed = fitted.cpu()
 
+    def readings(self) -> dict[str, float]:
+        """Return the learned weights, for the log."""
+        learned = self.state_dict().get("log_weights", torch.zeros(0))
+        return {f"teacher_weight/{number}": weight for number, weight in enumerate(learned.exp().tolist())}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the learned weights, for checkpoints."""
         return {} if self._fixed is None or not isinstance(self.weights, Learned) else {"log_weights": self._fixed}

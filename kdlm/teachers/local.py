@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+import xxhash
 from pydantic import Field
 from torch import Tensor
 
@@ -47,6 +48,20 @@ class LocalTeacher:
     @property
     def hidden_size(self) -> int:
         return self._predict.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def fingerprint(self) -> str:
+        """Return a hash of names, shapes and the first numbers of every weight: it tells two checkpoints apart."""
+        digest = xxhash.xxh3_128()
+        for name, weight in self.model.state_dict().items():
+            digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
+            first = weight.detach().flatten()[:256].cpu()
+            digest.update((first.float() if first.is_floating_point() else first).numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def vocab_size(self) -> int:

@@ -57,6 +57,10 @@ class OpenAITeacher:
             remote.close()
             raise
 
+    def fingerprint(self) -> str:
+        """Return the name of the model: the server tells no more of it."""
+        return self.model
+
     def prefetch(self, batch: dict[str, Tensor]) -> Answers:
         """Ask for the best tokens at a batch's kept rows; `Answers.result` gives (ids, log_probs) of each sequence."""
         return self.remote.ask([partial(self.best, part) for part in question_of(batch).split(1)])

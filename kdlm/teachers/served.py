@@ -63,6 +63,10 @@ class ServedTeacher:
         """The number of ids it scores: the rows of its head, padding among them."""
         return self._head.vocab_size
 
+    def fingerprint(self) -> str:
+        """Return the digest of the head that is served."""
+        return str(self.about["head"])
+
     @property
     def hidden_size(self) -> int:
         return self._head.weight.shape[1]
