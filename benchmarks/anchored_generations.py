@@ -11,8 +11,8 @@ if every generation matches its target (arXiv 2601.13100; derived, see docs/many
 Two claims are looked at. The weaker: without the anchor the KL grows, and with it every generation from the second on
 is nearer to the base, in the mean over seeds. --check exits 1 unless that holds. The stronger, that with the anchor the
 fifth generation's KL is at most 1.05 times the first's, was the gate at first and does not hold here. The first
-generation learns from p_0 alone, so its KL is the fitting error e of these short runs, and the floor that is derived for
-an anchor, e / a, lies above it. It is reported and not gated.
+generation learns from p_0 alone, so its KL is the fitting error e of these short runs, and the floor that is derived
+for an anchor, e / a, lies above it. It is reported and not gated.
 
 --quick takes the tiny pair, few steps, one seed and three generations: a smoke test, whose figures mean nothing (that
 base is little more than counts of tokens; in a run of 300 steps and three seeds some of its students, with the anchor
