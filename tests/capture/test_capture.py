@@ -4,12 +4,14 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from loopback import served, source
 from safetensors.torch import load_file
 
 import kdlm.capture
@@ -286,3 +288,49 @@ def test_logprobs_are_written_and_read(recipe: Path) -> None:
     shard = store.shards[0]
     columns, rows = shard.columns(0)
     assert columns["log_probs"].shape == (rows,) and (columns["log_probs"] < 0).all()
+
+
+def test_a_calibration_is_chosen_on_evaluation_rows_and_survives_a_resume(recipe: Path, tmp_path: Path) -> None:
+    top5 = ["teacher.format={name: top_k, k: 5}", "teacher.calibration={name: temperature}"]
+    capture(load(recipe, top5))
+    whole = train(load(recipe, [*top5, "training.save_steps=3"]))
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    (chosen,) = [line["teacher_calibration"] for line in lines if "teacher_calibration" in line]
+    assert chosen > 0
+    said = train(load(recipe, [*top5, f"teacher.calibration.value={chosen}", f"run_dir={tmp_path / 'said'}"]))
+    assert all(torch.equal(weights(said)[name], weight) for name, weight in weights(whole).items())
+    for name in ("checkpoint-6", "student"):  # as if it had been killed after its first checkpoint
+        shutil.rmtree(whole / name)
+    train(load(recipe, [*top5, "training.save_steps=3"]), resume=True)
+    assert all(torch.equal(weights(said)[name], weight) for name, weight in weights(whole).items())
+
+
+def test_a_calibration_without_evaluation_rows_or_top_tokens_is_refused(recipe: Path, capsys) -> None:
+    capture(load(recipe))
+    calibration = "teacher.calibration={name: label_smoothing}"
+    said = refusal(recipe, calibration, "data.eval_rows=null", "training.eval_strategy=no", capsys=capsys)
+    assert "evaluation rows, and there are none" in said
+    said = refusal(recipe, calibration, HIDDEN, verb="check", capsys=capsys)
+    assert "hidden has no top tokens to re-calibrate; use format top_k" in said
+
+
+def test_a_served_teacher_is_captured_like_a_local_one(recipe: Path, tmp_path: Path) -> None:
+    capture(load(recipe, [HIDDEN]))
+    with served(source().load()) as server:
+        of = f"teacher.of={{name: served, url: '{server.url}', of: {{name: sandbox, model: code-teacher-tiny}}}}"
+        there = capture(load(recipe, [HIDDEN, of, f"teacher.path={tmp_path / 'there'}"]))
+    ours, theirs = Store(tmp_path / "capture"), Store(there)
+    assert ours.rows == theirs.rows
+    for mine, other in zip(ours.shards, theirs.shards, strict=True):
+        assert mine.path.name == other.path.name
+        a, b = mine.columns(0)[0]["hidden"], other.columns(0)[0]["hidden"]
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.head().weight, theirs.head().weight)
+
+
+def test_what_of_gives_must_do_for_the_format(recipe: Path, capsys) -> None:
+    openai = "{name: openai, url: 'http://127.0.0.1:9', model: m, k: 20, of: {name: sandbox, model: code-teacher-tiny}}"
+    said = refusal(recipe, f"teacher.of={openai}", HIDDEN, verb="check", capsys=capsys)
+    assert "hidden cannot be made of TopK, which is all that `of` gives" in said
+    said = refusal(recipe, f"teacher.of={openai}", verb="check", capsys=capsys)
+    assert "32 tokens of a teacher that gives 20; raise `of.k`" in said

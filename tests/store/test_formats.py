@@ -182,3 +182,17 @@ def test_the_signal_is_what_losses_take() -> None:
     found = format.signal(round_trip(format, observed(format)), None)
     assert isinstance(found, TopK) and found.ids.dtype == torch.int64
     assert len(kept_rows(torch.tensor([[-100, 3, 4]]))) == 2
+
+
+def test_a_server_s_top_tokens_are_kept_with_the_tail_that_they_leave() -> None:
+    logs = dense(signal()).log_softmax(-1)
+    best = logs.topk(9)
+    format = TopKFormat(k=6)
+    found = format.observe(TopK(best.indices, best.values), VOCAB, torch.zeros(ROWS).long(), torch.Generator())
+    want = observed(format)
+    assert torch.equal(found["ids"], want["ids"]) and "lse" not in found
+    torch.testing.assert_close(found["log_tail"], want["log_tail"], rtol=1e-4, atol=1e-5)
+    back = round_trip(format, found)
+    assert (back["log_probs"] - want["log_probs"]).abs().max() <= format.step
+    with pytest.raises(ValueError, match="SampledFormat cannot be made from a TopK signal"):
+        SampledFormat().observe(TopK(best.indices, best.values), VOCAB, torch.zeros(ROWS).long(), torch.Generator())
