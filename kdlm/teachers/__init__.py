@@ -14,6 +14,7 @@ from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeache
 from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
 from kdlm.teachers.remote import TeacherUnavailable
 from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
+from kdlm.teachers.vllm import VLLMTeacher, VLLMTeacherSection
 from kdlm.teachers.weights import ByDomain, Confidence, Learned, Weights, check_weights
 
 
@@ -61,6 +62,7 @@ SingleTeacher = (
     | CachedTeacherSection
     | ServedTeacherSection
     | OpenAITeacherSection
+    | VLLMTeacherSection
     | CustomTeacher
 )
 """A teacher that can be a member of an ensemble."""
@@ -133,4 +135,6 @@ __all__ = [
     "ServedTeacherSection",
     "Teacher",
     "TeacherUnavailable",
+    "VLLMTeacher",
+    "VLLMTeacherSection",
 ]

@@ -16,12 +16,13 @@ from kdlm.teachers.calibration import AnyCalibration, Calibration
 from kdlm.teachers.local import LocalTeacherSection, SandboxTeacherSection
 from kdlm.teachers.openai import OpenAITeacherSection
 from kdlm.teachers.served import ServedTeacherSection
+from kdlm.teachers.vllm import VLLMTeacherSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Asks = Annotated[
-    LocalTeacherSection | SandboxTeacherSection | ServedTeacherSection | OpenAITeacherSection,
+    LocalTeacherSection | SandboxTeacherSection | ServedTeacherSection | OpenAITeacherSection | VLLMTeacherSection,
     Field(discriminator="name"),
 ]
 
@@ -167,9 +168,9 @@ class CachedTeacherSection(Section):
         if self.of is not None and not self.format.made_from & self.of.signals:
             given = ", ".join(sorted(kind.__name__ for kind in self.of.signals))
             raise ValueError(f"format: {self.format.name} cannot be made of {given}, which is all that `of` gives")
-        if isinstance(self.of, OpenAITeacherSection) and isinstance(self.format, TopKFormat):
-            if self.of.k < self.format.k:
-                raise ValueError(f"format.k: {self.format.k} tokens of a teacher that gives {self.of.k}; raise `of.k`")
+        if self.of is not None and self.of.signals == {TopK} and isinstance(self.format, TopKFormat):
+            if (given := getattr(self.of, "k", self.format.k)) < self.format.k:
+                raise ValueError(f"format.k: {self.format.k} tokens of a teacher that gives {given}; raise `of.k`")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""The teacher `openai` in front of a real vLLM: `make test-vllm` runs this, in `make test` there is no vLLM."""
+"""The teachers `openai` and `vllm` with a real vLLM: `make test-vllm` runs this, in `make test` there is no vLLM."""
 
 import json
 import os
@@ -16,14 +16,17 @@ import torch
 from loopback import source
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from kdlm.capture import capture
 from kdlm.losses import kept_rows
 from kdlm.recipe import load
 from kdlm.signal import IGNORE_INDEX
+from kdlm.store import Store
 from kdlm.teachers import OpenAITeacher, TeacherUnavailable
 from kdlm.teachers.remote import Endpoint, Remote
 from kdlm.train import train
 
 PYTHON = os.environ.get("KDLM_VLLM_PYTHON")
+SETTINGS = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_CI_ENV": "1"}
 MOST = 32
 """The server's own limit of log-probabilities per position."""
 
@@ -51,9 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    settings = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_CI_ENV": "1"}
     # Without PYTHONPATH: the checkout's folder `kernels` would hide the package of that name from transformers.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | settings
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | SETTINGS
     options = ["--enforce-eager", "--dtype", "float32", "--max-logprobs", str(MOST), "--served-model-name", "tiny"]
     command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
     work = tmp_path_factory.mktemp("vllm")
@@ -136,3 +138,45 @@ run_dir: {tmp_path / "run"}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     curve = [line["eval_kl_to_teacher"] for line in lines if "eval_kl_to_teacher" in line]
     assert curve[-1] < curve[0]
+
+
+CAPTURE = """
+student: {name: sandbox, model: code-student-tiny}
+teacher:
+  name: cached
+  path: {FOLDER}/local
+  of: {name: local, path: {MODEL}}
+  format: {FORMAT}
+data: {train: [{path: "sandbox:code/train", limit: 2}], max_length: 32}
+method: {name: logit_kd}
+losses: [{name: forward_kl}]
+training: {max_steps: 5, per_device_train_batch_size: 4, use_cpu: true, save_strategy: "no"}
+run_dir: {FOLDER}/run
+"""
+FORMATS = {"top_k": "{name: top_k, k: 24}", "hidden": "{name: hidden, dtype: float32}"}
+
+
+@pytest.mark.parametrize("signal", FORMATS)
+def test_a_capture_by_vllm_is_that_of_transformers_and_teaches(folder: Path, tmp_path: Path, signal: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = CAPTURE.replace("{FOLDER}", str(tmp_path)).replace("{MODEL}", str(folder))
+    recipe.write_text(text.replace("{FORMAT}", FORMATS[signal]))
+    model = f"of: {{name: pretrained, path: {folder}, dtype: float32}}, signal: {signal}, k: 24"
+    of = f"teacher.of={{name: vllm, {model}, options: {{enforce_eager: true, max_model_len: 64}}}}"
+    there = [of, f"teacher.path={tmp_path / 'vllm'}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | SETTINGS
+    command = [str(PYTHON), "-m", "kdlm", "capture", str(recipe), *there]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    ours, theirs = Store(capture(load(recipe))), Store(tmp_path / "vllm")
+    assert ours.rows == theirs.rows > 1000
+    for mine, other in zip(ours.shards, theirs.shards, strict=True):
+        for place in range(0, len(mine), 7):
+            a, b = (ours.format.unpack(*shard.columns(place)) for shard in (mine, other))
+            if signal == "hidden":
+                torch.testing.assert_close(a["hidden"], b["hidden"], rtol=1e-3, atol=1e-4)
+            else:
+                assert (a["ids"] == b["ids"]).float().mean() > 0.99  # ties at the end of the list may fall either way
+                torch.testing.assert_close(a["log_tail"], b["log_tail"], rtol=1e-3, atol=1e-3)
+    run = train(load(recipe, there))
+    assert (run / "student" / "model.safetensors").is_file()

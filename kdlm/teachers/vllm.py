@@ -1,0 +1,140 @@
+"""A teacher that vLLM runs in this process: for capturing, and for training beside it where memory allows.
+
+vLLM gives the k most probable tokens of a prompt's positions; or, run as a pooling model, the last hidden states, from
+which every divergence is exact. It never gives whole logits.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdlm.models import AnySource, read_head
+from kdlm.section import Section
+from kdlm.signal import Head, Hidden, Rows, TopK
+from kdlm.teachers.openai import best_of
+from kdlm.teachers.sequences import question_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class VLLMTeacher:
+    """Answers a batch with the k best tokens of every kept row, or with hidden states.
+
+    Args:
+        engine: a `vllm.LLM`, run as a generating model for top-k, as a pooling model for hidden states.
+        vocab_size: how many ids the model scores.
+        k: tokens per row; or
+        head: the model's head, for hidden states.
+        name: what the model is called.
+    """
+
+    provides = frozenset({"teacher"})
+
+    def __init__(self, engine: Any, vocab_size: int, *, k: int = 0, head: Head | None = None, name: str = ""):
+        self.engine, self.vocab_size, self.k, self.name = engine, vocab_size, k, name
+        self._head = head
+
+    @property
+    def signals(self) -> frozenset[type]:
+        """The kind of signal it answers with."""
+        return frozenset({TopK if self._head is None else Hidden})
+
+    def fingerprint(self) -> str:
+        """Return what is known of the weights: the name of the model."""
+        return self.name
+
+    def __call__(self, batch: dict[str, Tensor], rows: Rows) -> TopK | Hidden:
+        """Return the signal at the kept rows, on their device."""
+        question = question_of(batch)
+        starts = (question.lengths.cumsum(0) - question.lengths).tolist()
+        prompts = [
+            {"prompt_token_ids": question.ids[start : start + size].tolist()}
+            for start, size in zip(starts, question.lengths.tolist(), strict=True)
+        ]
+        device = rows.index.device
+        if self._head is None:
+            ids, log_probs = self._best(prompts, question.rows)
+            return TopK(ids.to(device), log_probs.to(device))
+        if self._head.weight.device != device:
+            bias = None if self._head.bias is None else self._head.bias.to(device)
+            self._head = Head(self._head.weight.to(device), bias, self._head.logit_scale, self._head.softcap)
+        hidden = self._hidden(prompts)[question.rows]
+        return Hidden(hidden.to(device, self._head.weight.dtype), self._head)
+
+    def _best(self, prompts: Sequence[Any], rows: Tensor) -> tuple[Tensor, Tensor]:
+        from vllm import SamplingParams
+
+        asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self.k, detokenize=False)
+        # Entry t + 1 is what was said at t; nothing was said before the first token, nor is it asked after the last.
+        said: list[Any] = []
+        for output in self.engine.generate(prompts, asked, use_tqdm=False):
+            said += [*output.prompt_logprobs[1:], None]
+        best = []
+        for row in rows.tolist():
+            entries = {token: {"logprob": one.logprob, "rank": one.rank} for token, one in said[row].items()}
+            best.append(best_of(entries, self.k, self.vocab_size))
+        ids = torch.tensor([ids for ids, _ in best], dtype=torch.int64).reshape(-1, self.k)
+        return ids, torch.tensor([values for _, values in best]).reshape(-1, self.k)
+
+    def _hidden(self, prompts: Sequence[Any]) -> Tensor:
+        from vllm import PoolingParams
+
+        asked = PoolingParams(use_activation=False)  # as they are, not normalised
+        outputs = self.engine.encode(prompts, asked, pooling_task="token_embed", use_tqdm=False)
+        return torch.cat([output.outputs.data for output in outputs])
+
+
+class VLLMTeacherSection(Section):
+    """A frozen model that vLLM runs in this process: top-k, or hidden states. Made for capturing."""
+
+    provides: ClassVar[frozenset[str]] = VLLMTeacher.provides
+
+    name: Literal["vllm"] = "vllm"
+    of: AnySource
+    """The model."""
+    signal: Literal["top_k", "hidden"] = "top_k"
+    """`top_k` asks for prompt log-probabilities; `hidden` gives its last hidden states, which are exact."""
+    k: int = Field(128, ge=1)
+    """Tokens per position, for `top_k`."""
+    options: dict[str, Any] = {}
+    """Handed to `vllm.LLM`: tensor_parallel_size, gpu_memory_utilization, max_model_len, enforce_eager ..."""
+
+    @property
+    def signals(self) -> frozenset[type]:
+        return frozenset({Hidden if self.signal == "hidden" else TopK})
+
+    def build(self, device: torch.device) -> VLLMTeacher:
+        """Start the engine. Raises ValueError where vLLM is not installed."""
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine in this process, as said
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ValueError(f"teacher: vllm cannot be imported ({error}): pip install 'kdlm[vllm]'") from error
+        where: dict[str, Any] = {"model": self.of.location(), "dtype": self.of.dtype}
+        if (revision := getattr(self.of, "revision", None)) is not None:
+            where["revision"] = revision
+        where["trust_remote_code"] = self.of.trust_remote_code
+        vocab_size = self.config().get_text_config().vocab_size
+        if self.signal == "top_k":
+            engine = LLM(**where, max_logprobs=self.k, **self.options)
+            return VLLMTeacher(engine, vocab_size, k=self.k, name=self.of.describe())
+        from vllm.config import PoolerConfig
+
+        pooler = PoolerConfig(pooling_type="ALL", use_activation=False)
+        engine = LLM(**where, runner="pooling", convert="embed", pooler_config=pooler, **self.options)
+        return VLLMTeacher(engine, vocab_size, head=read_head(self.of), name=self.of.describe())
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self.of.tokenizer()
+
+    def config(self) -> Any:
+        return self.of.config()
+
+    def describe(self) -> str:
+        """Return the name a reader knows this teacher by."""
+        return f"{self.of.describe()} in vLLM ({self.signal})"
