@@ -125,7 +125,7 @@ class VLLMTeacherSection(Section):
             return VLLMTeacher(engine, vocab_size, k=self.k, name=self.of.describe())
         from vllm.config import PoolerConfig
 
-        pooler = PoolerConfig(pooling_type="ALL", use_activation=False)
+        pooler = PoolerConfig(task="token_embed", pooling_type="ALL", use_activation=False)
         engine = LLM(**where, runner="pooling", convert="embed", pooler_config=pooler, **self.options)
         return VLLMTeacher(engine, vocab_size, head=read_head(self.of), name=self.of.describe())
 
