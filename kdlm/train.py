@@ -9,7 +9,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
 from kdlm import checkpoints
-from kdlm.check import check, teachers_of
+from kdlm.check import check
 from kdlm.data import Data, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
@@ -17,7 +17,7 @@ from kdlm.models import adapt, merge
 from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
 from kdlm.run_folder import RunFolder, model_card
-from kdlm.teachers import CachedTeacher, TeacherUnavailable
+from kdlm.teachers import CachedTeacher, TeacherUnavailable, teachers_of
 from kdlm.trainer import DistillTrainer
 
 
@@ -133,7 +133,7 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
 
     Raises ValueError, naming the teacher, where one cannot be compared.
     """
-    sections, built = teachers_of(recipe), getattr(teacher, "members", [teacher])
+    sections, built = teachers_of(recipe.teacher), getattr(teacher, "members", [teacher])
     ours = student.get_output_embeddings().weight.shape[0]
     shared = []
     for (key, section), one in zip(sections, built, strict=True) if sections else ():

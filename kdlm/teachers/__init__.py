@@ -115,6 +115,13 @@ class EnsembleSection(Section):
         return Ensemble(members, self.weights, space=self.space, resident=self.resident)
 
 
+def teachers_of(section: Any) -> list[tuple[str, Any]]:
+    """Return every teacher of a recipe with its key: an ensemble's members in its place, none where there is none."""
+    if isinstance(section, EnsembleSection):
+        return [(f"teacher.members.{number}", member) for number, member in enumerate(section.members)]
+    return [] if section is None else [("teacher", section)]
+
+
 AnyTeacher = Annotated[SingleTeacher | EnsembleSection, Field(discriminator="name")]
 __all__ = [
     "AnyTeacher",
@@ -137,4 +144,5 @@ __all__ = [
     "TeacherUnavailable",
     "VLLMTeacher",
     "VLLMTeacherSection",
+    "teachers_of",
 ]

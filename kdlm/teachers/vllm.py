@@ -123,7 +123,7 @@ class VLLMTeacherSection(Section):
         if self.signal == "top_k":
             engine = LLM(**where, max_logprobs=self.k, **self.options)
             return VLLMTeacher(engine, vocab_size, k=self.k, name=self.of.describe())
-        from vllm.config import PoolerConfig
+        from vllm.config import PoolerConfig  # pyright: ignore[reportMissingImports]  comes with the import above
 
         pooler = PoolerConfig(task="token_embed", pooling_type="ALL", use_activation=False)
         engine = LLM(**where, runner="pooling", convert="embed", pooler_config=pooler, **self.options)

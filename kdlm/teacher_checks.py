@@ -1,0 +1,141 @@
+"""What `kdlm check` looks at of a teacher: its signals, server, tokenizer, capture, and the weights of an ensemble."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from kdlm.data.tokenised import made_with
+from kdlm.data.vocabulary import shared_vocabulary
+from kdlm.looking import opened
+from kdlm.methods import Method, Step, TokenMethod
+from kdlm.recipe import Recipe
+from kdlm.signal import Sampled, TopK
+from kdlm.store import read_about
+from kdlm.teachers import ByDomain, CachedTeacherSection, Confidence, EnsembleSection, Learned, teachers_of
+from kdlm.teachers.cached import differences_of
+
+
+def signals(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    given = getattr(recipe.teacher, "signals", None)
+    if not isinstance(method, TokenMethod) or given is None:
+        return
+    own = [("method", loss) for _, loss, _ in method.weighted(Step(0, 1)) if loss not in recipe.losses]
+    for key, loss in [*((f"losses.{index}", loss) for index, loss in enumerate(recipe.losses)), *own]:
+        if loss.needs_teacher and not loss.signals & given:
+            accepted, offered = (", ".join(sorted(s.__name__ for s in kinds)) for kinds in (loss.signals, given))
+            name = getattr(loss, "name", recipe.method.name)
+            raise ValueError(f"{key}: {name} takes a signal of {accepted}; this teacher gives {offered}")
+        if given <= {TopK, Sampled} and getattr(loss, "temperature", 1.0) != 1.0:
+            raise ValueError(
+                f"{key}.temperature: {loss.temperature:g}, but this teacher knows a few tokens at "
+                "temperature 1 only; set 1, or capture `hidden`"
+            )
+    if recipe.losses:
+        yield f"losses: {', '.join(loss.name for loss in recipe.losses)}"
+
+
+def server(recipe: Recipe) -> Iterator[str]:
+    """Ask a teacher's server what it is. It may not be up yet, or be reached from another machine: that is no error."""
+    teacher: Any = recipe.teacher
+    if hasattr(teacher, "look"):
+        try:
+            yield f"teacher: {teacher.url} {teacher.look()}"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield f"teacher: not looked at here ({error})"
+
+
+def tokenizers(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    problems = []
+    for key, teacher in teachers_of(recipe.teacher):
+        if isinstance(teacher, CachedTeacherSection) and read_about(teacher.path) is None:
+            teacher = teacher.of  # what will be captured
+        if hasattr(teacher, "tokenizer"):
+            try:
+                yield from _compared(recipe.student, key, teacher, method)
+            except ValueError as error:
+                problems.append(f"{key}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> Iterator[str]:
+    what = "tokenizers" if key == "teacher" else f"tokenizers, {key.removeprefix('teacher.')}"
+    found = []
+    for model in (student, teacher):
+        tokenizer, why_not = opened(lambda model=model: (model.tokenizer(), model.config()), model)
+        if tokenizer is None:
+            yield f"{what}: not compared, {model.describe()} cannot be opened here ({why_not})"
+            return
+        found.append(tokenizer)
+    (ours, our_config), (theirs, their_config) = found
+    sizes = (c.get_text_config().vocab_size for c in (our_config, their_config))
+    shared = shared_vocabulary(ours, theirs, *sizes)
+    if method is not None and "teacher" in method.needs:
+        shared.require()
+    yield f"{what}: {len(shared)} ids shared{', identical' if shared.identical else ''}"
+    for difference in shared.differences:
+        yield f"{what}: note: {difference}"
+
+
+def ensemble(recipe: Recipe) -> Iterator[str]:
+    """See that an ensemble's weights can be had from the data: for every domain, or from evaluation rows."""
+    teacher, data = recipe.teacher, recipe.data
+    if not isinstance(teacher, EnsembleSection):
+        return
+    weights = teacher.weights
+    if getattr(recipe.method, "impl", "auto") == "triton" and (
+        teacher.space != "log" or isinstance(weights, Confidence)
+    ):
+        raise ValueError("method.impl: triton has no kernel for an average of teachers; use auto or torch")
+    if isinstance(weights, Learned) and not (data.eval or data.eval_rows or data.eval_fraction):
+        raise ValueError(
+            "teacher.weights: learned fits weights on evaluation rows, and there are none: set data.eval_rows, "
+            "data.eval_fraction or data.eval"
+        )
+    if isinstance(weights, ByDomain):
+        _routes(weights, {source.domain_name for source in [*data.train, *(data.eval or [])]})
+    rule = "equal weights" if weights is None else f"weights {weights if isinstance(weights, list) else weights.name}"
+    yield f"teacher: {teacher.describe()}; mean in {teacher.space} space, {rule}"
+
+
+def _routes(weights: ByDomain, of_sources: set[str | None]) -> None:
+    """Compare the table with the domains of the data's sources; of one that is None only the rows know."""
+    domains = sorted(name for name in of_sources if name is not None)
+    unknown, missing = sorted(weights.table.keys() - of_sources), sorted(set(domains) - weights.table.keys())
+    if unknown and None not in of_sources:
+        raise ValueError(
+            f"teacher.weights.table: no source of the data has the domain {unknown[0]!r}; there are "
+            f"{', '.join(map(repr, domains))}"
+        )
+    if missing and weights.default is None:
+        raise ValueError(
+            f"teacher.weights.table: no weights for the domain {missing[0]!r} of the data; name it, or set "
+            "teacher.weights.default"
+        )
+
+
+def captured(recipe: Recipe) -> Iterator[str]:
+    """Compare a cached teacher with what its folder holds; sequence by sequence, `kdlm train` does before it starts."""
+    teacher = recipe.teacher
+    if not isinstance(teacher, CachedTeacherSection):
+        return
+    about = read_about(teacher.path)
+    if about is None:
+        yield f"teacher: {teacher.path} is not captured yet: kdlm capture with this recipe comes first"
+        return
+    if about.section() != teacher.format:
+        raise ValueError(
+            f"teacher.format: {teacher.path} holds {about.section()!r}, the recipe says {teacher.format!r}"
+        )
+    tokenizer, why_not = opened(recipe.student.tokenizer, recipe.student)
+    if tokenizer is None:
+        yield f"teacher: {teacher.path} not compared with the data, no tokenizer ({why_not})"
+        return
+    now = made_with(recipe.data, tokenizer)
+    if now["tokenizer"] != about.tokenizer:
+        raise ValueError(
+            f"teacher.path: {teacher.path} was captured with another tokenizer than the student's: its ids mean other "
+            "tokens; capture anew into another folder"
+        )
+    yield f"teacher: {teacher.describe()}"
+    for difference in differences_of(about.data, now):
+        yield f"teacher: note: captured with other settings: {difference}; training refuses what was not captured"
