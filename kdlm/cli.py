@@ -76,10 +76,18 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
+    import yaml
+
     from kdlm.serve import serve
 
-    given = ("dtype", "device", "host", "port", "key_env", "max_batch_tokens", "max_queue")
-    return serve(args.model, **{name: getattr(args, name) for name in given})
+    options = {}
+    for option in args.engine_option:
+        name, found, value = option.partition("=")
+        if not found:
+            raise ValueError(f"--engine-option {option}: expected KEY=VALUE, e.g. max_model_len=2048")
+        options[name] = yaml.safe_load(value)
+    given = ("dtype", "device", "engine", "host", "port", "key_env", "max_batch_tokens", "max_queue")
+    return serve(args.model, engine_options=options, **{name: getattr(args, name) for name in given})
 
 
 def schema(args: argparse.Namespace) -> int:
@@ -127,6 +135,12 @@ def parser() -> argparse.ArgumentParser:
     served.add_argument("--model", required=True, help="hub id, folder, or sandbox:code-teacher")
     served.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     served.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
+    served.add_argument(
+        "--engine", default="transformers", choices=["transformers", "vllm"], help="what runs the model"
+    )
+    served.add_argument(
+        "--engine-option", action="append", default=[], metavar="KEY=VALUE", help="handed to vllm.LLM; may be repeated"
+    )
     served.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     served.add_argument("--port", type=_whole(0, 65535), default=8100, help="0 takes a free one (default: %(default)s)")
     served.add_argument("--key-env", metavar="NAME", help="environment variable with the key that clients must send")

@@ -20,7 +20,7 @@ from kdlm.serve import listen
 from kdlm.serve.app import make_app
 from kdlm.serve.batching import Batcher
 from kdlm.serve.metrics import Metrics
-from kdlm.serve.scoring import Scorer
+from kdlm.serve.scoring import ModelReader, Scorer
 
 
 @cache
@@ -54,7 +54,7 @@ def served(
 ) -> Iterator[Any]:
     """Serve a model; the yielded server has `url`, `scorer`, `batcher` and `metrics`."""
     with tempfile.TemporaryDirectory() as folder:
-        scorer = Scorer(model, max_batch_tokens, Path(folder) / "head.safetensors")
+        scorer = Scorer(ModelReader(model), max_batch_tokens, Path(folder) / "head.safetensors")
         metrics = Metrics()
         batcher = Batcher(scorer, max_batch_tokens, max_queue, metrics)
         app = make_app(batcher, scorer.about() | {"model": "tiny", "tokenizer": None} | about, scorer, key, metrics)

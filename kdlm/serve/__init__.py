@@ -4,9 +4,10 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdlm import __version__
 from kdlm.models import AnySource, named
@@ -25,6 +26,8 @@ def serve(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    engine: Literal["transformers", "vllm"] = "transformers",
+    engine_options: Mapping[str, Any] | None = None,
     host: str = "127.0.0.1",
     port: int = 8100,
     key_env: str | None = None,
@@ -37,6 +40,8 @@ def serve(
         model: hub id, folder, or `sandbox:code-teacher`.
         dtype: of the weights; `auto` takes the checkpoint's own.
         device: `cuda:1`, `cpu`, or `auto`, the first GPU if there is one.
+        engine: what runs the model; vllm chooses its device itself.
+        engine_options: handed to `vllm.LLM`.
         host, port: where to listen; port 0 takes a free one.
         key_env: name of the environment variable with the key that clients must send.
         max_batch_tokens: most tokens, padding among them, that the model reads at once.
@@ -57,7 +62,8 @@ def serve(
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # not at once: the folder is to be removed
     try:
         with listening, tempfile.TemporaryDirectory(prefix="kdlm-serve-") as folder:
-            _run(named(model, dtype=dtype), device, listening, key, max_batch_tokens, max_queue, Path(folder))
+            reader = _reader(named(model, dtype=dtype), device, engine, dict(engine_options or {}))
+            _run(named(model, dtype=dtype), reader, listening, key, max_batch_tokens, max_queue, Path(folder))
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
@@ -65,7 +71,7 @@ def serve(
 
 def _run(
     source: AnySource,
-    device: str,
+    reader: Any,
     listening: socket.socket,
     key: str | None,
     max_batch_tokens: int,
@@ -73,7 +79,6 @@ def _run(
     folder: Path,
 ) -> None:
     import uvicorn
-    from transformers.utils import logging as hf_logging
 
     from kdlm.serve.app import make_app
     from kdlm.serve.batching import Batcher
@@ -81,10 +86,7 @@ def _run(
     from kdlm.serve.scoring import Scorer
     from kdlm.teachers.wire import vocabulary_digest
 
-    hf_logging.disable_progress_bar()
-    place = _device(device)
-    loaded: Any = source.load()
-    scorer = Scorer(loaded.to(place), max_batch_tokens, folder / "head.safetensors")
+    scorer = Scorer(reader, max_batch_tokens, folder / "head.safetensors")
     about = scorer.about() | {
         "kdlm": __version__,
         "model": source.describe(),
@@ -104,14 +106,32 @@ def _run(
     where = listening.getsockname()
     shown = f"[{where[0]}]" if ":" in where[0] else where[0]
     print(
-        f"serving {about['model']} ({about['vocab_size']} ids, hidden size {about['hidden_size']}, {about['dtype']}, "
-        f"{place}) on http://{shown}:{where[1]}",
+        f"serving {about['model']} ({about['vocab_size']} ids, hidden size {about['hidden_size']}, {about['dtype']}) "
+        f"on http://{shown}:{where[1]}",
         flush=True,
     )
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         batcher.close()
+
+
+def _reader(source: AnySource, device: str, engine: str, options: dict[str, Any]) -> Any:
+    """Load the model into what runs it."""
+    if engine == "vllm":
+        from kdlm.serve.engine import EngineReader
+
+        return EngineReader(source, options)
+    if options:
+        raise ValueError(f"--engine-option {next(iter(options))}: these are for --engine vllm")
+    from transformers.utils import logging as hf_logging
+
+    from kdlm.serve.scoring import ModelReader
+
+    hf_logging.disable_progress_bar()
+    place = _device(device)
+    loaded: Any = source.load()
+    return ModelReader(loaded.to(place))
 
 
 def _device(name: str) -> "torch.device":

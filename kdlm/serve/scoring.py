@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -10,38 +10,81 @@ from torch import Tensor
 
 from kdlm.models import Predictor
 from kdlm.models.prediction import head
-from kdlm.signal import Hidden, Rows
+from kdlm.signal import Head, Hidden, Rows
 from kdlm.teachers.wire import Limits, Question, encode_answer, write_head
 
 SCORED_ROWS = 256
 """Rows whose logits over the vocabulary are in memory at once."""
 
 
-class Scorer:
-    """Runs a frozen model on questions.
+class Reader(Protocol):
+    """A frozen model that gives hidden states of sequences.
 
-    Sequences of all questions are sorted by length and padded on the right, in pieces of at most `max_batch_tokens`
-    tokens (or one sequence), so that neither a long neighbour nor a large question fills the memory.
+    Attributes:
+        head: what turns them into logits.
+        input_ids: how many ids it reads.
+        longest: tokens of the longest sequence that it reads, None where there is no limit.
+    """
 
-    Args:
-        model: a causal language model whose logits are `head(hidden)`; put in eval mode here.
-        max_batch_tokens: most tokens, padding among them, that the model reads at once.
-        head_file: where the head is written, to be handed out.
+    head: Head
+    input_ids: int
+    longest: int | None
+
+    def __call__(self, sequences: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Float[Tensor, "rows hidden"]]:
+        """Return the last hidden states of sequences, given by ids and the rows that are asked, both on the CPU."""
+        ...
+
+
+class ModelReader:
+    """Runs a transformers model, sequences padded on the right.
 
     Raises ValueError when the model's logits are not `head(hidden)`.
     """
 
-    def __init__(self, model: Any, max_batch_tokens: int, head_file: Path):
+    def __init__(self, model: Any):
         self.model = model.eval().requires_grad_(False)
         self._predict = Predictor(self.model)
         if not self._predict.reads_hidden:
             raise ValueError(f"{type(model).__name__} cannot be served: its logits are not head(hidden)")
-        self._head = head(self.model)
+        self.head = head(self.model)
+        self.input_ids = self.model.get_input_embeddings().weight.shape[0]
+        self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def __call__(self, sequences: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
+        longest = max(len(ids) for ids, _ in sequences)
+        ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for number, (own, _) in enumerate(sequences):
+            ids[number, : len(own)] = own
+            mask[number, : len(own)] = 1
+        index = torch.cat([number * longest + rows for number, (_, rows) in enumerate(sequences)])
+        device = self.model.device
+        batch = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        index = index.to(device)
+        signal = self._predict(batch, Rows(index, index))  # which tokens follow is not looked at
+        assert isinstance(signal, Hidden)
+        return signal.hidden.split([len(rows) for _, rows in sequences])
+
+
+class Scorer:
+    """Answers questions with what a reader gives.
+
+    Sequences of all questions are sorted by length and read in pieces of at most `max_batch_tokens` tokens, padding
+    among them (or one sequence), so that neither a long neighbour nor a large question fills the memory.
+
+    Args:
+        reader: the frozen model.
+        max_batch_tokens: most tokens, padding among them, that the model reads at once.
+        head_file: where the head is written, to be handed out.
+    """
+
+    def __init__(self, reader: Reader, max_batch_tokens: int, head_file: Path):
+        self._read, self._head = reader, reader.head
         self.max_batch_tokens, self.head_file = max_batch_tokens, head_file
         self.digest = write_head(self._head, head_file)
-        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_batch_tokens
+        longest = reader.longest or max_batch_tokens
         self.limits = Limits(
-            input_ids=self.model.get_input_embeddings().weight.shape[0],
+            input_ids=reader.input_ids,
             scored_ids=self._head.vocab_size,
             max_length=longest,
             max_tokens=max(longest, max_batch_tokens),
@@ -86,22 +129,6 @@ class Scorer:
         for (number, _, _), state in zip(sequences, found, strict=True):
             by_question[number].append(state)
         return [torch.cat(states) for states in by_question]
-
-    def _read(self, sequences: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
-        """Run the model once on these sequences and return the states at each one's rows."""
-        longest = max(len(ids) for ids, _ in sequences)
-        ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for number, (own, _) in enumerate(sequences):
-            ids[number, : len(own)] = own
-            mask[number, : len(own)] = 1
-        index = torch.cat([number * longest + rows for number, (_, rows) in enumerate(sequences)])
-        device = self.model.device
-        batch = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        index = index.to(device)
-        signal = self._predict(batch, Rows(index, index))  # which tokens follow is not looked at
-        assert isinstance(signal, Hidden)
-        return signal.hidden.split([len(rows) for _, rows in sequences])
 
     def _scores(self, hidden: Float[Tensor, "rows hidden"], asked: Int[Tensor, "rows k"]) -> dict[str, Tensor]:
         asked = asked.to(hidden.device)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -37,12 +38,12 @@ class VLLMTeacher:
 
     def __init__(self, engine: Any, vocab_size: int, *, k: int = 0, head: Head | None = None, name: str = ""):
         self.engine, self.vocab_size, self.k, self.name = engine, vocab_size, k, name
-        self._head = head
+        self.head = head
 
     @property
     def signals(self) -> frozenset[type]:
         """The kind of signal it answers with."""
-        return frozenset({TopK if self._head is None else Hidden})
+        return frozenset({TopK if self.head is None else Hidden})
 
     def fingerprint(self) -> str:
         """Return what is known of the weights: the name of the model."""
@@ -53,26 +54,26 @@ class VLLMTeacher:
         question = question_of(batch)
         starts = (question.lengths.cumsum(0) - question.lengths).tolist()
         prompts = [
-            {"prompt_token_ids": question.ids[start : start + size].tolist()}
+            question.ids[start : start + size].tolist()
             for start, size in zip(starts, question.lengths.tolist(), strict=True)
         ]
         device = rows.index.device
-        if self._head is None:
+        if self.head is None:
             ids, log_probs = self._best(prompts, question.rows)
             return TopK(ids.to(device), log_probs.to(device))
-        if self._head.weight.device != device:
-            bias = None if self._head.bias is None else self._head.bias.to(device)
-            self._head = Head(self._head.weight.to(device), bias, self._head.logit_scale, self._head.softcap)
-        hidden = self._hidden(prompts)[question.rows]
-        return Hidden(hidden.to(device, self._head.weight.dtype), self._head)
+        if self.head.weight.device != device:
+            bias = None if self.head.bias is None else self.head.bias.to(device)
+            self.head = Head(self.head.weight.to(device), bias, self.head.logit_scale, self.head.softcap)
+        hidden = torch.cat(self.hidden(prompts))[question.rows]
+        return Hidden(hidden.to(device, self.head.weight.dtype), self.head)
 
-    def _best(self, prompts: Sequence[Any], rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _best(self, prompts: Sequence[list[int]], rows: Tensor) -> tuple[Tensor, Tensor]:
         from vllm import SamplingParams
 
         asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self.k, detokenize=False)
         # Entry t + 1 is what was said at t; nothing was said before the first token, nor is it asked after the last.
         said: list[Any] = []
-        for output in self.engine.generate(prompts, asked, use_tqdm=False):
+        for output in self.engine.generate(_as_prompts(prompts), asked, use_tqdm=False):
             said += [*output.prompt_logprobs[1:], None]
         best = []
         for row in rows.tolist():
@@ -81,12 +82,17 @@ class VLLMTeacher:
         ids = torch.tensor([ids for ids, _ in best], dtype=torch.int64).reshape(-1, self.k)
         return ids, torch.tensor([values for _, values in best]).reshape(-1, self.k)
 
-    def _hidden(self, prompts: Sequence[Any]) -> Tensor:
+    def hidden(self, prompts: Sequence[list[int]]) -> list[Float[Tensor, "tokens hidden"]]:
+        """Return the last hidden states of sequences of token ids, on the CPU."""
         from vllm import PoolingParams
 
         asked = PoolingParams(use_activation=False)  # as they are, not normalised
-        outputs = self.engine.encode(prompts, asked, pooling_task="token_embed", use_tqdm=False)
-        return torch.cat([output.outputs.data for output in outputs])
+        outputs = self.engine.encode(_as_prompts(prompts), asked, pooling_task="token_embed", use_tqdm=False)
+        return [output.outputs.data for output in outputs]
+
+
+def _as_prompts(sequences: Sequence[list[int]]) -> list[dict[str, list[int]]]:
+    return [{"prompt_token_ids": ids} for ids in sequences]
 
 
 class VLLMTeacherSection(Section):

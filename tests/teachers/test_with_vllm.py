@@ -21,7 +21,7 @@ from kdlm.losses import kept_rows
 from kdlm.recipe import load
 from kdlm.signal import IGNORE_INDEX
 from kdlm.store import Store
-from kdlm.teachers import OpenAITeacher, TeacherUnavailable
+from kdlm.teachers import LocalTeacher, OpenAITeacher, ServedTeacher, TeacherUnavailable
 from kdlm.teachers.remote import Endpoint, Remote
 from kdlm.train import train
 
@@ -180,3 +180,35 @@ def test_a_capture_by_vllm_is_that_of_transformers_and_teaches(folder: Path, tmp
                 torch.testing.assert_close(a["log_tail"], b["log_tail"], rtol=1e-3, atol=1e-3)
     run = train(load(recipe, there))
     assert (run / "student" / "model.safetensors").is_file()
+
+
+def test_kdlm_serve_runs_a_model_in_vllm(folder: Path, tmp_path: Path) -> None:
+    """Hidden states over HTTP from vLLM equal those of transformers, in several requests at once."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | SETTINGS
+    options = ["--engine-option", "enforce_eager=true", "--engine-option", "max_model_len=128"]
+    command = [str(PYTHON), "-m", "kdlm", "serve", "--model", str(folder), "--dtype", "float32", "--engine", "vllm"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [*command, *options, "--port", str(port)],
+            cwd=tmp_path,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, tmp_path / "log")
+        teacher: Any = ServedTeacher(Remote(Endpoint(f"http://127.0.0.1:{port}")))
+        local = LocalTeacher(AutoModelForCausalLM.from_pretrained(folder))
+        for lengths in ((40, 2, 17), (128,), (5, 5, 5, 5, 90, 3)):
+            batch = batch_of(*lengths)
+            rows = kept_rows(batch["labels"])
+            theirs, ours = teacher(batch | {"teacher": teacher.prefetch(batch)}, rows), local(batch, rows)
+            torch.testing.assert_close(theirs.hidden, ours.hidden, rtol=1e-3, atol=1e-4)
+            assert torch.equal(theirs.head.weight, ours.head.weight)
+        teacher.close()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
