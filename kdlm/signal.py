@@ -116,19 +116,6 @@ class Hidden:
 
 
 @dataclass(frozen=True)
-class TopK:
-    """The k most probable tokens, with what is left as one bucket.
-
-    Attributes:
-        ids: distinct token ids of each row.
-        log_probs: their natural log-probabilities under the full softmax at temperature 1 (not renormalised).
-    """
-
-    ids: Int[Tensor, "rows k"]
-    log_probs: Float[Tensor, "rows k"]
-
-
-@dataclass(frozen=True)
 class Sampled:
     """Tokens drawn from the teacher (random-sampling KD, arXiv 2503.16870).
 
@@ -139,6 +126,54 @@ class Sampled:
 
     ids: Int[Tensor, "rows draws"]
     counts: Float[Tensor, "rows draws"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Tokens drawn from what the k most probable ones leave, in proportion to their probabilities.
+
+    Attributes:
+        ids: drawn token ids; a place with count 0 is padding.
+        log_probs: their log-probabilities under the full softmax.
+        counts: how often each was drawn.
+    """
+
+    ids: Int[Tensor, "rows draws"]
+    log_probs: Float[Tensor, "rows draws"]
+    counts: Float[Tensor, "rows draws"]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k most probable tokens, with what is left as one bucket, or known by some draws from it.
+
+    Attributes:
+        ids: distinct token ids of each row.
+        log_probs: their natural log-probabilities under the full softmax at temperature 1 (not renormalised).
+        draws: from the rest. They make forward KL unbiased; the other divergences look at the bucket.
+    """
+
+    ids: Int[Tensor, "rows k"]
+    log_probs: Float[Tensor, "rows k"]
+    draws: Draws | None = None
+
+    def cut(self, at: slice) -> "TopK":
+        """Return some of the rows."""
+        draws = self.draws and Draws(self.draws.ids[at], self.draws.log_probs[at], self.draws.counts[at])
+        return TopK(self.ids[at], self.log_probs[at].detach(), draws)
+
+    def spread(self) -> tuple[Sampled, Float[Tensor, "rows"]]:
+        """Return the k tokens and the draws as one sparse distribution, and the sum of its weights times log p.
+
+        Draws share the mass of the rest by their counts, so that the expectation over them is the teacher.
+        """
+        assert self.draws is not None
+        p = self.log_probs.detach().float().exp()
+        rest = (1 - p.sum(-1, keepdim=True)).clamp(min=0)
+        counts = self.draws.counts / self.draws.counts.sum(-1, keepdim=True).clamp(min=1)
+        weights = torch.cat([p, rest * counts], -1)
+        logs = torch.cat([self.log_probs.detach().float(), self.draws.log_probs], -1).clamp(min=-1e4)
+        return Sampled(torch.cat([self.ids, self.draws.ids], -1), weights), (weights * logs).sum(-1)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,19 @@ def as_term(loss: Callable[..., Any], weight: float = 1.0) -> Term | None:
     )
 
 
+def _with_entropy(
+    constant: Tensor, total: Tensor, parts: dict[str, Tensor], terms: Sequence[Term], weights: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Turn forward KL on samples, a cross-entropy, into the divergence, by what the teacher's side adds."""
+    names = dict(zip(parts, terms, strict=False))  # terms come first
+    added = sum(term.weight for term in terms if term.name == "forward_kl") * constant
+    of_parts = {
+        name: value + constant.to(value) if name in names and names[name].name == "forward_kl" else value
+        for name, value in parts.items()
+    }
+    return total + (added if weights is None else added * weights).to(total), of_parts
+
+
 def fused(
     losses: Sequence[tuple[Callable[..., Any], float]],
     student: Hidden | Dense,
@@ -84,10 +97,20 @@ def fused(
         known = isinstance(teacher, TopK) or all(term.name in _OF_SAMPLES for term in terms)
         if not known or vocab not in (None, student.vocab_size) or not set(others) <= set(_OF_FEW):
             return None
-        few = {"log_probs": teacher.log_probs} if isinstance(teacher, TopK) else {"counts": teacher.counts}
+        if isinstance(teacher, TopK) and teacher.draws is not None and any(term.name == "forward_kl" for term in terms):
+            if any(term.name not in _OF_SAMPLES for term in terms):
+                return None  # some of them look at the draws and some at the bucket
+            target, constant = teacher.spread()
+            few = {"ids": target.ids, "counts": target.counts}
+        else:
+            constant = None
+            few = {"log_probs": teacher.log_probs} if isinstance(teacher, TopK) else {"counts": teacher.counts}
+            few["ids"] = teacher.ids
         total, parts = linear_topk_divergence(
-            source, head, teacher.ids, **few, divergence=terms, labels=labels, measures=others, **call
+            source, head, **few, divergence=terms, labels=labels, measures=others, **call
         )
+        if constant is not None:
+            total, parts = _with_entropy(constant, total, parts, terms, call.get("weights"))
     else:
         if isinstance(teacher, Hidden):
             theirs = teacher.hidden, teacher.head

@@ -8,6 +8,7 @@ from torch import Tensor
 from kdlm.losses.distributions import kl, log_prob_pair, rescale
 from kdlm.losses.loss import Divergence, TeacherRows
 from kdlm.losses.sampled import sampled_cross_entropy
+from kdlm.losses.truncated import on_draws
 from kdlm.signal import Dense, Hidden, Mixture, Sampled, TopK
 
 
@@ -55,6 +56,8 @@ class ForwardKL(Divergence):
     ) -> Float[Tensor, "rows"]:
         if isinstance(teacher, Sampled):
             return sampled_cross_entropy(student, teacher, temperature=self.temperature)
+        if isinstance(teacher, TopK) and teacher.draws is not None:
+            return on_draws(student, teacher, temperature=self.temperature)
         return super().__call__(student, teacher, labels)
 
 

@@ -11,7 +11,7 @@ from kdlm.losses.cross_entropy import cross_entropy as _cross_entropy
 from kdlm.losses.distributions import log_probs
 from kdlm.losses.kl import forward_kl
 from kdlm.losses.loss import TeacherRows
-from kdlm.losses.truncated import on_bucket
+from kdlm.losses.truncated import on_bucket, on_draws
 from kdlm.losses.vocabulary import Vocab, cut
 from kdlm.signal import Dense, Hidden, Mixture, TopK
 
@@ -22,8 +22,11 @@ def cross_entropy(student: Tensor, teacher: Any, labels: Tensor, vocab: Vocab) -
 
 
 def kl_to_teacher(student: Tensor, teacher: Any, labels: Tensor, vocab: Vocab) -> Tensor:
-    """KL(teacher || student) at temperature 1 over the shared ids, in nats; with top-k, its lower bound by buckets."""
+    """KL(teacher || student) at temperature 1 over the shared ids, in nats; with top-k, its lower bound by buckets, or
+    with draws from the rest an unbiased estimate."""
     shared = cut(student, vocab)
+    if isinstance(teacher, TopK) and teacher.draws is not None:
+        return on_draws(shared, teacher)
     return on_bucket(forward_kl, shared, teacher) if isinstance(teacher, TopK) else forward_kl(shared, teacher)
 
 

@@ -107,8 +107,8 @@ class _EagerRows:
                 return y
             case Dense(logits=logits):
                 return cut(logits[block].detach(), self.vocab)
-            case TopK(ids=ids, log_probs=log_probs):
-                return TopK(ids[block], log_probs[block].detach())
+            case TopK():
+                return self.teacher.cut(block)
             case Sampled(ids=ids, counts=counts):
                 return Sampled(ids[block], counts[block].detach())
         return None

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdlm.losses.distributions import log_probs, widen
+from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.signal import TopK
 
 _FLOOR = -1e4
@@ -50,6 +51,19 @@ def bucket(
     log_q = log_probs(student, 1.0).gather(-1, teacher.ids.clamp(max=vocab - 1)).masked_fill(~inside, _FLOOR)
     log_p = widen(teacher.log_probs.detach()).clamp(min=_FLOOR).masked_fill(~inside, _FLOOR)
     return _with_tail(log_q), _with_tail(log_p)
+
+
+def on_draws(
+    student: Float[Tensor, "*rows vocab"], teacher: TopK, *, temperature: float = 1.0
+) -> Float[Tensor, "*rows"]:
+    """Return forward KL from a top-k signal with draws from its rest: exact on the k tokens, unbiased on the others.
+
+    `sum_K p log(p / q) + rest mean_draws log(p / q)`: 0 at equality whatever was drawn, and its expected gradient is
+    `q - p` over the whole vocabulary, of less variance than that of as many draws from p, since only the rest is drawn.
+    Raises ValueError at a temperature other than 1.
+    """
+    target, negative_entropy = teacher.spread()
+    return sampled_cross_entropy(student, target, temperature=temperature) + negative_entropy
 
 
 def on_bucket(

@@ -4,7 +4,7 @@ from kdlm.store.folder import TOKENIZER, About, Store, read_about, save_head, wr
 from kdlm.store.formats import AnyFormat, Format, HiddenFormat, LogProbsFormat, Record, SampledFormat, TopKFormat
 from kdlm.store.sequences import Asked, asked, cut, of_batch
 from kdlm.store.shards import INDEX, ShardWriter, sealed
-from kdlm.store.units import Unit, plan, sequences_of
+from kdlm.store.units import Unit, plan, rows_of, sequences_of
 
 __all__ = [
     "INDEX",
@@ -26,6 +26,7 @@ __all__ = [
     "of_batch",
     "plan",
     "read_about",
+    "rows_of",
     "save_head",
     "sealed",
     "sequences_of",

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kdlm.disk import digest_of_file, write_bytes, write_text
 from kdlm.signal import Head, Signal
-from kdlm.store.formats import AnyFormat, Format, Record, Shared
+from kdlm.store.formats import AnyFormat, Format, Raw, Record, Shared
 from kdlm.store.sequences import KEY_BYTES, Asked
 from kdlm.store.shards import Shard, sealed
 
@@ -156,33 +156,39 @@ class Store:
 
         Raises ValueError where one is not in the capture.
         """
-        records = []
         wanted = [sequence for sequence in sequences if len(sequence.positions)]
+        raws, chosen, start = [], [], 0
         for sequence, found in zip(wanted, self.find(wanted), strict=True):
             if found is None:
                 raise ValueError(f"{self.folder}: no sequence with these {sequence.length} tokens was captured")
-            records.append(self._rows(sequence, *found))
-        if records:
-            return self.format.joined(records)
-        if not len(self):
-            raise ValueError(f"{self.folder}: the capture is empty; make it with `kdlm capture`")
-        columns, rows = self.shards[0].columns(0)
-        return {name: values[:0] for name, values in self.format.unpack(columns, rows).items()}
+            shard, place = found
+            raws.append(self._raw(shard, place))
+            kept = shard.positions(place)
+            chosen.append(start + self._places(kept, sequence))
+            start += len(kept)
+        if not raws:
+            if not len(self):
+                raise ValueError(f"{self.folder}: the capture is empty; make it with `kdlm capture`")
+            raws, chosen = [self._raw(self.shards[0], 0)], [np.zeros(0, np.int64)]
+        record, rows = self.format.unpack(raws), np.concatenate(chosen)
+        if wanted and len(rows) == start:
+            return record
+        return {name: values[torch.from_numpy(rows)] for name, values in record.items()}
 
-    def _rows(self, sequence: Asked, shard: Shard, place: int) -> Record:
-        columns, rows = shard.columns(place)
+    def _raw(self, shard: Shard, place: int) -> Raw:
         try:
-            record = self.format.unpack(columns, rows)
+            return self.format.raw(*shard.columns(place))
         except ValueError as error:
             raise ValueError(f"{shard.path}: sequence {place}: {error}") from error
-        kept = shard.positions(place)
+
+    def _places(self, kept: np.ndarray, sequence: Asked) -> np.ndarray:
+        """Return where the asked positions stand among those that are kept."""
         if np.array_equal(kept, sequence.positions):
-            return record
+            return np.arange(len(kept))
         at = np.searchsorted(kept, sequence.positions).clip(max=len(kept) - 1)
         if not np.array_equal(kept[at], sequence.positions):
             raise ValueError(f"{self.folder}: positions of a sequence of {sequence.length} tokens were not captured")
-        places = torch.from_numpy(at)
-        return {name: values[places] for name, values in record.items()}
+        return at
 
     def head(self) -> Head | None:
         """Return the teacher's head, where the format needs one. Raises ValueError where it is damaged."""

@@ -1,12 +1,12 @@
 """Formats: what a capture keeps of a teacher's distribution, and how it is written.
 
 A *record* is what is kept of some rows: a dict of tensors, one row each. `observe` makes one from the teacher's signal,
-`pack` and `unpack` turn one into columns of a shard and back, `signal` is what the losses get.
+`pack` turns one into columns of a shard, `raw` and `unpack` turn them back, `signal` is what the losses get.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from kdlm.section import Section
-from kdlm.signal import Dense, Head, Hidden, LogProbs, Sampled, Signal, TopK
+from kdlm.signal import Dense, Draws, Head, Hidden, LogProbs, Sampled, Signal, TopK
+from kdlm.store.draws import Record, counted, in_use, placed, widened
 from kdlm.store.integers import Unpacker, from_gaps, gaps, pack
 
-Record = dict[str, Tensor]
 Columns = dict[str, Tensor]
 """Per-row tensors `[rows, ...]`, and `packed`, bytes that hold all rows of a sequence."""
+Raw = dict[str, Any]
+"""The numbers in the columns of a sequence, as arrays or tensors, before they mean anything."""
 Shared = int | Int[Tensor, "shared"]
 """Ids that student and teacher share: the first n, or a rising list."""
 
@@ -55,9 +57,13 @@ class Format(Section):
         """Return the columns of one sequence."""
         return record
 
-    def unpack(self, columns: Columns, rows: int) -> Record:
-        """Return what `pack` was given, up to the stated error."""
+    def raw(self, columns: Columns, rows: int) -> Raw:
+        """Return the columns of a sequence as numbers. Raises ValueError where they are damaged."""
         return columns
+
+    def unpack(self, raws: Sequence[Raw]) -> Record:
+        """Return what `pack` was given of several sequences, below one another, up to the stated error."""
+        return {name: torch.cat([raw[name] for raw in raws]) for name in raws[0]}
 
     def joined(self, records: list[Record]) -> Record:
         """Return the records below one another."""
@@ -73,7 +79,7 @@ class Format(Section):
 
 
 class TopKFormat(Format):
-    """The k most probable tokens, the exact log-sum-exp of the logits and the exact mass of the rest.
+    """The k most probable tokens, the exact log-sum-exp of the logits, the exact mass of the rest, and draws from it.
 
     Log-probabilities are rounded to multiples of `step` and scaled so that they and the tail add up to 1: each is off
     by at most `step` nats, and the reconstruction's KL to the truth is about `step`^2 / 24 at most.
@@ -84,24 +90,32 @@ class TopKFormat(Format):
     name: Literal["top_k"] = "top_k"
     k: int = Field(128, ge=1)
     """Tokens per position."""
-    step: float = Field(1 / 16, gt=0, le=1)
+    tail_draws: int = Field(4, ge=0, le=65535)
+    """Tokens drawn from the rest, which make forward KL unbiased: by the k tokens alone a student learns nothing of how
+    the rest is spread."""
+    step: float = Field(1 / 12, gt=0, le=1)
     """Rounding of log-probabilities, in nats; half of it costs one more bit for each token."""
+    seed: int = 0
+    """Seed of the draws."""
 
     def observe(self, signal: Signal, shared: Shared, labels: Tensor, generator: torch.Generator) -> Record:
         if not isinstance(signal, TopK):
             return super().observe(signal, shared, labels, generator)
-        # From a server: its log-sum-exp is not known, and the tail is what the k tokens leave.
+        # From a server: no log-sum-exp, no draws, and as tail what the k tokens leave.
         log_probs, best = signal.log_probs.float().cpu().topk(self.k)
         order = signal.ids.cpu().gather(-1, best).argsort(-1)
         tail = torch.log(-torch.expm1(log_probs.double().logsumexp(-1).clamp(max=-1e-12))).float()
         ids = signal.ids.cpu().gather(-1, best)
-        return {"ids": ids.gather(-1, order), "log_probs": log_probs.gather(-1, order), "log_tail": tail}
+        kept = {"ids": ids.gather(-1, order), "log_probs": log_probs.gather(-1, order), "log_tail": tail}
+        return kept | _no_draws(len(ids))
 
     def _of_logits(self, z, labels, generator) -> Record:
         ids, logits = z
         lse = logits.logsumexp(-1, keepdim=True)
         top, places = logits.topk(self.k)
-        rest = logits.scatter(-1, places, -math.inf).logsumexp(-1, keepdim=True)
+        others = logits.scatter(-1, places, -math.inf)
+        rest = others.logsumexp(-1, keepdim=True)
+        drawn = self._drawn(others - lse, rest - lse, generator)
         order = places.argsort(-1)
         places = places.gather(-1, order)
         return {
@@ -109,29 +123,71 @@ class TopKFormat(Format):
             "log_probs": (top - lse).gather(-1, order).cpu(),
             "log_tail": (rest - lse).squeeze(-1).cpu(),
             "lse": lse.squeeze(-1).cpu(),
+            **(drawn if ids is None else drawn | {"drawn_ids": ids.cpu()[drawn["drawn_ids"]]}),
         }
 
-    def pack(self, record: Record) -> Columns:
-        codes = (record["log_probs"].double().neg() / self.step).round().clamp(0, 0xFFFF).numpy()
-        packed = _bytes(pack([gaps(record["ids"].numpy()), codes]))
-        exact = {name: record[name].float() for name in ("log_tail", "lse") if name in record}
-        return {"packed": packed, **exact}
+    def _drawn(self, logs: Tensor, rest: Tensor, generator: torch.Generator) -> Record:
+        """Draw from the rest, whose log-probabilities these are; rows without one have no draws."""
+        some = rest.isfinite().squeeze(-1)
+        if not self.tail_draws or not some.any():
+            return _no_draws(len(logs))
+        p = (logs - rest).exp().masked_fill(~some[:, None], 1.0)
+        drawn = torch.multinomial(p, self.tail_draws, replacement=True, generator=generator).sort(-1).values
+        different = counted(drawn.cpu())
+        ids, counts = different["ids"], different["counts"] * some.cpu()[:, None]
+        found = logs.cpu().gather(-1, ids).masked_fill(counts == 0, 0.0)
+        return {"drawn_ids": ids, "drawn_log_probs": found, "drawn_counts": counts}
 
-    def unpack(self, columns: Columns, rows: int) -> Record:
-        reader, k = Unpacker(columns["packed"].numpy().tobytes()), self.k
-        ids = from_gaps(reader.column(rows * k).reshape(rows, k))
-        log_probs = torch.from_numpy(reader.column(rows * k).reshape(rows, k).astype(np.float32)) * -self.step
-        tail = columns["log_tail"]
+    def pack(self, record: Record) -> Columns:
+        counts = record["drawn_counts"].numpy().astype(np.int64)
+        used = counts > 0
+        drawn = [
+            gaps(record["drawn_ids"].numpy())[used],
+            counts[used] - 1,
+            self._codes(record["drawn_log_probs"])[used],
+        ]
+        columns = [gaps(record["ids"].numpy()), self._codes(record["log_probs"]), used.sum(-1), *drawn]
+        exact = {name: record[name].float() for name in ("log_tail", "lse") if name in record}
+        return {"packed": _bytes(pack(columns)), **exact}
+
+    def _codes(self, log_probs: Tensor) -> np.ndarray:
+        return (log_probs.double().neg() / self.step).round().clamp(0, 0xFFFF).numpy().astype(np.int64)
+
+    def raw(self, columns: Columns, rows: int) -> Raw:
+        reader = Unpacker(columns["packed"].numpy().tobytes())
+        table = {name: reader.column(rows * self.k).reshape(rows, self.k) for name in ("gaps", "codes")}
+        table["distinct"] = reader.column(rows)
+        total = int(table["distinct"].sum())
+        drawn = {name: reader.column(total) for name in ("drawn_gaps", "drawn_counts", "drawn_codes")}
+        return table | drawn | {name: values.numpy() for name, values in columns.items() if name != "packed"}
+
+    def unpack(self, raws: Sequence[Raw]) -> Record:
+        whole = {name: np.concatenate([raw[name] for raw in raws]) for name in raws[0]}
+        log_probs = torch.from_numpy(whole["codes"].astype(np.float32)).mul_(-self.step)
+        tail = torch.from_numpy(whole["log_tail"])
         kept = torch.log(-torch.expm1(tail.double().clamp(max=-1e-12))).float()[:, None]
         log_probs += kept - log_probs.logsumexp(-1, keepdim=True)
-        exact = {name: value for name, value in columns.items() if name != "packed"}
-        return {"ids": torch.from_numpy(ids), "log_probs": log_probs, **exact}
+        used = in_use(whole["distinct"])
+        left_out, counts, codes = (placed(whole[f"drawn_{name}"], used) for name in ("gaps", "counts", "codes"))
+        return {
+            "ids": torch.from_numpy(from_gaps(whole["gaps"])),
+            "log_probs": log_probs,
+            "log_tail": tail,
+            **({"lse": torch.from_numpy(whole["lse"])} if "lse" in whole else {}),
+            "drawn_ids": torch.from_numpy(np.where(used, from_gaps(left_out), 0)),
+            "drawn_log_probs": torch.from_numpy(codes.astype(np.float32)) * -self.step,
+            "drawn_counts": torch.from_numpy(np.where(used, counts + 1, 0).astype(np.float32)),
+        }
+
+    def joined(self, records: list[Record]) -> Record:
+        return super().joined(widened(records, ("drawn_ids", "drawn_log_probs", "drawn_counts")))
 
     def signal(self, record: Record, head: Head | None) -> TopK:
-        return TopK(record["ids"], record["log_probs"])
+        draws = Draws(record["drawn_ids"], record["drawn_log_probs"], record["drawn_counts"])
+        return TopK(record["ids"], record["log_probs"], draws if self.tail_draws and bool(draws.counts.any()) else None)
 
     def row_bytes(self, hidden_size: int) -> float:
-        return 2.2 * self.k + 8
+        return 2.2 * self.k + 3 * self.tail_draws + 8
 
 
 class SampledFormat(Format):
@@ -152,7 +208,7 @@ class SampledFormat(Format):
         ids, logits = z
         drawn = torch.multinomial(logits.softmax(-1), self.draws, replacement=True, generator=generator)
         drawn = drawn if ids is None else ids[drawn]
-        return _counted(drawn.sort(-1).values.cpu())
+        return counted(drawn.sort(-1).values.cpu())
 
     def pack(self, record: Record) -> Columns:
         ids, counts = record["ids"].numpy(), record["counts"].numpy().astype(np.int64)
@@ -160,19 +216,21 @@ class SampledFormat(Format):
         # An id stands at the front of its row where it was drawn, so what is left out before it is a gap there too.
         return {"packed": _bytes(pack([used.sum(-1), gaps(ids)[used], counts[used] - 1]))}
 
-    def unpack(self, columns: Columns, rows: int) -> Record:
+    def raw(self, columns: Columns, rows: int) -> Raw:
         reader = Unpacker(columns["packed"].numpy().tobytes())
-        distinct = reader.column(rows).astype(np.int64)
+        distinct = reader.column(rows)
         total = int(distinct.sum())
-        used = np.arange(max(1, distinct.max(initial=0)))[None] < distinct[:, None]
-        left_out, counts = np.zeros(used.shape, np.int64), np.zeros(used.shape, np.float32)
-        left_out[used], counts[used] = reader.column(total), reader.column(total).astype(np.float32) + 1
-        return {"ids": torch.from_numpy(np.where(used, from_gaps(left_out), 0)), "counts": torch.from_numpy(counts)}
+        return {"distinct": distinct, "gaps": reader.column(total), "counts": reader.column(total)}
+
+    def unpack(self, raws: Sequence[Raw]) -> Record:
+        whole = {name: np.concatenate([raw[name] for raw in raws]) for name in raws[0]}
+        used = in_use(whole["distinct"])
+        left_out, counts = (placed(whole[name], used) for name in ("gaps", "counts"))
+        ids, counts = np.where(used, from_gaps(left_out), 0), np.where(used, counts + 1, 0).astype(np.float32)
+        return {"ids": torch.from_numpy(ids), "counts": torch.from_numpy(counts)}
 
     def joined(self, records: list[Record]) -> Record:
-        width = max(record["ids"].shape[1] for record in records)
-        pad = torch.nn.functional.pad
-        return super().joined([{n: pad(x, (0, width - x.shape[1])) for n, x in record.items()} for record in records])
+        return super().joined(widened(records, ("ids", "counts")))
 
     def signal(self, record: Record, head: Head | None) -> Sampled:
         return Sampled(record["ids"], record["counts"])
@@ -202,10 +260,9 @@ class HiddenFormat(Format):
         scale = hidden.float().abs().amax(-1).clamp(min=1e-12) / _FLOAT8_MAX
         return {"hidden": (hidden.float() / scale[:, None]).to(torch.float8_e4m3fn), "scale": scale}
 
-    def unpack(self, columns: Columns, rows: int) -> Record:
-        if self.dtype != "float8":
-            return columns
-        return {"hidden": columns["hidden"].float() * columns["scale"][:, None]}
+    def unpack(self, raws: Sequence[Raw]) -> Record:
+        whole = super().unpack(raws)
+        return {"hidden": whole["hidden"].float() * whole["scale"][:, None]} if self.dtype == "float8" else whole
 
     def signal(self, record: Record, head: Head | None) -> Hidden:
         assert head is not None
@@ -241,6 +298,11 @@ _FLOAT8_MAX = 448.0
 """The largest number of float8 e4m3."""
 
 
+def _no_draws(rows: int) -> Record:
+    none = torch.zeros(rows, 1)
+    return {"drawn_ids": none.long(), "drawn_log_probs": none, "drawn_counts": none}
+
+
 def _blocks(signal: Dense | Hidden, shared: Shared) -> Iterator[tuple[slice, tuple[Tensor | None, Tensor]]]:
     """Yield, for a few rows at a time, the fp32 logits of the shared ids; and these ids where they are a list."""
     rows, vocab = (
@@ -259,18 +321,6 @@ def _blocks(signal: Dense | Hidden, shared: Shared) -> Iterator[tuple[slice, tup
         else:
             ids = shared.to(logits.device)
             yield at, (ids, logits.index_select(-1, ids).float())
-
-
-def _counted(drawn: Tensor) -> Record:
-    """Return the different ids of each row of sorted draws, in front and ascending, and how often each occurs."""
-    rows, draws = drawn.shape
-    first = torch.ones_like(drawn, dtype=torch.bool)
-    first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
-    place = first.cumsum(-1) - 1
-    counts = torch.zeros(rows, draws).scatter_add_(1, place, torch.ones(rows, draws))
-    ids = torch.zeros_like(drawn).scatter_(1, place, drawn)
-    width = max(1, int(place.max()) + 1) if drawn.numel() else 1
-    return {"ids": ids[:, :width], "counts": counts[:, :width]}
 
 
 def _bytes(packed: bytes) -> Tensor:

@@ -46,9 +46,9 @@ class Unpacker:
             raise ValueError(f"a packed column ends early or is damaged: {error}") from error
 
     def _column(self, size: int) -> np.ndarray:
-        planes = np.zeros((size, 4), dtype=np.uint8)
         (used,) = struct.unpack_from("<B", self._packed, self._at)
         self._at += 1
+        numbers = np.zeros(size, dtype=np.uint32)
         for number in range(used):
             (header,) = struct.unpack_from("<I", self._packed, self._at)
             length = header & ~_RAW
@@ -56,9 +56,9 @@ class Unpacker:
             plane = body if header & _RAW else _ZSTD.decompress(body, size, asbytes=True)
             if len(plane) != size:
                 raise struct.error(f"{len(plane)} numbers instead of {size}")
-            planes[:, number] = np.frombuffer(plane, dtype=np.uint8)
+            numbers |= np.frombuffer(plane, dtype=np.uint8).astype(np.uint32) << (8 * number)
             self._at += 4 + length
-        return planes.view("<u4").reshape(-1)
+        return numbers
 
 
 def gaps(ids: np.ndarray) -> np.ndarray:

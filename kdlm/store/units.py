@@ -1,6 +1,6 @@
 """Units: how the sequences of a data set are cut into shards, the same way by whoever does it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ def plan(splits: Sequence[Any], rows_per_unit: int) -> list[Unit]:
     places: dict[bytes, list[Place]] = {}
     rows: dict[bytes, int] = {}
     for number, split in enumerate(splits):
-        for row, content in enumerate(split):
+        for row, content in enumerate(rows_of(split)):
             for start, stop in _spans(content):
                 place = Place(number, row, start, stop)
                 _, sequence = _cut(content, place)
@@ -70,6 +70,19 @@ def plan(splits: Sequence[Any], rows_per_unit: int) -> list[Unit]:
             units.append(_unit(keys, places, size))
             keys, size = [], 0
     return [*units, _unit(keys, places, size)] if keys else units
+
+
+def rows_of(split: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a split; those of a `datasets.Dataset` by the thousand, straight from Arrow."""
+    if not hasattr(split, "with_format"):
+        yield from split
+        return
+    for table in split.with_format("arrow").iter(batch_size=1000):
+        columns = {
+            name: table.column(name) for name in ("input_ids", "labels", "seq_lengths") if name in table.schema.names
+        }
+        for row in range(len(table)):
+            yield {name: column[row].values.to_numpy() for name, column in columns.items()}
 
 
 def _unit(keys: list[bytes], places: dict[bytes, list[Place]], rows: int) -> Unit:
@@ -91,5 +104,5 @@ def _cut(content: Mapping[str, Any], place: Place) -> tuple[np.ndarray, Asked]:
 
 
 def sequences_of(content: Mapping[str, Any]) -> list[Asked]:
-    """Return the sequences of a row of a data set: one, or those that were packed into it."""
+    """Return the sequences of a row: one, or those that were packed into it."""
     return [_cut(content, Place(0, 0, start, stop))[1] for start, stop in _spans(content)]

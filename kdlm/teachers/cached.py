@@ -1,6 +1,7 @@
 """A teacher that need not be in memory: its signals were captured before, and are read from disk."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from kdlm.section import Section
 from kdlm.signal import Head, Rows, Signal, TopK
-from kdlm.store import TOKENIZER, AnyFormat, Asked, Store, TopKFormat, of_batch, read_about, sequences_of
+from kdlm.store import TOKENIZER, AnyFormat, Asked, Store, TopKFormat, of_batch, read_about, rows_of, sequences_of
 from kdlm.teachers.calibration import AnyCalibration, Calibration
 from kdlm.teachers.local import LocalTeacherSection, SandboxTeacherSection
 from kdlm.teachers.openai import OpenAITeacherSection
@@ -86,7 +87,7 @@ class CachedTeacher:
         there = {name: values.to(rows.index.device, non_blocking=True) for name, values in record.items()}
         signal = self.store.signal(there, self._head)
         if self.calibration is not None and self._value is not None and isinstance(signal, TopK):
-            return TopK(signal.ids, self.calibration.apply(signal.log_probs, self._value))
+            return replace(signal, log_probs=self.calibration.apply(signal.log_probs, self._value))
         return signal
 
     # The value of a calibration, chosen on held-out rows.
@@ -117,7 +118,7 @@ class CachedTeacher:
 
     def require(self, rows: Any) -> None:
         """Raise ValueError where the capture does not hold every kept position of these rows, with a likely reason."""
-        asked: list[Asked] = [sequence for row in rows for sequence in sequences_of(row)]
+        asked: list[Asked] = [sequence for row in rows_of(rows) for sequence in sequences_of(row)]
         lacking = list(self.store.lacks(asked))
         if lacking:
             number, why = lacking[0]

@@ -28,6 +28,7 @@ class _Student:
     def __init__(self, z: Tensor, shape: Shape, temperature: float, impl: str, merge: Merge, *, entropy: bool = False):
         self.z, self.shape, self.temperature, self.impl, self.merge = z, shape, temperature, impl, merge
         self.formula = Formula(Kind.ENTROPY, temperature, graded=False)
+        self._exponentials: Tensor | None = None  # of the logits beside the largest, where one block holds all rows
         self.lse, self.entropy = self._normalise(entropy)
 
     @property
@@ -42,10 +43,14 @@ class _Student:
             return triton_rows.normalise(self.z, self._plan, self.merge, entropy=entropy)
         keep_freed_memory()
         lse, found = self.z.new_empty(len(self.z), 1, 2), self.z.new_empty(len(self.z)) if entropy else None
-        for block in self._blocks():
+        cuts = list(self._blocks())
+        for block in cuts:
             x = self._tempered(self.z[block])
             top = lse[block, :, 0] = largest(x, self.merge)
-            lse[block, :, 1] = self.merge.sum((x - top).exp_().sum(-1, keepdim=True)).log()
+            exponentials = (x - top).exp_()
+            lse[block, :, 1] = self.merge.sum(exponentials.sum(-1, keepdim=True)).log()
+            if len(cuts) == 1:
+                self._exponentials = exponentials
             if found is not None:
                 logs = x - top - lse[block, :, 1]
                 found[block] = -self.merge.sum((logs.exp() * logs).sum(-1))
@@ -80,12 +85,17 @@ class _Student:
         With `of_entropy` `[n]` that of `of_entropy * entropy` is added, `-of_entropy q (log q + entropy)`.
         """
         here, local = self.places(ids)
-        # What the head does after its product, at the ids; read before the gradient overwrites the logits.
-        chained = self.shape.chain(at_ids.masked_fill(~here, 0.0), self.shape(self.z.gather(1, local)))
+        chained = at_ids.masked_fill(~here, 0.0)
+        if self.shape != Shape():  # read before the gradient overwrites the logits
+            chained = self.shape.chain(chained, self.shape(self.z.gather(1, local)))
         if self.impl == "triton" and of_entropy is None:
             from kdlm_kernels import triton_rows
 
             triton_rows.write_scaled(self.z, grad, self.lse, c, self._plan, self.merge)
+        elif self._exponentials is not None and of_entropy is None:
+            factor = c[:, None] / self.lse[:, :, 1].exp() / self.temperature
+            found = self._exponentials.mul_(factor)
+            grad.copy_(found if self.shape == Shape() else self.shape.chain(found, self.shape(self.z)))
         else:
             for block in self._blocks():
                 logits = self.shape(self.z[block])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import start
 from loopback import served, source
 from safetensors.torch import load_file
 
@@ -130,16 +131,8 @@ def test_new_data_are_added_and_old_ones_are_not_captured_again(recipe: Path) ->
     train(load(recipe))
 
 
-def start(recipe: Path) -> multiprocessing.Process:
-    def quietly() -> None:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-            os._exit(main(["capture", str(recipe), f"teacher.path={recipe.parent / 'killed'}"]))
-
-    process = multiprocessing.get_context("fork").Process(target=quietly)
-    process.start()
-    return process
+def begun(recipe: Path) -> multiprocessing.Process:
+    return start("capture", str(recipe), f"teacher.path={recipe.parent / 'killed'}")
 
 
 def test_ten_kills_leave_no_trace_in_the_shards(recipe: Path, tmp_path: Path) -> None:
@@ -148,7 +141,7 @@ def test_ten_kills_leave_no_trace_in_the_shards(recipe: Path, tmp_path: Path) ->
     killed, chance = tmp_path / "killed", random.Random(5)
     kills = 0
     while kills < 10:
-        process = start(recipe)
+        process = begun(recipe)
         target = min(kills * 3, 25)
         while process.is_alive() and len(list(killed.glob("*.index.safetensors"))) < target:
             time.sleep(0.002)
@@ -162,7 +155,7 @@ def test_ten_kills_leave_no_trace_in_the_shards(recipe: Path, tmp_path: Path) ->
             Store(killed).shards[0].verify()
             assert index.with_name(index.name.replace(".index", "")).is_file()
     assert kills == 10
-    process = start(recipe)
+    process = begun(recipe)
     process.join()
     assert process.exitcode == 0
     assert files(killed) == files(whole)
@@ -170,7 +163,7 @@ def test_ten_kills_leave_no_trace_in_the_shards(recipe: Path, tmp_path: Path) ->
 
 def test_two_processes_share_the_work_and_leave_what_one_does(recipe: Path, tmp_path: Path) -> None:
     whole = capture(load(recipe))
-    both = [start(recipe), start(recipe)]
+    both = [begun(recipe), begun(recipe)]
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]

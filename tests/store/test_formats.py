@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from kdlm.losses import forward_kl, kept_rows
+from kdlm.losses import ForwardKL, chunked, forward_kl, kept_rows
 from kdlm.losses.sampled import sampled_cross_entropy
+from kdlm.losses.truncated import on_draws
 from kdlm.signal import Dense, Head, Hidden, Sampled, TopK
 from kdlm.store import HiddenFormat, LogProbsFormat, SampledFormat, TopKFormat
 from kdlm.store.formats import Format, Record
@@ -28,7 +29,7 @@ def observed(format: Format, shared: int | torch.Tensor = VOCAB, given: Hidden |
 
 def round_trip(format: Format, record: Record) -> Record:
     rows = len(next(iter(record.values())))
-    return format.unpack(format.pack(record), rows)
+    return format.unpack([format.raw(format.pack(record), rows)])
 
 
 def dense(given: Hidden) -> torch.Tensor:
@@ -196,3 +197,94 @@ def test_a_server_s_top_tokens_are_kept_with_the_tail_that_they_leave() -> None:
     assert (back["log_probs"] - want["log_probs"]).abs().max() <= format.step
     with pytest.raises(ValueError, match="SampledFormat cannot be made from a TopK signal"):
         SampledFormat().observe(TopK(best.indices, best.values), VOCAB, torch.zeros(ROWS).long(), torch.Generator())
+
+
+def drawn(k: int, draws: int, seed: int, given: Hidden) -> TopK:
+    """Capture exactly, without rounding, so that what is tested are the draws."""
+    format, generator = TopKFormat(k=k, tail_draws=draws), torch.Generator().manual_seed(seed)
+    record = format.observe(given, VOCAB, torch.zeros(len(given.hidden)).long(), generator)
+    found = format.signal(record, None)
+    assert isinstance(found, TopK)
+    return found
+
+
+def test_draws_from_the_rest_come_back_and_lie_outside_of_the_top() -> None:
+    format = TopKFormat(k=12, tail_draws=6)
+    record = observed(format)
+    found = round_trip(format, record)
+    kept = record["drawn_counts"] > 0
+    assert (record["drawn_counts"].sum(-1) == 6).all()
+    assert torch.equal(found["drawn_counts"], record["drawn_counts"])
+    assert torch.equal(found["drawn_ids"][kept], record["drawn_ids"][kept])
+    assert (found["drawn_log_probs"] - record["drawn_log_probs"])[kept].abs().max() <= format.step / 2 + 1e-6
+    inside = (record["drawn_ids"][:, :, None] == record["ids"][:, None]).any(-1)
+    assert not inside[kept].any()
+    logs = dense(signal()).log_softmax(-1)
+    torch.testing.assert_close(record["drawn_log_probs"][kept], logs.gather(-1, record["drawn_ids"])[kept])
+
+
+def test_the_mean_gradient_of_a_top_with_draws_is_that_of_the_whole_teacher() -> None:
+    """Within five standard errors where the teacher is drawn from, to rounding where it is known; the bucket is not."""
+    teacher = signal(rows=4)
+    torch.manual_seed(3)
+    student = (dense(teacher) + torch.randn(4, VOCAB)).requires_grad_()
+    whole = torch.autograd.grad(forward_kl(student, dense(teacher)).sum(), student)[0]
+    signals = [drawn(12, 8, seed, teacher) for seed in range(400)]
+    grads = torch.stack([torch.autograd.grad(on_draws(student, one).sum(), student)[0] for one in signals])
+    p = dense(teacher).softmax(-1)
+    top = torch.zeros_like(p).scatter(-1, signals[0].ids, 1.0).bool()
+    torch.testing.assert_close(grads.mean(0)[top], whole[top], rtol=1e-4, atol=1e-6)
+    rest = p.masked_fill(top, 0.0).sum(-1, keepdim=True)
+    share = p / rest
+    error = rest * (share * (1 - share) / (8 * len(grads))).sqrt()
+    seen = ~top & (share * 8 * len(grads) > 30)
+    z = ((grads.mean(0) - whole) / error)[seen]
+    assert seen.sum() > 30 and z.abs().max() < 5 and z.square().mean() < 1.5
+    bucket = ForwardKL()(student, TopK(signals[0].ids, signals[0].log_probs)).sum()
+    biased = torch.autograd.grad(bucket, student)[0]
+    assert ((biased - whole) / error)[seen].abs().max() > 10
+
+
+def test_draws_give_0_at_equality_and_the_divergence_on_average() -> None:
+    teacher = signal(rows=6)
+    torch.testing.assert_close(on_draws(dense(teacher), drawn(5, 3, 0, teacher)), torch.zeros(6), rtol=0, atol=1e-5)
+    student = dense(teacher) + torch.randn(6, VOCAB)
+    found = torch.stack([on_draws(student, drawn(5, 3, seed, teacher)) for seed in range(500)])
+    expected = forward_kl(student, dense(teacher))
+    assert ((found.mean(0) - expected) / (found.std(0) / 500**0.5)).abs().max() < 5
+
+
+def test_a_top_that_is_everything_needs_no_draws() -> None:
+    one = drawn(VOCAB, 4, 0, signal())
+    assert one.draws is None
+    student = dense(signal()) + torch.randn(ROWS, VOCAB)
+    torch.testing.assert_close(ForwardKL()(student, one), forward_kl(student, dense(signal())), rtol=1e-4, atol=1e-5)
+
+
+def test_fused_and_eager_losses_agree_on_draws_and_leave_the_others_their_bucket() -> None:
+    from kdlm.losses import CrossEntropy, ReverseKL, weighted_sum
+
+    given, labels = drawn(9, 4, 0, signal()), torch.arange(ROWS) * 5 % VOCAB
+    student = Hidden(torch.randn(ROWS, WIDTH, requires_grad=True), Head(torch.randn(VOCAB, WIDTH) * 0.5))
+    logits = student.head.logits(student.hidden)
+    for losses in (
+        [ForwardKL()],
+        [ForwardKL(weight=0.7), CrossEntropy(weight=0.3)],
+        [ForwardKL(), ReverseKL(weight=0.5)],
+    ):
+        terms = [(loss.name, loss, loss.weight) for loss in losses]
+        total, parts = weighted_sum(terms, student, given, labels, measures=("kl_to_teacher",))
+        plain = sum(loss.weight * loss(logits, given, labels) for loss in losses)
+        torch.testing.assert_close(total, plain, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parts["kl_to_teacher"], on_draws(logits, given).detach(), rtol=1e-4, atol=1e-5)
+        ours, theirs = (torch.autograd.grad(x.sum(), student.hidden, retain_graph=True)[0] for x in (total, plain))
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    weights = torch.rand(ROWS)
+    total = chunked(ForwardKL(), student, given, weights=weights)
+    torch.testing.assert_close(total, weights * on_draws(logits, given), rtol=1e-4, atol=1e-5)
+
+
+def test_finite_differences_agree_with_the_gradient_of_draws() -> None:
+    given = drawn(7, 3, 0, signal(rows=3))
+    student = torch.randn(3, VOCAB, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: on_draws(x, given), (student,))

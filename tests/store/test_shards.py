@@ -41,6 +41,9 @@ def filled(folder: Path, format: Format, data: list[dict], shards: int = 2) -> S
                 "log_probs": top.values.gather(-1, order),
                 "log_tail": torch.log(-torch.expm1(top.values.logsumexp(-1))),
                 "lse": at.float(),
+                "drawn_ids": torch.zeros(len(at), 1, dtype=torch.long),
+                "drawn_log_probs": torch.zeros(len(at), 1),
+                "drawn_counts": torch.zeros(len(at), 1),
             }
             if isinstance(format, HiddenFormat):
                 record = {"hidden": logs[:, :8]}

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forks import start
 from safetensors.torch import load_file
 
 import kdlm.train  # noqa: F401  the forks below then need not import it
@@ -36,17 +37,8 @@ run_dir: {RUN}
 """
 
 
-def start(recipe: Path, *words: str) -> multiprocessing.Process:
-    """Run `kdlm train` in a fork of this process, which has everything imported already."""
-    process = multiprocessing.get_context("fork").Process(target=quietly, args=(["train", str(recipe), *words],))
-    process.start()
-    return process
-
-
-def quietly(words: list[str]) -> None:
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os._exit(main(words))
+def begun(recipe: Path, *words: str) -> multiprocessing.Process:
+    return start("train", str(recipe), *words)
 
 
 def step_of(run: Path) -> int:
@@ -67,13 +59,13 @@ def recipes(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_five_kills_leave_no_trace_in_the_weights(recipes: dict[str, Path], tmp_path: Path) -> None:
-    whole = start(recipes["unbroken"])
+    whole = begun(recipes["unbroken"])
     whole.join()
     assert whole.exitcode == 0
     run, chance = tmp_path / "killed", random.Random(0)
     words: list[str] = []
     for kill in range(5):
-        process = start(recipes["killed"], *words)
+        process = begun(recipes["killed"], *words)
         goal = step_of(run) + chance.randint(3, 9)
         while step_of(run) < goal and process.is_alive():
             time.sleep(0.002)
@@ -82,7 +74,7 @@ def test_five_kills_leave_no_trace_in_the_weights(recipes: dict[str, Path], tmp_
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         words = ["--resume"]
-    last = start(recipes["killed"], "--resume")
+    last = begun(recipes["killed"], "--resume")
     last.join()
     assert last.exitcode == 0
     assert step_of(run) == 60
@@ -98,7 +90,7 @@ def test_five_kills_leave_no_trace_in_the_weights(recipes: dict[str, Path], tmp_
 
 
 def test_a_checkpoint_with_a_flipped_byte_is_refused_by_name(recipes: dict[str, Path], tmp_path: Path, capsys) -> None:
-    process = start(recipes["killed"], "training.max_steps=5")
+    process = begun(recipes["killed"], "training.max_steps=5")
     process.join()
     assert process.exitcode == 0
     file = tmp_path / "killed" / "checkpoint-5" / "model.safetensors"
