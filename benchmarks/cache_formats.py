@@ -1,6 +1,7 @@
 """What each format of a captured teacher costs and keeps: the same student from a live teacher and from seven captures.
 
     python benchmarks/cache_formats.py [--quick] [--check]
+    python benchmarks/cache_formats.py --seeds 3
 
 Quality: one student, data, steps and seed; only where the teacher's signals come from differs. Every student is then
 measured against the live teacher on held-out text: loss, KL to the teacher over the whole vocabulary, and calibration
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +71,37 @@ def captured(name: str, folder: Path) -> dict[str, Any]:
     return {"bytes_per_token": store.bytes / store.rows, "rows": store.rows}
 
 
-def trained(name: str, folder: Path, steps: int) -> dict[str, float]:
-    """Train a student without evaluation and measure it against the live teacher."""
-    run = folder / f"run-{name.replace(' ', '-')}"
+def trained(name: str, folder: Path, steps: int, seed: int = 0) -> dict[str, float]:
+    """Train a student without evaluation and measure it against the live teacher; a seed is of weights and order."""
+    from kdlm.sandbox import build
+
+    run = folder / f"run-{name.replace(' ', '-')}-{seed}"
     shutil.rmtree(run, ignore_errors=True)
     quiet = [f"training.max_steps={steps}", "training.eval_strategy=no", "training.save_strategy=no"]
-    kdlm("train", folder, [*source(name, folder), *quiet, f"run_dir={run}"])
+    student = f"student={{name: fresh, config_from: '{build('code-student')}', seed: {seed}}}"
+    seeded = [student, f"seed={seed}"] if seed else []
+    kdlm("train", folder, [*source(name, folder), *quiet, *seeded, f"run_dir={run}"])
     return measured(run / "student")
+
+
+def over_seeds(seeds: int, folder: Path) -> int:
+    """Repeat the quality runs of the live teacher and top_k over seeds, two at a time; write and print them."""
+    names = ["live", "top_k 128", "top_k 128 bucket"]
+    for name in names[1:]:
+        captured(name, folder)
+    jobs = [(name, seed) for seed in range(seeds) for name in names]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda job: trained(job[0], folder, 600, job[1]), jobs))
+    rows = {f"{name}, seed {seed}": row for (name, seed), row in zip(jobs, found, strict=True)}
+    from machine import described
+
+    content = json.dumps({"machine": described(), "steps": 600, "runs": rows}, indent=2)
+    (HERE / "results" / "cache_formats_seeds.json").write_text(content + "\n")
+    for name in names:
+        losses = [rows[f"{name}, seed {seed}"]["loss"] for seed in range(seeds)]
+        apart = [loss / rows[f"live, seed {seed}"]["loss"] - 1 for seed, loss in enumerate(losses)]
+        print(f"{name:<17}", "  ".join(f"{loss:.4f} ({off:+.2%})" for loss, off in zip(losses, apart, strict=True)))
+    return 0
 
 
 def measured(student: Path) -> dict[str, float]:
@@ -169,7 +195,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="60 steps, three formats, one round of paces")
     parser.add_argument("--check", action="store_true", help="exit 1 where a bound does not hold")
+    parser.add_argument("--seeds", type=int, default=0, help="instead: repeat the runs of top_k with so many seeds")
     options = parser.parse_args()
+    if options.seeds:
+        with tempfile.TemporaryDirectory() as name:
+            return over_seeds(options.seeds, Path(name))
     formats = ["hidden", "top_k 128", "sampled 50"] if options.quick else list(FORMATS)
     steps, rounds = (60, 1) if options.quick else (600, 3)
     with tempfile.TemporaryDirectory() as name:

@@ -71,6 +71,7 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         export(recipe, run, folder, results)
         print(f"student: {folder.student}")
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # a rank that exits with its process group open may abort
     return folder.path
 
 

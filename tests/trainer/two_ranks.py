@@ -59,3 +59,5 @@ if trainer.is_world_process_zero():
     save_file(tensors, folder / "weights.safetensors")
     values = {name: torch.tensor(value) for name, value in metrics.items() if isinstance(value, float)}
     save_file(values, folder / "metrics.safetensors")
+trainer.accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()  # a rank that exits with it open may abort
