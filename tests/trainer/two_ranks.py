@@ -3,6 +3,7 @@
 `two_ranks.py FOLDER [STEPS [ensemble]]`: the teacher is a model, or two of them with learned weights.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -60,4 +61,6 @@ if trainer.is_world_process_zero():
     values = {name: torch.tensor(value) for name, value in metrics.items() if isinstance(value, float)}
     save_file(values, folder / "metrics.safetensors")
 trainer.accelerator.wait_for_everyone()
-torch.distributed.destroy_process_group()  # a rank that exits with it open may abort
+torch.distributed.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # on a busy machine a rank may abort in its teardown ("terminate called"), with all of its work done
