@@ -73,7 +73,11 @@ def capture(recipe: Recipe) -> Path:
     units = plan(splits, max(1, int(section.shard_mb * 2**20 / section.format.row_bytes(width))))
     fresh = read_about(section.path) is None
     known = None if fresh else Store(section.path)
-    left = [unit for unit in units if not is_sealed(section.path, unit) and _lacking(known, unit.read(splits))]
+    left = [
+        unit
+        for unit in units
+        if not is_sealed(section.path, unit) and (known is None or _lacking(known, unit.read(splits)))
+    ]
     if left or fresh:
         model: Any = section.of.build(_device(recipe))
         ours, theirs = recipe.student.config().get_text_config().vocab_size, section.of.tokenizer()

@@ -72,6 +72,12 @@ class Head:
             return self
         return replace(self, weight=self.weight[:vocab], bias=None if self.bias is None else self.bias[:vocab])
 
+    def to(self, device: torch.device) -> "Head":
+        """Return the head on a device; itself where it is there."""
+        if self.weight.device == device:
+            return self
+        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
+
     def transform(self, raw: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
         """Turn the bare product `hidden @ weight.T + bias` into the model's logits."""
         logits = raw if self.logit_scale == 1.0 else raw * self.logit_scale

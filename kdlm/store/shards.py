@@ -75,7 +75,6 @@ class Shard:
         if _digest(tensors, self._about) != self._about.get("index"):
             raise ValueError(f"{index}: {MENDED.format(what='is damaged (its checksum differs)')}")
         self.keys = tensors["keys"].numpy().reshape(-1, KEY_BYTES)
-        self.lengths = tensors["lengths"].numpy()
         self._rows = _bounds(tensors["row_ends"])
         self._runs, self._run_bounds = tensors["runs"].numpy(), _bounds(tensors["run_ends"])
         self._packed = _bounds(tensors["packed_ends"]) if "packed_ends" in tensors else None

@@ -69,10 +69,7 @@ class CachedTeacher:
     @cached_property
     def _head(self) -> Head | None:
         head = self.store.head()
-        if head is None:
-            return None
-        bias = None if head.bias is None else head.bias.to(self.device)
-        return Head(head.weight.to(self.device), bias, head.logit_scale, head.softcap)
+        return None if head is None else head.to(self.device)
 
     def prefetch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Read what the capture has for the kept rows of a batch, in their order."""

@@ -1,7 +1,6 @@
 """A frozen model on this machine as the teacher."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -108,8 +107,7 @@ class LocalTeacher:
         if head.weight.device == device:
             return head
         if self._head is None:
-            bias = None if head.bias is None else head.bias.to(device)
-            self._head = replace(head, weight=head.weight.to(device), bias=bias)
+            self._head = head.to(device)
         return self._head
 
 

@@ -87,8 +87,7 @@ class ServedTeacher:
         if len(hidden) != len(rows):
             raise ValueError(f"the server was asked for {len(hidden)} rows of a batch that has {len(rows)}")
         device = rows.index.device
-        if self._head.weight.device != device:
-            self._head = _moved(self._head, device)
+        self._head = self._head.to(device)
         return Hidden(hidden.to(device), self._head)
 
     def hidden(self, question: Question) -> Float[Tensor, "rows hidden"]:
@@ -154,11 +153,6 @@ class ServedTeacher:
             if digest_of(path) != self.about["head"]:
                 raise TeacherUnavailable(f"{self.remote.endpoint.url}/v1/head: damaged on its way (digest differs)")
             return read_head(path, device)
-
-
-def _moved(head: Head, device: torch.device) -> Head:
-    bias = None if head.bias is None else head.bias.to(device)
-    return Head(head.weight.to(device), bias, head.logit_scale, head.softcap)
 
 
 class ServedTeacherSection(ServerOptions):

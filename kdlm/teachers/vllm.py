@@ -61,9 +61,7 @@ class VLLMTeacher:
         if self.head is None:
             ids, log_probs = self._best(prompts, question.rows)
             return TopK(ids.to(device), log_probs.to(device))
-        if self.head.weight.device != device:
-            bias = None if self.head.bias is None else self.head.bias.to(device)
-            self.head = Head(self.head.weight.to(device), bias, self.head.logit_scale, self.head.softcap)
+        self.head = self.head.to(device)
         hidden = torch.cat(self.hidden(prompts))[question.rows]
         return Hidden(hidden.to(device, self.head.weight.dtype), self.head)
 
