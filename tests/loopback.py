@@ -1,9 +1,6 @@
 """A `kdlm serve` on this machine for tests: in a thread of this process, or in a process that can be killed."""
 
 import contextlib
-import multiprocessing
-import os
-import signal
 import socket
 import tempfile
 import threading
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from forks import start
 
 from kdlm.models import Sandbox
 from kdlm.serve import listen
@@ -68,7 +66,7 @@ def served(
 
 
 class Killable:
-    """`kdlm serve` in a fork of this process, which has everything imported already."""
+    """`kdlm serve` in a process of its own."""
 
     def __init__(self, *words: str, port: int = 0):
         if not port:
@@ -79,8 +77,7 @@ class Killable:
         self.process: Any = None
 
     def start(self) -> "Killable":
-        self.process = multiprocessing.get_context("fork").Process(target=_quietly, args=(self.words,), daemon=True)
-        self.process.start()
+        self.process = start(*self.words, daemon=True)
         return self
 
     def wait(self) -> "Killable":
@@ -96,19 +93,5 @@ class Killable:
         raise AssertionError("the server does not come up")
 
     def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.join()
-
-
-def _quietly(words: list[str]) -> None:
-    from kdlm.cli import main
-
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    code = 1
-    try:
-        code = main(words)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        os._exit(code)

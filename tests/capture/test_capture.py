@@ -1,12 +1,10 @@
 """A capture from its recipe to the student that it trains, through the command line's own functions."""
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
-import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -131,7 +129,7 @@ def test_new_data_are_added_and_old_ones_are_not_captured_again(recipe: Path) ->
     train(load(recipe))
 
 
-def begun(recipe: Path) -> multiprocessing.Process:
+def begun(recipe: Path) -> BaseProcess:
     return start("capture", str(recipe), f"teacher.path={recipe.parent / 'killed'}")
 
 
@@ -148,7 +146,7 @@ def test_ten_kills_leave_no_trace_in_the_shards(recipe: Path, tmp_path: Path) ->
         time.sleep(chance.random() * 0.05)
         if not process.is_alive():
             break
-        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        process.kill()
         process.join()
         kills += 1
         for index in killed.glob("*.index.safetensors"):  # whatever is sealed is whole

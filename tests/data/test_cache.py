@@ -1,7 +1,6 @@
 """A table in the cache is whole, is built once, and belongs to what it was made from."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import CONTEXT
 
 from kdlm.data.cache import SEQUENCES, cached_table, tokenizer_fingerprint
 from kdlm.disk import cache_folder
@@ -79,18 +79,17 @@ def build(root: Path, begin: Any, killed: bool, answers: Any) -> None:
     answers.put((len(table), len(built)))
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_killed_build_leaves_no_table_and_two_builders_build_one(tmp_path):
-    fork = multiprocessing.get_context("fork")  # a fresh interpreter would import the libraries for seconds
-    answers = fork.Queue()
-    killed = fork.Process(target=build, args=(tmp_path, fork.Barrier(1), True, answers))
+    answers = CONTEXT.Queue()
+    begin = CONTEXT.Barrier(1)  # a name of its own: it must live until the process has it
+    killed = CONTEXT.Process(target=build, args=(tmp_path, begin, True, answers))
     killed.start()
     killed.join(60)
     assert killed.exitcode == -signal.SIGKILL
     assert folders(tmp_path) == ["name.unfinished"]
 
-    begin = fork.Barrier(2)
-    builders = [fork.Process(target=build, args=(tmp_path, begin, False, answers)) for _ in range(2)]
+    begin = CONTEXT.Barrier(2)
+    builders = [CONTEXT.Process(target=build, args=(tmp_path, begin, False, answers)) for _ in range(2)]
     for process in builders:
         process.start()
     assert sorted(answers.get(timeout=60) for _ in builders) == [(2500, 0), (2500, 1)]

@@ -1,18 +1,15 @@
 """A run that is killed again and again ends as if it had never been."""
 
 import json
-import multiprocessing
-import os
 import random
-import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from forks import start
 from safetensors.torch import load_file
 
-import kdlm.train  # noqa: F401  the forks below then need not import it
 from kdlm import checkpoints
 from kdlm.cli import main
 
@@ -37,7 +34,7 @@ run_dir: {RUN}
 """
 
 
-def begun(recipe: Path, *words: str) -> multiprocessing.Process:
+def begun(recipe: Path, *words: str) -> BaseProcess:
     return start("train", str(recipe), *words)
 
 
@@ -71,7 +68,7 @@ def test_five_kills_leave_no_trace_in_the_weights(recipes: dict[str, Path], tmp_
             time.sleep(0.002)
         time.sleep(chance.random() * 0.05)  # also in the middle of a checkpoint
         assert process.is_alive(), f"the run ended before kill {kill}"
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         words = ["--resume"]
     last = begun(recipes["killed"], "--resume")
