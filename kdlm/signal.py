@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -44,6 +44,10 @@ class Rows:
     def select(self, x: Float[Tensor, "batch length *rest"]) -> Float[Tensor, "rows *rest"]:
         """Return the kept rows of a per-position tensor."""
         return x.flatten(0, 1).index_select(0, self.index)
+
+    def of_labels(self, x: Shaped[Tensor, "batch length"]) -> Shaped[Tensor, "rows"]:
+        """Return what a per-token tensor says of the labels: at `t + 1` where the row is at `t`."""
+        return x.flatten().index_select(0, self.index + 1)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,17 @@ the trainer does the rest. A method never opens a file, never reads the recipe, 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from kdlm.losses import count_kept
 
 Batch = dict[str, Tensor]
+"""`input_ids`, `labels`, and `attention_mask` or `position_ids`. Where the student wrote some of the text there is also,
+for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether the student drew it; `log_probs`, what its
+engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence `group`, equal
+for completions of one prompt, `truncated`, whether it was cut, and `reward` where there is a verifier (else NaN)."""
 Nets = Mapping[str, Any]
 """Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
 
@@ -118,6 +122,13 @@ class Method:
     def leaves_unused(self) -> bool:
         """Whether a step may leave trainable parameters without a gradient, which DDP must be told."""
         return self.alternates
+
+    def text(self, step: Step, draw: float) -> Literal["data", "student", "both"]:
+        """Say whose text an optimiser step trains on: the data's, the student's own, or both of them in one batch.
+
+        `draw` is uniform in [0, 1), from the run's seed and the step, and so the same on every rank.
+        """
+        return "data"
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return how many items of each unit the batch holds, known before any forward pass."""

@@ -1,0 +1,1 @@
+"""Verifiers: completion and reference -> a verdict."""
