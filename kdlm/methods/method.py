@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdlm.losses import count_kept
 
 Batch = dict[str, Tensor]
-"""`input_ids`, `labels`, and `attention_mask` or `position_ids`. Where the student wrote some of the text there is also,
+"""`input_ids`, `labels`, and `attention_mask` or `position_ids`. Where the student wrote some of the text there is,
 for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether the student drew it; `log_probs`, what its
 engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence `group`, equal
 for completions of one prompt, `truncated`, whether it was cut, and `reward` where there is a verifier (else NaN)."""
