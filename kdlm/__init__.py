@@ -4,13 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdlm.on_policy import OnPolicyTrainer
     from kdlm.recipe import load as load_recipe
     from kdlm.trainer import DistillTrainer
 
 __version__ = "0.1.0"
-__all__ = ["DistillTrainer", "__version__", "load_recipe"]
+__all__ = ["DistillTrainer", "OnPolicyTrainer", "__version__", "load_recipe"]
 
-LAZY = {"DistillTrainer": ("kdlm.trainer", "DistillTrainer"), "load_recipe": ("kdlm.recipe", "load")}
+LAZY = {
+    "DistillTrainer": ("kdlm.trainer", "DistillTrainer"),
+    "OnPolicyTrainer": ("kdlm.on_policy", "OnPolicyTrainer"),
+    "load_recipe": ("kdlm.recipe", "load"),
+}
 """Public names that cost seconds to import, fetched when they are first asked for."""
 
 

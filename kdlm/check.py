@@ -34,6 +34,7 @@ def check(recipe: Recipe) -> list[str]:
         ("student", _student(recipe)),
         ("losses", _targets(recipe)),
         ("method", _needs(recipe, method)),
+        ("rollouts", _rollouts(recipe, method)),
         ("losses", teacher_checks.signals(recipe, method)),
         ("teacher", teacher_checks.server(recipe)),
         ("teacher", teacher_checks.tokenizers(recipe, method)),
@@ -106,7 +107,7 @@ def _targets(recipe: Recipe) -> Iterator[str]:
 def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
     if method is None:  # building it failed, which is said already
         return
-    provides = {"labels"} | (
+    provides = {"labels", "rollouts"} | (  # for rollouts see _rollouts
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):
@@ -118,8 +119,39 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
     yield f"method: {recipe.method.name}; needs {', '.join(sorted(method.needs))}"
 
 
+def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    """Look at what training on the student's own text needs of the other sections."""
+    wanted = method is not None and "rollouts" in method.needs
+    section, name = recipe.rollouts, recipe.method.name
+    if section is None:
+        if wanted:
+            raise ValueError(
+                f"rollouts: missing; {name} trains on the student's own text: add a section, e.g. rollouts: {{}}"
+            )
+        return
+    if method is not None and not wanted and not isinstance(recipe.method, Custom):
+        raise ValueError(f"rollouts: {name} trains on the data's text only: remove the section, or use gkd")
+    problems = []
+    if recipe.data.packing == "pack":
+        problems.append("data.packing: rows are prompts to complete and cannot be packed: use none or padding_free")
+    if section.reuse > 1 and recipe.data.streaming:
+        problems.append("rollouts.reuse: a stream cannot be gone over again: use reuse: 1, or data.streaming: false")
+    for key, teacher in teachers_of(recipe.teacher):
+        if getattr(teacher, "known_text_only", False):
+            problems.append(
+                f"{key}: {teacher.name} knows given text only, and {name} trains on new text: use the model"
+            )
+    if problems:
+        raise ValueError("\n".join(problems))
+    drawn, age = section.sampling, f"text is at most {section.staleness} steps old"
+    count, most = drawn.samples_per_prompt, drawn.max_new_tokens
+    how = f"{count} a prompt, at most {most} tokens, temperature {drawn.temperature:g}"
+    yield f"rollouts: {section.engine.name}, {how}; {age}"
+
+
 def _data(recipe: Recipe) -> Iterator[str]:
     problems = []
+    prompts = recipe.rollouts is not None and "labels" not in recipe.method.build(recipe.losses, None).needs
     for split in ("train", "eval"):
         for index, source in enumerate(getattr(recipe.data, split) or []):
             if source.path.startswith("sandbox:"):
@@ -127,7 +159,14 @@ def _data(recipe: Recipe) -> Iterator[str]:
                 continue
             try:
                 opened = open_source(source, stream=True)
-                yield f"data: {split}: {source.path} ({recognise(source, opened.columns).name})"
+                form = recognise(source, opened.columns).name
+                if form == "prompt" and not prompts:
+                    problems.append(
+                        f"data.{split}.{index}: {source.path} has prompts alone, and {recipe.method.name} needs answers"
+                    )
+                if form == "text" and recipe.rollouts is not None and recipe.rollouts.prompt_tokens is None:
+                    problems.append(f"rollouts.prompt_tokens: {source.path} has no prompts: say how many tokens lead")
+                yield f"data: {split}: {source.path} ({form})"
             except ValueError as error:
                 if looks_like_hub_id(source.path):
                     yield f"data: {split}: {source.path} not looked at here ({error})"

@@ -181,9 +181,13 @@ def clip_by_role(networks: Networks, method: Method, default: float) -> Tensor:
     return torch.stack([n.detach() for n in norms]).norm()
 
 
-def check_needs(method: Method, teacher: Any) -> None:
-    """Raise ValueError when the method needs what the teacher does not provide."""
-    provides = frozenset({"labels"}) | (frozenset() if teacher is None else teacher.provides)
+def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
+    """Raise ValueError when the method needs what neither trainer nor teacher provides."""
+    if "rollouts" in method.needs - provides:
+        raise ValueError(f"{type(method).__name__} trains on the student's own text: use OnPolicyTrainer")
+    if "rollouts" in method.needs and getattr(teacher, "known_text_only", False):
+        raise ValueError(f"{type(teacher).__name__} knows given text only, and {type(method).__name__} trains on new")
+    provides = provides | (frozenset() if teacher is None else teacher.provides)
     if missing := sorted(method.needs - provides):
         given = "no teacher was given" if teacher is None else f"{type(teacher).__name__} does not provide it"
         raise ValueError(f"{type(method).__name__} needs {', '.join(missing)}, but {given}")

@@ -10,6 +10,7 @@ from kdlm.data import DataSection
 from kdlm.losses import AnyLoss
 from kdlm.methods import AnyMethod
 from kdlm.models import AnyStudent
+from kdlm.rollouts import RolloutSection
 from kdlm.section import Section
 from kdlm.section_loader import load_section
 from kdlm.teachers import AnyTeacher
@@ -32,6 +33,8 @@ class Recipe(Section):
     """What one training step computes."""
     losses: list[AnyLoss] = []
     """The token losses that the method sums."""
+    rollouts: RolloutSection | None = None
+    """How the student's own text is made, for methods that train on it."""
     training: Training = Field(default_factory=Training)
     """Arguments of the Hugging Face Trainer: steps, batch size, learning rate, precision, logging."""
     run_dir: Path

@@ -1,6 +1,7 @@
 """`kdlm train`: the only place that assembles a run."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kdlm.data import Data, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.models import adapt, merge
+from kdlm.on_policy import OnPolicyTrainer
 from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
 from kdlm.run_folder import RunFolder, model_card
@@ -64,8 +66,7 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
     except TeacherUnavailable as error:
         raise TeacherUnavailable(f"teacher.url: {error}\n{save_what_is_done(trainer)}") from error
     finally:
-        if hasattr(trainer.teacher, "close"):
-            trainer.teacher.close()
+        trainer.close()
     if writes:
         folder.write_results(results)
         export(recipe, run, folder, results)
@@ -90,7 +91,7 @@ def save_what_is_done(trainer: DistillTrainer) -> str:
 
 def final_metrics(trainer: DistillTrainer) -> dict[str, float]:
     """Return the student's evaluation: the one that the last step made, if it did."""
-    last = trainer.state.log_history[-2:]
+    last = trainer.state.log_history[-3:]
     done = [logs for logs in last if "eval_loss" in logs and logs["step"] == trainer.state.global_step]
     return done[0] if done and trainer.state.best_model_checkpoint is None else trainer.evaluate()
 
@@ -113,7 +114,8 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
-    trainer = DistillTrainer(
+    kind: Any = DistillTrainer if recipe.rollouts is None else partial(OnPolicyTrainer, rollouts=recipe.rollouts)
+    trainer = kind(
         student,
         teacher,
         args,

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from accelerate.utils import broadcast
@@ -62,6 +62,9 @@ class DistillTrainer(Trainer):
     Raises ValueError when the method needs what the teacher does not provide.
     """
 
+    provides: ClassVar[frozenset[str]] = frozenset({"labels"})
+    """What a method may need that is not the teacher's."""
+
     def __init__(
         self,
         model: Any,
@@ -79,7 +82,7 @@ class DistillTrainer(Trainer):
         args.remove_unused_columns = False
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = self.method.leaves_unused
-        check_needs(self.method, self.teacher)
+        check_needs(self.method, self.teacher, self.provides)
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         self.networks = Networks(model, self.method, self.teacher)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None:
@@ -139,6 +142,11 @@ class DistillTrainer(Trainer):
             for batch in loader:
                 batch = self._prepare_inputs(batch)
                 yield batch, kept_rows(batch["labels"])
+
+    def close(self) -> None:
+        """Let go of what a run holds beside its weights: the lines to a server, workers."""
+        if hasattr(self.teacher, "close"):
+            self.teacher.close()
 
     # One step
 

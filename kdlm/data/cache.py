@@ -31,8 +31,8 @@ BATCH = 1000
 
 TOKENS = pa.list_(pa.int32())
 SEQUENCES = pa.schema({"input_ids": TOKENS, "labels": TOKENS, "length": pa.int32(), "key": pa.int64()})
-WITH_DOMAINS = SEQUENCES.append(pa.field("domain", pa.int64()))
-"""Sequences of a source that says of every row which domain it is of."""
+BESIDE = {"domain": pa.int64(), "reference": pa.string()}
+"""What a sequence carries beside its tokens where its source says it of every row."""
 PACKED = pa.schema(
     {
         "input_ids": TOKENS,

@@ -67,9 +67,9 @@ class ChatTemplate:
         full = self._text(template, messages, tools)
         return full, list(self._turns(template, full, messages, tools, first))
 
-    def text(self, messages: list[Message], tools: list[Any] | None) -> str:
-        """Return a conversation's text."""
-        return self._text(self.tokenizer.get_chat_template(self.template, tools), messages, tools)
+    def text(self, messages: list[Message], tools: list[Any] | None, *, prompt: bool = False) -> str:
+        """Return a conversation's text; `prompt` adds what opens the assistant's next turn."""
+        return self._text(self.tokenizer.get_chat_template(self.template, tools), messages, tools, prompt=prompt)
 
     def _turns(self, template: str, full: str, messages: list[Message], tools: Any, first: int) -> Iterator[Span]:
         for index in range(first, len(messages)):

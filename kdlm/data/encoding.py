@@ -18,12 +18,21 @@ from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.chat import ChatTemplate, Span, template_text
 from kdlm.data.files import Row
-from kdlm.data.forms import Form, read_chat, read_completion, read_domain, read_text, read_tools
+from kdlm.data.forms import (
+    Form,
+    read_chat,
+    read_completion,
+    read_domain,
+    read_prompt,
+    read_reference,
+    read_text,
+    read_tools,
+)
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
 from kdlm.signal import IGNORE_INDEX
 
-LOSS_ON = {"chat": ("assistant", "all"), "completion": ("completion", "all"), "text": ("all",)}
+LOSS_ON = {"chat": ("assistant", "all"), "completion": ("completion", "all"), "text": ("all",), "prompt": ()}
 """What the loss may be on, for each form; `auto` is the first."""
 
 
@@ -57,6 +66,14 @@ class Chat:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What the student is to complete; text that a template rendered has its special tokens."""
+
+    text: str
+    rendered: bool
+
+
+@dataclass(frozen=True)
 class Pair:
     """A prompt and its completion, both plain text."""
 
@@ -71,7 +88,7 @@ class Encoder:
         allowed = LOSS_ON[form.name]
         if section.loss_on not in ("auto", *allowed):
             raise ValueError(
-                f"loss_on: {section.loss_on} does not fit {form.name} data: use {' or '.join(allowed)}, or auto"
+                f"loss_on: {section.loss_on} does not fit {form.name} data: use {' or '.join((*allowed, 'auto'))}"
             )
         if form.name == "chat":
             _ = self._template_for(tokenizer, section)  # refused before any row is read
@@ -98,6 +115,7 @@ class Encoder:
         encoders: dict[type, Callable[[list[Any]], list[Encoded | Unusable]]] = {
             Chat: self._chats,
             Pair: self._pairs,
+            Prompt: self._prompts,
             str: self._texts,
         }
         for kind, encode in encoders.items():
@@ -106,7 +124,7 @@ class Encoder:
                 results.update(zip(chosen, encode([prepared[i] for i in chosen]), strict=True))
         return [results.get(i, one) for i, one in enumerate(prepared)]  # type: ignore[misc]  what is left is Unusable
 
-    def _prepare(self, place: str, row: dict[str, Any]) -> Chat | Pair | str | Unusable:
+    def _prepare(self, place: str, row: dict[str, Any]) -> Chat | Pair | Prompt | str | Unusable:
         try:
             missing = [theirs for theirs in self.form.columns.values() if theirs not in row]
             if missing and missing != [self.form.columns.get("tools")]:
@@ -114,10 +132,15 @@ class Encoder:
             values = {ours: row.get(theirs) for ours, theirs in self.form.columns.items()}
             if "domain" in values:
                 read_domain(values)  # a row that names none is not used
+            if "reference" in values:
+                read_reference(values)
             if self.form.name == "text":
                 return read_text(values)
             if self.form.name == "chat":
                 return self._chat(read_chat(values), read_tools(values))
+            if self.form.name == "prompt":
+                given, tools = read_prompt(values), read_tools(values)
+                return Prompt(given, False) if isinstance(given, str) else Prompt(self._asked(given, tools), True)
             prompt, completion = read_completion(values)
             if isinstance(prompt, str) and isinstance(completion, str):
                 return Pair(prompt, completion)
@@ -132,6 +155,9 @@ class Encoder:
             text = self.template.text(messages, tools)
             return Chat(text, [(0, len(text))])
         return Chat(*self.template.render(messages, tools, first))
+
+    def _asked(self, messages: Any, tools: Any) -> str:
+        return self.template.text(messages, tools, prompt=True)
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -155,6 +181,16 @@ class Encoder:
             ids = self._ended(whole)
             first = 0 if self.section.loss_on == "all" else len(self.leading) + len(prompt)
             encoded.append(self._fitted(ids, np.arange(len(ids)) >= first))
+        return encoded
+
+    def _prompts(self, prompts: list[Prompt]) -> list[Encoded | Unusable]:
+        encoded: list[Encoded | Unusable] = []
+        for prompt, tokens in zip(prompts, self._tokens([prompt.text for prompt in prompts]), strict=True):
+            ids = tokens if prompt.rendered else [*self.leading, *tokens]
+            if len(ids) > self.section.max_length:  # cut at its end it would ask something else
+                encoded.append(Unusable("too long", f"{len(ids)} tokens, max_length is {self.section.max_length}"))
+            else:
+                encoded.append(Encoded([Sequence(ids, [IGNORE_INDEX] * len(ids))]))
         return encoded
 
     def _texts(self, texts: list[str]) -> list[Encoded | Unusable]:

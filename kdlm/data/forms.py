@@ -1,8 +1,9 @@
 """Forms: what the columns of a source hold, and one row of it in that form.
 
 Recognised, in this order: `messages` (chat), `conversations` (chat in ShareGPT's from/value words, or role/content),
-`prompt` with `completion` (both text, or lists of messages), `text`. A column that the source maps decides first.
-`tools` and `domain` come beside these; a domain only where the source maps it.
+`prompt` with `completion` (both text, or lists of messages), `text`, `prompt` alone (for the student to complete). A
+column that the source maps decides first. `tools`, `domain` and `reference` come beside these; the last two only where
+the source maps them.
 """
 
 import json
@@ -15,12 +16,16 @@ from kdlm.signal import domain_id
 
 Message = dict[str, Any]
 
-FORMS: dict[tuple[str, ...], Literal["chat", "completion", "text"]] = {
+Kind = Literal["chat", "completion", "text", "prompt"]
+
+FORMS: dict[tuple[str, ...], Kind] = {
     ("messages",): "chat",
     ("conversations",): "chat",
     ("prompt", "completion"): "completion",
     ("text",): "text",
+    ("prompt",): "prompt",
 }
+BESIDE = ("domain", "reference")
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 
@@ -34,7 +39,7 @@ class Form:
         columns: kdlm's column -> the source's.
     """
 
-    name: Literal["chat", "completion", "text"]
+    name: Kind
     columns: dict[str, str]
 
 
@@ -50,14 +55,14 @@ def recognise(source: Source, columns: list[str]) -> Form:
     known = {name: name for name in ("messages", "conversations", "prompt", "completion", "text", "tools")}
     usable = {ours: theirs for ours, theirs in (known | mapped).items() if theirs in columns}
     for needed, name in FORMS.items():
-        chosen = not (mapped.keys() - {"tools", "domain"}) or mapped.keys() & set(needed)
+        chosen = not (mapped.keys() - {"tools", *BESIDE}) or mapped.keys() & set(needed)
         if chosen and usable.keys() >= set(needed):
             kept = (*needed, "tools") if name != "text" and "tools" in usable else needed
-            kept = (*kept, "domain") if "domain" in mapped else kept
+            kept = (*kept, *(name for name in BESIDE if name in mapped))
             return Form(name, {ours: usable[ours] for ours in kept})
     raise ValueError(
         f"data source {source.path!r}: cannot tell what its columns {', '.join(map(repr, columns))} hold: expected "
-        "`messages`, `conversations`, `prompt` and `completion`, or `text`; say which is which, e.g. "
+        "`messages`, `conversations`, `prompt` and `completion`, `text`, or `prompt` alone; say which is which, e.g. "
         "columns: {prompt: question, completion: answer}"
     )
 
@@ -87,6 +92,12 @@ def read_completion(row: dict[str, Any]) -> tuple[str, str] | tuple[list[Message
     return read_messages(prompt, "prompt"), read_messages(completion, "completion")
 
 
+def read_prompt(row: dict[str, Any]) -> str | list[Message]:
+    """Return the prompt of a row of form `prompt`, text or messages."""
+    prompt = _parsed(row["prompt"])
+    return _string(row, "prompt") if isinstance(prompt, str | None) else read_messages(prompt, "prompt")
+
+
 def read_tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Return the tool descriptions of a row, or None."""
     tools = _parsed(row.get("tools"))
@@ -103,6 +114,14 @@ def read_domain(row: dict[str, Any]) -> int:
     if isinstance(value, str | int) and str(value):
         return domain_id(str(value))
     raise Unusable("malformed", f"domain is {type(value).__name__}, not a name")
+
+
+def read_reference(row: dict[str, Any]) -> str:
+    """Return what a row names in its column `reference`: text as it is, anything else as JSON."""
+    value = row["reference"]
+    if value is None or value == "":
+        raise Unusable("empty", "reference is empty")
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def read_messages(value: Any, column: str) -> list[Message]:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from kdlm.section import Section
 
-Column = Literal["messages", "conversations", "prompt", "completion", "text", "tools", "domain"]
+Column = Literal["messages", "conversations", "prompt", "completion", "text", "tools", "domain", "reference"]
 
 
 class Source(Section):
@@ -24,7 +24,8 @@ class Source(Section):
     """Branch, tag or commit of a hub data set."""
     columns: dict[Column, str] = {}
     """What kdlm calls a column -> what the source calls it, e.g. `{prompt: question, completion: answer}`. A column of
-    names that is mapped to `domain` says of each row what `domain` says of a whole source."""
+    names that is mapped to `domain` says of each row what `domain` says of a whole source; one mapped to
+    `reference` is what a verifier compares the student's answer with."""
     domain: str | None = Field(default=None, min_length=1)
     """What an ensemble of teachers knows this source's rows by; by default its path."""
     weight: float | None = Field(default=None, gt=0)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.cache import SEQUENCES, WITH_DOMAINS, cached_table, fingerprint, tokenizer_fingerprint
+from kdlm.data.cache import BESIDE, SEQUENCES, cached_table, fingerprint, tokenizer_fingerprint
 from kdlm.data.chat import template_text
 from kdlm.data.encoding import Encoder
-from kdlm.data.forms import read_domain, recognise
+from kdlm.data.forms import read_domain, read_reference, recognise
 from kdlm.data.report import SourceReport, Unusable
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.sources import Opened, open_source
@@ -51,12 +52,13 @@ class Tokenised:
     def sequences(self, *, warn: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the sequences of all rows, counting in the report what is used and what is not.
 
-        `key` is the hash of the content of the row, `domain` the number of its domain. `warn` logs the first row of
+        `key` is the hash of the content of the row, `domain` the number of its domain, `reference` what its source
+        names so. `warn` logs the first row of
         each reason that one is not used.
         Raises ValueError when no row could be used.
         """
         report, columns = self.report, list(self.encoder.form.columns.values())
-        domain, named = self.domain, self.encoder.form.columns.get("domain", "")
+        domain, named = self.domain, self.encoder.form.columns
         report.restart()
         rows = islice(self.opened.read(columns), self.source.limit)
         while batch := list(islice(rows, ENCODED_AT_ONCE)):
@@ -68,8 +70,10 @@ class Tokenised:
                     continue
                 report.keep([len(one.ids) for one in encoded.sequences], encoded.trained, encoded.truncated)
                 key = content_key([row.get(name) for name in columns])
-                own = read_domain({"domain": row[named]}) if domain is None else domain
-                about = {"key": key, "domain": own}
+                own = read_domain({"domain": row[named["domain"]]}) if domain is None else domain
+                about: dict[str, Any] = {"key": key, "domain": own}
+                if "reference" in named:
+                    about["reference"] = read_reference({"reference": row[named["reference"]]})
                 for one in encoded.sequences:
                     yield {"input_ids": one.ids, "labels": one.labels, "length": len(one.ids), **about}
         if not report.kept:
@@ -81,7 +85,10 @@ class Tokenised:
         The table has a column `domain` only where each row names its own: a source's domain may change its name
         without tokenising anything again.
         """
-        schema = WITH_DOMAINS if self.domain is None else SEQUENCES
+        schema = SEQUENCES
+        for name, kind in BESIDE.items():
+            if name in self.encoder.form.columns:
+                schema = schema.append(pa.field(name, kind))
         table, about = cached_table(
             root, self.fingerprint, schema, self.sequences(), lambda: {"report": asdict(self.report)}
         )

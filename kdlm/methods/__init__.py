@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
 from kdlm.methods.method import EmaOf, Method, Role, Step, Term, Terms, Trainable
@@ -23,13 +24,16 @@ class CustomMethod(Custom):
 
 
 AnyMethod = Annotated[
-    LogitKDSection | TaidSection | SequenceKDSection | HiddenKDSection | CustomMethod, Field(discriminator="name")
+    LogitKDSection | TaidSection | SequenceKDSection | HiddenKDSection | GKDSection | CustomMethod,
+    Field(discriminator="name"),
 ]
 
 __all__ = [
+    "GKD",
     "AnyMethod",
     "CustomMethod",
     "EmaOf",
+    "GKDSection",
     "HiddenKD",
     "HiddenKDSection",
     "LogitKD",

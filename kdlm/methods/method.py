@@ -101,7 +101,8 @@ class Method:
 
     paper: ClassVar[str] = ""
     needs: frozenset[str] = frozenset()
-    """What must be there: `teacher` (any signal), `teacher.layers` (its hidden layers), `labels`."""
+    """What must be there: `teacher` (any signal), `teacher.layers` (its hidden layers), `labels`,
+    `rollouts` (the student's own text)."""
     follows: tuple[str, ...] = ()
     """Names of the terms or metrics whose global mean `stepped` wants after every optimiser step."""
 

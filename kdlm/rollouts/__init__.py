@@ -1,5 +1,26 @@
 """Rollouts: prompts -> completions of the student, with the log-probabilities that its engine gave them."""
 
 from kdlm.rollouts.engine import Completion, Engine, Sampling
+from kdlm.rollouts.generate import GenerateEngine, GenerateSection
+from kdlm.rollouts.rounds import Repeated, Rounds, Slot
+from kdlm.rollouts.rows import Opaque, Row, Written, as_row, describe, prompt_of
+from kdlm.rollouts.sections import AnyEngine, RolloutSection
 
-__all__ = ["Completion", "Engine", "Sampling"]
+__all__ = [
+    "AnyEngine",
+    "Completion",
+    "Engine",
+    "GenerateEngine",
+    "GenerateSection",
+    "Opaque",
+    "Repeated",
+    "RolloutSection",
+    "Rounds",
+    "Row",
+    "Sampling",
+    "Slot",
+    "Written",
+    "as_row",
+    "describe",
+    "prompt_of",
+]

@@ -43,6 +43,8 @@ class CachedTeacher:
     """
 
     provides = frozenset({"teacher"})
+    known_text_only = True
+    """Methods that train on new text cannot ask it."""
 
     def __init__(
         self,
@@ -143,6 +145,7 @@ class CachedTeacherSection(Section):
     """A teacher whose signals `kdlm capture` wrote to disk: no teacher in memory while the student trains."""
 
     provides: ClassVar[frozenset[str]] = CachedTeacher.provides
+    known_text_only: ClassVar[bool] = CachedTeacher.known_text_only
 
     name: Literal["cached"] = "cached"
     path: Path

@@ -1,0 +1,231 @@
+"""OnPolicyTrainer: a DistillTrainer whose student trains on text that it writes itself.
+
+It adds what differs in the batch and the loop, and no loss: before a step it asks the rollouts for the student's
+completions of the step's prompts, and lays them out as a batch beside or instead of the data's own answers.
+"""
+
+import json
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kdlm.data.share import Share
+from kdlm.disk import write_text
+from kdlm.methods import Step
+from kdlm.rollouts import (
+    Completion,
+    Engine,
+    Opaque,
+    Repeated,
+    RolloutSection,
+    Rounds,
+    Row,
+    Slot,
+    Written,
+    as_row,
+    describe,
+)
+from kdlm.trainer import Counts, DistillTrainer
+
+logger = logging.getLogger(__name__)
+
+Reward = Callable[[Sequence[str], Sequence[Row]], Sequence[float]]
+"""Texts of completions, and the rows whose prompts they follow -> one number each."""
+
+
+class OnPolicyTrainer(DistillTrainer):
+    """Trains a student on its own samples, on given data, or on both, as the method says step by step.
+
+    A micro-batch holds `per_device_train_batch_size` prompts, and so that many times `samples_per_prompt` completions.
+
+    Args:
+        model, teacher, args, **options: as of `DistillTrainer`. Rows of `train_dataset` give the prompts: what comes
+            before their last answer; a row may be a prompt alone (no label) where the method takes no data's text.
+        rollouts: how completions are made; by default by `model.generate`, one for each prompt, for every step.
+        engine: what makes them, instead of the one that `rollouts` names.
+        reward: gives each completion a number, which is logged and handed to the method.
+
+    Raises ValueError when engine, rollouts and training arguments do not fit.
+    """
+
+    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts"}
+
+    def __init__(
+        self,
+        model: Any,
+        teacher: Any = None,
+        args: Any = None,
+        *,
+        rollouts: RolloutSection | None = None,
+        engine: Engine | None = None,
+        reward: Reward | None = None,
+        **options: Any,
+    ):
+        super().__init__(model, teacher, args, **options)
+        section = rollouts if rollouts is not None else RolloutSection()
+        tokenizer: Any = self.processing_class
+        if tokenizer is None:
+            raise ValueError("processing_class: the student's tokenizer is needed, for its end token and to read text")
+        if engine is None:
+            engine = section.engine.build(self.student, tokenizer, self.args.device, copied=section.asynchronous)
+        self.reward, self.section = reward, section
+        self.rounds = Rounds(
+            engine,
+            section,
+            seed=random.Random(f"{self.args.seed} {self.args.process_index}").getrandbits(31),
+            text=lambda index: self.method.text(self._step(index), draw_of(self.args.seed, index)),
+            student=lambda: self.student,
+            finish=self._finish,
+            last=lambda: self.state.max_steps,
+        )
+        self._seen: dict[str, Tensor] = defaultdict(partial(torch.zeros, (2,), dtype=torch.float64))
+
+    def close(self) -> None:
+        super().close()
+        self.rounds.close()
+
+    # Batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Hand out rows, not batches: prompts are completed before they are laid out."""
+        collator, self.data_collator = self.data_collator, Opaque
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if self.section.reuse == 1:
+            return sampler
+        if sampler is None:
+            raise ValueError(
+                "rollouts.reuse: a stream cannot be gone over again: use reuse: 1, or data.streaming: false"
+            )
+        args = self.args
+        size = self._train_batch_size * args.gradient_accumulation_steps * args.world_size * self.section.every
+        return Repeated(sampler, size, self.section.reuse)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Counts]:
+        """Return the micro-batches of the next optimiser step, with the student's text, and their counts."""
+        index = self.state.global_step
+        slot = self.rounds.step(epoch_iterator, num_batches, index)
+        batches = [] if slot is None else [self._laid_out(slot, place) for place in range(len(slot.micro))]
+        if slot is not None:
+            self._note([one for written in slot.written for one in written], index)
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _laid_out(self, slot: Slot, place: int) -> dict[str, Tensor]:
+        """Return one micro-batch: the data's rows, the student's, or the ones above the others."""
+        data = slot.micro[place] if slot.text != "student" else []
+        own = slot.written[place] if slot.written else []
+        return self.batch_of(data, own)
+
+    def batch_of(self, data: Sequence[Row], own: Sequence[Written]) -> dict[str, Tensor]:
+        """Lay out rows of the data and the student's completions as one batch."""
+        masked = self.section.truncated == "mask"
+        rows = [*data, *(as_row(one, masked=masked and one.completion.stop == "length") for one in own)]
+        batch: Any = self.data_collator(rows)
+        if own:
+            batch |= describe(batch, rows, [*(None for _ in data), *own])
+            batch["sampling_temperature"] = torch.tensor(self.section.sampling.temperature or 1.0)
+        return batch
+
+    def _finish(self, drawn: list[tuple[Row, list[int], Completion]]) -> list[Written]:
+        """Read each completion as text, and ask what it is worth."""
+        tokenizer: Any = self.processing_class
+        texts = tokenizer.batch_decode([one.ids for _, _, one in drawn], skip_special_tokens=True)
+        rows = [row for row, _, _ in drawn]
+        rewards: Sequence[float | None] = [None] * len(rows) if self.reward is None else self.reward(texts, rows)
+        return [Written(*given, text, reward) for given, text, reward in zip(drawn, texts, rewards, strict=True)]
+
+    # What is seen of it
+
+    def _note(self, written: Sequence[Written], index: int) -> None:
+        """Add a step's completions to what the next log line says of them."""
+        for one in written:
+            self._add("length", len(one.completion.ids))
+            self._add("truncated", one.completion.stop == "length")
+            self._add("staleness", index - one.completion.version)
+            if one.reward is not None:
+                self._add("reward", one.reward)
+
+    def _add(self, name: str, value: float, count: float = 1.0) -> None:
+        self._seen[name] = self._seen[name] + torch.tensor([float(value), count], dtype=torch.float64)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the completions since the last log line were like, and the seconds that were waited for them."""
+        if "loss" in logs:
+            self._add("seconds_waiting", self.rounds.waited)
+            self.rounds.waited = 0.0
+            for name, sums in self._reduced({f"rollout/{name}": pair for name, pair in self._seen.items()}).items():
+                logs[name] = (sums[0] / sums[1]).item()
+            self._seen.clear()
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As ever; and, where it is asked for, on the student's own completions of evaluation prompts."""
+        metrics = super().evaluate(*args, **kwargs)
+        rows = self.eval_dataset if not args and "eval_dataset" not in kwargs else None
+        if self.section.eval_prompts and rows is not None and not isinstance(rows, dict):
+            own = self._evaluate_rollouts(rows)
+            self.log(own)
+            metrics |= own
+        return metrics
+
+    def _evaluate_rollouts(self, dataset: Any) -> dict[str, float]:
+        rows = dataset.select(range(min(self.section.eval_prompts, len(dataset))))
+        share = Share(rows, self.args.process_index, self.args.world_size)
+        written = self.rounds.complete([share[place] for place in range(len(share))], self.state.global_step, samples=1)
+        size = self.args.eval_batch_size
+        batches: Any = [self.batch_of([], written[at : at + size]) for at in range(0, len(written), size)]
+        metrics = self.evaluation_loop(batches, "rollouts", metric_key_prefix="eval_rollout").metrics or {}
+        sums = {"length": 0.0, "truncated": 0.0, "reward": 0.0}
+        for one in written:
+            sums["length"] += len(one.completion.ids)
+            sums["truncated"] += one.completion.stop == "length"
+            sums["reward"] += one.reward or 0.0
+        pairs = {name: torch.tensor([value, float(len(written))]) for name, value in sums.items()}
+        for name, (total, count) in self._reduced(pairs).items():
+            if name != "reward" or self.reward is not None:
+                metrics[f"eval_rollout_{name}"] = (total / count).item()
+        return metrics
+
+    # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write into a checkpoint also, of each rank, the text that waits to be trained on."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call:
+            write_text(self._waiting(Path(output_dir or str(self.args.output_dir))), json.dumps(self.rounds.state()))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        file = self._waiting(Path(resume_from_checkpoint))
+        if file.is_file():
+            self.rounds.load_state(json.loads(file.read_text()))
+        else:
+            logger.warning("%s: no waiting text of rank %d: it is made anew", file.parent, self.args.process_index)
+
+    def _waiting(self, folder: Path) -> Path:
+        return folder / f"rollouts_{self.args.process_index}.json"
+
+    def _step(self, index: int) -> Step:
+        return Step(index, max(1, self.state.max_steps))
+
+
+def draw_of(seed: int, index: int) -> float:
+    """Return the uniform number in [0, 1) of an optimiser step: the same on every rank."""
+    return random.Random(f"{seed} text {index}").random()

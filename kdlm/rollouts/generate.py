@@ -1,0 +1,179 @@
+"""The engine `generate`: transformers' own generation, on any device, with the student itself or a copy of it."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from kdlm.rollouts.engine import Completion, Sampling
+from kdlm.section import Section
+
+
+class GenerateEngine:
+    """Draws with `student.generate`, a batch of prompts of like length at a time.
+
+    Random numbers come from a generator of its own: neither the run's nor those of another thread are touched.
+
+    Args:
+        end_ids: tokens that end a completion.
+        pad_id: what fills prompts on the left; any id does.
+        batch_size: completions drawn at once.
+        copied: keep a copy of the student, which can be asked while the student trains.
+    """
+
+    def __init__(self, end_ids: Sequence[int], pad_id: int, *, batch_size: int = 64, copied: bool = False):
+        self.end_ids, self.pad_id, self.batch_size = list(end_ids), pad_id, batch_size
+        self.lives = not copied
+        self._model: Any = None
+        self._version = 0
+
+    def take(self, student: Any, version: int) -> None:
+        self._version = version
+        if self.lives:
+            self._model = student
+        elif self._model is None:
+            self._model = copy.deepcopy(student).eval().requires_grad_(False)
+        else:
+            with torch.no_grad():
+                for ours, theirs in zip(self._model.parameters(), student.parameters(), strict=True):
+                    ours.copy_(theirs)
+                for ours, theirs in zip(self._model.buffers(), student.buffers(), strict=True):
+                    ours.copy_(theirs)
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Completion]:
+        if self._model is None:
+            raise RuntimeError("the engine has taken no weights yet: call take first")
+        context = context_of(self._model)
+        asked = [place for place in range(len(prompts)) for _ in range(sampling.samples_per_prompt)]
+        check_prompts(prompts, context)
+        by_length = sorted(range(len(asked)), key=lambda number: len(prompts[asked[number]]))
+        done: dict[int, Completion] = {}
+        training = self._model.training
+        self._model.eval()
+        try:
+            for start in range(0, len(by_length), self.batch_size):
+                numbers = by_length[start : start + self.batch_size]
+                drawn = self._draw([prompts[asked[n]] for n in numbers], sampling, context, seed * 1_000_003 + start)
+                for number, (ids, log_probs) in zip(numbers, drawn, strict=True):
+                    stop: Literal["end", "length"] = "end" if ids and ids[-1] in self.end_ids else "length"
+                    done[number] = Completion(ids, log_probs, stop, asked[number], self._version)
+        finally:
+            self._model.train(training)
+        return [done[number] for number in range(len(asked))]
+
+    def close(self) -> None:
+        self._model = None
+
+    @torch.no_grad()
+    def _draw(
+        self, prompts: list[Sequence[int]], sampling: Sampling, context: int, seed: int
+    ) -> list[tuple[list[int], list[float]]]:
+        device = self._model.device
+        longest = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), longest), self.pad_id)
+        mask = torch.zeros_like(ids)
+        for number, prompt in enumerate(prompts):
+            ids[number, longest - len(prompt) :] = torch.tensor(list(prompt))
+            mask[number, longest - len(prompt) :] = 1
+        drawing = _Drawing(sampling, torch.Generator(device).manual_seed(seed % 2**63))
+        plain = GenerationConfig(
+            max_new_tokens=min(sampling.max_new_tokens, context - longest),
+            do_sample=False,  # the drawing is done by the processor, with a generator of its own
+            eos_token_id=self.end_ids,
+            pad_token_id=self.pad_id,
+        )
+        base = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+        own, base.generation_config = base.generation_config, plain  # penalties and the like that it brings are no law
+        try:
+            whole = self._model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=plain,
+                logits_processor=LogitsProcessorList([drawing]),
+            )
+        finally:
+            base.generation_config = own
+        log_probs = torch.stack(drawing.log_probs, 1).tolist()
+        return [self._ended(row, logs) for row, logs in zip(whole[:, longest:].tolist(), log_probs, strict=True)]
+
+    def _ended(self, ids: list[int], log_probs: list[float]) -> tuple[list[int], list[float]]:
+        end = next((place + 1 for place, token in enumerate(ids) if token in self.end_ids), len(ids))
+        return ids[:end], log_probs[:end]
+
+
+class _Drawing(LogitsProcessor):
+    """Draws each token itself, notes its log-probability, and leaves it as the only one to choose."""
+
+    def __init__(self, sampling: Sampling, generator: torch.Generator):
+        self.greedy, self.generator = sampling.temperature == 0, generator
+        self.log_probs: list[Tensor] = []
+        warpers: list[Any] = []
+        if not self.greedy and sampling.temperature != 1:
+            warpers.append(TemperatureLogitsWarper(sampling.temperature))
+        if not self.greedy and sampling.top_k:
+            warpers.append(TopKLogitsWarper(sampling.top_k))
+        if not self.greedy and sampling.top_p < 1:
+            warpers.append(TopPLogitsWarper(sampling.top_p))
+        self.warpers = LogitsProcessorList(warpers)
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        log_p = torch.log_softmax(self.warpers(input_ids, scores.float()), dim=-1)
+        chances = log_p
+        if not self.greedy:  # the largest of log p plus Gumbel noise is a draw from p
+            noise = torch.empty_like(log_p).exponential_(generator=self.generator)
+            chances = log_p - noise.log()
+        drawn = chances.argmax(-1, keepdim=True)
+        self.log_probs.append(log_p.gather(-1, drawn).squeeze(-1))
+        return torch.full_like(scores, -torch.inf).scatter_(-1, drawn, 0.0)
+
+
+def context_of(model: Any) -> int:
+    """Return how many tokens a model can read; a large number where it does not say."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:
+    """Raise ValueError where a prompt is empty or leaves no room for a completion."""
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < context:
+            raise ValueError(
+                f"prompt {number} has {len(prompt)} tokens, and the student reads {context}: give it at least one "
+                "and leave room for a completion (data.max_length)"
+            )
+
+
+class GenerateSection(Section):
+    """transformers' own generation with the student in this process: slow, and on any device."""
+
+    name: Literal["generate"] = "generate"
+    batch_size: int = Field(64, ge=1)
+    """Completions drawn at once."""
+
+    def build(self, student: Any, tokenizer: Any, device: torch.device, *, copied: bool) -> GenerateEngine:
+        """Return the engine; `copied` where it runs while the student trains."""
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        return GenerateEngine(end_ids(student, tokenizer), pad, batch_size=self.batch_size, copied=copied)
+
+
+def end_ids(student: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end a completion: the tokenizer's, and those of the student's generation config.
+
+    Raises ValueError where there are none: every completion would run to its limit.
+    """
+    config = getattr(student, "generation_config", None)
+    own = getattr(config, "eos_token_id", None)
+    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    if not found:
+        raise ValueError("student: neither its tokenizer nor its generation_config names an end token")
+    return sorted(found)

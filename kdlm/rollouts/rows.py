@@ -1,0 +1,101 @@
+"""Rows: from a row of data to a prompt, and from a prompt and its completion to a row that is trained on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdlm.rollouts.engine import Completion
+from kdlm.signal import IGNORE_INDEX
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """Rows on their way from the loader; no collection to the Trainer and accelerate, who pass it on as it is."""
+
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A completion beside the data row whose prompt it follows.
+
+    Attributes:
+        row: the data's.
+        prompt: what the student was given.
+        completion: what it wrote.
+        text: the completion as text, without special tokens.
+        reward: what the verifier said, None without one.
+    """
+
+    row: Row
+    prompt: list[int]
+    completion: Completion
+    text: str = ""
+    reward: float | None = None
+
+
+def prompt_of(row: Row, leading: int | None) -> list[int]:
+    """Return the tokens before the last answer of a row: its last run of trained tokens.
+
+    Plain text has no prompt, since all of it is trained on: its first `leading` tokens are taken. Raises ValueError
+    where that number is wanted and not given, or the text is not longer.
+    """
+    ids, labels = list(map(int, row["input_ids"])), np.asarray(row["labels"])
+    trained = np.flatnonzero(labels != IGNORE_INDEX)
+    if not len(trained):
+        return ids  # a prompt alone
+    gaps = np.flatnonzero(np.diff(trained) > 1)
+    first = int(trained[gaps[-1] + 1] if len(gaps) else trained[0])
+    if first > 1:  # the first token of a text is never trained on
+        return ids[:first]
+    if leading is None:
+        raise ValueError(
+            "rollouts.prompt_tokens: the data hold plain text, which has no prompt: say how many of its first tokens "
+            "are given, or use data with prompts"
+        )
+    return ids[: min(leading, len(ids) - 1)]
+
+
+def as_row(written: Written, *, masked: bool) -> Row:
+    """Return prompt and completion as a row; `masked` trains on none of it."""
+    ids = written.completion.ids
+    labels = [IGNORE_INDEX] * len(ids) if masked else ids
+    return {
+        **{key: written.row[key] for key in ("index", "domain") if key in written.row},
+        "input_ids": [*written.prompt, *ids],
+        "labels": [IGNORE_INDEX] * len(written.prompt) + labels,
+    }
+
+
+def beside(batch: dict[str, Tensor], values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    """Lay out one number per token as the batch lays out its tokens: padded on the right with 0, or end to end."""
+    shape = batch["input_ids"].shape
+    if (shape[0] == 1 and len(values) != 1) or ("position_ids" in batch and "attention_mask" not in batch):
+        return torch.tensor([number for row in values for number in row], dtype=dtype)[None]
+    out = torch.zeros(shape, dtype=dtype)
+    for place, row in enumerate(values):
+        out[place, : len(row)] = torch.tensor(row, dtype=dtype)
+    return out
+
+
+def describe(batch: dict[str, Tensor], rows: Sequence[Row], written: Sequence[Written | None]) -> dict[str, Tensor]:
+    """Return what a batch says of the student's own text beside the tokens; None stands for a row of the data."""
+    sizes = [len(row["input_ids"]) for row in rows]
+    starts = [len(one.prompt) if one else size for one, size in zip(written, sizes, strict=True)]
+    drawn = [one.completion.log_probs if one else [] for one in written]
+    logs = [[0.0] * start + own for start, own in zip(starts, drawn, strict=True)]
+    sampled = [[place >= start for place in range(size)] for start, size in zip(starts, sizes, strict=True)]
+    numbers = [[place] * size for place, size in enumerate(sizes)]
+    return {
+        "sampled": beside(batch, sampled, torch.bool),
+        "log_probs": beside(batch, logs, torch.float32),
+        "sequence": beside(batch, numbers, torch.int64),
+        "truncated": torch.tensor([bool(one) and one.completion.stop == "length" for one in written]),
+        "reward": torch.tensor([one.reward if one and one.reward is not None else torch.nan for one in written]),
+    }

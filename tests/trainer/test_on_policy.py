@@ -1,0 +1,192 @@
+"""OnPolicyTrainer: batches of the student's own text, and a gradient that does not show how they were cut."""
+
+from typing import Any
+
+import pytest
+import torch
+from loopback import source
+
+from kdlm import DistillTrainer, OnPolicyTrainer
+from kdlm.data import Collator
+from kdlm.losses import JSD, ForwardKL, ReverseKL
+from kdlm.methods import GKD, LogitKD
+from kdlm.rollouts import RolloutSection
+from kdlm.signal import IGNORE_INDEX
+
+SECTION = {"sampling": {"max_new_tokens": 9}}
+
+
+def prompts(count: int = 8, answers: bool = True) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for number in range(count):
+        ids = torch.randint(5, 500, (6 + number % 4,), generator=generator).tolist()
+        cut = 2 + number % 3 if answers else len(ids)
+        made.append(
+            {"input_ids": ids, "labels": [IGNORE_INDEX] * cut + ids[cut:], "index": number, "reference": str(number)}
+        )
+    return made
+
+
+def trainer(arguments: Any, method: Any, *, layout: str = "padded", rollouts: Any = None, data=None, **options: Any):
+    student = source("code-student-tiny")
+    keys = {"reward", "engine"} & options.keys()
+    own = {key: options.pop(key) for key in keys}
+    made = OnPolicyTrainer(
+        student.load().double(),
+        source().load().double(),
+        arguments(**options),
+        method=method,
+        rollouts=RolloutSection(**{**SECTION, **(rollouts or {})}),
+        train_dataset=prompts() if data is None else data,
+        processing_class=student.tokenizer(),
+        data_collator=Collator(0, layout=layout),
+        **own,
+    )
+    made.networks.double()
+    return made
+
+
+def weights(made: Any) -> dict[str, torch.Tensor]:
+    made.train()
+    made.close()
+    return {name: p.detach().clone() for name, p in made.student.named_parameters()}
+
+
+def assert_same(ours: Any, other: Any, tolerance: float = 1e-9) -> None:
+    for name, weight in ours.items():
+        torch.testing.assert_close(other[name], weight, rtol=tolerance, atol=tolerance)
+
+
+def on_policy() -> GKD:
+    return GKD([ReverseKL(), JSD(weight=0.5)], student_share=1.0)
+
+
+def test_without_the_students_share_it_is_plain_distillation(arguments) -> None:
+    ours = weights(trainer(arguments, GKD([ForwardKL()], student_share=0.0), max_steps=3))
+    student = source("code-student-tiny")
+    plain = DistillTrainer(
+        student.load().double(), source().load().double(), arguments(max_steps=3), method=LogitKD([ForwardKL()]),
+        train_dataset=prompts(), processing_class=student.tokenizer(),
+    )  # fmt: skip
+    plain.networks.double()
+    assert_same(weights(plain), ours, 0.0)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_gradient_does_not_show_how_the_batch_was_cut(arguments, samples: int) -> None:
+    rollouts = {"sampling": {"max_new_tokens": 9, "samples_per_prompt": samples}}
+    whole = weights(trainer(arguments, on_policy(), rollouts=rollouts))
+    for options in (
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+        {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3},
+        {"layout": "padding_free"},
+    ):
+        assert_same(whole, weights(trainer(arguments, on_policy(), rollouts=rollouts, **options)), 1e-8)
+    start = dict(source("code-student-tiny").load().double().named_parameters())
+    assert max((whole[name] - start[name]).abs().max() for name in start) > 1e-4
+
+
+def seen(made: Any) -> list[dict[str, torch.Tensor]]:
+    """Train, and return every batch that the method saw."""
+    batches: list[dict[str, torch.Tensor]] = []
+    losses = made.method.losses
+    made.method.losses = lambda nets, batch, *rest: batches.append(batch) or losses(nets, batch, *rest)
+    made.train()
+    made.close()
+    return batches
+
+
+@pytest.mark.parametrize("layout", ["padded", "padding_free"])
+@pytest.mark.parametrize("text", ["student", "both"])
+def test_a_batch_says_of_every_token_who_wrote_it(arguments, layout: str, text: str) -> None:
+    method = on_policy()
+    method.text = lambda step, draw: text
+    made = trainer(
+        arguments, method, layout=layout, rollouts={"sampling": {"max_new_tokens": 9, "samples_per_prompt": 2}},
+        reward=lambda texts, rows: [float(row["reference"]) for row in rows],
+    )  # fmt: skip
+    (batch,) = seen(made)
+    kept, sampled = batch["labels"] != IGNORE_INDEX, batch["sampled"]
+    assert batch["input_ids"].shape == sampled.shape == batch["log_probs"].shape == batch["sequence"].shape
+    assert (batch["labels"][kept] == batch["input_ids"][kept]).all()
+    assert (batch["log_probs"][sampled] < 0).all() and (batch["log_probs"][~sampled] == 0).all()
+    count = 8 * (3 if text == "both" else 2)
+    assert batch["sequence"].max() == count - 1 and len(batch["truncated"]) == count
+    if text == "student":
+        assert (kept == sampled).all()
+        assert sorted(batch["index"].tolist()) == sorted([*range(8)] * 2)
+        assert (batch["reward"] == batch["index"]).all()
+    else:
+        assert (kept >= sampled).all() and (kept & ~sampled).any()
+        assert batch["reward"].isnan().tolist() == [True] * 8 + [False] * 16
+
+
+def test_the_log_probs_of_a_batch_are_the_students(arguments) -> None:
+    made = trainer(arguments, on_policy(), learning_rate=0.0)
+    (batch,) = seen(made)
+    with torch.no_grad():
+        logits = made.student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    log_p = logits[:, :-1].log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
+    drawn = batch["sampled"][:, 1:]
+    torch.testing.assert_close(log_p[drawn].float(), batch["log_probs"][:, 1:][drawn], atol=1e-5, rtol=1e-5)
+
+
+def test_truncated_completions_can_be_left_out(arguments) -> None:
+    made = trainer(arguments, on_policy(), rollouts={"truncated": "mask", "sampling": {"max_new_tokens": 2}})
+    (batch,) = seen(made)
+    cut = batch["truncated"]
+    assert cut.any()
+    assert (batch["labels"][cut] == IGNORE_INDEX).all()
+
+
+def test_prompts_alone_are_enough_where_no_answer_is_trained_on(arguments) -> None:
+    (batch,) = seen(trainer(arguments, on_policy(), data=prompts(answers=False)))
+    assert (batch["labels"] != IGNORE_INDEX).any()
+
+
+def test_each_step_takes_the_text_that_its_draw_says(arguments) -> None:
+    batches = seen(trainer(arguments, GKD([ForwardKL()], student_share=0.5), max_steps=40))
+    own = ["sampled" in batch for batch in batches]
+    assert 8 < sum(own) < 32
+    again = seen(trainer(arguments, GKD([ForwardKL()], student_share=0.5), max_steps=40))
+    assert own == ["sampled" in batch for batch in again]
+
+
+def test_a_log_line_says_what_the_completions_were_like(arguments) -> None:
+    made = trainer(
+        arguments, on_policy(), max_steps=4, logging_steps=2, rollouts={"every": 2}, data=prompts(32),
+        reward=lambda texts, rows: [1.0] * len(rows),
+    )  # fmt: skip
+    made.train()
+    logs = [log for log in made.state.log_history if "loss" in log]
+    assert [log["rollout/staleness"] for log in logs] == [0.5, 0.5]
+    assert all(log["rollout/reward"] == 1.0 and 0 < log["rollout/length"] <= 9 for log in logs)
+    assert all(0 <= log["rollout/truncated"] <= 1 and log["rollout/seconds_waiting"] > 0 for log in logs)
+
+
+def test_evaluation_can_look_at_the_students_own_text(arguments) -> None:
+    made = trainer(arguments, on_policy(), rollouts={"eval_prompts": 5}, reward=lambda texts, rows: [0.25] * len(rows))
+    from datasets import Dataset
+
+    made.eval_dataset = Dataset.from_list(prompts())
+    metrics = made.evaluate()
+    assert metrics["eval_rollout_reward"] == 0.25
+    assert metrics["eval_rollout_reverse_kl"] > 0 and metrics["eval_reverse_kl"] > 0
+
+
+def test_a_method_on_own_text_wants_this_trainer(arguments) -> None:
+    with pytest.raises(ValueError, match="use OnPolicyTrainer"):
+        DistillTrainer(source("code-student-tiny").load(), source().load(), arguments(), method=on_policy())
+
+
+def test_a_teacher_that_knows_given_text_only_is_refused(arguments) -> None:
+    class Cached:
+        provides = frozenset({"teacher"})
+        known_text_only = True
+
+    with pytest.raises(ValueError, match="knows given text only"):
+        OnPolicyTrainer(
+            source("code-student-tiny").load(), Cached(), arguments(), method=on_policy(),
+            processing_class=source("code-student-tiny").tokenizer(),
+        )  # fmt: skip
