@@ -7,6 +7,9 @@ from pydantic import Field
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
 from kdlm.methods.method import EmaOf, Method, Role, Step, Term, Terms, Trainable
+from kdlm.methods.minillm import MiniLLM, MiniLLMSection
+from kdlm.methods.policy import PolicyMethod
+from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -23,7 +26,14 @@ class CustomMethod(Custom):
 
 
 AnyMethod = Annotated[
-    LogitKDSection | TaidSection | SequenceKDSection | HiddenKDSection | CustomMethod, Field(discriminator="name")
+    LogitKDSection
+    | TaidSection
+    | SequenceKDSection
+    | HiddenKDSection
+    | ReverseKLAdvantageSection
+    | MiniLLMSection
+    | CustomMethod,
+    Field(discriminator="name"),
 ]
 
 __all__ = [
@@ -35,6 +45,11 @@ __all__ = [
     "LogitKD",
     "LogitKDSection",
     "Method",
+    "MiniLLM",
+    "MiniLLMSection",
+    "PolicyMethod",
+    "ReverseKLAdvantage",
+    "ReverseKLAdvantageSection",
     "Role",
     "SequenceKD",
     "SequenceKDSection",
