@@ -59,7 +59,7 @@ class MiniLLM(PolicyMethod):
             return {}
         if isinstance(teacher, LogProbs):
             raise ValueError(
-                "method.single_step: it compares distributions, and this teacher scores the sampled tokens only; set false"
+                "method.single_step: it compares distributions, and this teacher scores sampled tokens only; set false"
             )
         call = {"vocab": self.vocab, "chunk_rows": self.chunk_rows, "impl": self.impl}
         return {"single_step": Term(chunked(ReverseKL(), student, teacher, weights=sampled, **call).sum(), "sampled")}
