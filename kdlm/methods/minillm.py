@@ -24,8 +24,8 @@ class MiniLLM(PolicyMethod):
     - length normalisation: the sum of rewards is divided by its number of terms, the token's own place included, so
       that the weights tend to reverse KL per position as the discount goes to 0;
     - text drawn from a mixture with the teacher, `a p + (1 - a) q`: an engine's matter. Its log-probabilities are in
-      the batch, and the importance weights follow from them. They correct the token, not the states before it, and
-      leave the single step alone, as the released code does.
+      the batch, and the importance weights follow from them. They correct for the token, not for what comes before or
+      after it, and leave the single step alone, as in the released code.
 
     Cross-entropy in `losses`, on the data's own text, is the pretraining loss. Not here: the released code's PPO
     clipping and whitening.
@@ -71,7 +71,7 @@ class MiniLLMSection(PolicyOptions):
     method: ClassVar = MiniLLM
     name: Literal["minillm"] = "minillm"
     discount: float = Field(1.0, ge=0, le=1)
-    """Factor on a reward for each token that lies between it and the token that answers for it."""
+    """Factor on a later reward per token of distance; 0 with `single_step` is reverse KL per position."""
     single_step: bool = True
     """Take a token's own reward in mean, as reverse KL over the whole vocabulary; needs the teacher's distributions."""
     length_normalisation: bool = True

@@ -23,8 +23,8 @@ from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Rows, Signal
 
-_BOUND = 100.0
-"""Largest size of a token's reward, as in MiniLLM's released code: a token may be unknown to the teacher."""
+_BOUND = 50.0
+"""Largest size of a token's reward: the teacher may not know the token. Its exponential is still a float32."""
 
 
 class PolicyMethod(TokenMethod):

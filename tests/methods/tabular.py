@@ -10,7 +10,7 @@ from kdlm.methods import Method, Step, Terms
 from kdlm.signal import IGNORE_INDEX, Dense, Rows
 
 VOCAB, END, LONGEST = 4, 0, 3
-"""Token 0 ends a completion; one that reaches three tokens without it is cut there. Prompts are token 4, never drawn."""
+"""Token 0 ends a completion; one that reaches three tokens without it is cut there. A prompt is token 4."""
 
 Text = tuple[int, ...]
 
@@ -29,9 +29,7 @@ COMPLETIONS = _writings(ended=True)
 class Table:
     """Answers a batch with the logits that follow each prefix."""
 
-    def __init__(
-        self, logits: Tensor, answer: Callable[[Tensor, Tensor], object] = lambda logits, labels: Dense(logits)
-    ):
+    def __init__(self, logits: Tensor, answer: Callable[[Tensor, Tensor], object] = lambda z, labels: Dense(z)):
         self.logits, self.answer = logits, answer
 
     def __call__(self, batch: dict[str, Tensor], rows: Rows):
@@ -96,7 +94,7 @@ def run(method: Method, student: Table, teacher: Table, batch: dict[str, Tensor]
 
 def gradient(terms: Terms, student: Table) -> Tensor:
     total = sum((term.weight * term.sum for term in terms.terms.values()), torch.zeros(()))
-    return torch.autograd.grad(total, student.logits)[0]
+    return torch.autograd.grad(total, student.logits, retain_graph=True)[0]
 
 
 def mean_gradient(method: Method, student: Table, teacher: Table, drawn_from: Table) -> Tensor:

@@ -84,12 +84,11 @@ def test_the_metrics_are_estimates_of_reverse_kl_and_say_how_far_the_writer_is()
 def test_weights_are_cut_at_the_cap_and_the_cut_ones_counted():
     student, teacher, writer = draw_table(1), draw_table(2), draw_table(3)
     ratios = torch.cat([student.log_probs(text) - writer.log_probs(text) for text in COMPLETIONS]).exp()
-    terms = run(ReverseKLAdvantage(importance_cap=1.5), student, teacher, batch_of(COMPLETIONS, writer))
+    batch = batch_of(COMPLETIONS, writer)
+    terms = run(ReverseKLAdvantage(importance_cap=1.5), student, teacher, batch)
     assert terms.metrics["weights_cut"][0] == (ratios > 1.5).sum() > 0
-    loose = run(
-        ReverseKLAdvantage(importance_cap=ratios.max().item() + 1), student, teacher, batch_of(COMPLETIONS, writer)
-    )
-    exact = run(ReverseKLAdvantage(importance_cap=torch.inf), student, teacher, batch_of(COMPLETIONS, writer))
+    loose = run(ReverseKLAdvantage(importance_cap=ratios.max().item() + 1), student, teacher, batch)
+    exact = run(ReverseKLAdvantage(importance_cap=torch.inf), student, teacher, batch)
     assert torch.equal(gradient(loose, student), gradient(exact, student))
     assert not torch.equal(gradient(terms, student), gradient(exact, student))
 
@@ -127,7 +126,7 @@ def test_a_token_that_the_teacher_does_not_know_is_pushed_down_by_a_bounded_step
     found = gradient(terms, student)
     assert found.isfinite().all()
     assert found[PREFIXES[()], 3] > 0  # descent lowers its logit
-    assert terms.metrics["reverse_kl"][0] == pytest.approx(100, abs=5)
+    assert terms.metrics["reverse_kl"][0] == pytest.approx(50, abs=5)
 
 
 def test_evaluation_gives_reverse_kl_on_given_text_or_with_token_scores_cross_entropy():
@@ -163,10 +162,8 @@ def test_a_student_comes_to_its_teacher_from_its_own_samples():
     method = ReverseKLAdvantage()
 
     def distance():
-        return sum(
-            student.probability(text) * (student.log_probs(text) - teacher.log_probs(text)).sum()
-            for text in COMPLETIONS
-        ).item()
+        ratios = [(student.log_probs(text) - teacher.log_probs(text)).sum() for text in COMPLETIONS]
+        return sum(student.probability(text) * ratio for text, ratio in zip(COMPLETIONS, ratios, strict=True)).item()
 
     before = distance()
     for _ in range(60):
