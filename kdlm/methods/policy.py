@@ -41,7 +41,6 @@ class PolicyMethod(TokenMethod):
         importance_cap: largest w; infinity cuts none, None puts w = 1 and ignores how the text was drawn.
     """
 
-    needs = frozenset({"labels", "teacher", "rollouts"})
     signals: frozenset[type] = frozenset({Dense, Hidden, LogProbs, Mixture})
     """What the teacher may answer with: something that has the log-probability of any token."""
 
@@ -53,6 +52,10 @@ class PolicyMethod(TokenMethod):
                 f"{', '.join(others)}; what compares whole distributions on rollouts is gkd"
             )
         self.importance_cap = importance_cap
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"teacher", "rollouts"} | ({"labels"} if self.token_losses else set()))
 
     def text(self, step: Step, draw: float) -> Literal["data", "student", "both"]:
         return "both" if self.token_losses else "student"

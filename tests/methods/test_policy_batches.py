@@ -81,6 +81,7 @@ def test_given_text_is_learned_by_cross_entropy_and_drawn_text_by_reward(make, m
     together["log_probs"] = together["log_probs"] * drawn
     method = make([CrossEntropy(weight=0.3)])
     assert method.text(STEP, 0.5) == "both" and make().text(STEP, 0.5) == "student"
+    assert method.needs == make().needs | {"labels"} == {"teacher", "rollouts", "labels"}
     terms = run(method, student, teacher, together)
     alone = run(make(), student, teacher, batch_of(own, writer))
     text = sum(-student.log_probs(words).sum() for words in given)
