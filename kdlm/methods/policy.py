@@ -28,13 +28,17 @@ _BOUND = 50.0
 
 
 class PolicyMethod(TokenMethod):
-    """Policy gradient of reverse KL on the student's own tokens: `-sum w A log q(y)`, with w and A held fixed.
+    """Policy gradient of reverse KL on the student's own tokens: `-sum w A q(y) / sg[q(y)]`, with w and A held fixed.
 
     A token's reward is `log p(y) - log q(y)`, q being the student of now, not the one that wrote the text. The
     importance weight is `w = q(y) / b(y)`, b what the text was drawn from (`log_probs` of the batch); so the mean over
     tokens drawn from b is the gradient at the present student, whatever b was: older weights, another temperature, an
     engine's arithmetic. (With log q_old in the reward it would be that of KL(q || p) - KL(q || q_old).) The ratio
     enters here and nowhere else.
+
+    Beside the loss it logs two estimates of reverse KL (k1, the reward's, and k3, of less variance), the student's
+    entropy, the share of weights that were cut, and the mean size of log w before: how far the text is from the
+    student, by its age, its temperature and its engine.
 
     Args:
         losses: cross-entropy, on text of the data beside the student's own; without it there is none in a batch.
@@ -88,7 +92,8 @@ class PolicyMethod(TokenMethod):
         ratio = (log_q.detach() - log_p.to(log_q)).clamp(-_BOUND, _BOUND) * sampled
         weights, metrics = self._weights(log_q, rows, batch, sampled)
         advantages = self.advantages(-ratio, rows.of_labels(batch["sequence"]))
-        terms = {"policy": Term(-(weights * advantages * log_q).sum(), "sampled")}
+        once = (log_q - log_q.detach()).exp()  # 1, with the gradient of log q
+        terms = {"policy": Term(-(weights * advantages * once).sum(), "sampled")}
         terms |= self.exact(student, teacher, sampled)
         for name, _, weight in self.weighted(step):
             terms[name] = Term(-((1 - sampled) * log_q).sum(), "given", weight)
@@ -104,7 +109,7 @@ class PolicyMethod(TokenMethod):
         drawn_at = rows.of_labels(batch["log_probs"]).to(log_q)
         log_ratio = (log_q.detach() - drawn_at) * sampled
         cut = (log_ratio > math.log(self.importance_cap)).to(log_q)
-        metrics = {"weights_cut": cut.sum(), "engine_gap": log_ratio.abs().sum()}
+        metrics = {"weights_cut": cut.sum(), "log_weight": log_ratio.abs().sum()}
         return importance_weights(log_ratio, self.importance_cap) * sampled, metrics
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:

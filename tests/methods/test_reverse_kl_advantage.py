@@ -65,7 +65,7 @@ def test_a_student_that_is_its_teacher_gets_no_gradient_at_all():
 
 def test_the_metrics_are_estimates_of_reverse_kl_and_say_how_far_the_writer_is():
     student, teacher, writer = draw_table(1), draw_table(2), draw_table(3)
-    names = ("reverse_kl", "reverse_kl_k3", "engine_gap", "student_entropy")
+    names = ("reverse_kl", "reverse_kl_k3", "log_weight", "student_entropy")
     means, exact = dict.fromkeys(names, 0.0), 0.0
     for text in COMPLETIONS:
         weight = writer.probability(text).item()
@@ -76,9 +76,10 @@ def test_the_metrics_are_estimates_of_reverse_kl_and_say_how_far_the_writer_is()
         states = [PREFIXES[text[:i]] for i in range(len(text))]
         exact += weight * reverse_kl(student.logits[states], teacher.logits[states]).sum().item()
     assert means["reverse_kl"] == pytest.approx(exact) and means["reverse_kl_k3"] == pytest.approx(exact)
-    assert means["engine_gap"] > 0.1 and means["student_entropy"] > 0.1
-    own = run(ReverseKLAdvantage(), student, teacher, batch_of(COMPLETIONS, student)).metrics
-    assert own["engine_gap"][0] < 1e-12 and own["weights_cut"][0] == 0
+    assert means["log_weight"] > 0.1 and means["student_entropy"] > 0.1
+    own = run(ReverseKLAdvantage(), student, teacher, batch_of(COMPLETIONS, student))
+    assert own.metrics["log_weight"][0] < 1e-12 and own.metrics["weights_cut"][0] == 0
+    torch.testing.assert_close(own.terms["policy"].sum.detach(), own.metrics["reverse_kl"][0])  # the loss says it too
 
 
 def test_weights_are_cut_at_the_cap_and_the_cut_ones_counted():
