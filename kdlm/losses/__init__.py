@@ -11,10 +11,12 @@ from kdlm.losses.custom import CustomLoss
 from kdlm.losses.fused import plan_chunks
 from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
+from kdlm.losses.log_probs import teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import measures_for
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
 from kdlm.losses.objective import weighted_sum
+from kdlm.losses.policy import importance_weights, k3, returns
 from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
@@ -59,17 +61,22 @@ __all__ = [
     "cross_entropy",
     "forward_kl",
     "generalised_jsd",
+    "importance_weights",
+    "k3",
     "kept_rows",
     "measures_for",
     "numbered_names",
     "on_bucket",
     "plan_chunks",
     "reduce",
+    "returns",
     "reverse_kl",
     "sampled_cross_entropy",
     "skew_kl",
     "skew_reverse_kl",
     "taid_kl",
+    "teacher_log_probs",
+    "token_log_probs",
     "total_variation",
     "weighted_sum",
 ]

@@ -8,6 +8,9 @@ from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
 from kdlm.methods.method import EmaOf, Method, Role, Step, Term, Terms, Trainable
+from kdlm.methods.minillm import MiniLLM, MiniLLMSection
+from kdlm.methods.policy import PolicyMethod
+from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -24,7 +27,14 @@ class CustomMethod(Custom):
 
 
 AnyMethod = Annotated[
-    LogitKDSection | TaidSection | SequenceKDSection | HiddenKDSection | GKDSection | CustomMethod,
+    LogitKDSection
+    | TaidSection
+    | SequenceKDSection
+    | HiddenKDSection
+    | ReverseKLAdvantageSection
+    | MiniLLMSection
+    | GKDSection
+    | CustomMethod,
     Field(discriminator="name"),
 ]
 
@@ -39,6 +49,11 @@ __all__ = [
     "LogitKD",
     "LogitKDSection",
     "Method",
+    "MiniLLM",
+    "MiniLLMSection",
+    "PolicyMethod",
+    "ReverseKLAdvantage",
+    "ReverseKLAdvantageSection",
     "Role",
     "SequenceKD",
     "SequenceKDSection",

@@ -57,10 +57,19 @@ class TokenMethod(Method):
         return self.compare(nets["student"](batch, rows), teacher, rows, step, measures)
 
     def compare(
-        self, student: Hidden | Dense, teacher: Signal | None, rows: Rows, step: Step, measures: Sequence[str] = ()
+        self,
+        student: Hidden | Dense,
+        teacher: Signal | None,
+        rows: Rows,
+        step: Step,
+        measures: Sequence[str] = (),
+        weighted: Sequence[Weighted] | None = None,
     ) -> Terms:
-        """Sum the token losses over `rows` into one differentiable term, with each loss's own sum beside it."""
-        weighted = self.weighted(step)
+        """Sum token losses over `rows` into one differentiable term, with each loss's own sum beside it.
+
+        They are those of this step unless `weighted` names others.
+        """
+        weighted = self.weighted(step) if weighted is None else weighted
         total, parts = weighted_sum(
             weighted,
             student,
