@@ -4,12 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
 from kdlm.methods.method import EmaOf, Method, Role, Step, Term, Terms, Trainable
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
+from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
 from kdlm.section import Custom
 
 
@@ -23,12 +25,15 @@ class CustomMethod(Custom):
 
 
 AnyMethod = Annotated[
-    LogitKDSection | TaidSection | SequenceKDSection | HiddenKDSection | CustomMethod, Field(discriminator="name")
+    LogitKDSection | TaidSection | SequenceKDSection | HiddenKDSection | DistiLLM2Section | TsdKDSection | CustomMethod,
+    Field(discriminator="name"),
 ]
 
 __all__ = [
     "AnyMethod",
     "CustomMethod",
+    "DistiLLM2",
+    "DistiLLM2Section",
     "EmaOf",
     "HiddenKD",
     "HiddenKDSection",
@@ -45,4 +50,6 @@ __all__ = [
     "Terms",
     "TokenMethod",
     "Trainable",
+    "TsdKD",
+    "TsdKDSection",
 ]
