@@ -68,7 +68,7 @@ class TVD(Divergence):
 
 
 class TVDPlusPlus(Divergence):
-    """Total variation distance followed by standardised rewards (TVD++), for the drafts of speculative decoding."""
+    """Total variation distance with the gradient of standardised rewards (TVD++): for speculative decoding's drafts."""
 
     name: Literal["tvd_plus_plus"] = "tvd_plus_plus"
     divergence = staticmethod(tvd_plus_plus)

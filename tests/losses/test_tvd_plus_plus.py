@@ -1,5 +1,6 @@
 """TVD++: the value of total variation, and its policy gradient with standardised rewards."""
 
+import pytest
 import torch
 
 from kdlm.losses import total_variation, tvd_plus_plus
@@ -84,3 +85,40 @@ def test_a_row_where_the_student_has_little_of_what_it_lacks_is_lifted():
     teacher = torch.tensor([[0.2, 0.79995, 0.5e-4]], dtype=torch.float64).log()
     plus, plain = (gradient(f, student, teacher)[0, 1].item() for f in (tvd_plus_plus, total_variation))
     assert plain < 0 and 90 < plus / plain < 100
+
+
+def decode(draft, target, calls, *, ahead=4):
+    """Sample speculatively from tables `[last, next]`: how often each pair was emitted, and tokens for each call."""
+    generator = torch.Generator().manual_seed(0)
+    q, p = draft.softmax(-1), target.softmax(-1)
+    pairs, vocab = torch.zeros_like(p), len(p)
+    last = torch.randint(0, vocab, (calls[0],), generator=generator)
+    for _ in range(calls[1]):
+        going = torch.ones_like(last, dtype=torch.bool)
+        for step in range(ahead + 1):  # the last step draws from the target after a run of accepted tokens
+            offered = torch.multinomial(q[last], 1, generator=generator).squeeze(-1)
+            chance = (p / q)[last, offered] if step < ahead else torch.zeros(len(last))
+            accepted = torch.rand(len(last), generator=generator, dtype=p.dtype) < chance
+            rest = (p - q)[last].clamp(min=0) + 1e-300 if step < ahead else p[last]
+            drawn = torch.where(accepted, offered, torch.multinomial(rest, 1, generator=generator).squeeze(-1))
+            pairs.index_put_((last[going], drawn[going]), torch.ones(int(going.sum()), dtype=p.dtype), accumulate=True)
+            last, going = torch.where(going, drawn, last), going & accepted
+    return pairs, pairs.sum().item() / (calls[0] * calls[1])
+
+
+@pytest.mark.parametrize("scale", [0.3, 4.0])  # a draft that knows nothing, and one that is sure of the wrong tokens
+def test_a_draft_that_is_trained_with_it_has_more_tokens_accepted(draw, scale):
+    target, draft = 2 * draw(17, 17), (scale * draw(17, 17)).requires_grad_()
+    before = decode(draft.detach(), target, (300, 5))[1]
+    optimizer = torch.optim.Adam([draft], lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        tvd_plus_plus(draft, target).mean().backward()
+        optimizer.step()
+    pairs, after = decode(draft.detach(), target, (300, 20))
+    assert after > before + 1 and after <= 5
+    # What comes out is the target's text, whatever the draft: chi-square over tokens that are expected often enough.
+    expected = pairs.sum(-1, keepdim=True) * target.softmax(-1)
+    often = expected > 5
+    statistic, freedom = ((pairs - expected)[often] ** 2 / expected[often]).sum().item(), int(often.sum()) - 17
+    assert abs(statistic - freedom) < 4 * (2 * freedom) ** 0.5

@@ -1,7 +1,8 @@
-"""Language models that are tables, logits of the next token given the last one; and texts, batches and steps for them."""
+"""Language models that are tables: logits of the next token given the last. And texts, batches and steps for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from kdlm.methods import Method, Step
 from kdlm.signal import IGNORE_INDEX, Dense, Head, Hidden, Rows
 
 VOCAB = 13
+Layout = Literal["padded", "padding_free"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def written(table: Table, count: int, length: int, seed: int, *, sampled: bool) 
     return [Text(row, 1, sampled) for row in ids.tolist()]
 
 
-def batch_of(chosen: Sequence[Text], layout: str = "padded", *, told: bool = True) -> dict[str, Tensor]:
+def batch_of(chosen: Sequence[Text], layout: Layout = "padded", *, told: bool = True) -> dict[str, Tensor]:
     """Collate texts. `told` adds what a batch of the student's own text says: `sampled` and `sequence`."""
     rows = [
         {"input_ids": text.ids, "labels": [IGNORE_INDEX] * text.prompt + text.ids[text.prompt :]} for text in chosen
@@ -83,9 +85,7 @@ def batch_of(chosen: Sequence[Text], layout: str = "padded", *, told: bool = Tru
     return batch
 
 
-def total(
-    method: Method, nets: dict[str, Table], batches: Sequence[dict[str, Tensor]], step: Step = Step(0, 10)
-) -> Tensor:
+def total(method: Method, nets: dict[str, Any], batches: Sequence[dict[str, Tensor]]) -> Tensor:
     """Return the loss of an optimiser step of these micro-batches: sums over counts, as the trainer has it."""
     counted = [method.counts(batch) for batch in batches]
     counts = {unit: sum(int(c[unit]) for c in counted) for unit in counted[0]}
@@ -96,11 +96,11 @@ def total(
     return loss
 
 
-def gradients(method: Method, nets: dict[str, Table], batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+def gradients(method: Method, nets: dict[str, Any], batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
     return list(torch.autograd.grad(total(method, nets, batches), nets["student"].parameters))
 
 
-def descend(method: Method, nets: dict[str, Table], batches, *, rate: float) -> None:
+def descend(method: Method, nets: dict[str, Any], batches, *, rate: float) -> None:
     """One plain gradient step of the student."""
     for parameter, gradient in zip(nets["student"].parameters, gradients(method, nets, batches), strict=True):
         with torch.no_grad():

@@ -124,6 +124,20 @@ def test_equally_certain_models_are_matched_at_half_the_divergence():
     assert unit == "sequences"
 
 
+@pytest.mark.parametrize("shared", [13, torch.arange(13)])
+def test_only_the_shared_ids_are_compared(shared):
+    """The student's head has three rows of padding; its candidates and entropies must not see them."""
+    cut = {"student": Table(1), "teacher": Table(2)}
+    padding = torch.full((13, 3), 9.0, dtype=torch.float64)
+    padded = {"student": Table(1), "teacher": cut["teacher"]}
+    padded["student"].rows = torch.cat([cut["student"].rows.detach(), padding], -1).requires_grad_()
+    batch = [batch_of(own_texts([9, 5]))]
+    [ours] = gradients(TsdKD(vocab=shared), padded, batch)
+    [plain] = gradients(TsdKD(), cut, batch)
+    torch.testing.assert_close(ours[:, :13], plain)
+    assert ours[:, 13:].abs().max() == 0
+
+
 def test_without_rows_every_name_is_still_reported(nets):
     terms = TsdKD().losses(nets, batch_of(own_texts([2, 2])), frozenset(), Step(0, 1))
     assert {"indirect", "direct", "entropy"} <= set(terms.readings()) and terms.terms["tsd_kd"].sum == 0
