@@ -23,8 +23,8 @@ class DistiLLM2(TokenMethod):
     a response and then over the responses of that side in the optimiser step. The first raises the student where the
     teacher has mass, the second lowers it where it alone has. The data must hold what the teacher wrote; the rollouts
     give the student's side. As published: one response of each to a prompt, both drawn at temperature 0.8, and the
-    student's drawn anew once an epoch by the weights of its beginning; rollouts that are fresher than that are nearer
-    to the objective.
+    student's drawn anew once an epoch (`rollouts.every` as many steps as an epoch has). Fresher ones are nearer to the
+    objective.
 
     With `curriculum` every response has its own skew, smaller where student and teacher are near:
 
@@ -44,7 +44,7 @@ class DistiLLM2(TokenMethod):
     """
 
     paper = "arXiv 2503.07067"
-    needs = frozenset({"labels", "teacher"})
+    needs = frozenset({"labels", "teacher", "rollouts"})
 
     def __init__(self, losses=(), *, beta: Weight = 1.0, skew=0.1, curriculum=False, **options):
         super().__init__(losses, **options)

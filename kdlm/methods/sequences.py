@@ -9,10 +9,11 @@ from kdlm.signal import IGNORE_INDEX
 
 
 def sequence_of(batch: Batch) -> Int[Tensor, "batch length"]:
-    """Return the number of each token's sequence: what the batch says, else by its rows or restarting positions."""
+    """Return the number of each token's sequence: its row, or without padding how often positions have restarted.
+
+    That is also true of several sequences that were packed into one row of data.
+    """
     labels = batch["labels"]
-    if "sequence" in batch:
-        return batch["sequence"]
     if "position_ids" in batch and "attention_mask" not in batch:
         return (batch["position_ids"] == 0).flatten().cumsum(0).view_as(labels) - 1
     return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)

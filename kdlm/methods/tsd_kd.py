@@ -40,7 +40,7 @@ class TsdKD(TokenMethod):
     """
 
     paper = "arXiv 2603.13260"
-    needs = frozenset({"labels", "teacher"})
+    needs = frozenset({"teacher", "rollouts"})
 
     def __init__(
         self,

@@ -68,20 +68,17 @@ def written(table: Table, count: int, length: int, seed: int, *, sampled: bool) 
 
 
 def batch_of(chosen: Sequence[Text], layout: Layout = "padded", *, told: bool = True) -> dict[str, Tensor]:
-    """Collate texts. `told` adds what a batch of the student's own text says: `sampled` and `sequence`."""
+    """Collate texts; `told` adds which tokens the student drew."""
     rows = [
         {"input_ids": text.ids, "labels": [IGNORE_INDEX] * text.prompt + text.ids[text.prompt :]} for text in chosen
     ]
     batch = Collator(0, layout=layout)(rows)
     if told:
-        flags = [[text.sampled and i >= text.prompt for i in range(len(text.ids))] for text in chosen]
-        numbers = [[number] * len(text.ids) for number, text in enumerate(chosen)]
-        for name, values, pad in (("sampled", flags, False), ("sequence", numbers, 0)):
-            if layout == "padded":
-                longest = batch["labels"].shape[1]
-                batch[name] = torch.tensor([row + [pad] * (longest - len(row)) for row in values])
-            else:
-                batch[name] = torch.tensor([x for row in values for x in row])[None]
+        sampled = [
+            {"input_ids": [int(text.sampled and i >= text.prompt) for i in range(len(text.ids))], "labels": text.ids}
+            for text in chosen
+        ]
+        batch["sampled"] = Collator(0, layout=layout)(sampled)["input_ids"].bool()
     return batch
 
 

@@ -4,17 +4,26 @@ import pytest
 import torch
 from tabular import batch_of, texts
 
+from kdlm.data import Collator
+from kdlm.data.packing import packed_row
 from kdlm.losses import kept_rows
 from kdlm.methods.sequences import count_sequences, group_rows, lay_out, sequence_of
 
 
 @pytest.mark.parametrize("layout", ["padded", "padding_free"])
-def test_a_batch_that_does_not_say_is_read_by_its_layout(layout):
-    chosen = texts([5, 3, 8, 2])
-    told, plain = (batch_of(chosen, layout, told=told) for told in (True, False))
-    rows = kept_rows(plain["labels"])
-    assert torch.equal(rows.of_labels(sequence_of(plain)), rows.of_labels(sequence_of(told)))
-    assert count_sequences(plain) == count_sequences(told) == 3  # the last one is a prompt alone
+def test_sequences_are_told_apart_in_every_layout(layout):
+    batch = batch_of(texts([5, 3, 8, 2]), layout)
+    rows = kept_rows(batch["labels"])
+    assert rows.of_labels(sequence_of(batch)).tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 2, 2]
+    assert count_sequences(batch) == 3  # the last one is a prompt alone
+
+
+def test_packed_sequences_are_told_apart():
+    one, two, three = ([{"input_ids": ids, "labels": ids}] for ids in ([5, 6, 7], [8, 9], [3, 4, 5, 6]))
+    packed = [packed_row({**row, "index": 0} for row in rows) for rows in (one + two, three)]
+    batch = Collator(0, layout="padding_free")(packed)
+    assert sequence_of(batch).tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 2]]
+    assert count_sequences(batch) == 3
 
 
 def test_nothing_kept_is_no_sequence():

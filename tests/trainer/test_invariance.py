@@ -13,15 +13,13 @@ from kdlm import DistillTrainer
 from kdlm.data import Collator
 from kdlm.data.packing import best_fit, packed_row
 from kdlm.losses import JSD, CrossEntropy, ForwardKL
-from kdlm.methods import DistiLLM2, HiddenKD, LogitKD, Taid, TsdKD
+from kdlm.methods import HiddenKD, LogitKD, Taid
 from kdlm.teachers import Ensemble, Learned, LocalTeacher
 
 LENGTHS = [5, 11, 3, 17, 8, 2, 13, 9]
 METHODS = {
     "logit_kd": lambda: LogitKD([ForwardKL(temperature=2.0), JSD(weight=0.5), CrossEntropy(weight=0.1)]),
     "taid": Taid,
-    "distillm2": lambda: DistiLLM2(curriculum=True),
-    "tsd_kd": lambda: TsdKD(indirect_weight=1.0, candidates=5),
     "hidden_kd": lambda: HiddenKD([ForwardKL()], layers=[(0, 1), (1, 2)]),
 }
 
