@@ -26,7 +26,9 @@ def model(seed: int, hidden: int) -> LlamaForCausalLM:
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
     }
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, initializer_range=0.3, **sizes)).double()
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCAB, num_attention_heads=2, initializer_range=0.3, **sizes)
+    ).double()
 
 
 @pytest.mark.parametrize("name", METHODS)
