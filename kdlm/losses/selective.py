@@ -61,6 +61,7 @@ class Selective:
     """TSD-KD's three terms on rows that each want another amount of each; runs in chunks (`chunked`, `has_aux`).
 
     Attributes:
+        weight: of the ranking, beside the two others, which have 1.
         k: candidates that are ranked.
         beta, gate_temperature: of the gated divergence.
     """
@@ -68,6 +69,7 @@ class Selective:
     signals: ClassVar[frozenset[type]] = frozenset({Dense, Hidden, Mixture})
     needs_teacher: ClassVar[bool] = True
 
+    weight: float = 0.1
     k: int = 10
     beta: float = 0.9
     gate_temperature: float = 1.0
@@ -80,7 +82,7 @@ class Selective:
         direct: Float[Tensor, "rows"],
         certainty: Float[Tensor, "rows"],
     ) -> tuple[Float[Tensor, "rows"], dict[str, Float[Tensor, "rows"]]]:
-        """Return the weighted sum, and each weighted term; the last three arguments are the weights of the rows."""
+        """Return the weighted sum, and each term; the last three arguments say how much of each a row contributes."""
         if not isinstance(teacher, Tensor):
             given = "no teacher" if teacher is None else f"a {type(teacher).__name__} signal"
             raise ValueError(f"tsd_kd takes a signal of Dense, Hidden, Mixture, got {given}")
@@ -92,4 +94,4 @@ class Selective:
             "direct": matched * direct,
             "entropy": entropy(student) * certainty,
         }
-        return sum(terms.values(), torch.zeros_like(matched)), terms
+        return self.weight * terms["indirect"] + terms["direct"] + terms["entropy"], terms

@@ -55,8 +55,8 @@ class TsdKD(TokenMethod):
         **options,
     ):
         super().__init__(losses, **options)
-        self.indirect_weight, self.opener, self.uncertain = indirect_weight, opener, uncertain
-        self.selective: Any = Selective(candidates, beta, gate_temperature)
+        self.opener, self.uncertain = opener, uncertain
+        self.selective: Any = Selective(indirect_weight, candidates, beta, gate_temperature)
 
     def text(self, step: Step, draw: float) -> Literal["data", "student", "both"]:
         return "student"
@@ -90,12 +90,12 @@ class TsdKD(TokenMethod):
         return Terms({"tsd_kd": Term(value.sum(), "sequences")}, metrics)
 
     def _shares(self, entropies: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what each row contributes to the three terms of its sequence."""
+        """Return the share of each row in the three means of its sequence."""
         group, lengths = group_rows(numbers)
         opener = opening(entropies, group, lengths, self.opener)
         uncertain = most_uncertain(entropies, group, lengths, self.uncertain)
         indirect, certainty = (_mean_over(chosen, group, entropies) for chosen in (opener, uncertain))
-        return self.indirect_weight * indirect, (1 / lengths[group]).to(entropies), certainty
+        return indirect, (1 / lengths[group]).to(entropies), certainty
 
 
 def _mean_over(chosen: Tensor, group: Tensor, like: Tensor) -> Tensor:

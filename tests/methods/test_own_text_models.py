@@ -20,15 +20,9 @@ METHODS = {
 
 def model(seed: int, hidden: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    sizes: Any = {
-        "hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=VOCAB, num_attention_heads=2, initializer_range=0.3, **sizes)
-    ).double()
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config: Any = {"vocab_size": VOCAB, "initializer_range": 0.3, **sizes}
+    return LlamaForCausalLM(LlamaConfig(**config)).double()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tabular import Table, Text, batch_of, descend, gradients, texts, total, written
 
-from kdlm.losses import ForwardKL, entropy, gated_jsd, generalised_jsd, kept_rows, plackett_luce
+from kdlm.losses import ForwardKL, Selective, entropy, gated_jsd, generalised_jsd, kept_rows, plackett_luce
 from kdlm.methods import Step, TsdKD, TsdKDSection
 from kdlm.methods.sequences import group_rows
 from kdlm.methods.tsd_kd import most_uncertain, opening
@@ -155,8 +155,10 @@ def test_losses_beside_its_own_are_refused():
 
 
 def test_options_of_the_section_reach_the_method():
-    method = TsdKDSection(candidates=4, beta=0.3, gate_temperature=2.0, opener=0.2, uncertain=0.5).build([], None)
-    assert (method.selective.k, method.selective.beta, method.selective.gate_temperature) == (4, 0.3, 2.0)
+    method = TsdKDSection(
+        indirect_weight=0.7, candidates=4, beta=0.3, gate_temperature=2.0, opener=0.2, uncertain=0.5
+    ).build([], None)
+    assert method.selective == Selective(weight=0.7, k=4, beta=0.3, gate_temperature=2.0)
     assert (method.opener, method.uncertain) == (0.2, 0.5)
 
 
