@@ -109,5 +109,6 @@ i { opacity: 0.6; font-style: normal; }
 </style></head><body><main>
 <h1>What the student wrote</h1>
 <p>Grey: the prompt. A token is red where student and teacher part: by reverse KL, in nats (from a teacher that scores
-tokens only: by log q - log p of the token, blue where it is negative). Hold the pointer over a token for its figures.</p>
+tokens only: by log q - log p of the token, blue where it is negative). Hold the pointer over a token for its
+figures.</p>
 """

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
@@ -14,6 +15,7 @@ from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvan
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
+from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
 from kdlm.section import Custom
 
 
@@ -34,6 +36,8 @@ AnyMethod = Annotated[
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
+    | DistiLLM2Section
+    | TsdKDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -42,6 +46,8 @@ __all__ = [
     "GKD",
     "AnyMethod",
     "CustomMethod",
+    "DistiLLM2",
+    "DistiLLM2Section",
     "EmaOf",
     "GKDSection",
     "HiddenKD",
@@ -64,4 +70,6 @@ __all__ = [
     "Terms",
     "TokenMethod",
     "Trainable",
+    "TsdKD",
+    "TsdKDSection",
 ]

@@ -86,6 +86,12 @@ class TokenMethod(Method):
         metrics = {name: (parts.get(name, nothing).sum(), "tokens") for name in names}
         return Terms({"token_loss": Term(total.sum())}, metrics)
 
+    def measured(self, student: Hidden | Dense, teacher: Signal, rows: Rows) -> dict[str, tuple[Tensor, str]]:
+        """Return every measure that can be taken with this teacher, summed over `rows`."""
+        options = {"vocab": self.vocab, "measures": measures_for(type(teacher)), "chunk_rows": self.chunk_rows}
+        _, parts = weighted_sum([], student, teacher, rows.labels, **options, impl=self.impl)
+        return {name: (value.sum(), "tokens") for name, value in parts.items()}
+
 
 class TokenOptions(Section):
     """What can be asked of any method that sums token losses. Every other field goes to the method by its name."""
