@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from kdlm.data.share import Share
 from kdlm.disk import write_text
+from kdlm.losses import IGNORE_INDEX, ReverseKL, kept_rows, token_log_probs, weighted_sum
 from kdlm.methods import Step
 from kdlm.rollouts import (
     Completion,
@@ -33,9 +34,25 @@ from kdlm.rollouts import (
     as_row,
     describe,
 )
+from kdlm.samples import Sample, SampleLog
+from kdlm.signal import LogProbs, Sampled, Signal
 from kdlm.trainer import Counts, DistillTrainer
 
 logger = logging.getLogger(__name__)
+
+GAP = 0.1
+"""Nats: a mean difference between what engine and student give a fresh token that is more than rounding."""
+FAR = 2.0
+"""Nats a token between student and teacher, on the student's own text, at which it has little to learn there."""
+
+OTHER_WEIGHTS = (
+    "the engine gives its tokens other probabilities than the student, by %.2f nats on average: it does not hold the "
+    "student's weights, or computes in too coarse a type"
+)
+TOO_FAR = (
+    "student and teacher are %.1f nats a token apart on the student's own text, where it has little to learn from: warm "
+    "it up on the teacher's text first (sequence_kd)"
+)
 
 Reward = Callable[[Sequence[str], Sequence[Row]], Sequence[float]]
 """Texts of completions, and the rows whose prompts they follow -> one number each."""
@@ -86,6 +103,11 @@ class OnPolicyTrainer(DistillTrainer):
             finish=self._finish,
             last=lambda: self.state.max_steps,
         )
+        self.samples: list[Sample] = []
+        """The completions that were last looked at."""
+        self.sample_log: SampleLog | None = None
+        """Where they are written down."""
+        self._warned: set[str] = set()
         self._seen: dict[str, Tensor] = defaultdict(partial(torch.zeros, (2,), dtype=torch.float64))
 
     def close(self) -> None:
@@ -122,7 +144,10 @@ class OnPolicyTrainer(DistillTrainer):
         slot = self.rounds.step(epoch_iterator, num_batches, index)
         batches = [] if slot is None else [self._laid_out(slot, place) for place in range(len(slot.micro))]
         if slot is not None:
-            self._note([one for written in slot.written for one in written], index)
+            written = [one for micro in slot.written for one in micro]
+            self._note(written, index)
+            if index % max(1, int(self.state.logging_steps)) == 0:
+                self._look(written[: self.section.show], index)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _laid_out(self, slot: Slot, place: int) -> dict[str, Tensor]:
@@ -136,10 +161,7 @@ class OnPolicyTrainer(DistillTrainer):
         masked = self.section.truncated == "mask"
         rows = [*data, *(as_row(one, masked=masked and one.completion.stop == "length") for one in own)]
         batch: Any = self.data_collator(rows)
-        if own:
-            batch |= describe(batch, rows, [*(None for _ in data), *own])
-            batch["sampling_temperature"] = torch.tensor(self.section.sampling.temperature or 1.0)
-        return batch
+        return batch | describe(batch, rows, [*(None for _ in data), *own]) if own else batch
 
     def _finish(self, drawn: list[tuple[Row, list[int], Completion]]) -> list[Written]:
         """Read each completion as text, and ask what it is worth."""
@@ -159,6 +181,49 @@ class OnPolicyTrainer(DistillTrainer):
             self._add("staleness", index - one.completion.version)
             if one.reward is not None:
                 self._add("reward", one.reward)
+
+    @torch.no_grad()
+    def _look(self, written: Sequence[Written], index: int) -> None:
+        """Look at some completions token by token; warn of what should not be at the first of them."""
+        if not written:
+            return
+        batch: Any = self._prepare_inputs(self.batch_of([], written))  # pyright: ignore[reportArgumentType]
+        rows = kept_rows(batch["input_ids"].where(batch["sampled"], IGNORE_INDEX))
+        nets, drawn_with = self.networks.views, self.section.sampling
+        with self.accelerator.autocast():
+            student = nets["student"](batch, rows)
+            teacher = nets["teacher"](batch, rows) if "teacher" in nets else None
+            log_q, _ = token_log_probs(student, rows.labels, temperature=drawn_with.temperature or 1.0)
+            apart = divergence(student, teacher, rows.labels, getattr(self.method, "vocab", None))
+        gap = (log_q - rows.of_labels(batch["log_probs"])).abs().mean().item()
+        fresh = all(one.completion.version == index for one in written)
+        if drawn_with.top_p == 1 and not drawn_with.top_k and fresh:
+            self._add("engine_gap", gap)
+            self._warn_once(gap > GAP, OTHER_WEIGHTS, gap)
+        if apart is not None:
+            self._warn_once(index == 0 and apart.mean().item() > FAR, TOO_FAR, apart.mean().item())
+        self.samples = self._described(written, index, log_q.tolist(), [] if apart is None else apart.tolist())
+        if self.sample_log is not None and self.is_world_process_zero():
+            self.sample_log.add(self.samples)
+
+    def _described(
+        self, written: Sequence[Written], index: int, log_q: list[float], apart: list[float]
+    ) -> list[Sample]:
+        tokenizer: Any = self.processing_class
+        made, at = [], 0
+        for one in written:
+            ids = one.completion.ids
+            end = at + len(ids)
+            tokens = [tokenizer.decode([token]) for token in ids]
+            about = (one.completion.stop, one.reward, one.completion.version)
+            made.append(Sample(index, tokenizer.decode(one.prompt), tokens, apart[at:end], log_q[at:end], *about))
+            at = end
+        return made
+
+    def _warn_once(self, wrong: bool, message: str, *values: float) -> None:
+        if wrong and message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message, *values)
 
     def _add(self, name: str, value: float, count: float = 1.0) -> None:
         self._seen[name] = self._seen[name] + torch.tensor([float(value), count], dtype=torch.float64)
@@ -224,6 +289,15 @@ class OnPolicyTrainer(DistillTrainer):
 
     def _step(self, index: int) -> Step:
         return Step(index, max(1, self.state.max_steps))
+
+
+def divergence(student: Any, teacher: Signal | None, labels: Tensor, vocab: Any) -> Tensor | None:
+    """Return on each row by how many nats the two part: reverse KL, or `log q - log p` where only that is known."""
+    if isinstance(teacher, LogProbs):
+        return token_log_probs(student, labels)[0] - teacher.log_probs
+    if teacher is None or isinstance(teacher, Sampled):
+        return None
+    return weighted_sum([("reverse_kl", ReverseKL(), 1.0)], student, teacher, labels, vocab=vocab)[0]
 
 
 def draw_of(seed: int, index: int) -> float:

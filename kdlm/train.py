@@ -19,6 +19,7 @@ from kdlm.on_policy import OnPolicyTrainer
 from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
 from kdlm.run_folder import RunFolder, model_card
+from kdlm.samples import SampleLog
 from kdlm.teachers import CachedTeacher, TeacherUnavailable, teachers_of
 from kdlm.trainer import DistillTrainer
 
@@ -56,6 +57,8 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         print(run.data.report)
         folder.open(recipe, described(run.data), step)
         trainer.add_callback(MetricsFile(folder.metrics))
+        if isinstance(trainer, OnPolicyTrainer):
+            trainer.sample_log = SampleLog(folder.path)
         if resume:
             print(f"resuming at step {step}" if checkpoint else "no finished checkpoint yet: starting at step 0")
     try:

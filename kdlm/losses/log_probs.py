@@ -18,16 +18,19 @@ def token_log_probs(
     student: Hidden | Dense,
     labels: Int[Tensor, "rows"],
     *,
+    temperature: float = 1.0,
     chunk_rows: int | None = None,
     impl: Impl = "auto",
 ) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
     """Return `log q(label)` and the entropy of q on each row, in nats, over the student's whole vocabulary.
 
-    Both are differentiable, in the memory of one chunk of rows: the logits are made again in backward. The vocabulary
-    is whole because that is what tokens are drawn from. Raises ValueError for a label outside of it.
+    `temperature` divides the logits. Both results are differentiable, in the memory of one chunk of rows: the logits
+    are made again in backward. The vocabulary is whole because that is what tokens are drawn from. Raises ValueError
+    for a label outside of it.
     """
     source, head = (student.hidden, student.head) if isinstance(student, Hidden) else (student.logits, None)
-    log_probs, entropy = linear_logprobs(source, head, labels[:, None], chunk_rows=chunk_rows, impl=impl)
+    call: dict[str, Any] = {"temperature": temperature, "chunk_rows": chunk_rows, "impl": impl}
+    log_probs, entropy = linear_logprobs(source, head, labels[:, None], **call)
     return log_probs[:, 0], entropy
 
 
