@@ -95,7 +95,9 @@ class Decoder:
             law = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         settings = GenerationConfig(max_new_tokens=max_new_tokens, **law)
         mask = torch.ones_like(ids)
-        return model.generate(ids, attention_mask=mask, generation_config=settings, **options)[0, len(prompt) :].tolist()
+        return model.generate(ids, attention_mask=mask, generation_config=settings, **options)[
+            0, len(prompt) :
+        ].tolist()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from kdlm.models.prediction import LanguageModel
 from kdlm.speculation.decoding import Decoder, decoding
 from kdlm.speculation.report import Counts, Position, SpeculationReport, Sums, expected_block_efficiency
 
+
 def measure(
     target: LanguageModel,
     draft: LanguageModel,
