@@ -99,7 +99,10 @@ class SpeculationReport:
         """Yield the report for people, a line each."""
         kept = " ".join(f"{place.acceptance.value:.2f}" for place in self.positions)
         yield f"decoded: {self.prompts} prompts x {self.repeats}, temperature {self.temperature:g}, seed {self.seed}"
-        yield f"tokens: {self.emitted} in {self.target_passes} target passes; {self.proposed} drafted, {self.accepted} kept"
+        yield (
+            f"tokens: {self.emitted} in {self.target_passes} target passes; {self.proposed} drafted, "
+            f"{self.accepted} of them kept"
+        )
         yield f"acceptance: {self.acceptance} of the tokens that were up; by place in the block: {kept}"
         yield f"accepted / proposed: {self.accepted_share}"
         yield (
@@ -107,8 +110,8 @@ class SpeculationReport:
             f"{self.expected_block_efficiency.value:.3f} if tokens were independent)"
         )
         yield (
-            f"tokens per second: {self.tokens_per_second.value:.1f} with the draft, "
-            f"{self.target_tokens_per_second.value:.1f} target alone, {self.draft_tokens_per_second.value:.1f} draft alone"
+            f"tokens per second: {self.tokens_per_second.value:.1f} with the draft, target alone "
+            f"{self.target_tokens_per_second.value:.1f}, draft alone {self.draft_tokens_per_second.value:.1f}"
         )
         yield (
             f"speed-up: {self.speedup} by the clock; {self.expected_speedup.value:.3f} from block efficiency and a "

@@ -17,7 +17,7 @@ BOUND = 1e-3
 """Seeds are fixed, so a p-value below it is either the one draw in a thousand, found once, or a wrong law."""
 
 
-def model(seed: int, *, vocab: int = VOCAB, layers: int = 1, sharpness: float = 60.0, eos: int | None = None):
+def model(seed: int, *, vocab: int = VOCAB, layers: int = 1, sharpness: float = 40.0, eos: int | None = None):
     """Return a small Llama whose next token depends on all before it and is neither certain nor uniform."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -33,7 +33,7 @@ def target():
     return model(0, layers=2)
 
 
-def nudged(model, amount: float = 0.3):
+def nudged(model, amount: float = 0.5):
     """Return a model of almost the same mind: a draft that is right often and wrong often."""
     torch.manual_seed(1)
     made = copy.deepcopy(model)
@@ -73,7 +73,7 @@ def drawn(target, draft, temperature: float, *, number: int, length: int, drafte
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_texts_have_the_targets_law_and_not_the_drafts(target, draft, temperature):
-    length, number = 3, 800
+    length, number = 3, 500
     outcomes = list(product(range(VOCAB), repeat=length))
     texts = [tuple(text.ids) for text in drawn(target, draft, temperature, number=number, length=length, drafted=2)]
     counts = torch.zeros(len(outcomes), dtype=torch.double)
@@ -84,7 +84,7 @@ def test_texts_have_the_targets_law_and_not_the_drafts(target, draft, temperatur
         steps = law(each, outcomes, temperature).gather(2, torch.tensor(outcomes)[..., None]).squeeze(2)
         of[name] = chi_square(counts, number * steps.prod(1))
     assert of["target"] > BOUND
-    assert of["draft"] < 1e-12  # the test can tell them apart
+    assert of["draft"] < 1e-9  # the test can tell them apart
 
 
 def quantiles(target, text: list[int], temperature: float) -> Tensor:
@@ -107,15 +107,15 @@ def fits(target, texts: list[list[int]], temperature: float, bins: int = 20) -> 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_long_texts_have_the_targets_law_token_by_token(target, draft, temperature):
-    texts = [text.ids for text in drawn(target, draft, temperature, number=5, length=250, drafted=4)]
+    texts = [text.ids for text in drawn(target, draft, temperature, number=4, length=200, drafted=4)]
     assert fits(target, texts, temperature) > BOUND
-    assert fits(draft, texts, temperature) < 1e-12
+    assert fits(draft, texts, temperature) < 1e-9
 
 
 def test_a_draft_of_uniform_tokens_leaves_the_law_alone(target, draft):
     uniform = copy.deepcopy(draft)
     uniform.lm_head.weight.data.zero_()
-    texts = drawn(target, uniform, 1.0, number=5, length=250, drafted=3)
+    texts = drawn(target, uniform, 1.0, number=4, length=200, drafted=3)
     assert fits(target, [text.ids for text in texts], 1.0) > BOUND
     proposed = torch.tensor([token for text in texts for block in text.blocks for token in block.proposed])
     counts = torch.bincount(proposed, minlength=VOCAB).double()
@@ -135,7 +135,7 @@ def states_that_were_up(text: Decoded) -> list[tuple[list[int], bool]]:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_acceptance_is_one_minus_the_total_variation_of_the_visited_states(target, draft, temperature):
     kept, expected = [], []
-    for text in drawn(target, draft, temperature, number=6, length=250, drafted=4):
+    for text in drawn(target, draft, temperature, number=5, length=200, drafted=4):
         p, q = (law(each, [tuple(text.ids)], temperature)[0] for each in (target, draft))
         for state, accepted in states_that_were_up(text):
             assert state == text.ids[: len(state)]
