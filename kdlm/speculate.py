@@ -62,7 +62,7 @@ def speculate(
     require_one_tokenizer(tokenizers["target"], tokenizers["draft"], heads["target"], heads["draft"])
     read = read_prompts(prompts, tokenizers["target"], limit, prompt_tokens)
     place = _device(device)
-    models = {name: source.load().to(place) for name, source in sources.items()}
+    models = {name: source.load().to(device=place) for name, source in sources.items()}
     report = measure(models["target"], models["draft"], [prompt.ids for prompt in read], **options)
     if as_json:
         about = {"target": target, "draft": draft, "prompts_from": prompts, "device": str(place), "dtype": dtype}
@@ -127,7 +127,8 @@ def _ids(column: str, value: Any, tokenizer: PreTrainedTokenizerBase, prompt_tok
             raise Unusable("only answers")
         if not tokenizer.chat_template:
             raise ValueError(f"prompts of messages need a chat template; {tokenizer.name_or_path!r} has none")
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not isinstance(value, str) or not value.strip():
         raise Unusable("empty" if value in (None, "") or isinstance(value, str) else "not text")
     ids = [*leading_tokens(tokenizer), *tokenizer(value, add_special_tokens=False, verbose=False)["input_ids"]]

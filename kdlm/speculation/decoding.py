@@ -47,6 +47,11 @@ class Block:
         kept = takewhile(lambda pair: pair[0] == pair[1], zip(self.proposed, self.emitted, strict=False))
         return sum(1 for _ in kept)
 
+    @property
+    def tested(self) -> int:
+        """Proposals that were up: those that were kept, and the one that was refused."""
+        return min(self.accepted + 1, len(self.proposed))
+
 
 @dataclass(frozen=True)
 class Decoded:

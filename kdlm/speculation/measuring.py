@@ -1,14 +1,13 @@
 """measure: decode prompts with a draft, without it, and with the draft alone, and count."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from kdlm.models.prediction import LanguageModel
-from kdlm.speculation.decoding import Decoder, decoding
+from kdlm.speculation.decoding import Decoded, Decoder, decoding
 from kdlm.speculation.report import Counts, Position, SpeculationReport, Sums, expected_block_efficiency
 
 
@@ -42,50 +41,44 @@ def measure(
     models = {"target": target, "draft": draft}
     _look(models, prompts, temperature, drafted=drafted, max_new_tokens=max_new_tokens, repeats=repeats)
     devices = {model.device for model in models.values() if model.device.type == "cuda"}
-    rows: list[Counter[str]] = [Counter() for _ in prompts]
+    sums = [Sums(float) for _ in prompts]
     with (
         torch.random.fork_rng(devices=sorted(devices, key=str)),
         decoding(target, draft, drafted=drafted, temperature=temperature) as decoder,
     ):
         torch.manual_seed(seed)
-        _counted(decoder, prompts[0], max_new_tokens, 0)
+        _count(decoder, prompts[0], max_new_tokens, 0, Sums(float))
         for turn in range(repeats):
             for index, prompt in enumerate(prompts):
-                rows[index] += _counted(decoder, prompt, max_new_tokens, turn + index)
+                _count(decoder, prompt, max_new_tokens, turn + index, sums[index])
     asked = {"drafted": drafted, "temperature": temperature, "prompts": len(prompts), "repeats": repeats}
-    return _report(Counts(rows), **asked, max_new_tokens=max_new_tokens, seed=seed)
+    return _report(Counts(sums), **asked, max_new_tokens=max_new_tokens, seed=seed)
 
 
-def _counted(decoder: Decoder, prompt: Sequence[int], length: int, turn: int) -> Counter[str]:
-    """Decode one prompt in three ways, the first of which turns, and count."""
+def _count(decoder: Decoder, prompt: Sequence[int], length: int, turn: int, sums: Sums) -> None:
+    """Decode one prompt in three ways, the first of which turns, and add up what happened."""
     ways: dict[str, Callable[[], Any]] = {
         "speculative": lambda: decoder.speculative(prompt, length),
         "target": lambda: decoder.alone(decoder.target, prompt, length),
         "draft": lambda: decoder.alone(decoder.draft, prompt, length),
     }
-    names = list(ways)
-    texts, counts = {}, Counter()
+    names, texts = list(ways), {}
     for name in names[turn % 3 :] + names[: turn % 3]:
         began = time.perf_counter()
         texts[name] = ways[name]()  # ends with the tokens on the host, so none of the device's work is left out
-        counts[f"{name} seconds"] += time.perf_counter() - began
-    text = texts["speculative"]
-    counts += Counter(
-        {
-            "passes": len(text.blocks),
-            "speculative tokens": len(text.ids),
-            "target tokens": len(texts["target"]),
-            "draft tokens": len(texts["draft"]),
-            "same": text.ids == texts["target"],
-        }
-    )
+        sums[f"{name} seconds"] += time.perf_counter() - began
+    text: Decoded = texts["speculative"]
+    sums["passes"] += len(text.blocks)
+    sums["speculative tokens"] += len(text.ids)
+    sums["target tokens"] += len(texts["target"])
+    sums["draft tokens"] += len(texts["draft"])
+    sums["same"] += text.ids == texts["target"]
     for block in text.blocks:
-        for place in range(1, len(block.proposed) + 1):
-            happened = {"proposed": True, "tested": place <= block.accepted + 1, "accepted": place <= block.accepted}
-            for what in (what for what, true in happened.items() if true):
-                counts[what] += 1
-                counts[f"{what} {place}"] += 1
-    return counts
+        reached = {"proposed": len(block.proposed), "tested": block.tested, "accepted": block.accepted}
+        for what, number in reached.items():
+            sums[what] += number
+            for place in range(1, number + 1):
+                sums[f"{what} {place}"] += 1
 
 
 def _report(counts: Counts, drafted: int, temperature: float, **asked: int) -> SpeculationReport:

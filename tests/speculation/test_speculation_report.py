@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from kdlm.models import Lora, adapt
 from kdlm.speculation import Block, decoding, expected_block_efficiency, measure
 from kdlm.speculation.report import Counts
 
@@ -33,11 +34,15 @@ PROMPTS = [[1], [2, 3], [4]]
 
 
 def test_a_block_counts_what_was_kept_up_to_the_first_refusal():
-    assert Block((1, 2, 3), (1, 2, 3, 4)).accepted == 3
-    assert Block((1, 2, 3), (1, 5)).accepted == 1
-    assert Block((1, 2, 3), (4,)).accepted == 0
-    assert Block((1, 2), (1, 2)).accepted == 2  # the draft's last token ended the text
-    assert Block((), (4,)).accepted == 0
+    for proposed, emitted, accepted, tested in (
+        ((1, 2, 3), (1, 2, 3, 4), 3, 3),
+        ((1, 2, 3), (1, 5), 1, 2),
+        ((1, 2, 3), (4,), 0, 1),
+        ((1, 2), (1, 2), 2, 2),  # the draft's last token ended the text
+        ((), (4,), 0, 0),
+    ):
+        block = Block(proposed, emitted)
+        assert (block.accepted, block.tested) == (accepted, tested)
 
 
 def test_independent_tokens_give_the_geometric_sum():
@@ -97,6 +102,18 @@ def test_models_are_left_as_they_were_even_when_decoding_fails(pair):
     assert [each.generation_config.to_dict() for each in pair] == before
     assert not target._forward_pre_hooks
     draft.eval()
+
+
+def test_a_draft_under_adapters_is_what_it_is_with_them_merged(pair):
+    target, draft = pair
+    adapted = adapt(copy.deepcopy(draft), Lora(rank=2))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    reports = [measure(target, each, PROMPTS, drafted=3, max_new_tokens=16) for each in (adapted, merged, draft)]
+    assert reports[0].positions == reports[1].positions != reports[2].positions
 
 
 def test_a_report_is_json_and_what_could_not_be_told_is_null(pair):

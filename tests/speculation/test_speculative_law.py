@@ -126,7 +126,7 @@ def states_that_were_up(text: Decoded) -> list[tuple[list[int], bool]]:
     """Return what stood before each proposal that was up, and whether it was kept."""
     states, so_far = [], []
     for block in text.blocks:
-        for place in range(min(block.accepted + 1, len(block.proposed))):
+        for place in range(block.tested):
             states.append(([*so_far, *block.proposed[:place]], place < block.accepted))
         so_far += block.emitted
     return states
