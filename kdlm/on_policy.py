@@ -50,8 +50,8 @@ OTHER_WEIGHTS = (
     "student's weights, or computes in too coarse a type"
 )
 TOO_FAR = (
-    "student and teacher are %.1f nats a token apart on the student's own text, where it has little to learn from: warm "
-    "it up on the teacher's text first (sequence_kd)"
+    "student and teacher are %.1f nats a token apart on the student's own text, where it then learns little: warm it up "
+    "on the teacher's text first (sequence_kd)"
 )
 
 Reward = Callable[[Sequence[str], Sequence[Row]], Sequence[float]]
