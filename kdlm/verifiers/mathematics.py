@@ -14,8 +14,8 @@ class Math(LimitedSection):
     r"""Equality by the Math-Verify library (github.com/huggingface/Math-Verify): LaTeX and plain expressions, numbers,
     sets, intervals, matrices, equations, compared with SymPy.
 
-    The library looks for the answer itself: the last `\boxed{}` first, then other LaTeX and expressions. The reference is
-    LaTeX or an expression, with or without `$` or `\boxed{}` around it. SymPy can compute for ever, so the timeout
+    The library looks for the answer itself: the last `\boxed{}` first, then other LaTeX and expressions. The reference
+    is LaTeX or an expression, with or without `$` or `\boxed{}` around it. SymPy can compute for ever, so the timeout
     counts: it takes the place of the library's own, which rests on alarms.
     """
 
@@ -27,11 +27,14 @@ class Math(LimitedSection):
         import math_verify
 
         logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeout is off
+        _expected("1")  # the first takes its grammar apart, which is no completion's fault
 
         def judge(completion: str, reference: Any, row: Mapping[str, Any]) -> bool:
+            if reference is None:
+                raise ValueError(f"no reference, expected an expression in the column {self.column!r}")
             expected = _expected(str(reference))
-            given = math_verify.parse(completion, parsing_timeout=None)
-            return bool(given) and math_verify.verify(expected, given, timeout_seconds=None)
+            given = math_verify.parse(completion, parsing_timeout=0)
+            return bool(given) and math_verify.verify(expected, given, timeout_seconds=0)
 
         return judge
 
@@ -42,6 +45,6 @@ def _expected(reference: str) -> list[Any]:
     import math_verify
 
     answer = marked_answer(reference) or reference.strip().strip("$")
-    if not (expected := math_verify.parse(f"${answer}$", parsing_timeout=None)):
+    if not (expected := math_verify.parse(f"${answer}$", parsing_timeout=0)):
         raise ValueError(f"reference {reference[:60]!r} cannot be read as mathematics")
     return expected

@@ -6,11 +6,12 @@ matter. No commas for decimals. Everything is linear in the length of the text, 
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from decimal import MAX_EMAX as LARGEST_EXPONENT
 from decimal import MIN_EMIN as SMALLEST_EXPONENT
+from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 
 from kdlm.sandbox.tasks import marked_answer
 
@@ -25,7 +26,7 @@ _NUMBER = re.compile(
     r"""
     (?:(?<![\w)}\]^])(?<![_^]\{)(?P<sign>[-+]))?               # the minus of 10-5 is no sign
     (?:\\?\$|[\u20ac\u00a3\u00a5])?\ ?
-    (?<![\w^])(?<![_^][-+{])(?<![_^]\{[-+])(?<![0-9][.,])      # not in a word, an index or a power, nor 3 in 1.2.3
+    (?<![\w^])(?<![_^][-+{])(?<![_^]\{[-+])(?<![0-9][.,])      # not in a word, an index, a power, nor another number
     (?>
         (?:(?P<whole>[0-9]++)\ (?=[0-9]++/[0-9]))?             # 2 1/2
         (?P<digits>[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]++)?|\.[0-9]++)
@@ -33,7 +34,7 @@ _NUMBER = re.compile(
         (?:\ ?/\ ?(?P<under>[0-9]++(?:\.[0-9]++)?))?
         (?P<percent>\ ?\\?%)?
     )
-    (?!\ ?\^)                                                  # not 2^10
+    (?!\ ?\^|\.[0-9])                                          # not 2^10, nor 1.2.3
     """,
     re.VERBOSE,
 )
@@ -55,10 +56,8 @@ def given_number(text: str) -> Number | None:
     marked = marked_answer(text)
     if marked is not None:
         return only_number(marked)
-    last = None
-    for last in _NUMBER.finditer(_plain(text)):
-        pass
-    return None if last is None else list(_read(last))[-1]
+    last = deque(_NUMBER.finditer(_plain(text)), maxlen=1)
+    return list(_read(last[0]))[-1] if last else None
 
 
 def only_number(text: str) -> Number | None:

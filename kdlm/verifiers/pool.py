@@ -184,7 +184,7 @@ class Worker:
         starting, limit = self.starting, START_LIMIT if self.starting else self._section.timeout
         code = self.kill()
         # killed just now, not ended before; or it was quicker to end itself
-        over = timed_out and code == -signal.SIGKILL or code == -signal.SIGALRM
+        over = (timed_out and code == -signal.SIGKILL) or code == -signal.SIGALRM
         if over:
             reason = f"not done after {limit:g} s"
         else:

@@ -37,5 +37,6 @@ class Regex(LimitedSection):
         return self._judge
 
     def _judge(self, completion: str, reference: Any, row: Mapping[str, Any]) -> bool:
-        pattern = re.compile(reference if self.pattern is None else self.pattern, re.IGNORECASE if self.ignore_case else 0)
+        pattern = reference if self.pattern is None else self.pattern
+        pattern = re.compile(pattern, re.IGNORECASE if self.ignore_case else 0)
         return getattr(pattern, self.match)(completion) is not None

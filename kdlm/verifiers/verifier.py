@@ -73,7 +73,7 @@ class LimitedSection(VerifierSection):
 
 
 def verdict_of(judgement: Callable[[], Any]) -> Verdict:
-    """Return the verdict that a call of a verifier comes to: what it raises, or returns that is no score, is one too."""
+    """Return the verdict that a verifier's call comes to: what it raises, or returns that is no score, is one too."""
     try:
         return _judged(judgement())
     except (Exception, SystemExit) as error:
