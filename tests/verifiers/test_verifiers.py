@@ -174,7 +174,7 @@ def test_json_schema_takes_documents_that_satisfy_it(place, tmp_path):
 
 
 def test_json_schema_says_what_is_wrong_with_a_schema(tmp_path):
-    with pytest.raises(ValueError, match="nothing.json': No such file"):
+    with pytest.raises(ValueError, match=r"nothing\.json': No such file"):
         Judge(verifier("json_schema", definition=str(tmp_path / "nothing.json")))
     with pytest.raises(ValueError, match="no schema: 'objekt' is not valid"):
         Judge(verifier("json_schema", definition={"type": "objekt"}))
