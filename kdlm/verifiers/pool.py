@@ -89,8 +89,8 @@ class Pool:
         """Wait until a worker says something, can be told more or is out of time; return what was said of items."""
         busy = [worker for worker in self._workers if worker.deadline < math.inf]
         poll = select.poll()
-        for worker in busy:
-            worker.register(poll)
+        for descriptor, event in (each for worker in busy for each in worker.awaits()):
+            poll.register(descriptor, event)
         rest = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
         ready = {descriptor for descriptor, _ in poll.poll(math.ceil(rest * 1000))}
         return [said for worker in busy for said in worker.attend(ready)]
@@ -146,11 +146,11 @@ class Worker:
         self.given.extend(numbers)
         self._outbox = memoryview(bytes(self._outbox) + pickle.dumps(list(items)))
 
-    def register(self, poll: select.poll) -> None:
-        """Say what to wait for."""
-        poll.register(self._descriptor("stdout"), select.POLLIN)
+    def awaits(self) -> Iterator[tuple[int, int]]:
+        """Descriptors to wait for, each with what is to happen there."""
+        yield self._descriptor("stdout"), select.POLLIN
         if self._outbox:
-            poll.register(self._descriptor("stdin"), select.POLLOUT)
+            yield self._descriptor("stdin"), select.POLLOUT
 
     def attend(self, ready: set[int]) -> Iterator[tuple[int, Verdict, bool]]:
         """Write and read where that is possible, and end the process if it is out of time.

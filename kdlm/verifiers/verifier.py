@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ class Verdict:
     reason: str | None = None
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """A pure function that judges one completion."""
 

@@ -231,10 +231,11 @@ PARENT = """
 import sys
 from kdlm.verifiers import CustomVerifier, Judge
 one = Judge(CustomVerifier(target="misbehaving:judge", timeout=0.5, column=None))
-print(int(one.judge(["pid"])[0].score), flush=True)
+process = int(one.judge(["pid"])[0].score)
 if sys.argv[1] == "busy":
     one._pool._workers[0].give([0], [__import__("pickle").dumps(("loop", None, {}))])
     one._pool._turn()
+print(process, flush=True)
 sys.stdin.read()
 """
 
