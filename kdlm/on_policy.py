@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 
 from kdlm.data.share import Share
 from kdlm.disk import write_text
-from kdlm.losses import IGNORE_INDEX, ReverseKL, kept_rows, token_log_probs, weighted_sum
 from kdlm.methods import Step
 from kdlm.rollouts import (
     Completion,
@@ -34,9 +33,9 @@ from kdlm.rollouts import (
     as_row,
     describe,
 )
-from kdlm.samples import Sample, SampleLog
-from kdlm.signal import LogProbs, Sampled, Signal
+from kdlm.samples import Sample, SampleLog, described, look
 from kdlm.trainer import Counts, DistillTrainer
+from kdlm.verifiers import Judge
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ OTHER_WEIGHTS = (
     "student's weights, or computes in too coarse a type"
 )
 TOO_FAR = (
-    "student and teacher are %.1f nats a token apart on the student's own text, where it then learns little: warm it up "
+    "student and teacher are %.1f nats a token apart on the student's own text, where it learns little: warm it up "
     "on the teacher's text first (sequence_kd)"
 )
 
@@ -68,7 +67,8 @@ class OnPolicyTrainer(DistillTrainer):
             before their last answer; a row may be a prompt alone (no label) where the method takes no data's text.
         rollouts: how completions are made; by default by `model.generate`, one for each prompt, for every step.
         engine: what makes them, instead of the one that `rollouts` names.
-        reward: gives each completion a number, which is logged and handed to the method.
+        reward: gives each completion a number, which is logged and handed to the method: any function, or a
+            `kdlm.verifiers.Judge`, which compares it with what the rows carry as `reference`.
 
     Raises ValueError when engine, rollouts and training arguments do not fit.
     """
@@ -83,7 +83,7 @@ class OnPolicyTrainer(DistillTrainer):
         *,
         rollouts: RolloutSection | None = None,
         engine: Engine | None = None,
-        reward: Reward | None = None,
+        reward: Reward | Judge | None = None,
         **options: Any,
     ):
         super().__init__(model, teacher, args, **options)
@@ -113,6 +113,8 @@ class OnPolicyTrainer(DistillTrainer):
     def close(self) -> None:
         super().close()
         self.rounds.close()
+        if isinstance(self.reward, Judge):
+            self.reward.close()
 
     # Batches
 
@@ -168,7 +170,12 @@ class OnPolicyTrainer(DistillTrainer):
         tokenizer: Any = self.processing_class
         texts = tokenizer.batch_decode([one.ids for _, _, one in drawn], skip_special_tokens=True)
         rows = [row for row, _, _ in drawn]
-        rewards: Sequence[float | None] = [None] * len(rows) if self.reward is None else self.reward(texts, rows)
+        rewards: Sequence[float | None] = [None] * len(rows)
+        if isinstance(self.reward, Judge):
+            references = [row.get("reference") for row in rows]
+            rewards = [verdict.score for verdict in self.reward.judge(texts, references)]
+        elif self.reward is not None:
+            rewards = self.reward(texts, rows)
         return [Written(*given, text, reward) for given, text, reward in zip(drawn, texts, rewards, strict=True)]
 
     # What is seen of it
@@ -182,43 +189,21 @@ class OnPolicyTrainer(DistillTrainer):
             if one.reward is not None:
                 self._add("reward", one.reward)
 
-    @torch.no_grad()
     def _look(self, written: Sequence[Written], index: int) -> None:
-        """Look at some completions token by token; warn of what should not be at the first of them."""
+        """Look at some completions token by token; warn of what should not be."""
         if not written:
             return
         batch: Any = self._prepare_inputs(self.batch_of([], written))  # pyright: ignore[reportArgumentType]
-        rows = kept_rows(batch["input_ids"].where(batch["sampled"], IGNORE_INDEX))
-        nets, drawn_with = self.networks.views, self.section.sampling
+        drawn_with, vocab = self.section.sampling, getattr(self.method, "vocab", None)
         with self.accelerator.autocast():
-            student = nets["student"](batch, rows)
-            teacher = nets["teacher"](batch, rows) if "teacher" in nets else None
-            log_q, _ = token_log_probs(student, rows.labels, temperature=drawn_with.temperature or 1.0)
-            apart = divergence(student, teacher, rows.labels, getattr(self.method, "vocab", None))
-        gap = (log_q - rows.of_labels(batch["log_probs"])).abs().mean().item()
-        fresh = all(one.completion.version == index for one in written)
-        if drawn_with.top_p == 1 and not drawn_with.top_k and fresh:
-            self._add("engine_gap", gap)
-            self._warn_once(gap > GAP, OTHER_WEIGHTS, gap)
-        if apart is not None:
-            self._warn_once(index == 0 and apart.mean().item() > FAR, TOO_FAR, apart.mean().item())
-        self.samples = self._described(written, index, log_q.tolist(), [] if apart is None else apart.tolist())
+            seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
+        if drawn_with.top_p == 1 and not drawn_with.top_k and all(one.completion.version == index for one in written):
+            self._add("engine_gap", seen.gap)
+            self._warn_once(seen.gap > GAP, OTHER_WEIGHTS, seen.gap)
+        self._warn_once(index == 0 and seen.mean > FAR, TOO_FAR, seen.mean)
+        self.samples = described(written, seen, index, self.processing_class)
         if self.sample_log is not None and self.is_world_process_zero():
             self.sample_log.add(self.samples)
-
-    def _described(
-        self, written: Sequence[Written], index: int, log_q: list[float], apart: list[float]
-    ) -> list[Sample]:
-        tokenizer: Any = self.processing_class
-        made, at = [], 0
-        for one in written:
-            ids = one.completion.ids
-            end = at + len(ids)
-            tokens = [tokenizer.decode([token]) for token in ids]
-            about = (one.completion.stop, one.reward, one.completion.version)
-            made.append(Sample(index, tokenizer.decode(one.prompt), tokens, apart[at:end], log_q[at:end], *about))
-            at = end
-        return made
 
     def _warn_once(self, wrong: bool, message: str, *values: float) -> None:
         if wrong and message not in self._warned:
@@ -236,6 +221,10 @@ class OnPolicyTrainer(DistillTrainer):
             for name, sums in self._reduced({f"rollout/{name}": pair for name, pair in self._seen.items()}).items():
                 logs[name] = (sums[0] / sums[1]).item()
             self._seen.clear()
+            if isinstance(self.reward, Judge):  # of this rank, since the run began
+                logs |= {
+                    f"rollout/verifier_{what}": float(self.reward.counts[what]) for what in ("raised", "timed_out")
+                }
         super().log(logs, start_time)
 
     # Evaluation
@@ -289,15 +278,6 @@ class OnPolicyTrainer(DistillTrainer):
 
     def _step(self, index: int) -> Step:
         return Step(index, max(1, self.state.max_steps))
-
-
-def divergence(student: Any, teacher: Signal | None, labels: Tensor, vocab: Any) -> Tensor | None:
-    """Return on each row by how many nats the two part: reverse KL, or `log q - log p` where only that is known."""
-    if isinstance(teacher, LogProbs):
-        return token_log_probs(student, labels)[0] - teacher.log_probs
-    if teacher is None or isinstance(teacher, Sampled):
-        return None
-    return weighted_sum([("reverse_kl", ReverseKL(), 1.0)], student, teacher, labels, vocab=vocab)[0]
 
 
 def draw_of(seed: int, index: int) -> float:

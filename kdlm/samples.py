@@ -6,8 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from kdlm.disk import write_text
+from kdlm.losses import IGNORE_INDEX, ReverseKL, kept_rows, token_log_probs, weighted_sum
+from kdlm.methods.method import Batch, Nets
+from kdlm.rollouts import Written
+from kdlm.signal import LogProbs, Sampled
 
 KEPT = 60
 """Completions on the page: the newest ones. The lines keep all."""
@@ -37,6 +44,53 @@ class Sample:
     stop: str
     reward: float | None
     version: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """Sampled tokens as student and teacher see them.
+
+    Attributes:
+        divergence: of each token, in nats; empty where the teacher cannot tell.
+        log_probs: the student's, of each token.
+        gap: mean difference, in nats, between them and what the engine gave.
+    """
+
+    divergence: list[float]
+    log_probs: list[float]
+    gap: float
+
+    @property
+    def mean(self) -> float:
+        """Nats a token by which the two part; 0 where that is not known."""
+        return math.fsum(self.divergence) / len(self.divergence) if self.divergence else 0.0
+
+
+@torch.no_grad()
+def look(nets: Nets, batch: Batch, *, temperature: float, vocab: Any) -> Look:
+    """Ask student and teacher about the sampled tokens of a batch; `temperature` is what they were drawn at."""
+    rows = kept_rows(batch["input_ids"].where(batch["sampled"], IGNORE_INDEX))
+    student, teacher = nets["student"](batch, rows), nets["teacher"](batch, rows) if "teacher" in nets else None
+    log_q, _ = token_log_probs(student, rows.labels, temperature=temperature)
+    apart = None
+    if isinstance(teacher, LogProbs):
+        apart = token_log_probs(student, rows.labels)[0] - teacher.log_probs
+    elif teacher is not None and not isinstance(teacher, Sampled):
+        apart, _ = weighted_sum([("reverse_kl", ReverseKL(), 1.0)], student, teacher, rows.labels, vocab=vocab)
+    gap = (log_q - rows.of_labels(batch["log_probs"])).abs().mean().item()
+    return Look([] if apart is None else apart.tolist(), log_q.tolist(), gap)
+
+
+def described(written: Sequence[Written], seen: Look, step: int, tokenizer: Any) -> list[Sample]:
+    """Return each completion with its part of a look at all of them."""
+    samples, at = [], 0
+    for one in written:
+        done, ids = one.completion, one.completion.ids
+        part = slice(at, at := at + len(ids))
+        tokens = [tokenizer.decode([token]) for token in ids]
+        shown = (seen.divergence[part], seen.log_probs[part], done.stop, one.reward, done.version)
+        samples.append(Sample(step, tokenizer.decode(one.prompt), tokens, *shown))
+    return samples
 
 
 class SampleLog:

@@ -22,6 +22,7 @@ from kdlm.run_folder import RunFolder, model_card
 from kdlm.samples import SampleLog
 from kdlm.teachers import CachedTeacher, TeacherUnavailable, teachers_of
 from kdlm.trainer import DistillTrainer
+from kdlm.verifiers import Judge
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def assemble(recipe: Recipe) -> Assembly:
     tokenizer = recipe.student.tokenizer()
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = template_text(recipe.data.chat_template)  # the student is saved with what it learnt
-    data = load_data(recipe.data, tokenizer, seed=recipe.seed)
+    column = recipe.verifier.column if recipe.verifier is not None else None
+    data = load_data(recipe.data.with_reference(column), tokenizer, seed=recipe.seed)
     student = recipe.student.load()
     if recipe.student.lora is not None:
         student = adapt(student, recipe.student.lora)
@@ -117,7 +119,10 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
-    kind: Any = DistillTrainer if recipe.rollouts is None else partial(OnPolicyTrainer, rollouts=recipe.rollouts)
+    kind: Any = DistillTrainer
+    if recipe.rollouts is not None:
+        reward = None if recipe.verifier is None else Judge(recipe.verifier)
+        kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=reward)
     trainer = kind(
         student,
         teacher,
