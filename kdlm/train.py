@@ -49,11 +49,12 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
     hf_logging.disable_progress_bar()
     folder = RunFolder(recipe.run_dir)
     checkpoint = folder.starting_point(recipe, resume)
-    check(recipe)
+    notes = [line for line in check(recipe) if ": note: " in line]
     run = assemble(recipe)
     trainer = run.trainer
     writes = trainer.is_world_process_zero()
     if writes:
+        print("\n".join(notes), end="\n" if notes else "")
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         print(run.data.report)
         folder.open(recipe, described(run.data), step)
