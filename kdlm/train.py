@@ -96,9 +96,9 @@ def save_what_is_done(trainer: DistillTrainer) -> str:
 
 def final_metrics(trainer: DistillTrainer) -> dict[str, float]:
     """Return the student's evaluation: the one that the last step made, if it did."""
-    last = trainer.state.log_history[-3:]
-    done = [logs for logs in last if "eval_loss" in logs and logs["step"] == trainer.state.global_step]
-    return done[0] if done and trainer.state.best_model_checkpoint is None else trainer.evaluate()
+    last = [logs for logs in trainer.state.log_history[-3:] if logs["step"] == trainer.state.global_step]
+    done = {key: value for logs in last for key, value in logs.items() if key.startswith("eval_")}
+    return done if done and trainer.state.best_model_checkpoint is None else trainer.evaluate()
 
 
 def assemble(recipe: Recipe) -> Assembly:
