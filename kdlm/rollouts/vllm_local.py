@@ -1,5 +1,6 @@
 """The engine `vllm`: vLLM in the trainer's process, on its device."""
 
+import copy
 import os
 import random
 import tempfile
@@ -127,7 +128,10 @@ class VLLMSection(Section):
         warn_untested(__version__)
         dtype = self.dtype if self.dtype != "auto" else str(parameter_dtype(student)).removeprefix("torch.")
         with tempfile.TemporaryDirectory(prefix="kdlm-vllm-") as folder, own_randomness():
-            student.config.save_pretrained(folder)
+            base = student.get_base_model() if hasattr(student, "get_base_model") else student
+            config = copy.deepcopy(base.config)
+            config.architectures = [type(base).__name__]
+            config.save_pretrained(folder)
             llm = LLM(
                 model=folder,
                 skip_tokenizer_init=True,  # ids go in and out

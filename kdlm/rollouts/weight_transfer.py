@@ -94,6 +94,8 @@ class FileTransfer:
         save_file(shard, self.files[-1])
 
     def send(self, receiver: Receiver, fresh: bool) -> None:
+        if fresh:
+            receiver.init_weight_transfer_engine({})
         receiver.start_weight_update()
         for file in self.files:
             receiver.update_weights({"path": str(file)})

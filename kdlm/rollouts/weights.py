@@ -32,7 +32,9 @@ def named_weights(student: Any, dtype: torch.dtype | None = None) -> Iterator[tu
     sent: set[int] = set()
     for name, source, weight in _merged(base, ""):
         if source is not weight and tied[id(source)] > 1:
-            raise ValueError(f"student: {name} is tied to another weight and has an adapter: they cannot be sent as one")
+            raise ValueError(
+                f"student: {name} is tied to another weight and has an adapter: they cannot be sent as one"
+            )
         if not weight.is_floating_point():
             raise ValueError(f"student: {name} is quantised ({weight.dtype}): rollouts in vLLM need plain weights")
         if id(source) in sent:
@@ -55,7 +57,9 @@ def _merged(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor, Tenso
         for name, _, weight in _merged(module.modules_to_save[module.active_adapters[0]], ""):
             yield prefix + name, below[name] if name in below else weight, weight
     elif isinstance(module, AuxiliaryTrainingWrapper):
-        raise ValueError(f"student.peft: {prefix.rstrip('.')} ({type(module).__name__}) cannot be merged layer by layer")
+        raise ValueError(
+            f"student.peft: {prefix.rstrip('.')} ({type(module).__name__}) cannot be merged layer by layer"
+        )
     else:
         own = module.named_parameters(recurse=False)
         kept = ((name, buffer) for name, buffer in module.named_buffers(recurse=False))
