@@ -50,16 +50,25 @@ class KdlmTransfer(WeightTransferEngine[Nothing, Weights]):
     def init_transfer_engine(self, init_info: Nothing) -> None: ...
 
     def start_weight_update(self) -> None:
+        # `load_weights` leaves out the name of the module that holds a layer's experts.
+        self.missing = {name.replace(".routed_experts.", ".") for name, _ in self.model.named_parameters()}
+        if self.device.type == "cpu":
+            for layer in self.model.modules():  # experts are packed anew only where there is no kernel yet
+                if getattr(getattr(layer, "quant_method", None), "moe_kernel", None) is not None:
+                    layer.quant_method.moe_kernel = None
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: Weights) -> None:
         tensors: Any = update_info.tensors
         if update_info.path is not None:
             tensors = load_file(update_info.path).items()
-        self.model.load_weights(tensors)
+        loaded = self.model.load_weights(tensors)
+        self.missing -= self.missing if loaded is None else loaded  # None: a model that does not say
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.missing and self.model_config.quantization is None:  # as vLLM holds it with a checkpoint
+            raise ValueError(f"weights of the model that did not come: {', '.join(sorted(self.missing)[:5])} ...")
         for layer in self.model.modules():
             # On a CPU vLLM computes with a packed copy of a weight, which it makes anew only where the weight arrives
             # under the layer's own name: a head that is tied to the embedding would keep the old one.

@@ -1,11 +1,13 @@
 """The engine `vllm`: vLLM in the trainer's process, on its device."""
 
 import copy
+import logging
 import os
 import random
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy
@@ -18,11 +20,17 @@ from kdlm.rollouts.weight_transfer import BACKEND, EXTENSION, one_process, warn_
 from kdlm.rollouts.weights import named_weights, parameter_dtype
 from kdlm.section import Section
 
+QUIET = {
+    "vllm.model_executor.model_loader.reload.layerwise": logging.ERROR,
+    "vllm.v1.core.block_pool": logging.WARNING,
+}
+"""What vLLM would say at every step: of layers without weights (weights that fail to come are an error), of its cache."""
+
 
 class VLLMEngine:
     """Draws with a `vllm.LLM` that has weights of its own, taken tensor by tensor from the student's.
 
-    The run's random numbers are not touched, unless it trains in another thread meanwhile.
+    The run's random numbers are not touched; but on a CPU vLLM draws some where another thread than the main one asks.
 
     Args:
         llm: a `vllm.LLM` in this process, with kdlm's weight transfer.
@@ -49,7 +57,7 @@ class VLLMEngine:
         self._version = version
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Completion]:
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         if self._version is None:
             raise RuntimeError("the engine has taken no weights yet: call take first")
@@ -57,7 +65,8 @@ class VLLMEngine:
             SamplingParams(**request, detokenize=False) for request in requests(prompts, sampling, seed, self.ends)
         ]
         self._wake()
-        with own_randomness():
+        main = threading.current_thread() is threading.main_thread()
+        with own_randomness() if main else nullcontext():  # in another, to put them back would be to turn them back
             outputs = self.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], asked, use_tqdm=False)
         if self.sleep:
             self.llm.sleep(1)
@@ -111,8 +120,8 @@ class VLLMSection(Section):
     options: dict[str, Any] = {}
     """Handed to `vllm.LLM`: enforce_eager, max_num_seqs ..."""
 
-    def build(self, student: Any, tokenizer: Any, device: torch.device) -> VLLMEngine:
-        """Start the engine, with the student's weights.
+    def build(self, student: Any, tokenizer: Any, device: torch.device, *, copied: bool = True) -> VLLMEngine:
+        """Start the engine, with the student's weights; they are always `copied`.
 
         Raises ValueError where vLLM is not installed, and where it cannot do what is asked.
         """
@@ -121,11 +130,13 @@ class VLLMSection(Section):
             raise ValueError(f"rollouts.engine.sleep: it frees a GPU's memory, and the student is on {device.type}")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: tensors are handed over
         try:
-            from vllm import LLM, __version__
+            from vllm import LLM, __version__  # pyright: ignore[reportMissingImports]
             from vllm.config import WeightTransferConfig  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(f"rollouts.engine: vllm cannot be imported ({error}): pip install 'kdlm[vllm]'") from error
         warn_untested(__version__)
+        for name, level in QUIET.items():
+            logging.getLogger(name).setLevel(level)
         dtype = self.dtype if self.dtype != "auto" else str(parameter_dtype(student)).removeprefix("torch.")
         with tempfile.TemporaryDirectory(prefix="kdlm-vllm-") as folder, own_randomness():
             base = student.get_base_model() if hasattr(student, "get_base_model") else student

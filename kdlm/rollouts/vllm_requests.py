@@ -23,7 +23,8 @@ def end_ids(student: Any, tokenizer: Any) -> frozenset[int]:
     Raises ValueError where there are none: every completion would run to its limit.
     """
     own = getattr(getattr(student, "generation_config", None), "eos_token_id", None)
-    found = frozenset({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}) - {None}
+    named = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    found = frozenset(int(token) for token in named if token is not None)
     if not found:
         raise ValueError("student: neither its tokenizer nor its generation_config names an end token")
     return found

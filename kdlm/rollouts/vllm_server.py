@@ -232,8 +232,11 @@ class VLLMServerSection(ServerOptions):
     folder: Path | None = None
     """For `file`: a folder that the server sees under the same path; by default where temporary files go."""
 
-    def build(self, student: Any, tokenizer: Any, device: torch.device) -> VLLMServerEngine:
-        """Reach the server and send it the student's weights. Raises as VLLMServerEngine does."""
+    def build(self, student: Any, tokenizer: Any, device: torch.device, *, copied: bool = True) -> VLLMServerEngine:
+        """Reach the server and send it the student's weights, which are always `copied`.
+
+        Raises as VLLMServerEngine does.
+        """
         one_process()
         transfer = NCCLTransfer() if self.transfer == "nccl" else FileTransfer(self.folder)
         engine = VLLMServerEngine(self.remote(), transfer, end_ids(student, tokenizer))

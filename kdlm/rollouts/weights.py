@@ -1,4 +1,4 @@
-"""The student's weights as vLLM reads them: one tensor after the other, adapters merged, under the checkpoint's names."""
+"""The student's weights as vLLM reads them: tensor by tensor, adapters merged, under the names of its checkpoint."""
 
 import copy
 from collections import Counter
@@ -27,7 +27,7 @@ def named_weights(student: Any, dtype: torch.dtype | None = None) -> Iterator[tu
     """
     if isinstance(student, PeftModel) and student.active_peft_config.is_prompt_learning:
         raise ValueError("student.peft: learned prompts are no weights that could be sent; use LoRA or its kin")
-    base = student.get_base_model() if isinstance(student, PeftModel) else student
+    base: Any = student.get_base_model() if isinstance(student, PeftModel) else student
     tied = Counter(id(weight) for _, weight in base.named_parameters(remove_duplicate=False))
     sent: set[int] = set()
     for name, source, weight in _merged(base, ""):

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -132,10 +133,23 @@ def what_is_drawn_has_the_log_probabilities_it_says(engine: Any, student: Any) -
         assert gap(student, first, sampling) < BOUND, options
 
 
+def another_thread_may_ask_while_the_student_trains(engine: Any, student: Any) -> None:
+    sampling = Sampling(max_new_tokens=24, samples_per_prompt=4)
+    engine.take(student, 0)
+    alone = engine.generate(PROMPTS, sampling, 5)
+    optimizer = torch.optim.SGD([weight for weight in student.parameters() if weight.requires_grad], lr=1e-2)
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(engine.generate, PROMPTS, sampling, 5)
+        for _ in range(3):
+            train_on(student, optimizer, alone[:4])
+        assert [one.ids for one in beside.result()] == [one.ids for one in alone]
+
+
 def all_of(engine: Any, student: Any, ends: list[int], steps: int = 20) -> dict[str, float]:
     found = the_newest_weights_are_held(engine, student, steps)
     greedy_is_that_of_transformers(engine, student, ends)
     what_is_drawn_has_the_log_probabilities_it_says(engine, student)
+    another_thread_may_ask_while_the_student_trains(engine, student)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The engines `vllm` and `vllm_server` with a real vLLM: `make test-vllm` runs this, in `make test` there is no vLLM."""
+"""The engines `vllm` and `vllm_server` with a real vLLM: for `make test-vllm`, in `make test` there is no vLLM."""
 
 import json
 import os
