@@ -24,7 +24,7 @@ QUIET = {
     "vllm.model_executor.model_loader.reload.layerwise": logging.ERROR,
     "vllm.v1.core.block_pool": logging.WARNING,
 }
-"""What vLLM would say at every step: of layers without weights (weights that fail to come are an error), of its cache."""
+"""What vLLM says at every step: of its cache, and of layers without weights (that weights fail to come is an error)."""
 
 
 class VLLMEngine:
