@@ -26,6 +26,13 @@ QUIET = {
 }
 """What vLLM says at every step: of its cache, and of layers without weights (that weights fail to come is an error)."""
 
+OURS = frozenset(
+    "model skip_tokenizer_init load_format dtype logprobs_mode generation_config weight_transfer_config "
+    "worker_extension_cls gpu_memory_utilization max_model_len enable_sleep_mode tensor_parallel_size "
+    "pipeline_parallel_size data_parallel_size".split()
+)
+"""Options of `vllm.LLM` that have a key of their own, or one value with which this engine works."""
+
 
 class VLLMEngine:
     """Draws with a `vllm.LLM` that has weights of its own, taken tensor by tensor from the student's.
@@ -97,7 +104,7 @@ class VLLMEngine:
 def own_randomness() -> Iterator[None]:
     """Put the random numbers of Python, numpy and torch back to where they were: vLLM seeds and draws them."""
     python, arrays = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
         try:
             yield
         finally:
@@ -118,7 +125,7 @@ class VLLMSection(Section):
     sleep: bool = False
     """Give the GPU's memory back while the student trains."""
     options: dict[str, Any] = {}
-    """Handed to `vllm.LLM`: enforce_eager, max_num_seqs ..."""
+    """Handed to `vllm.LLM`: enforce_eager, max_num_seqs ... Several GPUs are for the server."""
 
     def build(self, student: Any, tokenizer: Any, device: torch.device, *, copied: bool = True) -> VLLMEngine:
         """Start the engine, with the student's weights; they are always `copied`.
@@ -128,6 +135,8 @@ class VLLMSection(Section):
         one_process()
         if self.sleep and device.type != "cuda":
             raise ValueError(f"rollouts.engine.sleep: it frees a GPU's memory, and the student is on {device.type}")
+        if ours := OURS & self.options.keys():
+            raise ValueError(f"rollouts.engine.options: {', '.join(sorted(ours))} cannot be set in them")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: tensors are handed over
         try:
             from vllm import LLM, __version__  # pyright: ignore[reportMissingImports]

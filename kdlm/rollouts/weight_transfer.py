@@ -8,7 +8,7 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import save_file
@@ -38,6 +38,7 @@ def one_process() -> None:
         raise ValueError("rollouts.engine: vLLM takes weights from one training process; this run has several")
 
 
+@runtime_checkable
 class Receiver(Protocol):
     """vLLM's own protocol (`vllm.distributed.weight_transfer.VLLMWeightSyncClient`)."""
 
@@ -47,6 +48,7 @@ class Receiver(Protocol):
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
 
+@runtime_checkable
 class Transfer(Protocol):
     """A way from the student to a server."""
 
