@@ -25,14 +25,14 @@ from kdlm.rollouts import Completion, Sampling
 
 BOUND = 1e-3
 """The most that an engine's log-probability may be off that of the weights it should hold, in nats."""
-KINDS = ("tied", "untied", "lora")
+KINDS = ("tied", "untied", "experts", "lora")
 CONTEXT = 128
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11], [20] * 100, [30, 31] * 8]
 
 
 def student_of(kind: str, folder: str) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(f"{folder}/{'tied' if kind == 'tied' else 'untied'}")
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/{'untied' if kind == 'lora' else kind}")
     if kind != "lora":
         return model
     return get_peft_model(model, LoraConfig(r=8, lora_alpha=64, target_modules="all-linear"))

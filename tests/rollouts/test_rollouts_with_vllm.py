@@ -18,7 +18,7 @@ import httpx2
 import pytest
 import torch
 from loopback import source
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3MoeConfig
 
 from kdlm.rollouts import Sampling
 from kdlm.rollouts.vllm_server import VLLMServerSection
@@ -45,21 +45,26 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "kdlm_kernels").symlink_to(ROOT / "kernels" / "kdlm_kernels")
     (work / "engine_laws.py").write_text(Path(engine_laws.__file__).read_text())
     tokenizer = AutoTokenizer.from_pretrained(source().location())
-    for name in ("tied", "untied"):
+    shape: dict[str, Any] = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": engine_laws.CONTEXT,
+        "initializer_range": 0.15,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    configs = {
+        "tied": LlamaConfig(**shape, tie_word_embeddings=True),
+        "untied": LlamaConfig(**shape, tie_word_embeddings=False),
+        "experts": Qwen3MoeConfig(**shape, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+    }
+    for name, config in configs.items():
         torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=512,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=engine_laws.CONTEXT,
-            initializer_range=0.15,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            tie_word_embeddings=name == "tied",
-        )
         AutoModelForCausalLM.from_config(config).save_pretrained(work / name)
         tokenizer.save_pretrained(work / name)
     return work
