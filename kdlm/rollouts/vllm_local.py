@@ -5,7 +5,6 @@ import logging
 import os
 import random
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -37,18 +36,20 @@ OURS = frozenset(
 class VLLMEngine:
     """Draws with a `vllm.LLM` that has weights of its own, taken tensor by tensor from the student's.
 
-    The run's random numbers are not touched; but on a CPU vLLM draws some where another thread than the main one asks.
+    The run's random numbers are not touched, but that on a CPU vLLM draws some of them where the student trains beside
+    it.
 
     Args:
         llm: a `vllm.LLM` in this process, with kdlm's weight transfer.
         end_ids: tokens that end a completion.
         sleep: give the memory of weights and cache back to the training while nothing is asked.
+        beside: the student trains, in another thread, while it draws.
     """
 
     lives = False
 
-    def __init__(self, llm: Any, end_ids: frozenset[int], *, sleep: bool = False):
-        self.llm, self.sleep = llm, sleep
+    def __init__(self, llm: Any, end_ids: frozenset[int], *, sleep: bool = False, beside: bool = False):
+        self.llm, self.sleep, self.beside = llm, sleep, beside
         self.ends = Ends(end_ids, llm.llm_engine.model_config.max_model_len)
         self.llm.init_weight_transfer_engine({"init_info": {}})
         self._version: int | None = None
@@ -68,12 +69,13 @@ class VLLMEngine:
 
         if self._version is None:
             raise RuntimeError("the engine has taken no weights yet: call take first")
+        if not prompts:
+            return []
         asked = [
             SamplingParams(**request, detokenize=False) for request in requests(prompts, sampling, seed, self.ends)
         ]
         self._wake()
-        main = threading.current_thread() is threading.main_thread()
-        with own_randomness() if main else nullcontext():  # in another, to put them back would be to turn them back
+        with nullcontext() if self.beside else own_randomness():  # beside it, to put them back would turn them back
             outputs = self.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], asked, use_tqdm=False)
         if self.sleep:
             self.llm.sleep(1)
@@ -127,12 +129,14 @@ class VLLMSection(Section):
     options: dict[str, Any] = {}
     """Handed to `vllm.LLM`: enforce_eager, max_num_seqs ... Several GPUs are for the server."""
 
-    def build(self, student: Any, tokenizer: Any, device: torch.device, *, copied: bool = True) -> VLLMEngine:
-        """Start the engine, with the student's weights; they are always `copied`.
+    def build(self, student: Any, tokenizer: Any, device: torch.device, *, copied: bool = False) -> VLLMEngine:
+        """Start the engine, with the student's weights; `copied` where it draws while the student trains.
 
         Raises ValueError where vLLM is not installed, and where it cannot do what is asked.
         """
         one_process()
+        if self.sleep and copied:
+            raise ValueError("rollouts.engine.sleep: it sleeps while the student trains, and asynchronous draws then")
         if self.sleep and device.type != "cuda":
             raise ValueError(f"rollouts.engine.sleep: it frees a GPU's memory, and the student is on {device.type}")
         if ours := OURS & self.options.keys():
@@ -166,6 +170,6 @@ class VLLMSection(Section):
                 enable_sleep_mode=self.sleep,
                 **self.options,
             )
-        engine = VLLMEngine(llm, end_ids(student, tokenizer), sleep=self.sleep)
+        engine = VLLMEngine(llm, end_ids(student, tokenizer), sleep=self.sleep, beside=copied)
         engine.take(student, 0)
         return engine

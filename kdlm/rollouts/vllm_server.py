@@ -233,7 +233,7 @@ class VLLMServerSection(ServerOptions):
     """For `file`: a folder that the server sees under the same path; by default where temporary files go."""
 
     def build(self, student: Any, tokenizer: Any, device: torch.device, *, copied: bool = True) -> VLLMServerEngine:
-        """Reach the server and send it the student's weights, which are always `copied`.
+        """Reach the server and send it the student's weights: they are `copied` in any case.
 
         Raises as VLLMServerEngine does.
         """

@@ -119,13 +119,9 @@ def greedy_is_that_of_transformers(engine: Any, student: Any, ends: list[int]) -
 
 
 def what_is_drawn_has_the_log_probabilities_it_says(engine: Any, student: Any) -> None:
-    for options in (
-        {},
-        {"temperature": 0.7},
-        {"temperature": 1.3, "top_k": 7},
-        {"top_p": 0.8},
-        {"top_k": 9, "top_p": 0.9},
-    ):
+    assert engine.generate([], Sampling(), 0) == []
+    ways: list[dict[str, Any]] = [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_k": 7}, {"top_p": 0.8}]
+    for options in [*ways, {"top_k": 9, "top_p": 0.9}]:
         sampling = Sampling(max_new_tokens=16, samples_per_prompt=3, **options)
         first, again, other = (engine.generate(PROMPTS, sampling, seed) for seed in (1, 1, 2))
         assert [one.ids for one in first] == [one.ids for one in again] != [one.ids for one in other]

@@ -15,6 +15,8 @@ student: Any = None
 def test_what_cannot_work_is_refused_by_its_key() -> None:
     with pytest.raises(ValueError, match=r"rollouts\.engine\.sleep: .*the student is on cpu"):
         VLLMSection(sleep=True).build(student, None, CPU)
+    with pytest.raises(ValueError, match=r"rollouts\.engine\.sleep: .*asynchronous draws then"):
+        VLLMSection(sleep=True).build(student, None, torch.device("cuda"), copied=True)
     for option in ("tensor_parallel_size", "logprobs_mode"):
         with pytest.raises(ValueError, match=rf"rollouts\.engine\.options: {option} cannot be set"):
             VLLMSection(options={option: 2, "enforce_eager": True}).build(student, None, CPU)
