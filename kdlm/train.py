@@ -18,9 +18,10 @@ from kdlm.models import adapt, merge
 from kdlm.on_policy import OnPolicyTrainer
 from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
+from kdlm.remote import ServerUnavailable
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samples import SampleLog
-from kdlm.teachers import CachedTeacher, TeacherUnavailable, teachers_of
+from kdlm.teachers import CachedTeacher, teachers_of
 from kdlm.trainer import DistillTrainer
 from kdlm.verifiers import Judge
 
@@ -42,8 +43,8 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
             names a checkpoint.
 
-    Raises ValueError, before anything is written, when the recipe cannot work; TeacherUnavailable when the teacher's
-    server stays away, after a checkpoint of the last finished step.
+    Raises ValueError, before anything is written, when the recipe cannot work; ServerUnavailable when a server that
+    it asks stays away, after a checkpoint of the last finished step.
     """
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -68,8 +69,8 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         results = {"steps": outcome.global_step, **outcome.metrics}
         if run.data.eval is not None:
             results |= final_metrics(trainer)
-    except TeacherUnavailable as error:
-        raise TeacherUnavailable(f"teacher.url: {error}\n{save_what_is_done(trainer)}") from error
+    except ServerUnavailable as error:
+        raise ServerUnavailable(f"{error}\n{save_what_is_done(trainer)}") from error
     finally:
         trainer.close()
     if writes:

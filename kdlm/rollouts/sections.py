@@ -6,9 +6,11 @@ from pydantic import Field
 
 from kdlm.rollouts.engine import Sampling
 from kdlm.rollouts.generate import GenerateSection
+from kdlm.rollouts.vllm_local import VLLMSection
+from kdlm.rollouts.vllm_server import VLLMServerSection
 from kdlm.section import Section
 
-AnyEngine = Annotated[GenerateSection, Field(discriminator="name")]
+AnyEngine = Annotated[GenerateSection | VLLMSection | VLLMServerSection, Field(discriminator="name")]
 
 
 class RolloutSection(Section):

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from kdlm.models import AnySource
+from kdlm.remote import Answers, Remote, ServerUnavailable
+from kdlm.server_options import ServerOptions
 from kdlm.signal import Rows, TopK
-from kdlm.teachers.remote import Answers, Remote, TeacherUnavailable
 from kdlm.teachers.sequences import question_of
-from kdlm.teachers.server_options import ServerOptions
 from kdlm.teachers.wire import Question
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class OpenAITeacher:
         k: tokens per row; the server's limit (vLLM: `--max-logprobs`) has to allow it.
         vocab_size: how many ids the model scores.
 
-    Raises TeacherUnavailable when the server cannot be reached or refuses, ValueError when it has no such model.
+    Raises ServerUnavailable when the server cannot be reached or refuses, ValueError when it has no such model.
     """
 
     provides = frozenset({"teacher"})
@@ -66,7 +66,7 @@ class OpenAITeacher:
         return self.remote.ask([partial(self.best, part) for part in question_of(batch).split(1)])
 
     def __call__(self, batch: dict[str, Any], rows: Rows) -> TopK:
-        """Return the signal at the kept rows, on their device. Raises TeacherUnavailable when the server stays away."""
+        """Return the signal at the kept rows, on their device. Raises ServerUnavailable when the server stays away."""
         answers = batch["teacher"] if "teacher" in batch else self.prefetch(batch)
         parts: list[Best] = answers.result()
         ids = torch.cat([torch.empty(0, self.k, dtype=torch.int64), *(part[0] for part in parts)])
@@ -93,8 +93,8 @@ class OpenAITeacher:
                 raise ValueError(f"{len(said)} positions for a prompt of {len(ids)} tokens")
             rows = [best_of(said[row + 1], self.k, self.vocab_size) for row in question.rows.tolist()]
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise TeacherUnavailable(
-                f"{self.remote.endpoint.url}/v1/completions: prompt_logprobs are not as expected: "
+            raise ServerUnavailable(
+                f"{self.remote.endpoint}/v1/completions: prompt_logprobs are not as expected: "
                 f"{error if isinstance(error, ValueError) else repr(error)}"
             ) from error
         return torch.tensor([ids for ids, _ in rows]), torch.tensor([values for _, values in rows])
@@ -125,11 +125,11 @@ def best_of(entries: dict[str, dict[str, Any]], k: int, vocab_size: int) -> tupl
 
 
 def served_models(remote: Remote) -> list[str]:
-    """Return the names of the models that a server has. Raises TeacherUnavailable."""
+    """Return the names of the models that a server has. Raises ServerUnavailable."""
     try:
         return [entry["id"] for entry in json.loads(remote.request("GET", "/v1/models", limit=1 << 20))["data"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise TeacherUnavailable(f"{remote.endpoint.url}/v1/models: not a list of models ({error!r})") from error
+        raise ServerUnavailable(f"{remote.endpoint}/v1/models: not a list of models ({error!r})") from error
 
 
 class OpenAITeacherSection(ServerOptions):
@@ -149,10 +149,7 @@ class OpenAITeacherSection(ServerOptions):
     def build(self, device: torch.device) -> OpenAITeacher:
         """Reach the server and look for the model; `device` is where the student trains."""
         vocab_size = self.config().get_text_config().vocab_size
-        try:
-            return OpenAITeacher(self.remote(), self.model, self.k, vocab_size)
-        except TeacherUnavailable as error:
-            raise TeacherUnavailable(f"teacher.url: {error}") from error
+        return OpenAITeacher(self.remote(), self.model, self.k, vocab_size)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         return self.of.tokenizer()
@@ -165,8 +162,8 @@ class OpenAITeacherSection(ServerOptions):
         return f"{self.model} at {self.url} (top {self.k})"
 
     def look(self) -> str:
-        """Say what the server is, asked once and briefly. Raises TeacherUnavailable or ValueError when it cannot be."""
-        remote = self.remote(timeout=2.0, patience=0.1)
+        """Say what the server is, asked once and briefly. Raises ServerUnavailable or ValueError when it cannot be."""
+        remote = self.remote(timeout=2.0, patience=0.1, place="")
         try:
             return f"serves {', '.join(served_models(remote))}"
         finally:

@@ -9,10 +9,10 @@ from loopback import source
 from scripted import openai_api, running
 
 from kdlm.losses import kept_rows
+from kdlm.remote import Endpoint, Remote, ServerUnavailable
 from kdlm.signal import IGNORE_INDEX
-from kdlm.teachers import LocalTeacher, OpenAITeacher, TeacherUnavailable
+from kdlm.teachers import LocalTeacher, OpenAITeacher
 from kdlm.teachers.openai import best_of
-from kdlm.teachers.remote import Endpoint, Remote
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_an_answer_that_is_not_sound_is_refused(model: Any, change: Callable, wo
     batch = batch_of(6)
     with running(openai_api(model, change=change)) as url:
         teacher: Any = OpenAITeacher(Remote(Endpoint(url)), "tiny", 3, 512)
-        with pytest.raises(TeacherUnavailable, match=words):
+        with pytest.raises(ServerUnavailable, match=words):
             teacher(batch, kept_rows(batch["labels"]))
         teacher.close()
 
@@ -94,7 +94,7 @@ def test_a_k_above_the_servers_limit_ends_at_once_with_its_reason(model: Any) ->
     batch = batch_of(6)
     with running(openai_api(model, most=20)) as url:
         teacher: Any = OpenAITeacher(Remote(Endpoint(url)), "tiny", 21, 512)
-        with pytest.raises(TeacherUnavailable, match="refused, 400 Bad Request: Requested prompt logprobs of 21"):
+        with pytest.raises(ServerUnavailable, match="refused, 400 Bad Request: Requested prompt logprobs of 21"):
             teacher(batch, kept_rows(batch["labels"]))
         teacher.close()
 
