@@ -20,8 +20,10 @@ import torch
 from loopback import source
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3MoeConfig
 
+from kdlm.recipe import load
 from kdlm.rollouts import Sampling
 from kdlm.rollouts.vllm_server import VLLMServerSection
+from kdlm.train import train
 
 PYTHON = os.environ.get("KDLM_VLLM_PYTHON")
 ROOT = Path(__file__).parents[2]
@@ -229,3 +231,73 @@ def test_vllms_nccl_interface_is_the_one_that_is_called(work: Path) -> None:
     command = [str(PYTHON), "-c", NCCL]
     done = subprocess.run(command, cwd=work, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+RECIPE = """
+student: {name: pretrained, path: tied}
+teacher: {name: local, path: untied}
+data: {train: [{path: prompts.jsonl}], max_length: 32}
+method: {name: gkd, student_share: 1.0}
+losses: [{name: reverse_kl}]
+rollouts: {sampling: {max_new_tokens: 12, samples_per_prompt: 2}, engine: ENGINE}
+training: {max_steps: 20, per_device_train_batch_size: 4, learning_rate: 0.01, logging_steps: 1, save_strategy: "no",
+  use_cpu: true}
+run_dir: RUN
+"""
+
+
+def written(work: Path, run: str, engine: str) -> str:
+    rows = [{"prompt": f"def f{n}(x): return"} for n in range(16)]
+    (work / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (work / f"{run}.yaml").write_text(RECIPE.replace("ENGINE", engine).replace("RUN", run))
+    return f"{run}.yaml"
+
+
+def steps(run: Path) -> list[dict[str, float]]:
+    logs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [log for log in logs if "loss" in log]
+
+
+def held(run: Path) -> None:
+    """Twenty steps, each on text of that step's weights, which the engine gave the student's own probabilities."""
+    logs = steps(run)
+    assert [log["step"] for log in logs] == list(range(1, 21))
+    assert max(log["rollout/staleness"] for log in logs) == 0
+    assert max(log["rollout/engine_gap"] for log in logs) < engine_laws.BOUND
+    assert logs[-1]["reverse_kl"] < 0.8 * logs[0]["reverse_kl"]  # the weights have moved
+
+
+def test_a_run_of_twenty_steps_with_vllm_in_process_draws_from_each_steps_weights(work: Path) -> None:
+    recipe = written(work, "inside", "{name: vllm, max_model_len: 128}")
+    command = [str(PYTHON), "-m", "kdlm", "train", recipe]
+    done = subprocess.run(command, cwd=work, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    held(work / "inside")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_killing_the_server_of_a_run_loses_no_step(work: Path, monkeypatch: Any, asynchronous: bool) -> None:
+    monkeypatch.chdir(work)
+    server = Server(work, "tied").start().wait()
+    run = f"killed-{asynchronous}".lower()
+    engine = f'{{name: vllm_server, url: "{server.url}", folder: {work}, patience: 300}}'
+    recipe = load(written(work, run, engine), [f"rollouts.asynchronous={json.dumps(asynchronous)}"])
+
+    def kill() -> None:
+        while not (work / run / "metrics.jsonl").is_file() or len(steps(work / run)) < 5:
+            time.sleep(0.01)
+        server.kill()
+        server.start()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    try:
+        train(recipe)
+        killer.join()
+    finally:
+        server.kill()
+    if not asynchronous:
+        held(work / run)
+    else:
+        assert [log["step"] for log in steps(work / run)] == list(range(1, 21))
+        assert max(log["rollout/staleness"] for log in steps(work / run)) == 1
