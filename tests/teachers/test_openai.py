@@ -8,9 +8,9 @@ import torch
 from loopback import source
 from scripted import openai_api, running
 
-from kdlm.losses import kept_rows
+from kdlm.losses import kept_rows, teacher_log_probs
 from kdlm.remote import Endpoint, Remote, ServerUnavailable
-from kdlm.signal import IGNORE_INDEX
+from kdlm.signal import IGNORE_INDEX, LogProbs
 from kdlm.teachers import LocalTeacher, OpenAITeacher
 from kdlm.teachers.openai import best_of
 
@@ -42,6 +42,28 @@ def test_it_says_the_top_k_of_the_local_teacher(model: Any, k: int, prompt: int)
             torch.testing.assert_close(signal.log_probs, log_probs.topk(k).values, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(signal.log_probs, log_probs.gather(-1, signal.ids), atol=1e-5, rtol=1e-5)
             assert all(len(set(ids)) == k for ids in signal.ids.tolist())
+        teacher.close()
+
+
+def test_with_k_0_it_says_what_the_local_teacher_gives_the_texts_own_tokens(model: Any) -> None:
+    batch = batch_of(9, 33, 4, 2, prompt=6)
+    rows = kept_rows(batch["labels"])
+    expected = teacher_log_probs(LocalTeacher(model)(batch, rows), rows.labels)
+    with running(openai_api(model)) as url:
+        teacher: Any = OpenAITeacher(Remote(Endpoint(url)), "tiny", 0, 512)
+        for way in (batch, batch | {"teacher": teacher.prefetch(batch)}):
+            signal = teacher(way, rows)
+            assert isinstance(signal, LogProbs) and teacher.signals == {LogProbs}
+            torch.testing.assert_close(signal.log_probs, expected, atol=1e-5, rtol=1e-5)
+        teacher.close()
+
+
+def test_a_server_that_leaves_the_texts_own_token_out_is_refused(model: Any) -> None:
+    batch = batch_of(6)
+    with running(openai_api(model, change=lambda said: [row and {"1": {"logprob": -1.0}} for row in said])) as url:
+        teacher: Any = OpenAITeacher(Remote(Endpoint(url)), "tiny", 0, 512)
+        with pytest.raises(ServerUnavailable, match="is not among those at its place"):
+            teacher(batch, kept_rows(batch["labels"]))
         teacher.close()
 
 

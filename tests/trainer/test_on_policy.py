@@ -5,13 +5,16 @@ from typing import Any
 import pytest
 import torch
 from loopback import source
+from scripted import openai_api, running
 
 from kdlm import DistillTrainer, OnPolicyTrainer
 from kdlm.data import Collator
 from kdlm.losses import JSD, ForwardKL, ReverseKL
-from kdlm.methods import GKD, LogitKD
+from kdlm.methods import GKD, LogitKD, ReverseKLAdvantage
+from kdlm.remote import Endpoint, Remote
 from kdlm.rollouts import RolloutSection
 from kdlm.signal import IGNORE_INDEX
+from kdlm.teachers import OpenAITeacher
 
 SECTION = {"sampling": {"max_new_tokens": 9}}
 
@@ -173,6 +176,20 @@ def test_evaluation_can_look_at_the_students_own_text(arguments) -> None:
     metrics = made.evaluate()
     assert metrics["eval_rollout_reward"] == 0.25
     assert metrics["eval_rollout_reverse_kl"] > 0 and metrics["eval_reverse_kl"] > 0
+
+
+def test_a_served_teacher_marks_sampled_tokens_as_a_local_one_does(arguments) -> None:
+    """One number a token, asked for while the batch is laid out."""
+    ours = weights(trainer(arguments, ReverseKLAdvantage(), max_steps=2))
+    with running(openai_api(source().load())) as url:
+        teacher = OpenAITeacher(Remote(Endpoint(url)), "tiny", 0, 512)
+        student = source("code-student-tiny")
+        made = OnPolicyTrainer(
+            student.load().double(), teacher, arguments(max_steps=2), method=ReverseKLAdvantage(),
+            rollouts=RolloutSection(**SECTION), train_dataset=prompts(), processing_class=student.tokenizer(),
+        )  # fmt: skip
+        made.networks.double()
+        assert_same(ours, weights(made), 1e-5)
 
 
 def test_a_method_on_own_text_wants_this_trainer(arguments) -> None:
