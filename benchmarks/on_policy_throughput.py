@@ -1,0 +1,343 @@
+"""Trained tokens per second and memory of on-policy distillation on a CPU: kdlm beside TRL's two on-policy trainers.
+
+    python benchmarks/on_policy_throughput.py [--quick] [--check] [--save]
+
+A step draws one completion of every prompt by transformers' `generate`, asks the teacher about it and updates the
+student. Alike for all: weights, prompts (24 to 40 tokens, in order), 64 new tokens each (the end token lies outside the
+vocabulary), batches of 8, divergence at temperature 1, AdamW, fp32, one thread, nothing checkpointed or logged. Llama
+of 2 layers x 96 and 4 x 192, at 2,048 and 32,768 ids. DistillationTrainer reads prompts as text, and gets a tokenizer
+of one word per id. GKDTrainer has lmbda 1 and a collator that pads ids, since its own wants chats.
+
+Each trainer runs in a process of its own and they take turns, one step each, in an order that moves on, so that a
+machine's other work falls on all alike. A ratio is the median over the turns of one trainer's seconds over another's in
+the same turn. Memory is the peak of the resident set while training; `extra` of it was not resident before.
+
+kdlm's other ways to make text (`every`, `asynchronous`) run by themselves, one after the other, with plain kdlm beside
+them. Asynchronous generation runs in a thread of its own: it takes a second core, and pays where there is one (or where
+the engine sits elsewhere). Waiting: the share of wall time that steps stood still for completions.
+
+The figure is the least of kdlm's tokens/s over those of the faster of the two. --check exits 1 when it is below 1 or
+kdlm's peak is above the leaner one's. --quick takes fewer turns and leaves out the JSD, --save writes
+benchmarks/results/on_policy_throughput.json.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH, NEW, STUDENT, TEACHER = 8, 64, (2, 96), (4, 192)
+PROMPTS, WARM_UP = range(24, 41), 3
+POINTS = [(vocab, beta) for beta in (1.0, 0.5) for vocab in (2048, 32_768)]
+WAYS = {
+    "every 1": {"every": 1},
+    "every 4": {"every": 4},
+    "every 1, asynchronous": {"every": 1, "asynchronous": True},
+    "every 4, asynchronous": {"every": 4, "asynchronous": True},
+}
+ENVIRONMENT = {
+    **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    **{"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": ""},
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+def language_model(layers: int, width: int, vocab: int, seed: int) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=vocab,
+        pad_token_id=0,
+        initializer_range=0.1,
+    )
+    return LlamaForCausalLM(config)
+
+
+def word_tokenizer(vocab: int) -> Any:
+    """Return a tokenizer that reads `17` as id 17; its end token is the first id that no model draws."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, **{str(number): number for number in range(1, vocab)}, "<end>": vocab}
+    made = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<end>")
+
+
+def prompts(vocab: int, count: int) -> list[list[int]]:
+    draw = random.Random(0)
+    return [[draw.randrange(1, vocab) for _ in range(draw.choice(PROMPTS))] for _ in range(count)]
+
+
+def settings(folder: str, steps: int) -> dict[str, Any]:
+    """Return training arguments for all three, and off what TRL switches on by itself."""
+    return {
+        **{"output_dir": folder, "max_steps": steps, "per_device_train_batch_size": BATCH, "learning_rate": 1e-3},
+        **{"lr_scheduler_type": "constant", "logging_strategy": "no", "save_strategy": "no", "report_to": "none"},
+        **{"disable_tqdm": True, "use_cpu": True, "seed": 0, "bf16": False, "gradient_checkpointing": False},
+    }
+
+
+def kdlm(models: dict[str, Any], given: list[list[int]], beta: float, options: dict[str, Any], **way: Any) -> Trainer:
+    from transformers import TrainingArguments
+
+    from kdlm import OnPolicyTrainer
+    from kdlm.losses import JSD, ReverseKL
+    from kdlm.methods import GKD
+    from kdlm.rollouts import RolloutSection, Sampling
+
+    return OnPolicyTrainer(
+        models["model"],
+        models["teacher_model"],
+        TrainingArguments(**options, train_sampling_strategy="sequential"),
+        method=GKD([ReverseKL() if beta == 1 else JSD(beta=beta)], student_share=1.0),
+        rollouts=RolloutSection(sampling=Sampling(max_new_tokens=NEW), **way),
+        train_dataset=[{"input_ids": ids, "labels": [-100] * len(ids)} for ids in given],
+        processing_class=models["processing_class"],
+    )
+
+
+def distillation(models: dict[str, Any], given: list[list[int]], beta: float, options: dict[str, Any]) -> Trainer:
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    args = DistillationConfig(**options, beta=beta, max_completion_length=NEW, shuffle_dataset=False)
+    texts = Dataset.from_list([{"prompt": " ".join(map(str, ids))} for ids in given])
+    return DistillationTrainer(**models, args=args, train_dataset=texts)
+
+
+def gkd(models: dict[str, Any], given: list[list[int]], beta: float, options: dict[str, Any]) -> Trainer:
+    import torch
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+        longest = max(len(row["ids"]) for row in rows)
+        gaps = [longest - len(row["ids"]) for row in rows]
+        ids = torch.tensor([[0] * gap + row["ids"] for gap, row in zip(gaps, rows, strict=True)])
+        mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps])
+        counted = torch.ones(len(rows), NEW, dtype=torch.long)  # GKD divides by the tokens of the data's answers
+        return {"prompts": ids, "prompt_attention_mask": mask, "labels": counted}
+
+    args = GKDConfig(
+        **options, beta=beta, lmbda=1.0, temperature=1.0, max_new_tokens=NEW, train_sampling_strategy="sequential"
+    )
+    return GKDTrainer(**models, args=args, train_dataset=Dataset.from_dict({"ids": given}), data_collator=collate)
+
+
+TRAINERS: dict[str, Callable[..., Trainer]] = {"kdlm": kdlm, "DistillationTrainer": distillation, "GKDTrainer": gkd}
+
+
+class Turns(TrainerCallback):
+    """Takes one step when told to, and says how long it took and how long `generate` did."""
+
+    def __init__(self, trainer: Trainer, student: Any, say: Callable[[dict[str, Any]], None], wait: bool):
+        self.trainer, self.say, self.wait = trainer, say, wait
+        self.generating = self.began = self.loss = 0.0
+        generate = student.generate
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self.generating += time.perf_counter() - began
+
+        student.generate = timed
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        seconds, total = time.perf_counter() - self.began, self.trainer._tr_loss.item()
+        waited = getattr(getattr(self.trainer, "rounds", None), "waited", 0.0)
+        self.say({"seconds": seconds, "generating": self.generating, "waited": waited, "loss": total - self.loss})
+        if self.wait:
+            sys.stdin.readline()
+        self.generating, self.loss, self.began = 0.0, total, time.perf_counter()
+
+
+def resident(key: str) -> float:
+    """MiB of a field of this process: VmRSS (now) or VmHWM (highest since the last reset)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ":"))
+
+
+def child(which: str, vocab: int, beta: float, steps: int, say: Callable[[dict[str, Any]], None]) -> None:
+    """Train once, in this process, and say what each step and the whole took."""
+    import torch
+    from transformers.utils import logging as hf_logging
+
+    torch.set_num_threads(1)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    models = {
+        "model": language_model(*STUDENT, vocab, seed=0),
+        "teacher_model": language_model(*TEACHER, vocab, seed=1),
+        "processing_class": word_tokenizer(vocab),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        build, way = (kdlm, WAYS[which]) if which in WAYS else (TRAINERS[which], {})
+        trainer = build(models, prompts(vocab, steps * BATCH), beta, settings(folder, steps), **way)
+        trainer.add_callback(Turns(trainer, models["model"], say, wait=which not in WAYS))
+        ctypes.CDLL(None).malloc_trim(0)
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew
+        trainer.train()
+        peak = resident("VmHWM")
+    say({"peak_mib": peak, "extra_mib": peak - before})
+
+
+class Child:
+    """A trainer in a process of its own."""
+
+    def __init__(self, which: str, vocab: int, beta: float, steps: int):
+        command = [sys.executable, __file__, "--point", which, str(vocab), str(beta), str(steps)]
+        self.which, self.errors = which, tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env=os.environ | ENVIRONMENT,
+        )  # fmt: skip
+
+    def hear(self) -> dict[str, Any]:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            self.errors.seek(0)
+            sys.exit(f"{self.which} ended with {self.process.wait()}\n{self.errors.read()[-3000:]}")
+        return json.loads(line)
+
+    def go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+
+def in_turns(vocab: int, beta: float, turns: int) -> dict[str, Any]:
+    """Let the three trainers take turns; return what each of them took."""
+    names = list(TRAINERS)
+    children = {name: Child(name, vocab, beta, turns + WARM_UP) for name in names}
+    took: dict[str, list[dict[str, Any]]] = {name: [child.hear()] for name, child in children.items()}
+    for turn in range(1, turns + WARM_UP):
+        for name in names[turn % 3 :] + names[: turn % 3]:
+            children[name].go()
+            took[name].append(children[name].hear())
+    found = {}
+    for name, child in children.items():
+        child.go()
+        steps, memory = took[name][WARM_UP:], child.hear()
+        seconds = [step["seconds"] for step in steps]
+        found[name] = {
+            "tokens_per_second": BATCH * NEW / median(seconds),
+            "seconds": seconds,
+            "generating_share": sum(step["generating"] for step in steps) / sum(seconds),
+            "first_loss": took[name][0]["loss"],
+            **memory,
+        }
+        child.process.wait()
+    return found
+
+
+def alone(way: str, vocab: int, steps: int) -> dict[str, Any]:
+    """Let one of kdlm's ways to make text run by itself."""
+    child = Child(way, vocab, 1.0, steps)
+    heard = [child.hear() for _ in range(steps)]
+    memory = child.hear()
+    child.process.wait()
+    skipped = 4  # a whole round of `every 4`, and a multiple of the others'
+    seconds = sum(step["seconds"] for step in heard[skipped:])
+    return {
+        "tokens_per_second": BATCH * NEW * (steps - skipped) / seconds,
+        "waiting_share": (heard[-1]["waited"] - heard[skipped - 1]["waited"]) / seconds,
+        **memory,
+    }
+
+
+def judged(found: dict[str, Any]) -> dict[str, Any]:
+    """Return kdlm's speed over the faster one's, and its memory over the leaner one's."""
+    others = [name for name in TRAINERS if name != "kdlm"]
+    for name in others:
+        pairs = zip(found[name]["seconds"], found["kdlm"]["seconds"], strict=True)
+        found[name]["kdlm_is_faster"] = median(theirs / ours for theirs, ours in pairs)
+    ratios = {key: found["kdlm"][key] / min(found[name][key] for name in others) for key in ("peak_mib", "extra_mib")}
+    return {"speed": min(found[name]["kdlm_is_faster"] for name in others), **ratios}
+
+
+def check_same_work(found: dict[str, Any]) -> None:
+    """Exit where the first losses, each over its own samples, are further apart than those of equal work."""
+    losses = [row["first_loss"] for row in found.values()]
+    if max(losses) > 1.1 * min(losses):
+        sys.exit(f"the trainers do not compute the same loss: {losses}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer turns, reverse KL only; a smoke test")
+    parser.add_argument("--check", action="store_true", help="exit 1 when kdlm is slower or takes more memory")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/on_policy_throughput.json")
+    parser.add_argument("--point", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.point:
+        out, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
+        which, vocab, beta, steps = args.point
+        child(which, int(vocab), float(beta), int(steps), lambda said: print(json.dumps(said), file=out, flush=True))
+        return 0
+    turns = 8 if args.quick else 40
+    points = []
+    print(f"{'':<24}{'tokens/s':>10}{'kdlm is':>10}{'generating':>12}{'peak MiB':>10}{'extra MiB':>11}{'loss':>9}")
+    for vocab, beta in POINTS[:2] if args.quick else POINTS:
+        print(f"{vocab:,} ids, beta {beta}")
+        found = in_turns(vocab, beta, turns)
+        check_same_work(found)
+        points.append({"vocab": vocab, "beta": beta, "kdlm_to_best": judged(found), **found})
+        for name, row in found.items():
+            print(
+                f"  {name:<22}{row['tokens_per_second']:>10,.0f}{row.get('kdlm_is_faster', 1):>9.3f}x"
+                f"{row['generating_share']:>12.1%}{row['peak_mib']:>10.0f}{row['extra_mib']:>11.0f}"
+                f"{row['first_loss']:>9.4f}",
+                flush=True,
+            )
+    ways = {vocab: {way: alone(way, vocab, 12 if args.quick else 44) for way in WAYS} for vocab in (2048, 32_768)}
+    print(f"{'':<24}{'tokens/s':>10}{'waiting':>10}{'peak MiB':>10}")
+    for vocab, rows in ways.items():
+        print(f"{vocab:,} ids, beta 1.0")
+        for way, row in rows.items():
+            print(f"  {way:<22}{row['tokens_per_second']:>10,.0f}{row['waiting_share']:>10.1%}{row['peak_mib']:>10.0f}")
+    figures = [point["kdlm_to_best"] for point in points]
+    speed, memory = min(row["speed"] for row in figures), max(row["peak_mib"] for row in figures)
+    if args.save:
+        save({"speed": speed, "peak_memory": memory, "turns": turns, "points": points, "ways": ways})
+    print(f"kdlm trains at least {speed:.3f} times the faster TRL trainer's tokens/s, in at most {memory:.3f} of the")
+    print(f"leaner one's memory (gate: 1 and 1): {speed:.3f} {memory:.3f}")
+    return int(args.check and (speed < 1 or memory > 1))
+
+
+def save(results: dict[str, Any]) -> None:
+    from machine import described
+
+    shape = {"batch": BATCH, "new_tokens": NEW, "student": STUDENT, "teacher": TEACHER}
+    path = ROOT / "benchmarks" / "results" / "on_policy_throughput.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": described(), "threads": 1, "shape": shape, **results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
