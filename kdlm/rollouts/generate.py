@@ -137,7 +137,7 @@ class _Drawing(LogitsProcessor):
 def drawn_from(p: Tensor, generator: torch.Generator) -> Tensor:
     """Draw an index from each row of probabilities [rows, vocab]; returns [rows, 1].
 
-    Inverts the cumulative distribution: one random number for a row, where `torch.multinomial` takes one for each entry.
+    Inverts the cumulative distribution: one random number for a row, where `torch.multinomial` takes one for an entry.
     """
     # In fp32 the sums would round away what is below 6e-8; Apple's GPUs know no fp64.
     dtype = torch.float32 if p.device.type == "mps" else torch.float64
