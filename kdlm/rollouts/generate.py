@@ -95,13 +95,15 @@ class GenerateEngine:
         )
         base = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
         own, base.generation_config = base.generation_config, plain  # penalties and the like that it brings are no law
+        ids, mask = ids.to(device), mask.to(device)
         try:
-            whole = self._model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=plain,
-                logits_processor=LogitsProcessorList([drawing]),
-            )
+            with torch.cuda.device_of(ids):  # each thread has a current GPU of its own, at first the first one
+                whole = self._model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=plain,
+                    logits_processor=LogitsProcessorList([drawing]),
+                )
         finally:
             base.generation_config = own
         log_probs = torch.stack(drawing.log_probs, 1).tolist()
