@@ -3,14 +3,12 @@
     python benchmarks/on_policy_throughput.py [--quick] [--check] [--save]
 
 A step draws one completion of every prompt by transformers' `generate`, asks the teacher about it and updates the
-student. Alike for all: weights, prompts (24 to 40 tokens, in order), 64 new tokens each (the end token lies outside the
-vocabulary), batches of 8, divergence at temperature 1, AdamW, fp32, one thread, nothing checkpointed or logged. Llama
-of 2 layers x 96 and 4 x 192, at 2,048 and 32,768 ids. DistillationTrainer reads prompts as text, and gets a tokenizer
-of one word per id. GKDTrainer has lmbda 1 and a collator that pads ids, since its own wants chats.
+student, on one thread, at 2,048 and 32,768 ids. What is alike for all, and how, is said in on_policy_trainers.py.
 
 Each trainer runs in a process of its own and they take turns, one step each, in an order that moves on, so that a
 machine's other work falls on all alike. A ratio is the median over the turns of one trainer's seconds over another's in
-the same turn; `cpu` is the same of processor time. Memory is the peak of the resident set while training; `extra` of it was not resident before.
+the same turn; `cpu` is the same of processor time. Memory is the peak of the resident set while training; `extra` of
+it was not resident before.
 
 kdlm's other ways to make text (`every`, `asynchronous`) run by themselves, one after the other, with plain kdlm beside
 them. Asynchronous generation runs in a thread of its own: it takes a second core, and pays where there is one (or where
@@ -25,7 +23,6 @@ import argparse
 import ctypes
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -35,119 +32,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from on_policy_trainers import BATCH, NEW, STUDENT, TEACHER, TRAINERS, WAYS, built
 from transformers import Trainer, TrainerCallback
 
 ROOT = Path(__file__).resolve().parent.parent
-BATCH, NEW, STUDENT, TEACHER = 8, 64, (2, 96), (4, 192)
-PROMPTS, WARM_UP = range(24, 41), 2
+WARM_UP = 2
 POINTS = [(vocab, beta) for beta in (1.0, 0.5) for vocab in (2048, 32_768)]
-WAYS = {
-    "every 1": {"every": 1},
-    "every 4": {"every": 4},
-    "every 1, asynchronous": {"every": 1, "asynchronous": True},
-    "every 4, asynchronous": {"every": 4, "asynchronous": True},
-}
 ENVIRONMENT = {
     **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     **{"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": ""},
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
 }
-
-
-def language_model(layers: int, width: int, vocab: int, seed: int) -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 32,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=vocab,
-        pad_token_id=0,
-        initializer_range=0.1,
-    )
-    return LlamaForCausalLM(config)
-
-
-def word_tokenizer(vocab: int) -> Any:
-    """Return a tokenizer that reads `17` as id 17; its end token is the first id that no model draws."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<pad>": 0, **{str(number): number for number in range(1, vocab)}, "<end>": vocab}
-    made = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<end>")
-
-
-def prompts(vocab: int, count: int) -> list[list[int]]:
-    draw = random.Random(0)
-    return [[draw.randrange(1, vocab) for _ in range(draw.choice(PROMPTS))] for _ in range(count)]
-
-
-def settings(folder: str, steps: int) -> dict[str, Any]:
-    """Return training arguments for all three, and off what TRL switches on by itself."""
-    return {
-        **{"output_dir": folder, "max_steps": steps, "per_device_train_batch_size": BATCH, "learning_rate": 1e-3},
-        **{"lr_scheduler_type": "constant", "logging_strategy": "no", "save_strategy": "no", "report_to": "none"},
-        **{"disable_tqdm": True, "use_cpu": True, "seed": 0, "bf16": False, "gradient_checkpointing": False},
-    }
-
-
-def kdlm(models: dict[str, Any], given: list[list[int]], beta: float, options: dict[str, Any], **way: Any) -> Trainer:
-    from transformers import TrainingArguments
-
-    from kdlm import OnPolicyTrainer
-    from kdlm.losses import JSD, ReverseKL
-    from kdlm.methods import GKD
-    from kdlm.rollouts import RolloutSection, Sampling
-
-    return OnPolicyTrainer(
-        models["model"],
-        models["teacher_model"],
-        TrainingArguments(**options, train_sampling_strategy="sequential"),
-        method=GKD([ReverseKL() if beta == 1 else JSD(beta=beta)], student_share=1.0),
-        rollouts=RolloutSection(sampling=Sampling(max_new_tokens=NEW), **way),
-        train_dataset=[{"input_ids": ids, "labels": [-100] * len(ids)} for ids in given],
-        processing_class=models["processing_class"],
-    )
-
-
-def distillation(models: dict[str, Any], given: list[list[int]], beta: float, options: dict[str, Any]) -> Trainer:
-    from datasets import Dataset
-    from trl import DistillationConfig, DistillationTrainer
-
-    args = DistillationConfig(**options, beta=beta, max_completion_length=NEW, shuffle_dataset=False)
-    texts = Dataset.from_list([{"prompt": " ".join(map(str, ids))} for ids in given])
-    return DistillationTrainer(**models, args=args, train_dataset=texts)
-
-
-def gkd(models: dict[str, Any], given: list[list[int]], beta: float, options: dict[str, Any]) -> Trainer:
-    import torch
-    from datasets import Dataset
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
-
-    def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-        longest = max(len(row["ids"]) for row in rows)
-        gaps = [longest - len(row["ids"]) for row in rows]
-        ids = torch.tensor([[0] * gap + row["ids"] for gap, row in zip(gaps, rows, strict=True)])
-        mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps])
-        counted = torch.ones(len(rows), NEW, dtype=torch.long)  # GKD divides by the tokens of the data's answers
-        return {"prompts": ids, "prompt_attention_mask": mask, "labels": counted}
-
-    args = GKDConfig(
-        **options, beta=beta, lmbda=1.0, temperature=1.0, max_new_tokens=NEW, train_sampling_strategy="sequential"
-    )
-    return GKDTrainer(**models, args=args, train_dataset=Dataset.from_dict({"ids": given}), data_collator=collate)
-
-
-TRAINERS: dict[str, Callable[..., Trainer]] = {"kdlm": kdlm, "DistillationTrainer": distillation, "GKDTrainer": gkd}
 
 
 class Turns(TrainerCallback):
@@ -165,7 +60,8 @@ class Turns(TrainerCallback):
             finally:
                 self.generating += time.perf_counter() - began
 
-        student.generate = timed
+        if wait:  # a way of its own may copy the student, and this with it
+            student.generate = timed
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         seconds, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu
@@ -193,15 +89,9 @@ def child(which: str, vocab: int, beta: float, steps: int, say: Callable[[dict[s
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    models = {
-        "model": language_model(*STUDENT, vocab, seed=0),
-        "teacher_model": language_model(*TEACHER, vocab, seed=1),
-        "processing_class": word_tokenizer(vocab),
-    }
     with tempfile.TemporaryDirectory() as folder:
-        build, way = (kdlm, WAYS[which]) if which in WAYS else (TRAINERS[which], {})
-        trainer = build(models, prompts(vocab, steps * BATCH), beta, settings(folder, steps), **way)
-        trainer.add_callback(Turns(trainer, models["model"], say, wait=which not in WAYS))
+        trainer, student = built(which, vocab, beta, folder, steps)
+        trainer.add_callback(Turns(trainer, student, say, wait=which not in WAYS))
         ctypes.CDLL(None).malloc_trim(0)
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew
@@ -307,7 +197,8 @@ def main() -> int:
         return 0
     turns = 5 if args.quick else 30
     points = []
-    print(f"{'':<24}{'tokens/s':>10}{'kdlm is':>10}{'cpu':>9}{'generating':>12}{'peak MiB':>10}{'extra MiB':>11}{'loss':>9}")
+    columns = ("tokens/s", "kdlm is", "cpu", "generating", "peak MiB", "extra MiB", "loss")
+    print(f"{'':<24}{''.join(f'{column:>11}' for column in columns)}")
     for vocab, beta in POINTS[:2] if args.quick else POINTS:
         print(f"{vocab:,} ids, beta {beta}")
         found = in_turns(vocab, beta, turns)
@@ -315,9 +206,9 @@ def main() -> int:
         points.append({"vocab": vocab, "beta": beta, "kdlm_to_best": judged(found), **found})
         for name, row in found.items():
             print(
-                f"  {name:<22}{row['tokens_per_second']:>10,.0f}{row.get('kdlm_is_faster', 1):>9.3f}x"
-                f"{row.get('kdlm_is_faster_cpu', 1):>8.3f}x{row['generating_share']:>12.1%}{row['peak_mib']:>10.0f}{row['extra_mib']:>11.0f}"
-                f"{row['first_loss']:>9.4f}",
+                f"  {name:<22}{row['tokens_per_second']:>11,.0f}{row.get('kdlm_is_faster', 1):>10.3f}x"
+                f"{row.get('kdlm_is_faster_cpu', 1):>10.3f}x{row['generating_share']:>11.1%}"
+                f"{row['peak_mib']:>11.0f}{row['extra_mib']:>11.0f}{row['first_loss']:>11.4f}",
                 flush=True,
             )
     vocabs, asked = ([2048], ["every 1", "every 1, asynchronous"]) if args.quick else ([2048, 32_768], list(WAYS))
