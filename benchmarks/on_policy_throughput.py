@@ -69,8 +69,8 @@ class Turns(TrainerCallback):
         waited = getattr(getattr(self.trainer, "rounds", None), "waited", 0.0)
         took = {"seconds": seconds, "cpu_seconds": cpu, "generating": self.generating, "waited": waited}
         self.say({**took, "loss": total - self.loss})
-        if self.wait:
-            sys.stdin.readline()
+        if self.wait and not sys.stdin.readline():
+            sys.exit("nobody listens any more")
         self.generating, self.loss = 0.0, total
         self.began, self.cpu = time.perf_counter(), time.process_time()
 
