@@ -95,13 +95,15 @@ class GenerateEngine:
         )
         base = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
         own, base.generation_config = base.generation_config, plain  # penalties and the like that it brings are no law
+        ids, mask = ids.to(device), mask.to(device)
         try:
-            whole = self._model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=plain,
-                logits_processor=LogitsProcessorList([drawing]),
-            )
+            with torch.cuda.device_of(ids):  # each thread has a current GPU of its own, at first the first one
+                whole = self._model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=plain,
+                    logits_processor=LogitsProcessorList([drawing]),
+                )
         finally:
             base.generation_config = own
         log_probs = torch.stack(drawing.log_probs, 1).tolist()
@@ -128,14 +130,22 @@ class _Drawing(LogitsProcessor):
         self.warpers = LogitsProcessorList(warpers)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        log_p = torch.log_softmax(self.warpers(input_ids, scores.float()), dim=-1)
-        chances = log_p
-        if not self.greedy:  # the largest of log p plus Gumbel noise is a draw from p
-            noise = torch.empty_like(log_p).exponential_(generator=self.generator)
-            chances = log_p - noise.log()
-        drawn = chances.argmax(-1, keepdim=True)
-        self.log_probs.append(log_p.gather(-1, drawn).squeeze(-1))
-        return torch.full_like(scores, -torch.inf).scatter_(-1, drawn, 0.0)
+        p = torch.softmax(self.warpers(input_ids, scores.float()), dim=-1)
+        drawn = scores.argmax(-1, keepdim=True) if self.greedy else drawn_from(p, self.generator)
+        self.log_probs.append(p.gather(-1, drawn).squeeze(-1).log())
+        return scores.scatter_(-1, drawn, torch.inf)  # generate's own copy of the logits, of which it takes the largest
+
+
+def drawn_from(p: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw an index from each row of probabilities [rows, vocab]; returns [rows, 1].
+
+    Inverts the cumulative distribution: one random number for a row, where `torch.multinomial` takes one for an entry.
+    """
+    # In fp32 the sums would round away what is below 6e-8; Apple's GPUs know no fp64.
+    dtype = torch.float32 if p.device.type == "mps" else torch.float64
+    sums = p.cumsum(-1, dtype=dtype)
+    point = torch.rand(len(p), 1, dtype=dtype, device=p.device, generator=generator) * sums[:, -1:]
+    return torch.searchsorted(sums, point, right=True).clamp_(max=p.shape[-1] - 1)  # right: skips what has no mass
 
 
 def context_of(model: Any) -> int:
