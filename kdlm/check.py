@@ -13,7 +13,7 @@ from kdlm.methods import Method
 from kdlm.models import Loading
 from kdlm.recipe import Recipe
 from kdlm.section import Custom
-from kdlm.teachers import teachers_of
+from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
 
 
 def check(recipe: Recipe) -> list[str]:
@@ -144,6 +144,9 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
             problems.append(
                 f"{key}: {teacher.name} knows given text only, and {name} trains on new text: use the model"
             )
+    local = isinstance(recipe.teacher, LocalTeacherSection | SandboxTeacherSection)
+    if section.sampling.teacher_share and not (local and section.engine.name == "generate"):
+        problems.append("rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher")
     if problems:
         raise ValueError("\n".join(problems))
     drawn, age = section.sampling, f"text is at most {section.staleness} steps old"

@@ -34,6 +34,7 @@ from kdlm.rollouts import (
     describe,
 )
 from kdlm.samples import Sample, SampleLog, described, look
+from kdlm.teachers import LocalTeacher
 from kdlm.trainer import Counts, DistillTrainer
 from kdlm.verifiers import Judge
 
@@ -93,6 +94,10 @@ class OnPolicyTrainer(DistillTrainer):
             raise ValueError("processing_class: the student's tokenizer is needed, for its end token and to read text")
         if engine is None:
             engine = section.engine.build(self.student, tokenizer, self.args.device, copied=section.asynchronous)
+        if section.sampling.teacher_share:
+            if not isinstance(engine, GenerateEngine) or not isinstance(self.teacher, LocalTeacher):
+                raise ValueError("rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher")
+            engine.guide = self.teacher.model
         self.reward, self.section = reward, section
         self.rounds = Rounds(
             engine,
@@ -197,7 +202,8 @@ class OnPolicyTrainer(DistillTrainer):
         drawn_with, vocab = self.section.sampling, getattr(self.method, "vocab", None)
         with self.accelerator.autocast():
             seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
-        if drawn_with.top_p == 1 and not drawn_with.top_k and all(one.completion.version == index for one in written):
+        plain = drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
+        if plain and all(one.completion.version == index for one in written):
             self._add("engine_gap", seen.gap)
             self._warn_once(seen.gap > GAP, OTHER_WEIGHTS, seen.gap)
         self._warn_once(index == 0 and seen.mean > FAR, TOO_FAR, seen.mean)

@@ -30,11 +30,15 @@ class GenerateEngine:
         pad_id: what fills prompts on the left; any id does.
         batch_size: completions drawn at once.
         copied: keep a copy of the student, which can be asked while the student trains.
+
+    Attributes:
+        guide: the model that `Sampling.teacher_share` draws from.
     """
 
     def __init__(self, end_ids: Sequence[int], pad_id: int, *, batch_size: int = 64, copied: bool = False):
         self.end_ids, self.pad_id, self.batch_size = list(end_ids), pad_id, batch_size
         self.lives = not copied
+        self.guide: Any = None
         self._model: Any = None
         self._version = 0
 
@@ -86,7 +90,8 @@ class GenerateEngine:
         for number, prompt in enumerate(prompts):
             ids[number, longest - len(prompt) :] = torch.tensor(list(prompt))
             mask[number, longest - len(prompt) :] = 1
-        drawing = _Drawing(sampling, torch.Generator(device).manual_seed(seed % 2**63))
+        guide = _Guide(self.guide, mask.to(device)) if sampling.teacher_share else None
+        drawing = _Drawing(sampling, torch.Generator(device).manual_seed(seed % 2**63), guide)
         plain = GenerationConfig(
             max_new_tokens=min(sampling.max_new_tokens, context - longest),
             do_sample=False,  # the drawing is done by the processor, with a generator of its own
@@ -117,8 +122,9 @@ class GenerateEngine:
 class _Drawing(LogitsProcessor):
     """Draws each token itself, notes its log-probability, and leaves it as the only one to choose."""
 
-    def __init__(self, sampling: Sampling, generator: torch.Generator):
+    def __init__(self, sampling: Sampling, generator: torch.Generator, guide: "_Guide | None"):
         self.greedy, self.generator = sampling.temperature == 0, generator
+        self.guide, self.share = guide, sampling.teacher_share
         self.log_probs: list[Tensor] = []
         warpers: list[Any] = []
         if not self.greedy and sampling.temperature != 1:
@@ -131,9 +137,31 @@ class _Drawing(LogitsProcessor):
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         p = torch.softmax(self.warpers(input_ids, scores.float()), dim=-1)
-        drawn = scores.argmax(-1, keepdim=True) if self.greedy else drawn_from(p, self.generator)
+        if self.guide is not None:
+            theirs = self.guide(input_ids)[:, : p.shape[-1]].float()  # heads are padded to different sizes
+            p = p * (1 - self.share)
+            p[:, : theirs.shape[-1]] += self.share * torch.softmax(self.warpers(input_ids, theirs), dim=-1)
+        drawn = p.argmax(-1, keepdim=True) if self.greedy else drawn_from(p, self.generator)
         self.log_probs.append(p.gather(-1, drawn).squeeze(-1).log())
         return scores.scatter_(-1, drawn, torch.inf)  # generate's own copy of the logits, of which it takes the largest
+
+
+class _Guide:
+    """A second model that reads along, a token at a time; its prompts are padded on the left as the first one's."""
+
+    def __init__(self, model: Any, mask: Tensor):
+        self.model, self.mask, self.cache = model, mask, None
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Return the logits of the token that follows `ids` [rows, so far]."""
+        new = ids if self.cache is None else ids[:, -1:]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), ids.shape[1] - self.mask.shape[1])], 1)
+        places = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        said = self.model(
+            input_ids=new, attention_mask=self.mask, position_ids=places, past_key_values=self.cache, use_cache=True
+        )
+        self.cache = said.past_key_values
+        return said.logits[:, -1]
 
 
 def drawn_from(p: Tensor, generator: torch.Generator) -> Tensor:

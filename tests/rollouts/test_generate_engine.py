@@ -101,6 +101,18 @@ def test_greedy_is_what_transformers_generates() -> None:
         assert whole[0, prompt.shape[1] :].tolist() == one.ids
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_text_mixed_with_the_teachers_has_the_mixtures_log_probs(batch_size: int, temperature: float) -> None:
+    student, teacher = model(), model(1)
+    drawing = engine(student, batch_size=batch_size)
+    drawing.guide = teacher
+    sampling = Sampling(max_new_tokens=7, teacher_share=0.3, temperature=temperature, samples_per_prompt=2)
+    for one in drawing.generate(PROMPTS, sampling, 2):
+        p, q = (own_log_probs(each, PROMPTS[one.group], one.ids, temperature).exp() for each in (teacher, student))
+        torch.testing.assert_close(torch.tensor(one.log_probs), (0.3 * p + 0.7 * q).log(), atol=1e-5, rtol=1e-5)
+
+
 def test_the_same_seed_draws_the_same_and_another_something_else() -> None:
     drawing, sampling = engine(model()), Sampling(max_new_tokens=8)
     first, again, other = (drawing.generate(PROMPTS, sampling, seed) for seed in (1, 1, 2))
