@@ -50,8 +50,7 @@ class KdlmTransfer(WeightTransferEngine[Nothing, Weights]):
     def init_transfer_engine(self, init_info: Nothing) -> None: ...
 
     def start_weight_update(self) -> None:
-        # `load_weights` leaves out the name of the module that holds a layer's experts.
-        self.missing = {name.replace(".routed_experts.", ".") for name, _ in self.model.named_parameters()}
+        self.missing = {_plain(name) for name, _ in self.model.named_parameters()}
         if self.device.type == "cpu":
             for layer in self.model.modules():  # experts are packed anew only where there is no kernel yet
                 if getattr(getattr(layer, "quant_method", None), "moe_kernel", None) is not None:
@@ -63,7 +62,8 @@ class KdlmTransfer(WeightTransferEngine[Nothing, Weights]):
         if update_info.path is not None:
             tensors = load_file(update_info.path).items()
         loaded = self.model.load_weights(tensors)
-        self.missing -= self.missing if loaded is None else loaded  # None: a model that does not say
+        # None: a model that does not say.
+        self.missing -= self.missing if loaded is None else {_plain(name) for name in loaded}
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -76,6 +76,11 @@ class KdlmTransfer(WeightTransferEngine[Nothing, Weights]):
                 layer.quant_method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None: ...
+
+
+def _plain(name: str) -> str:
+    """Return a parameter's name without the module that holds a layer's experts: some versions leave it out."""
+    return name.replace(".routed_experts.", ".")
 
 
 class Extension:

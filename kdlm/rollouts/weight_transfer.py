@@ -17,7 +17,7 @@ from kdlm.rollouts.weights import named_weights
 
 logger = logging.getLogger(__name__)
 
-TESTED = ("0.30.0", "0.31.0")
+TESTED = ("0.30.0", "0.31.0", "0.32.0")
 """Versions of vLLM that the tests in tests/rollouts/test_rollouts_with_vllm.py were run with."""
 BACKEND = "kdlm"
 """The name of kdlm's backend in vLLM, registered by `EXTENSION`."""
