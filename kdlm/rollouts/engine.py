@@ -73,3 +73,26 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back what the engine holds."""
         ...
+
+
+def end_ids(student: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end a completion: the tokenizer's, and those of the student's generation config.
+
+    Raises ValueError where there are none: every completion would run to its limit.
+    """
+    own = getattr(getattr(student, "generation_config", None), "eos_token_id", None)
+    named = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    found = frozenset(int(token) for token in named if token is not None)
+    if not found:
+        raise ValueError("student: neither its tokenizer nor its generation_config names an end token")
+    return found
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:
+    """Raise ValueError where a prompt is empty or leaves no room for a completion."""
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < context:
+            raise ValueError(
+                f"prompt {number} has {len(prompt)} tokens, and the engine reads {context}: give it at least one and "
+                "leave room for a completion (data.max_length)"
+            )

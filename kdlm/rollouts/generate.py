@@ -16,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from kdlm.rollouts.engine import Completion, Sampling
+from kdlm.rollouts.engine import Completion, Sampling, check_prompts, end_ids
 from kdlm.section import Section
 
 
@@ -181,16 +181,6 @@ def context_of(model: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:
-    """Raise ValueError where a prompt is empty or leaves no room for a completion."""
-    for number, prompt in enumerate(prompts):
-        if not 0 < len(prompt) < context:
-            raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens, and the student reads {context}: give it at least one "
-                "and leave room for a completion (data.max_length)"
-            )
-
-
 class GenerateSection(Section):
     """transformers' own generation with the student in this process: slow, and on any device."""
 
@@ -201,17 +191,4 @@ class GenerateSection(Section):
     def build(self, student: Any, tokenizer: Any, device: torch.device, *, copied: bool) -> GenerateEngine:
         """Return the engine; `copied` where it runs while the student trains."""
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        return GenerateEngine(end_ids(student, tokenizer), pad, batch_size=self.batch_size, copied=copied)
-
-
-def end_ids(student: Any, tokenizer: Any) -> list[int]:
-    """Return the tokens that end a completion: the tokenizer's, and those of the student's generation config.
-
-    Raises ValueError where there are none: every completion would run to its limit.
-    """
-    config = getattr(student, "generation_config", None)
-    own = getattr(config, "eos_token_id", None)
-    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    if not found:
-        raise ValueError("student: neither its tokenizer nor its generation_config names an end token")
-    return sorted(found)
+        return GenerateEngine(sorted(end_ids(student, tokenizer)), pad, batch_size=self.batch_size, copied=copied)

@@ -13,8 +13,8 @@ import numpy
 import torch
 from pydantic import Field
 
-from kdlm.rollouts.engine import Completion, Sampling
-from kdlm.rollouts.vllm_requests import Ends, completions, end_ids, requests
+from kdlm.rollouts.engine import Completion, Sampling, end_ids
+from kdlm.rollouts.vllm_requests import Ends, completions, requests
 from kdlm.rollouts.weight_transfer import BACKEND, EXTENSION, one_process, warn_untested
 from kdlm.rollouts.weights import named_weights, parameter_dtype
 from kdlm.section import Section

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdlm.rollouts.engine import Completion, Sampling
+from kdlm.rollouts.engine import Completion, Sampling, check_prompts
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,6 @@ class Ends:
     context: int
 
 
-def end_ids(student: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end a completion: the tokenizer's, and those of the student's generation config.
-
-    Raises ValueError where there are none: every completion would run to its limit.
-    """
-    own = getattr(getattr(student, "generation_config", None), "eos_token_id", None)
-    named = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
-    found = frozenset(int(token) for token in named if token is not None)
-    if not found:
-        raise ValueError("student: neither its tokenizer nor its generation_config names an end token")
-    return found
-
-
 def requests(prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, ends: Ends) -> list[dict[str, Any]]:
     """Return what is asked after each prompt.
 
@@ -38,13 +25,9 @@ def requests(prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, en
 
     Raises ValueError where a prompt is empty or leaves no room for a completion.
     """
+    check_prompts(prompts, ends.context)
     asked = []
     for place, prompt in enumerate(prompts):
-        if not 0 < len(prompt) < ends.context:
-            raise ValueError(
-                f"prompt {place} has {len(prompt)} tokens, and the engine reads {ends.context}: give it at least one "
-                "and leave room for a completion (data.max_length)"
-            )
         digest = hashlib.sha256(f"{seed} {place}".encode()).digest()
         asked.append(
             {

@@ -16,8 +16,8 @@ import torch
 from pydantic import Field
 
 from kdlm.remote import Passing, Remote, ServerUnavailable
-from kdlm.rollouts.engine import Completion, Sampling
-from kdlm.rollouts.vllm_requests import Ends, completions, end_ids, requests
+from kdlm.rollouts.engine import Completion, Sampling, end_ids
+from kdlm.rollouts.vllm_requests import Ends, completions, requests
 from kdlm.rollouts.weight_transfer import FileTransfer, NCCLTransfer, Transfer, one_process, warn_untested
 from kdlm.server_options import ServerOptions
 

@@ -144,7 +144,7 @@ def test_a_completion_ends_where_the_context_does() -> None:
     drawn = drawing.generate([[1] * 7, [1] * 3], Sampling(max_new_tokens=50), 0)
     assert all(one.stop == "length" for one in drawn)
     assert len(drawn[0].ids) == 1
-    for prompts, said in ([[1] * 8], "8 tokens, and the student reads 8"), ([[]], "has 0 tokens"):
+    for prompts, said in ([[1] * 8], "8 tokens, and the engine reads 8"), ([[]], "has 0 tokens"):
         with pytest.raises(ValueError, match=said):
             drawing.generate(prompts, Sampling(), 0)
 
