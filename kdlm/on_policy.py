@@ -23,6 +23,7 @@ from kdlm.methods import Step
 from kdlm.rollouts import (
     Completion,
     Engine,
+    GenerateEngine,
     Opaque,
     Repeated,
     RolloutSection,

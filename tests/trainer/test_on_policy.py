@@ -16,7 +16,7 @@ from scripted import openai_api, running
 from kdlm import DistillTrainer, OnPolicyTrainer
 from kdlm.data import Collator
 from kdlm.losses import JSD, ForwardKL, ReverseKL
-from kdlm.methods import GKD, LogitKD, ReverseKLAdvantage
+from kdlm.methods import GKD, LogitKD, MiniLLM, ReverseKLAdvantage
 from kdlm.remote import Endpoint, Remote
 from kdlm.rollouts import RolloutSection
 from kdlm.signal import IGNORE_INDEX
@@ -182,6 +182,34 @@ def test_evaluation_can_look_at_the_students_own_text(arguments) -> None:
     metrics = made.evaluate()
     assert metrics["eval_rollout_reward"] == 0.25
     assert metrics["eval_rollout_reverse_kl"] > 0 and metrics["eval_reverse_kl"] > 0
+
+
+def test_text_can_be_drawn_from_a_mixture_with_the_teacher(arguments) -> None:
+    share = {"sampling": {"max_new_tokens": 9, "teacher_share": 0.4}}
+    made = trainer(arguments, MiniLLM(importance_cap=float("inf")), rollouts=share, learning_rate=0.0)
+    (batch,) = seen(made)
+    drawn = batch["sampled"][:, 1:]
+    logs = []
+    for model in (made.student, made.teacher.model):
+        with torch.no_grad():
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        logs.append(logits.log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)[drawn])
+    mixed = (0.6 * logs[0].exp() + 0.4 * logs[1].exp()).log()
+    torch.testing.assert_close(mixed.float(), batch["log_probs"][:, 1:][drawn], atol=1e-5, rtol=1e-5)
+    log = next(log for log in made.state.log_history if "log_weight" in log)
+    assert log["log_weight"] > 0.01 and "rollout/engine_gap" not in log
+
+
+def test_a_mixture_wants_a_teacher_that_is_here(arguments) -> None:
+    student = source("code-student-tiny")
+    with running(openai_api(source().load())) as url:
+        teacher = OpenAITeacher(Remote(Endpoint(url)), "tiny", 0, 512)
+        with pytest.raises(ValueError, match="teacher_share: it takes the engine `generate` and a local teacher"):
+            OnPolicyTrainer(
+                student.load(), teacher, arguments(), method=ReverseKLAdvantage(),
+                rollouts=RolloutSection(sampling={"teacher_share": 0.2}), processing_class=student.tokenizer(),
+            )  # fmt: skip
+        teacher.close()
 
 
 def test_a_served_teacher_marks_sampled_tokens_as_a_local_one_does(arguments) -> None:
