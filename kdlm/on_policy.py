@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -251,8 +251,9 @@ class OnPolicyTrainer(DistillTrainer):
         share = Share(rows, self.args.process_index, self.args.world_size)
         written = self.rounds.complete([share[place] for place in range(len(share))], self.state.global_step, samples=1)
         size = self.args.eval_batch_size
-        batches: Any = [self.batch_of([], written[at : at + size]) for at in range(0, len(written), size)]
-        metrics = self.evaluation_loop(batches, "rollouts", metric_key_prefix="eval_rollout").metrics or {}
+        parts = [written[at : at + size] for at in range(0, len(written), size)]
+        loader = DataLoader(cast("Any", parts), batch_size=None, collate_fn=lambda part: self.batch_of([], part))
+        metrics = self.evaluation_loop(loader, "rollouts", metric_key_prefix="eval_rollout").metrics or {}
         sums = {"length": 0.0, "truncated": 0.0, "reward": 0.0}
         for one in written:
             sums["length"] += len(one.completion.ids)

@@ -6,7 +6,7 @@ of a loss is another setting, of the loss.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -52,6 +52,7 @@ class Completion:
     version: int = 0
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Draws completions from a student. It keeps the weights that it last took, unless `lives` says otherwise."""
 

@@ -39,6 +39,7 @@ def one_process() -> None:
 
 
 @runtime_checkable
+@runtime_checkable
 class Receiver(Protocol):
     """vLLM's own protocol (`vllm.distributed.weight_transfer.VLLMWeightSyncClient`)."""
 
@@ -48,6 +49,7 @@ class Receiver(Protocol):
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
 
+@runtime_checkable
 @runtime_checkable
 class Transfer(Protocol):
     """A way from the student to a server."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ SCORED_ROWS = 256
 """Rows whose logits over the vocabulary are in memory at once."""
 
 
+@runtime_checkable
 class Reader(Protocol):
     """A frozen model that gives hidden states of sequences.
 
