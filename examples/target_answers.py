@@ -3,10 +3,10 @@
     python examples/target_answers.py --target Qwen/Qwen3-8B --prompts prompts.jsonl --out answers.jsonl
     python examples/target_answers.py --target sandbox:code-teacher --prompts sandbox:code/train --out answers.jsonl
 
-Writes rows {"prompt", "completion", "temperature"} for `data.train` of a recipe. A recipe reads them as text, which its
-tokenizer may cut into other tokens than the target drew. So an answer ends where it would be read otherwise, and a row of
-which nothing is left is dropped; both are counted. An answer that did not end by itself is still read with an end token
-after it: losses between distributions do not look at that label, cross-entropy would learn it.
+Writes rows {"prompt", "completion", "temperature"} for `data.train` of a recipe. A recipe reads them as text, which a
+tokenizer may cut into other tokens than the target drew. So an answer ends where it would be read otherwise, and a row
+of which nothing is left is dropped; both are counted. An answer that did not end by itself is still read with an end
+token after it: losses between distributions do not look at that label, cross-entropy would learn it.
 """
 
 import argparse
