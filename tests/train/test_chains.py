@@ -1,4 +1,4 @@
-"""Runs that follow one another: teacher to assistant to student, generations on an anchor, a draft and its alignment."""
+"""Runs that follow one another: teacher to assistant to student, anchored generations, a draft and its alignment."""
 
 import json
 from pathlib import Path
