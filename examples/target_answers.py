@@ -27,13 +27,11 @@ from kdlm.disk import write_text
 from kdlm.models import named
 from kdlm.rollouts import GenerateSection, Sampling, prompt_of
 
-COLUMNS = ("prompt", "completion")
-
 
 def read_prompts(path: str, tokenizer: PreTrainedTokenizerBase, max_length: int, leading: int) -> list[list[int]]:
     """Return the prompts of a source, of any form that a recipe reads; of plain text the beginning of each piece."""
-    data = load_data(DataSection(train=[Source(path=path)], max_length=max_length), tokenizer)
-    prompts = [prompt_of(row, leading) for row in data.train]
+    rows: Any = load_data(DataSection(train=[Source(path=path)], max_length=max_length), tokenizer).train
+    prompts = [prompt_of(row, leading) for row in rows]
     return [prompt for prompt in prompts if len(prompt) < max_length]
 
 
@@ -41,7 +39,7 @@ class Writer:
     """Makes a row of a prompt and its completion, as far as a recipe will read the tokens that were drawn."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        form = Form("completion", {name: name for name in COLUMNS})
+        form = Form("completion", {"prompt": "prompt", "completion": "completion"})
         section = DataSection(train=[Source(path="answers")], max_length=2**31)
         self.tokenizer, self.encode, self.leading = (
             tokenizer,
@@ -50,14 +48,13 @@ class Writer:
         )
 
     def text(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def row(self, prompt: list[int], drawn: list[int]) -> tuple[dict[str, Any], int]:
         """Return the row and how many tokens of the completion it keeps, none of it: an empty row."""
         kept = len(drawn)
         while kept:
-            texts = self.text(prompt[len(self.leading) :]), self.text(drawn[:kept])
-            row = dict(zip(COLUMNS, texts, strict=True))
+            row = {"prompt": self.text(prompt[len(self.leading) :]), "completion": self.text(drawn[:kept])}
             same = self.same(row, [*prompt, *drawn[:kept]]) - len(prompt)
             if same >= kept:
                 return row, kept

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def test_the_targets_answers_are_read_back_as_the_tokens_that_it_drew(tmp_path, 
     main()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     tokenizer = named(TINY).tokenizer()
-    read = load_data(DataSection(train=[Source(path=str(out))]), tokenizer).train
+    read: Any = load_data(DataSection(train=[Source(path=str(out))]), tokenizer).train
     assert len(drawn) == 6 and len(rows) == len(read) > 0  # the third prompt is longer than 40 tokens
     kept = 0
     for row, sequence in zip(rows, read, strict=True):
