@@ -29,7 +29,10 @@ TINY = {
     ],
 }
 """What else has to change where a recipe is run with tiny models."""
+PRETRAINED = "student={name: sandbox, model: code-student}"
 AFTER = {
+    "draft/align": [PRETRAINED, "data.train.0.path=sandbox:arithmetic/train"],
+    "draft/distillspec": [PRETRAINED],
     "chain/student": ["teacher={name: sandbox, model: code-teacher}"],
     "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],

@@ -1,4 +1,4 @@
-"""Runs that follow one another: teacher to assistant to student, and generations anchored on the base teacher."""
+"""Runs that follow one another: teacher to assistant to student, anchored generations, a draft and its alignment."""
 
 import json
 from pathlib import Path
@@ -68,6 +68,20 @@ def test_a_student_works_sums_under_a_teacher_of_sums() -> None:
     assert run("sums/on_policy.yaml", *sums, *rollouts) == 0
     results = json.loads(Path("runs/sandbox-sums-on-policy/results.json").read_text())
     assert 0 <= results["eval_rollout_reward"] <= 1 and results["eval_rollout_reverse_kl"] > 0
+
+
+def test_a_draft_is_pretrained_and_then_aligned_with_its_target_on_either_text() -> None:
+    short = ["training.logging_steps=4"]
+    assert run("draft/pretrain.yaml", STUDENT, *short) == 0
+    Path("runs/sandbox-draft-answers.jsonl").write_text('{"prompt": "def f(", "completion": "self, x):"}\n')
+    assert run("draft/align.yaml", TEACHER, *short) == 0
+    own = ["data.max_length=32", "rollouts.prompt_tokens=8", "rollouts.sampling.max_new_tokens=8"]
+    assert run("draft/distillspec.yaml", TEACHER, *own, *short) == 0
+    start = json.loads(Path("runs/sandbox-draft-pretrain/results.json").read_text())
+    for name in ("align", "distillspec"):
+        results = json.loads(Path(f"runs/sandbox-draft-{name}/results.json").read_text())
+        assert results["steps"] == 4
+        assert results["eval_cross_entropy"] != start["eval_cross_entropy"]
 
 
 def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
