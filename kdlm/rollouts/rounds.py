@@ -5,6 +5,7 @@ steps `reuse` times over. With `asynchronous` the next round is completed while 
 is saved in checkpoints, so that a resumed run trains on what the unbroken one would have.
 """
 
+import logging
 import random
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from torch.utils.data import Sampler
 from kdlm.rollouts.engine import Completion, Engine
 from kdlm.rollouts.rows import Opaque, Row, Written, prompt_of
 from kdlm.rollouts.sections import RolloutSection
+
+logger = logging.getLogger(__name__)
 
 Text = Literal["data", "student", "both"]
 Finish = Callable[[list[tuple[Row, list[int], Completion]]], list[Written]]
@@ -158,11 +161,15 @@ class Rounds:
     # Checkpoints
 
     def state(self) -> dict[str, Any]:
-        """Return the text that waits to be trained on, as plain values."""
+        """Return the text that waits to be trained on, as plain values; what could not be made is left out."""
         waiting = {"steps": [asdict(slot) for slot in self._steps], "next": None}
         if self._next is not None:
-            self._next.settle()
-            waiting["next"] = [asdict(slot) for slot in self._next.slots]
+            try:
+                self._next.settle()
+            except Exception as error:  # the step that wants it raises it; this checkpoint makes it anew
+                logger.warning("no completions to save: %s", error)
+            else:
+                waiting["next"] = [asdict(slot) for slot in self._next.slots]
         return waiting
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -143,6 +143,29 @@ def test_what_the_engine_raises_comes_out_of_the_step() -> None:
         run(rounds(Broken()), loader(1), range(1))
 
 
+def test_completions_that_fail_are_made_anew_by_the_run_that_goes_on() -> None:
+    class Once(Scripted):
+        def generate(self, *asked: Any) -> list[Completion]:
+            if self.calls == 2:
+                raise ConnectionError("away")
+            return super().generate(*asked)
+
+    options = {"every": 2, "asynchronous": True}
+    first = rounds(Once(), last=12, **options)
+    begun = run(first, loader(12), range(4))
+    with pytest.raises(ConnectionError, match="away"):
+        first.step(first._source, 1, 4)
+    state = json.loads(json.dumps(first.state()))
+    assert state == {"steps": [], "next": None}
+    resumed, batches = rounds(Scripted(), last=12, **options), loader(12)
+    resumed.load_state(state)
+    for _ in range(4):  # what the Trainer skips
+        next(batches)
+    after = run(resumed, batches, range(4, 12))
+    rows = [row["index"] for slot in [*begun, *after] for micro in slot.micro for row in micro]
+    assert rows == list(range(24))
+
+
 # prompts
 
 
