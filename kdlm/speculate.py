@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from kdlm.data import Source
@@ -16,7 +15,7 @@ from kdlm.data.forms import read_messages
 from kdlm.data.report import Unusable
 from kdlm.data.sources import open_source
 from kdlm.data.vocabulary import shared_vocabulary
-from kdlm.models import named
+from kdlm.models import device_of, named
 from kdlm.speculation import measure
 
 
@@ -61,7 +60,7 @@ def speculate(
     heads = {name: source.config().get_text_config().vocab_size for name, source in sources.items()}
     require_one_tokenizer(tokenizers["target"], tokenizers["draft"], heads["target"], heads["draft"])
     read = read_prompts(prompts, tokenizers["target"], limit, prompt_tokens)
-    place = _device(device)
+    place = device_of(device)
     models = {name: source.load().to(device=place) for name, source in sources.items()}
     report = measure(models["target"], models["draft"], [prompt.ids for prompt in read], **options)
     if as_json:
@@ -133,13 +132,3 @@ def _ids(column: str, value: Any, tokenizer: PreTrainedTokenizerBase, prompt_tok
         raise Unusable("empty" if value in (None, "") or isinstance(value, str) else "not text")
     ids = [*leading_tokens(tokenizer), *tokenizer(value, add_special_tokens=False, verbose=False)["input_ids"]]
     return ids[:prompt_tokens] if column == "text" else ids
-
-
-def _device(name: str) -> torch.device:
-    """Return the device of that name. Raises ValueError when there is none here."""
-    try:
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return place

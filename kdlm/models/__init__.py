@@ -2,7 +2,7 @@
 
 from kdlm.models.adapters import Lora, adapt, merge
 from kdlm.models.heads import read_head
-from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, named
+from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, device_of, named
 from kdlm.models.prediction import Predictor
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Pruned",
     "Sandbox",
     "adapt",
+    "device_of",
     "merge",
     "named",
     "read_head",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdlm import __version__
-from kdlm.models import AnySource, named
+from kdlm.models import AnySource, device_of, named
 from kdlm.remote import is_loopback
 from kdlm.server_options import key_in
 
@@ -129,21 +129,9 @@ def _reader(source: AnySource, device: str, engine: str, options: dict[str, Any]
     from kdlm.serve.scoring import ModelReader
 
     hf_logging.disable_progress_bar()
-    place = _device(device)
+    place = device_of(device)
     loaded: Any = source.load()
     return ModelReader(loaded.to(place))
-
-
-def _device(name: str) -> "torch.device":
-    """Return the device of that name. Raises ValueError when there is none here."""
-    import torch
-
-    try:
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return place
 
 
 def listen(host: str, port: int) -> socket.socket:
