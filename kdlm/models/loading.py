@@ -252,7 +252,7 @@ def _open(auto: Any, path: str, **options: Any) -> Any:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device that `--device` names; `auto` is a GPU where there is one. Raises ValueError where it is not."""
+    """Return the device that `--device` names; `auto` is a GPU where there is one. Raises ValueError without it."""
     try:
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=place)

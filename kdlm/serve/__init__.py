@@ -7,15 +7,12 @@ import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from kdlm import __version__
 from kdlm.models import AnySource, device_of, named
 from kdlm.remote import is_loopback
 from kdlm.server_options import key_in
-
-if TYPE_CHECKING:
-    import torch
 
 GRACE = 10
 """Seconds that requests under way get when the server is told to stop."""
