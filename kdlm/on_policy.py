@@ -44,15 +44,15 @@ logger = logging.getLogger(__name__)
 GAP = 0.1
 """Nats: a mean difference between what engine and student give a fresh token that is more than rounding."""
 FAR = 2.0
-"""Nats a token between student and teacher, on the student's own text, at which it has little to learn there."""
+"""Nats a token between student and teacher, on the student's own text, at which a warm-up is advised."""
 
 OTHER_WEIGHTS = (
     "the engine gives its tokens other probabilities than the student, by %.2f nats on average: it does not hold the "
     "student's weights, or computes in too coarse a type"
 )
 TOO_FAR = (
-    "student and teacher are %.1f nats a token apart on the student's own text, where it learns little: warm it up "
-    "on the teacher's text first (sequence_kd)"
+    "student and teacher are %.1f nats a token apart on the student's own text: policy gradients learn little there, "
+    "and other methods more with a warm-up on the teacher's text (sequence_kd)"
 )
 
 Reward = Callable[[Sequence[str], Sequence[Row]], Sequence[float]]
