@@ -22,8 +22,9 @@ quickstart: .venv/quickstart.stamp  ## distil a small student from a larger teac
 test: lint  ## everything that has to hold, on a CPU
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-test-vllm: .venv-vllm/stamp .venv/dev.stamp  ## teachers and captures by a real vLLM, on a CPU
-	KDLM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/teachers/test_with_vllm.py
+test-vllm: .venv-vllm/stamp .venv/dev.stamp  ## teachers, captures and rollouts by a real vLLM, on a CPU
+	KDLM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/teachers/test_with_vllm.py \
+		tests/rollouts/test_rollouts_with_vllm.py
 
 check: lint types  ## lint and types, no tests
 

@@ -13,7 +13,7 @@ from kdlm.methods import Method
 from kdlm.models import Loading
 from kdlm.recipe import Recipe
 from kdlm.section import Custom
-from kdlm.teachers import teachers_of
+from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
 
 
 def check(recipe: Recipe) -> list[str]:
@@ -93,6 +93,7 @@ def _targets(recipe: Recipe) -> Iterator[str]:
     for key, section in [
         *teachers_of(recipe.teacher),
         *((f"losses.{i}", loss) for i, loss in enumerate(recipe.losses)),
+        *([] if recipe.verifier is None else [("verifier", recipe.verifier)]),
     ]:
         if isinstance(section, Custom):
             try:
@@ -123,6 +124,8 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
     """Look at what training on the student's own text needs of the other sections."""
     wanted = method is not None and "rollouts" in method.needs
     section, name = recipe.rollouts, recipe.method.name
+    if section is None and recipe.verifier is not None:
+        raise ValueError("verifier: it judges the student's own text, and there is none: add a section `rollouts`")
     if section is None:
         if wanted:
             raise ValueError(
@@ -141,6 +144,9 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
             problems.append(
                 f"{key}: {teacher.name} knows given text only, and {name} trains on new text: use the model"
             )
+    local = isinstance(recipe.teacher, LocalTeacherSection | SandboxTeacherSection)
+    if section.sampling.teacher_share and not (local and section.engine.name == "generate"):
+        problems.append("rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher")
     if problems:
         raise ValueError("\n".join(problems))
     drawn, age = section.sampling, f"text is at most {section.staleness} steps old"
@@ -151,9 +157,11 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
 
 def _data(recipe: Recipe) -> Iterator[str]:
     problems = []
+    verifier = recipe.verifier
+    data = recipe.data if verifier is None else recipe.data.with_reference(verifier.column)
     prompts = recipe.rollouts is not None and "labels" not in recipe.method.build(recipe.losses, None).needs
     for split in ("train", "eval"):
-        for index, source in enumerate(getattr(recipe.data, split) or []):
+        for index, source in enumerate(getattr(data, split) or []):
             if source.path.startswith("sandbox:"):
                 yield f"data: {split}: {source.path}"
                 continue

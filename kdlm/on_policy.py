@@ -33,9 +33,26 @@ from kdlm.rollouts import (
     as_row,
     describe,
 )
+from kdlm.samples import Sample, SampleLog, described, look
+from kdlm.teachers import LocalTeacher
 from kdlm.trainer import Counts, DistillTrainer
+from kdlm.verifiers import Judge
 
 logger = logging.getLogger(__name__)
+
+GAP = 0.1
+"""Nats: a mean difference between what engine and student give a fresh token that is more than rounding."""
+FAR = 2.0
+"""Nats a token between student and teacher, on the student's own text, at which it has little to learn there."""
+
+OTHER_WEIGHTS = (
+    "the engine gives its tokens other probabilities than the student, by %.2f nats on average: it does not hold the "
+    "student's weights, or computes in too coarse a type"
+)
+TOO_FAR = (
+    "student and teacher are %.1f nats a token apart on the student's own text, where it learns little: warm it up "
+    "on the teacher's text first (sequence_kd)"
+)
 
 Reward = Callable[[Sequence[str], Sequence[Row]], Sequence[float]]
 """Texts of completions, and the rows whose prompts they follow -> one number each."""
@@ -51,7 +68,8 @@ class OnPolicyTrainer(DistillTrainer):
             before their last answer; a row may be a prompt alone (no label) where the method takes no data's text.
         rollouts: how completions are made; by default by `model.generate`, one for each prompt, for every step.
         engine: what makes them, instead of the one that `rollouts` names.
-        reward: gives each completion a number, which is logged and handed to the method.
+        reward: gives each completion a number, which is logged and handed to the method: any function, or a
+            `kdlm.verifiers.Judge`, which compares it with what the rows carry as `reference`.
 
     Raises ValueError when engine, rollouts and training arguments do not fit.
     """
@@ -66,7 +84,7 @@ class OnPolicyTrainer(DistillTrainer):
         *,
         rollouts: RolloutSection | None = None,
         engine: Engine | None = None,
-        reward: Reward | None = None,
+        reward: Reward | Judge | None = None,
         **options: Any,
     ):
         super().__init__(model, teacher, args, **options)
@@ -76,6 +94,10 @@ class OnPolicyTrainer(DistillTrainer):
             raise ValueError("processing_class: the student's tokenizer is needed, for its end token and to read text")
         if engine is None:
             engine = section.engine.build(self.student, tokenizer, self.args.device, copied=section.asynchronous)
+        if section.sampling.teacher_share:
+            if not isinstance(engine, GenerateEngine) or not isinstance(self.teacher, LocalTeacher):
+                raise ValueError("rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher")
+            engine.guide = self.teacher.model
         self.reward, self.section = reward, section
         self.rounds = Rounds(
             engine,
@@ -86,11 +108,18 @@ class OnPolicyTrainer(DistillTrainer):
             finish=self._finish,
             last=lambda: self.state.max_steps,
         )
+        self.samples: list[Sample] = []
+        """The completions that were last looked at."""
+        self.sample_log: SampleLog | None = None
+        """Where they are written down."""
+        self._warned: set[str] = set()
         self._seen: dict[str, Tensor] = defaultdict(partial(torch.zeros, (2,), dtype=torch.float64))
 
     def close(self) -> None:
         super().close()
         self.rounds.close()
+        if isinstance(self.reward, Judge):
+            self.reward.close()
 
     # Batches
 
@@ -122,7 +151,10 @@ class OnPolicyTrainer(DistillTrainer):
         slot = self.rounds.step(epoch_iterator, num_batches, index)
         batches = [] if slot is None else [self._laid_out(slot, place) for place in range(len(slot.micro))]
         if slot is not None:
-            self._note([one for written in slot.written for one in written], index)
+            written = [one for micro in slot.written for one in micro]
+            self._note(written, index)
+            if index % max(1, int(self.state.logging_steps)) == 0:
+                self._look(written[: self.section.show], index)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _laid_out(self, slot: Slot, place: int) -> dict[str, Tensor]:
@@ -136,17 +168,19 @@ class OnPolicyTrainer(DistillTrainer):
         masked = self.section.truncated == "mask"
         rows = [*data, *(as_row(one, masked=masked and one.completion.stop == "length") for one in own)]
         batch: Any = self.data_collator(rows)
-        if own:
-            batch |= describe(batch, rows, [*(None for _ in data), *own])
-            batch["sampling_temperature"] = torch.tensor(self.section.sampling.temperature or 1.0)
-        return batch
+        return batch | describe(batch, rows, [*(None for _ in data), *own]) if own else batch
 
     def _finish(self, drawn: list[tuple[Row, list[int], Completion]]) -> list[Written]:
         """Read each completion as text, and ask what it is worth."""
         tokenizer: Any = self.processing_class
         texts = tokenizer.batch_decode([one.ids for _, _, one in drawn], skip_special_tokens=True)
         rows = [row for row, _, _ in drawn]
-        rewards: Sequence[float | None] = [None] * len(rows) if self.reward is None else self.reward(texts, rows)
+        rewards: Sequence[float | None] = [None] * len(rows)
+        if isinstance(self.reward, Judge):
+            references = [row.get("reference") for row in rows]
+            rewards = [verdict.score for verdict in self.reward.judge(texts, references)]
+        elif self.reward is not None:
+            rewards = self.reward(texts, rows)
         return [Written(*given, text, reward) for given, text, reward in zip(drawn, texts, rewards, strict=True)]
 
     # What is seen of it
@@ -160,6 +194,28 @@ class OnPolicyTrainer(DistillTrainer):
             if one.reward is not None:
                 self._add("reward", one.reward)
 
+    def _look(self, written: Sequence[Written], index: int) -> None:
+        """Look at some completions token by token; warn of what should not be."""
+        if not written:
+            return
+        batch: Any = self._prepare_inputs(self.batch_of([], written))  # pyright: ignore[reportArgumentType]
+        drawn_with, vocab = self.section.sampling, getattr(self.method, "vocab", None)
+        with self.accelerator.autocast():
+            seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
+        plain = drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
+        if plain and all(one.completion.version == index for one in written):
+            self._add("engine_gap", seen.gap)
+            self._warn_once(seen.gap > GAP, OTHER_WEIGHTS, seen.gap)
+        self._warn_once(index == 0 and seen.mean > FAR, TOO_FAR, seen.mean)
+        self.samples = described(written, seen, index, self.processing_class)
+        if self.sample_log is not None and self.is_world_process_zero():
+            self.sample_log.add(self.samples)
+
+    def _warn_once(self, wrong: bool, message: str, *values: float) -> None:
+        if wrong and message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message, *values)
+
     def _add(self, name: str, value: float, count: float = 1.0) -> None:
         self._seen[name] = self._seen[name] + torch.tensor([float(value), count], dtype=torch.float64)
 
@@ -171,6 +227,10 @@ class OnPolicyTrainer(DistillTrainer):
             for name, sums in self._reduced({f"rollout/{name}": pair for name, pair in self._seen.items()}).items():
                 logs[name] = (sums[0] / sums[1]).item()
             self._seen.clear()
+            if isinstance(self.reward, Judge):  # of this rank, since the run began
+                logs |= {
+                    f"rollout/verifier_{what}": float(self.reward.counts[what]) for what in ("raised", "timed_out")
+                }
         super().log(logs, start_time)
 
     # Evaluation

@@ -15,6 +15,7 @@ from kdlm.section import Section
 from kdlm.section_loader import load_section
 from kdlm.teachers import AnyTeacher
 from kdlm.training_arguments import Training
+from kdlm.verifiers import AnyVerifier
 from kdlm.yaml_document import Problem, RecipeError, dump
 
 __all__ = ["Problem", "Recipe", "RecipeError", "load", "resolved"]
@@ -35,6 +36,8 @@ class Recipe(Section):
     """The token losses that the method sums."""
     rollouts: RolloutSection | None = None
     """How the student's own text is made, for methods that train on it."""
+    verifier: AnyVerifier | None = None
+    """What says how right the student's own completions are, by a column of the data; methods may use the score."""
     training: Training = Field(default_factory=Training)
     """Arguments of the Hugging Face Trainer: steps, batch size, learning rate, precision, logging."""
     run_dir: Path

@@ -8,7 +8,7 @@ Rows: a batch `[batch, length]` has one row per position whose next token is tra
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -242,3 +242,26 @@ class Mixture:
 
 
 Signal = Dense | Hidden | TopK | Sampled | Mixture | LogProbs
+
+
+@overload
+def take(signal: Hidden | Dense, index: Int[Tensor, "n"]) -> Hidden | Dense: ...
+@overload
+def take(signal: Signal, index: Int[Tensor, "n"]) -> Signal: ...
+def take(signal: Signal, index: Int[Tensor, "n"]) -> Signal:
+    """Return the rows `index` of a signal, in their order: copies, in the signal's graph."""
+    match signal:
+        case Hidden(hidden=hidden):
+            return replace(signal, hidden=hidden.index_select(0, index))
+        case Dense(logits=logits):
+            return Dense(logits.index_select(0, index))
+        case Mixture(members=members, log_weights=log_weights):
+            chosen = tuple(take(member, index) for member in members)
+            return replace(signal, members=chosen, log_weights=log_weights.index_select(0, index))
+        case TopK(ids=ids, log_probs=log_probs, draws=draws):
+            few = draws and Draws(draws.ids[index], draws.log_probs[index], draws.counts[index])
+            return TopK(ids.index_select(0, index), log_probs.index_select(0, index), few)
+        case Sampled(ids=ids, counts=counts):
+            return Sampled(ids.index_select(0, index), counts.index_select(0, index))
+        case LogProbs(log_probs=log_probs):
+            return LogProbs(log_probs.index_select(0, index))

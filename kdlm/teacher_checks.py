@@ -6,7 +6,7 @@ from typing import Any
 from kdlm.data.tokenised import made_with
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.looking import opened
-from kdlm.methods import Method, Step, TokenMethod
+from kdlm.methods import Method, PolicyMethod, Step, TokenMethod
 from kdlm.recipe import Recipe
 from kdlm.signal import Sampled, TopK
 from kdlm.store import read_about
@@ -18,6 +18,9 @@ def signals(recipe: Recipe, method: Method | None) -> Iterator[str]:
     given = getattr(recipe.teacher, "signals", None)
     if not isinstance(method, TokenMethod) or given is None:
         return
+    if isinstance(method, PolicyMethod) and not method.signals & given:
+        accepted, offered = (", ".join(sorted(s.__name__ for s in kinds)) for kinds in (method.signals, given))
+        raise ValueError(f"method: {recipe.method.name} takes a signal of {accepted}; this teacher gives {offered}")
     own = [("method", loss) for _, loss, _ in method.weighted(Step(0, 1)) if loss not in recipe.losses]
     for key, loss in [*((f"losses.{index}", loss) for index, loss in enumerate(recipe.losses)), *own]:
         if loss.needs_teacher and not loss.signals & given:

@@ -18,9 +18,12 @@ from kdlm.models import adapt, merge
 from kdlm.on_policy import OnPolicyTrainer
 from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
+from kdlm.remote import ServerUnavailable
 from kdlm.run_folder import RunFolder, model_card
-from kdlm.teachers import CachedTeacher, TeacherUnavailable, teachers_of
+from kdlm.samples import SampleLog
+from kdlm.teachers import CachedTeacher, teachers_of
 from kdlm.trainer import DistillTrainer
+from kdlm.verifiers import Judge
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,25 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
             names a checkpoint.
 
-    Raises ValueError, before anything is written, when the recipe cannot work; TeacherUnavailable when the teacher's
-    server stays away, after a checkpoint of the last finished step.
+    Raises ValueError, before anything is written, when the recipe cannot work; ServerUnavailable when a server that
+    it asks stays away, after a checkpoint of the last finished step.
     """
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     folder = RunFolder(recipe.run_dir)
     checkpoint = folder.starting_point(recipe, resume)
-    check(recipe)
+    notes = [line for line in check(recipe) if ": note: " in line]
     run = assemble(recipe)
     trainer = run.trainer
     writes = trainer.is_world_process_zero()
     if writes:
+        print("\n".join(notes), end="\n" if notes else "")
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         print(run.data.report)
         folder.open(recipe, described(run.data), step)
         trainer.add_callback(MetricsFile(folder.metrics))
+        if isinstance(trainer, OnPolicyTrainer):
+            trainer.sample_log = SampleLog(folder.path)
         if resume:
             print(f"resuming at step {step}" if checkpoint else "no finished checkpoint yet: starting at step 0")
     try:
@@ -63,8 +69,8 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         results = {"steps": outcome.global_step, **outcome.metrics}
         if run.data.eval is not None:
             results |= final_metrics(trainer)
-    except TeacherUnavailable as error:
-        raise TeacherUnavailable(f"teacher.url: {error}\n{save_what_is_done(trainer)}") from error
+    except ServerUnavailable as error:
+        raise ServerUnavailable(f"{error}\n{save_what_is_done(trainer)}") from error
     finally:
         trainer.close()
     if writes:
@@ -91,9 +97,9 @@ def save_what_is_done(trainer: DistillTrainer) -> str:
 
 def final_metrics(trainer: DistillTrainer) -> dict[str, float]:
     """Return the student's evaluation: the one that the last step made, if it did."""
-    last = trainer.state.log_history[-3:]
-    done = [logs for logs in last if "eval_loss" in logs and logs["step"] == trainer.state.global_step]
-    return done[0] if done and trainer.state.best_model_checkpoint is None else trainer.evaluate()
+    last = [logs for logs in trainer.state.log_history[-3:] if logs["step"] == trainer.state.global_step]
+    done = {key: value for logs in last for key, value in logs.items() if key.startswith("eval_")}
+    return done if done and trainer.state.best_model_checkpoint is None else trainer.evaluate()
 
 
 def assemble(recipe: Recipe) -> Assembly:
@@ -106,7 +112,8 @@ def assemble(recipe: Recipe) -> Assembly:
     tokenizer = recipe.student.tokenizer()
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = template_text(recipe.data.chat_template)  # the student is saved with what it learnt
-    data = load_data(recipe.data, tokenizer, seed=recipe.seed)
+    column = recipe.verifier.column if recipe.verifier is not None else None
+    data = load_data(recipe.data.with_reference(column), tokenizer, seed=recipe.seed)
     student = recipe.student.load()
     if recipe.student.lora is not None:
         student = adapt(student, recipe.student.lora)
@@ -114,7 +121,10 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
-    kind: Any = DistillTrainer if recipe.rollouts is None else partial(OnPolicyTrainer, rollouts=recipe.rollouts)
+    kind: Any = DistillTrainer
+    if recipe.rollouts is not None:
+        reward = None if recipe.verifier is None else Judge(recipe.verifier)
+        kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=reward)
     trainer = kind(
         student,
         teacher,

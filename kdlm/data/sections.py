@@ -25,7 +25,7 @@ class Source(Section):
     columns: dict[Column, str] = {}
     """What kdlm calls a column -> what the source calls it, e.g. `{prompt: question, completion: answer}`. A column of
     names that is mapped to `domain` says of each row what `domain` says of a whole source; one mapped to
-    `reference` is what a verifier compares the student's answer with."""
+    `reference` is what the verifier compares the student's answer with, instead of its `column`."""
     domain: str | None = Field(default=None, min_length=1)
     """What an ensemble of teachers knows this source's rows by; by default its path."""
     weight: float | None = Field(default=None, gt=0)
@@ -82,6 +82,18 @@ class DataSection(Section):
     """Sequences that a stream is shuffled among; 0 keeps the order of the sources. Stored rows are shuffled whole."""
     cache: str | None = None
     """Folder of tokenised data; $KDLM_CACHE, or else ~/.cache/kdlm, when not set."""
+
+    def with_reference(self, column: str | None) -> "DataSection":
+        """Return the section whose sources carry a column as `reference`, where they do not map one themselves."""
+        if column is None:
+            return self
+
+        def carrying(sources: list[Source]) -> list[Source]:
+            return [one.model_copy(update={"columns": {"reference": column, **one.columns}}) for one in sources]
+
+        return self.model_copy(
+            update={"train": carrying(self.train), "eval": None if self.eval is None else carrying(self.eval)}
+        )
 
     @model_validator(mode="after")
     def _agree(self) -> "DataSection":

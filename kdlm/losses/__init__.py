@@ -11,21 +11,34 @@ from kdlm.losses.custom import CustomLoss
 from kdlm.losses.fused import plan_chunks
 from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
+from kdlm.losses.log_probs import teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import measures_for
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
 from kdlm.losses.objective import weighted_sum
+from kdlm.losses.policy import importance_weights, k3, returns
 from kdlm.losses.sampled import sampled_cross_entropy
-from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight
+from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
+from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
 from kdlm.losses.taid import TowardsTeacher, taid_kl
 from kdlm.losses.tokens import count_kept, kept_rows, reduce
 from kdlm.losses.truncated import bucket, on_bucket
-from kdlm.losses.tvd import TVD, total_variation
+from kdlm.losses.tvd import TVD, TVDPlusPlus, total_variation, tvd_plus_plus
 from kdlm.signal import IGNORE_INDEX
 
 AnyLoss = Annotated[
-    CrossEntropy | ForwardKL | ReverseKL | SkewKL | SkewReverseKL | JSD | TVD | AdaptiveKL | AlphaMixture | CustomLoss,
+    CrossEntropy
+    | ForwardKL
+    | ReverseKL
+    | SkewKL
+    | SkewReverseKL
+    | JSD
+    | TVD
+    | TVDPlusPlus
+    | AdaptiveKL
+    | AlphaMixture
+    | CustomLoss,
     Field(discriminator="name"),
 ]
 """A loss of a recipe, chosen by its `name`."""
@@ -46,9 +59,11 @@ __all__ = [
     "Linear",
     "Loss",
     "ReverseKL",
+    "Selective",
     "SkewKL",
     "SkewReverseKL",
     "Step",
+    "TVDPlusPlus",
     "TowardsTeacher",
     "Weight",
     "adaptive_kl",
@@ -57,19 +72,29 @@ __all__ = [
     "chunked",
     "count_kept",
     "cross_entropy",
+    "entropy",
     "forward_kl",
+    "gated_jsd",
     "generalised_jsd",
+    "importance_weights",
+    "k3",
     "kept_rows",
     "measures_for",
     "numbered_names",
     "on_bucket",
+    "plackett_luce",
     "plan_chunks",
     "reduce",
+    "returns",
     "reverse_kl",
     "sampled_cross_entropy",
     "skew_kl",
     "skew_reverse_kl",
     "taid_kl",
+    "teacher_log_probs",
+    "token_log_probs",
     "total_variation",
+    "tvd_plus_plus",
+    "value_at",
     "weighted_sum",
 ]

@@ -43,9 +43,12 @@ def kl(log_a: Float[Tensor, "*rows vocab"], log_b: Float[Tensor, "*rows vocab"])
 
 
 def log_mixture(
-    log_a: Float[Tensor, "*rows vocab"], log_b: Float[Tensor, "*rows vocab"], share: float
+    log_a: Float[Tensor, "*rows vocab"], log_b: Float[Tensor, "*rows vocab"], share: float | Float[Tensor, "*rows"]
 ) -> Float[Tensor, "*rows vocab"]:
-    """Return `log(share * a + (1 - share) * b)` for `0 < share < 1`."""
+    """Return `log(share * a + (1 - share) * b)` for `0 < share < 1`, one number or one for each row."""
+    if isinstance(share, Tensor):
+        share = share.to(log_a).unsqueeze(-1)
+        return torch.logaddexp(log_a + share.log(), log_b + torch.log1p(-share))
     return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
 
 

@@ -4,13 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
 from kdlm.methods.method import EmaOf, Method, Role, Step, Term, Terms, Trainable
+from kdlm.methods.minillm import MiniLLM, MiniLLMSection
+from kdlm.methods.policy import PolicyMethod
+from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
+from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
 from kdlm.section import Custom
 
 
@@ -24,7 +29,16 @@ class CustomMethod(Custom):
 
 
 AnyMethod = Annotated[
-    LogitKDSection | TaidSection | SequenceKDSection | HiddenKDSection | GKDSection | CustomMethod,
+    LogitKDSection
+    | TaidSection
+    | SequenceKDSection
+    | HiddenKDSection
+    | ReverseKLAdvantageSection
+    | MiniLLMSection
+    | GKDSection
+    | DistiLLM2Section
+    | TsdKDSection
+    | CustomMethod,
     Field(discriminator="name"),
 ]
 
@@ -32,6 +46,8 @@ __all__ = [
     "GKD",
     "AnyMethod",
     "CustomMethod",
+    "DistiLLM2",
+    "DistiLLM2Section",
     "EmaOf",
     "GKDSection",
     "HiddenKD",
@@ -39,6 +55,11 @@ __all__ = [
     "LogitKD",
     "LogitKDSection",
     "Method",
+    "MiniLLM",
+    "MiniLLMSection",
+    "PolicyMethod",
+    "ReverseKLAdvantage",
+    "ReverseKLAdvantageSection",
     "Role",
     "SequenceKD",
     "SequenceKDSection",
@@ -49,4 +70,6 @@ __all__ = [
     "Terms",
     "TokenMethod",
     "Trainable",
+    "TsdKD",
+    "TsdKDSection",
 ]

@@ -57,10 +57,19 @@ class TokenMethod(Method):
         return self.compare(nets["student"](batch, rows), teacher, rows, step, measures)
 
     def compare(
-        self, student: Hidden | Dense, teacher: Signal | None, rows: Rows, step: Step, measures: Sequence[str] = ()
+        self,
+        student: Hidden | Dense,
+        teacher: Signal | None,
+        rows: Rows,
+        step: Step,
+        measures: Sequence[str] = (),
+        weighted: Sequence[Weighted] | None = None,
     ) -> Terms:
-        """Sum the token losses over `rows` into one differentiable term, with each loss's own sum beside it."""
-        weighted = self.weighted(step)
+        """Sum token losses over `rows` into one differentiable term, with each loss's own sum beside it.
+
+        They are those of this step unless `weighted` names others.
+        """
+        weighted = self.weighted(step) if weighted is None else weighted
         total, parts = weighted_sum(
             weighted,
             student,
@@ -76,6 +85,12 @@ class TokenMethod(Method):
         nothing = total.detach()[:0]
         metrics = {name: (parts.get(name, nothing).sum(), "tokens") for name in names}
         return Terms({"token_loss": Term(total.sum())}, metrics)
+
+    def measured(self, student: Hidden | Dense, teacher: Signal, rows: Rows) -> dict[str, tuple[Tensor, str]]:
+        """Return every measure that can be taken with this teacher, summed over `rows`."""
+        options = {"vocab": self.vocab, "measures": measures_for(type(teacher)), "chunk_rows": self.chunk_rows}
+        _, parts = weighted_sum([], student, teacher, rows.labels, **options, impl=self.impl)
+        return {name: (value.sum(), "tokens") for name, value in parts.items()}
 
 
 class TokenOptions(Section):

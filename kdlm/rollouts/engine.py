@@ -22,6 +22,9 @@ class Sampling(Section):
     """Draw only among the most probable tokens whose mass reaches this. Importance weights are exact at 1 alone."""
     top_k: int = Field(0, ge=0)
     """Draw only among so many of the most probable tokens; 0 among all. Importance weights are exact at 0 alone."""
+    teacher_share: float = Field(0.0, ge=0, lt=1)
+    """Draw from the teacher with this probability at each token, and else from the student (MiniLLM: 0.2): `generate`
+    with a local teacher alone. Policy gradients weigh it out again."""
     max_new_tokens: int = Field(256, ge=1)
     """A completion that reaches this many tokens without its end is cut there."""
     samples_per_prompt: int = Field(1, ge=1)
@@ -35,7 +38,8 @@ class Completion:
     Attributes:
         ids: the sampled tokens; the last one is the end token where it stopped by itself.
         log_probs: natural log-probability of each under the distribution that it was drawn from (temperature, `top_k`
-            and `top_p` applied; at temperature 0 the model's own), by the engine's own arithmetic.
+            and `top_p` applied, mixed with the teacher's where it has a share; at temperature 0 the model's own), by
+            the engine's own arithmetic.
         stop: `end` where an end token was drawn, `length` where it was cut.
         group: which of the prompts it follows, counted from 0.
         version: optimiser steps that the weights had seen.

@@ -30,11 +30,15 @@ class GenerateEngine:
         pad_id: what fills prompts on the left; any id does.
         batch_size: completions drawn at once.
         copied: keep a copy of the student, which can be asked while the student trains.
+
+    Attributes:
+        guide: the model that `Sampling.teacher_share` draws from.
     """
 
     def __init__(self, end_ids: Sequence[int], pad_id: int, *, batch_size: int = 64, copied: bool = False):
         self.end_ids, self.pad_id, self.batch_size = list(end_ids), pad_id, batch_size
         self.lives = not copied
+        self.guide: Any = None
         self._model: Any = None
         self._version = 0
 
@@ -86,7 +90,8 @@ class GenerateEngine:
         for number, prompt in enumerate(prompts):
             ids[number, longest - len(prompt) :] = torch.tensor(list(prompt))
             mask[number, longest - len(prompt) :] = 1
-        drawing = _Drawing(sampling, torch.Generator(device).manual_seed(seed % 2**63))
+        guide = _Guide(self.guide, mask.to(device)) if sampling.teacher_share else None
+        drawing = _Drawing(sampling, torch.Generator(device).manual_seed(seed % 2**63), guide)
         plain = GenerationConfig(
             max_new_tokens=min(sampling.max_new_tokens, context - longest),
             do_sample=False,  # the drawing is done by the processor, with a generator of its own
@@ -95,13 +100,15 @@ class GenerateEngine:
         )
         base = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
         own, base.generation_config = base.generation_config, plain  # penalties and the like that it brings are no law
+        ids, mask = ids.to(device), mask.to(device)
         try:
-            whole = self._model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=plain,
-                logits_processor=LogitsProcessorList([drawing]),
-            )
+            with torch.cuda.device_of(ids):  # each thread has a current GPU of its own, at first the first one
+                whole = self._model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=plain,
+                    logits_processor=LogitsProcessorList([drawing]),
+                )
         finally:
             base.generation_config = own
         log_probs = torch.stack(drawing.log_probs, 1).tolist()
@@ -115,8 +122,9 @@ class GenerateEngine:
 class _Drawing(LogitsProcessor):
     """Draws each token itself, notes its log-probability, and leaves it as the only one to choose."""
 
-    def __init__(self, sampling: Sampling, generator: torch.Generator):
+    def __init__(self, sampling: Sampling, generator: torch.Generator, guide: "_Guide | None"):
         self.greedy, self.generator = sampling.temperature == 0, generator
+        self.guide, self.share = guide, sampling.teacher_share
         self.log_probs: list[Tensor] = []
         warpers: list[Any] = []
         if not self.greedy and sampling.temperature != 1:
@@ -128,14 +136,44 @@ class _Drawing(LogitsProcessor):
         self.warpers = LogitsProcessorList(warpers)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        log_p = torch.log_softmax(self.warpers(input_ids, scores.float()), dim=-1)
-        chances = log_p
-        if not self.greedy:  # the largest of log p plus Gumbel noise is a draw from p
-            noise = torch.empty_like(log_p).exponential_(generator=self.generator)
-            chances = log_p - noise.log()
-        drawn = chances.argmax(-1, keepdim=True)
-        self.log_probs.append(log_p.gather(-1, drawn).squeeze(-1))
-        return torch.full_like(scores, -torch.inf).scatter_(-1, drawn, 0.0)
+        p = torch.softmax(self.warpers(input_ids, scores.float()), dim=-1)
+        if self.guide is not None:
+            theirs = self.guide(input_ids)[:, : p.shape[-1]].float()  # heads are padded to different sizes
+            p = p * (1 - self.share)
+            p[:, : theirs.shape[-1]] += self.share * torch.softmax(self.warpers(input_ids, theirs), dim=-1)
+        drawn = p.argmax(-1, keepdim=True) if self.greedy else drawn_from(p, self.generator)
+        self.log_probs.append(p.gather(-1, drawn).squeeze(-1).log())
+        return scores.scatter_(-1, drawn, torch.inf)  # generate's own copy of the logits, of which it takes the largest
+
+
+class _Guide:
+    """A second model that reads along, a token at a time; its prompts are padded on the left as the first one's."""
+
+    def __init__(self, model: Any, mask: Tensor):
+        self.model, self.mask, self.cache = model, mask, None
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Return the logits of the token that follows `ids` [rows, so far]."""
+        new = ids if self.cache is None else ids[:, -1:]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), ids.shape[1] - self.mask.shape[1])], 1)
+        places = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        said = self.model(
+            input_ids=new, attention_mask=self.mask, position_ids=places, past_key_values=self.cache, use_cache=True
+        )
+        self.cache = said.past_key_values
+        return said.logits[:, -1]
+
+
+def drawn_from(p: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw an index from each row of probabilities [rows, vocab]; returns [rows, 1].
+
+    Inverts the cumulative distribution: one random number for a row, where `torch.multinomial` takes one for an entry.
+    """
+    # In fp32 the sums would round away what is below 6e-8; Apple's GPUs know no fp64.
+    dtype = torch.float32 if p.device.type == "mps" else torch.float64
+    sums = p.cumsum(-1, dtype=dtype)
+    point = torch.rand(len(p), 1, dtype=dtype, device=p.device, generator=generator) * sums[:, -1:]
+    return torch.searchsorted(sums, point, right=True).clamp_(max=p.shape[-1] - 1)  # right: skips what has no mass
 
 
 def context_of(model: Any) -> int:

@@ -9,7 +9,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -41,15 +41,15 @@ class Slot:
 
 @dataclass
 class _Round:
-    """The slots of a generation, how often they are served, and what will fill them."""
+    """The slots of a generation, how often they are served, and what gives the completions that fill them."""
 
     slots: list[Slot]
     passes: int
-    pending: Future[list[list[Written]]]
+    pending: Callable[[], list[list[Written]]]
 
     def settle(self) -> None:
         """Wait for the completions and give each slot its own."""
-        drawn = iter(self.pending.result())
+        drawn = iter(self.pending())
         for slot in self.slots:
             if slot.text != "data" and not slot.written:
                 slot.written = [[one for _ in rows for one in next(drawn)] for rows in slot.micro]
@@ -152,7 +152,8 @@ class Rounds:
                 by_prompt[one.completion.group].append(one)
             return by_prompt
 
-        return _Round(slots, self.section.reuse, self._pool.submit(written))
+        pending = self._pool.submit(written).result if self.section.asynchronous else written
+        return _Round(slots, self.section.reuse, pending)
 
     # Checkpoints
 
@@ -169,9 +170,7 @@ class Rounds:
         self._steps = deque(_slot(slot) for slot in state["steps"])
         self._behind = len(self._steps)
         if state["next"] is not None:
-            done: Future[list[list[Written]]] = Future()
-            done.set_result([])
-            self._next = _Round([_slot(slot) for slot in state["next"]], self.section.reuse, done)
+            self._next = _Round([_slot(slot) for slot in state["next"]], self.section.reuse, list)
             self._behind += len(self._next.slots) * self._next.passes
 
     def close(self) -> None:

@@ -6,9 +6,11 @@ from pydantic import Field
 
 from kdlm.rollouts.engine import Sampling
 from kdlm.rollouts.generate import GenerateSection
+from kdlm.rollouts.vllm_local import VLLMSection
+from kdlm.rollouts.vllm_server import VLLMServerSection
 from kdlm.section import Section
 
-AnyEngine = Annotated[GenerateSection, Field(discriminator="name")]
+AnyEngine = Annotated[GenerateSection | VLLMSection | VLLMServerSection, Field(discriminator="name")]
 
 
 class RolloutSection(Section):
@@ -30,6 +32,8 @@ class RolloutSection(Section):
     """Plain text has no prompt: so many of its first tokens are taken for one."""
     truncated: Literal["keep", "mask"] = "keep"
     """A completion that was cut at `max_new_tokens`: trained on like any other (it has no end token), or not at all."""
+    show: int = Field(2, ge=0)
+    """Completions looked at, token by token, for each line of the log: see `samples.html` in the run folder."""
     eval_prompts: int = Field(0, ge=0)
     """Evaluate also on the student's own completions of so many evaluation prompts, as `eval_rollout_*`."""
 

@@ -34,7 +34,7 @@ class SandboxData(Section):
 
     name: Literal["sandbox"] = "sandbox"
     data: Literal["code", "arithmetic", "strings"]
-    """The dataset: `code` has a column `text`; the tasks have `prompt` and `completion`."""
+    """The dataset: `code` has a column `text`; the tasks have `prompt`, `completion` and `answer`."""
     file: Literal["train", "eval", "teacher"] = "train"
     """Its file; `teacher`, all that the code teacher read, is in `code` only."""
 

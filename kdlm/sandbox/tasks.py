@@ -7,6 +7,7 @@ Everything here is a pure function of its arguments: the same seed gives the sam
 import hashlib
 import random
 import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -67,28 +68,41 @@ def _split_of(prompt: str) -> Split:
 
 
 _ANSWER = re.compile(r"(?:final\s+)?answer\s*(?:is\b|[:=])\s*:?(?P<rest>[^\n]*)", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_GSM8K = re.compile(r"^####\s*(?P<rest>[-+\u2212$]*[0-9][^\n]*)", re.MULTILINE)  # a number: else it is a heading
+_BRACE = re.compile(r"\\[{}]|\\boxed\{|[{}]")
 _SPECIAL = re.compile(r"<\|?\w+\|?>|</s>")
 _INTEGER = re.compile(r"([-+]?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)")
+_MARKS = string.whitespace + "\u00a0\u2009\u202f*$`\"'"
+
+
+def marked_answer(text: str) -> str | None:
+    r"""Return the rest of the last `Answer: ...` line or of the last `#### ...` line (GSM8K), or what is in the last
+    `\boxed{...}`, whichever starts last. None where there is none of them.
+    """
+    text = _SPECIAL.sub("\n", text)
+    found = [(match.start(), match["rest"]) for form in (_ANSWER, _GSM8K) for match in form.finditer(text)]
+    if (boxed := _last_boxed(text)) is not None:
+        found.append(boxed)
+    return _bare(max(found)[1]) if found else None
 
 
 def final_answer(text: str) -> str | None:
-    r"""Return what a text gives as its answer: the rest of the last `Answer: ...` line, the last `\boxed{...}`, or
-    the whole text when it is one line without either. None when it gives none: an unfinished chain of thought has
-    no answer, whatever number it stopped at.
+    """Return what a text gives as its answer: the marked one, or the whole text when it is one line without any.
+    None when it gives none: an unfinished chain of thought has no answer, whatever number it stopped at.
     """
+    if (marked := marked_answer(text)) is not None:
+        return marked
     text = _SPECIAL.sub("\n", text).strip()
-    found = [(match.start(), match["rest"]) for match in _ANSWER.finditer(text)]
-    found += [(match.start(), match[1]) for match in _BOXED.finditer(text)]
-    if found:
-        rest = max(found)[1]
-        boxed = _BOXED.search(rest)
-        return _bare(boxed[1] if boxed else rest)
     return _bare(text) if text and "\n" not in text else None
 
 
 def verify(task: Task, text: str) -> bool:
-    """Say whether the text's final answer is the task's: integers by value, strings letter by letter.
+    """Say whether the text's final answer is the task's; see `gives`."""
+    return gives(text, task.answer)
+
+
+def gives(text: str, answer: str) -> bool:
+    """Say whether the text's final answer is this one: integers by value, strings letter by letter.
 
     Two answers on the line (`734 or 735`) are none. The last `Answer:` counts, so guessing one after another does
     not help.
@@ -96,8 +110,22 @@ def verify(task: Task, text: str) -> bool:
     given = final_answer(text)
     if given is None:
         return False
-    expected = _integer(task.answer)
-    return given == task.answer if expected is None else _integer(given) == expected
+    expected = _integer(answer)
+    return given == answer if expected is None else _integer(given) == expected
+
+
+def _last_boxed(text: str) -> tuple[int, str] | None:
+    r"""Where the last closed `\boxed{...}` starts, and what is in it; braces in it are matched, in one pass."""
+    opened: list[tuple[int, int] | None] = []
+    last = None
+    for brace in _BRACE.finditer(text):
+        if brace[0] in (r"\{", r"\}"):
+            continue
+        if brace[0] != "}":
+            opened.append(brace.span() if brace[0] != "{" else None)
+        elif opened and (span := opened.pop()) is not None and (last is None or span[0] > last[0]):
+            last = (span[0], text[span[1] : brace.start()])
+    return last
 
 
 def _integer(text: str) -> str | None:
@@ -111,8 +139,4 @@ def _integer(text: str) -> str | None:
 
 def _bare(answer: str) -> str:
     """Without the marks that people and models put around an answer: quotes, bold, dollar signs, a full stop."""
-    previous = None
-    while answer != previous:
-        previous = answer
-        answer = answer.strip().removesuffix(".").strip("*$`\"' ").strip()
-    return answer.replace("\u2212", "-")  # the typographic minus
+    return answer.lstrip(_MARKS).rstrip(_MARKS + ".").replace("\u2212", "-")  # the typographic minus

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdlm import __version__
 from kdlm.models import AnySource, named
-from kdlm.teachers.remote import is_loopback
-from kdlm.teachers.server_options import key_in
+from kdlm.remote import is_loopback
+from kdlm.server_options import key_in
 
 if TYPE_CHECKING:
     import torch

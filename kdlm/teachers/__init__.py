@@ -12,7 +12,6 @@ from kdlm.teachers.cached import CachedTeacher, CachedTeacherSection
 from kdlm.teachers.ensemble import Ensemble
 from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
 from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
-from kdlm.teachers.remote import TeacherUnavailable
 from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
 from kdlm.teachers.vllm import VLLMTeacher, VLLMTeacherSection
 from kdlm.teachers.weights import ByDomain, Confidence, Learned, Weights, check_weights
@@ -141,7 +140,6 @@ __all__ = [
     "ServedTeacher",
     "ServedTeacherSection",
     "Teacher",
-    "TeacherUnavailable",
     "VLLMTeacher",
     "VLLMTeacherSection",
     "teachers_of",

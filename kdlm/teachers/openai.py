@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from kdlm.models import AnySource
-from kdlm.signal import Rows, TopK
-from kdlm.teachers.remote import Answers, Remote, TeacherUnavailable
+from kdlm.remote import Answers, Remote, ServerUnavailable
+from kdlm.server_options import ServerOptions
+from kdlm.signal import LogProbs, Rows, TopK
 from kdlm.teachers.sequences import question_of
-from kdlm.teachers.server_options import ServerOptions
 from kdlm.teachers.wire import Question
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Best = tuple[Int[Tensor, "rows k"], Float[Tensor, "rows k"]]
 
 
 class OpenAITeacher:
-    """Answers a batch with the k most probable tokens at every kept row.
+    """Answers a batch with the k most probable tokens at every kept row; with k 0, with what the text's own token got.
 
     Every sequence is a request of its own: token ids as the prompt, and `prompt_logprobs`, whose entry at t + 1 is
     what the model said at t. The one token that the API makes a server generate is thrown away.
@@ -35,14 +35,14 @@ class OpenAITeacher:
     Args:
         remote: asks the server.
         model: the name the server knows the model by.
-        k: tokens per row; the server's limit (vLLM: `--max-logprobs`) has to allow it.
+        k: tokens per row; the server's limit (vLLM: `--max-logprobs`) has to allow it. 0 asks for the text's own
+            token alone, which is all that methods on sampled tokens want.
         vocab_size: how many ids the model scores.
 
-    Raises TeacherUnavailable when the server cannot be reached or refuses, ValueError when it has no such model.
+    Raises ServerUnavailable when the server cannot be reached or refuses, ValueError when it has no such model.
     """
 
     provides = frozenset({"teacher"})
-    signals = frozenset({TopK})
 
     def __init__(self, remote: Remote, model: str, k: int, vocab_size: int):
         self.remote, self.model, self.k, self.vocab_size = remote, model, k, vocab_size
@@ -57,6 +57,11 @@ class OpenAITeacher:
             remote.close()
             raise
 
+    @property
+    def signals(self) -> frozenset[type]:
+        """The kind of signal it answers with."""
+        return frozenset({TopK if self.k else LogProbs})
+
     def fingerprint(self) -> str:
         """Return the name of the model: the server tells no more of it."""
         return self.model
@@ -65,18 +70,21 @@ class OpenAITeacher:
         """Ask for the best tokens at a batch's kept rows; `Answers.result` gives (ids, log_probs) of each sequence."""
         return self.remote.ask([partial(self.best, part) for part in question_of(batch).split(1)])
 
-    def __call__(self, batch: dict[str, Any], rows: Rows) -> TopK:
-        """Return the signal at the kept rows, on their device. Raises TeacherUnavailable when the server stays away."""
+    def __call__(self, batch: dict[str, Any], rows: Rows) -> TopK | LogProbs:
+        """Return the signal at the kept rows, on their device. Raises ServerUnavailable when the server stays away."""
         answers = batch["teacher"] if "teacher" in batch else self.prefetch(batch)
         parts: list[Best] = answers.result()
-        ids = torch.cat([torch.empty(0, self.k, dtype=torch.int64), *(part[0] for part in parts)])
-        log_probs = torch.cat([torch.empty(0, self.k), *(part[1] for part in parts)])
+        width = max(1, self.k)
+        ids = torch.cat([torch.empty(0, width, dtype=torch.int64), *(part[0] for part in parts)])
+        log_probs = torch.cat([torch.empty(0, width), *(part[1] for part in parts)])
         if len(ids) != len(rows):
             raise ValueError(f"the server was asked for {len(ids)} rows of a batch that has {len(rows)}")
+        if not self.k:
+            return LogProbs(log_probs[:, 0].to(rows.index.device))
         return TopK(ids.to(rows.index.device), log_probs.to(rows.index.device))
 
     def best(self, question: Question) -> Best:
-        """Ask for the k best tokens at the rows of one sequence, best first, on the CPU."""
+        """Ask for the k best tokens at the rows of one sequence, best first, or for the next one there; on the CPU."""
         ids = question.ids.tolist()
         asked = {
             "model": self.model,
@@ -91,10 +99,13 @@ class OpenAITeacher:
             said = json.loads(body)["choices"][0]["prompt_logprobs"]
             if len(said) != len(ids):
                 raise ValueError(f"{len(said)} positions for a prompt of {len(ids)} tokens")
-            rows = [best_of(said[row + 1], self.k, self.vocab_size) for row in question.rows.tolist()]
+            rows = [
+                best_of(said[row + 1], self.k, self.vocab_size) if self.k else of_token(said[row + 1], ids[row + 1])
+                for row in question.rows.tolist()
+            ]
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise TeacherUnavailable(
-                f"{self.remote.endpoint.url}/v1/completions: prompt_logprobs are not as expected: "
+            raise ServerUnavailable(
+                f"{self.remote.endpoint}/v1/completions: prompt_logprobs are not as expected: "
                 f"{error if isinstance(error, ValueError) else repr(error)}"
             ) from error
         return torch.tensor([ids for ids, _ in rows]), torch.tensor([values for _, values in rows])
@@ -119,40 +130,55 @@ def best_of(entries: dict[str, dict[str, Any]], k: int, vocab_size: int) -> tupl
     ids, values = [token for _, _, token in found[:k]], [-value for value, _, _ in found[:k]]
     if len(set(ids)) < k or min(ids) < 0 or max(ids) >= vocab_size:
         raise ValueError(f"ids {ids} are not {k} distinct ones below {vocab_size}")
-    if not all(math.isfinite(value) and value <= 1e-3 for value in values):
-        raise ValueError(f"{values} are no log-probabilities")
+    _check_log_probs(values)
     return ids, values
 
 
+def of_token(entries: dict[str, dict[str, Any]], token: int) -> tuple[list[int], list[float]]:
+    """Return a token and its log-probability, as lists of one. Raises ValueError where the server does not give it."""
+    if str(token) not in entries:
+        raise ValueError(f"token {token} of the prompt is not among those at its place: {', '.join(entries)}")
+    values = [float(entries[str(token)]["logprob"])]
+    _check_log_probs(values)
+    return [token], values
+
+
+def _check_log_probs(values: list[float]) -> None:
+    if not all(math.isfinite(value) and value <= 1e-3 for value in values):
+        raise ValueError(f"{values} are no log-probabilities")
+
+
 def served_models(remote: Remote) -> list[str]:
-    """Return the names of the models that a server has. Raises TeacherUnavailable."""
+    """Return the names of the models that a server has. Raises ServerUnavailable."""
     try:
         return [entry["id"] for entry in json.loads(remote.request("GET", "/v1/models", limit=1 << 20))["data"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise TeacherUnavailable(f"{remote.endpoint.url}/v1/models: not a list of models ({error!r})") from error
+        raise ServerUnavailable(f"{remote.endpoint}/v1/models: not a list of models ({error!r})") from error
 
 
 class OpenAITeacherSection(ServerOptions):
     """A model behind a server with OpenAI's API that gives prompt log-probabilities: vLLM and its kin."""
 
     provides: ClassVar[frozenset[str]] = OpenAITeacher.provides
-    signals: ClassVar[frozenset[type]] = OpenAITeacher.signals
 
     name: Literal["openai"] = "openai"
     model: str
     """The name that the server knows the model by."""
     of: AnySource
     """The same model as a hub id or folder: its tokenizer and configuration are opened here, its weights are not."""
-    k: int = Field(20, ge=1)
-    """Tokens per position. vLLM gives 20 at most unless it is started with a larger `--max-logprobs`."""
+    k: int = Field(20, ge=0)
+    """Tokens per position. vLLM gives 20 at most unless it is started with a larger `--max-logprobs`. 0 asks for the
+    text's own token alone: enough for methods on sampled tokens, such as `reverse_kl_advantage`."""
+
+    @property
+    def signals(self) -> frozenset[type]:
+        """The kind of signal it answers with."""
+        return frozenset({TopK if self.k else LogProbs})
 
     def build(self, device: torch.device) -> OpenAITeacher:
         """Reach the server and look for the model; `device` is where the student trains."""
         vocab_size = self.config().get_text_config().vocab_size
-        try:
-            return OpenAITeacher(self.remote(), self.model, self.k, vocab_size)
-        except TeacherUnavailable as error:
-            raise TeacherUnavailable(f"teacher.url: {error}") from error
+        return OpenAITeacher(self.remote(), self.model, self.k, vocab_size)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         return self.of.tokenizer()
@@ -162,11 +188,11 @@ class OpenAITeacherSection(ServerOptions):
 
     def describe(self) -> str:
         """Return the name a reader knows this teacher by."""
-        return f"{self.model} at {self.url} (top {self.k})"
+        return f"{self.model} at {self.url} ({f'top {self.k}' if self.k else 'own tokens'})"
 
     def look(self) -> str:
-        """Say what the server is, asked once and briefly. Raises TeacherUnavailable or ValueError when it cannot be."""
-        remote = self.remote(timeout=2.0, patience=0.1)
+        """Say what the server is, asked once and briefly. Raises ServerUnavailable or ValueError when it cannot be."""
+        remote = self.remote(timeout=2.0, patience=0.1, place="")
         try:
             return f"serves {', '.join(served_models(remote))}"
         finally:

@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from kdlm.models import AnySource
+from kdlm.remote import Answers, Remote, ServerUnavailable
+from kdlm.server_options import ServerOptions
 from kdlm.signal import Head, Hidden, Rows
-from kdlm.teachers.remote import Answers, Remote, TeacherUnavailable
 from kdlm.teachers.sequences import question_of
-from kdlm.teachers.server_options import ServerOptions
 from kdlm.teachers.wire import (
     Question,
     WireError,
@@ -42,7 +42,7 @@ class ServedTeacher:
         remote: asks the server.
         device: where the student trains.
 
-    Raises TeacherUnavailable when the server cannot be reached or refuses.
+    Raises ServerUnavailable when the server cannot be reached or refuses.
     """
 
     provides = frozenset({"teacher"})
@@ -80,7 +80,7 @@ class ServedTeacher:
         return self.remote.ask([partial(self.hidden, part) for part in question_of(batch).split(self._tokens)])
 
     def __call__(self, batch: dict[str, Any], rows: Rows) -> Hidden:
-        """Return the signal at the kept rows, on their device. Raises TeacherUnavailable when the server stays away."""
+        """Return the signal at the kept rows, on their device. Raises ServerUnavailable when the server stays away."""
         answers = batch["teacher"] if "teacher" in batch else self.prefetch(batch)
         parts: list[Tensor] = [self._head.weight.new_empty(0, self.hidden_size, device="cpu"), *answers.result()]
         hidden = torch.cat(parts)
@@ -111,38 +111,38 @@ class ServedTeacher:
         self.remote.close()
 
     def _ask(self, path: str, question: Question, expected: dict[str, tuple[int, ...]]) -> list[Tensor]:
-        """Put a question and return the tensors of the answer. Raises TeacherUnavailable when they are not sound."""
+        """Put a question and return the tensors of the answer. Raises ServerUnavailable when they are not sound."""
         numbers = sum(torch.Size(shape).numel() for shape in expected.values())
-        url = self.remote.endpoint.url + path
+        url = f"{self.remote.endpoint}{path}"
         body = self.remote.request("POST", path, content=encode_question(question), limit=8 * numbers + 65536)
         try:
             parts, head = decode_answer(body)
         except WireError as error:
-            raise TeacherUnavailable(f"{url}: {error}") from error
+            raise ServerUnavailable(f"{url}: {error}") from error
         if head != self.about["head"]:
-            raise TeacherUnavailable(
+            raise ServerUnavailable(
                 f"{url}: serves another model than when this run began (its head is {head[:12]}, it was "
                 f"{self.about['head'][:12]}); start it again with {self.about['model']} in {self.about['dtype']}"
             )
         got = {name: tuple(part.shape) for name, part in parts.items()}
         if got != expected:
-            raise TeacherUnavailable(f"{url}: expected {expected}, got {got}")
+            raise ServerUnavailable(f"{url}: expected {expected}, got {got}")
         if bad := [name for name, part in parts.items() if not bool(part.isfinite().all())]:
-            raise TeacherUnavailable(
+            raise ServerUnavailable(
                 f"{url}: {', '.join(bad)} has values that are not finite: look at the server's dtype"
             )
         return [parts[name] for name in expected]
 
     def _about(self) -> dict[str, Any]:
         """Return what the server says of itself."""
-        url = f"{self.remote.endpoint.url}/v1/info"
+        url = f"{self.remote.endpoint}/v1/info"
         try:
             about = json.loads(self.remote.request("GET", "/v1/info", limit=1 << 20))
             missing = {"model", "dtype", "head", "head_bytes", "hidden_size", "max_request_tokens"} - about.keys()
         except (ValueError, AttributeError) as error:
-            raise TeacherUnavailable(f"{url}: not the answer of a `kdlm serve` ({error})") from error
+            raise ServerUnavailable(f"{url}: not the answer of a `kdlm serve` ({error})") from error
         if missing:
-            raise TeacherUnavailable(f"{url}: not the answer of a `kdlm serve`: no {', '.join(sorted(missing))}")
+            raise ServerUnavailable(f"{url}: not the answer of a `kdlm serve`: no {', '.join(sorted(missing))}")
         return about
 
     def _fetch_head(self, device: torch.device) -> Head:
@@ -151,7 +151,7 @@ class ServedTeacher:
             with open(path, "w+b") as file:
                 self.remote.request("GET", "/v1/head", limit=int(self.about["head_bytes"]), into=file)
             if digest_of(path) != self.about["head"]:
-                raise TeacherUnavailable(f"{self.remote.endpoint.url}/v1/head: damaged on its way (digest differs)")
+                raise ServerUnavailable(f"{self.remote.endpoint}/v1/head: damaged on its way (digest differs)")
             return read_head(path, device)
 
 
@@ -170,10 +170,7 @@ class ServedTeacherSection(ServerOptions):
 
         Raises ValueError when the server's tokenizer is not the one of `of`.
         """
-        try:
-            teacher = ServedTeacher(self.remote(), device)
-        except TeacherUnavailable as error:
-            raise TeacherUnavailable(f"teacher.url: {error}") from error
+        teacher = ServedTeacher(self.remote(), device)
         theirs = teacher.about.get("tokenizer")
         if theirs is not None and theirs != vocabulary_digest(self.tokenizer()):
             teacher.close()
@@ -193,8 +190,8 @@ class ServedTeacherSection(ServerOptions):
         return f"{self.of.describe()} at {self.url}"
 
     def look(self) -> str:
-        """Say what the server is, asked once and briefly. Raises TeacherUnavailable or ValueError when it cannot be."""
-        remote = self.remote(timeout=2.0, patience=0.1)
+        """Say what the server is, asked once and briefly. Raises ServerUnavailable or ValueError when it cannot be."""
+        remote = self.remote(timeout=2.0, patience=0.1, place="")
         try:
             about = json.loads(remote.request("GET", "/v1/info", limit=1 << 20))
             return f"serves {about['model']} in {about['dtype']}"

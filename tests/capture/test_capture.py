@@ -234,6 +234,10 @@ def test_a_padded_teacher_is_captured_over_the_ids_that_are_shared(recipe: Path,
         (["teacher.format={name: logprobs}"], "losses.0: forward_kl takes a signal of"),
         (["teacher.format={name: sampled}", "method={name: taid}", "losses=[]"], "method: taid takes a signal of"),
         (
+            ["method={name: minillm}", "losses=[]"],
+            "method: minillm takes a signal of Dense, Hidden, Mixture;",
+        ),
+        (
             ["losses.0.temperature=2"],
             "losses.0.temperature: 2, but this teacher knows a few tokens at temperature 1 only",
         ),

@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and with which exit code."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,8 @@ def python(code: str) -> str:
 def test_help_lists_every_verb():
     done = run("--help")
     assert done.returncode == 0
-    for verb in ("train", "check", "init", "serve", "methods", "doctor", "schema"):
-        assert f"\n    {verb} " in done.stdout
+    for verb in ("train", "check", "init", "serve", "speculate", "methods", "doctor", "schema"):
+        assert re.search(rf"^    {verb}\s", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("module", ["kdlm", "kdlm.cli"])
@@ -57,6 +58,8 @@ def test_version_is_that_of_the_package():
         (["doctor", "now"], "doctor does not take now"),
         (["serve", "--model", "m", "--port", "70000"], "--port: expected a whole number from 0 to 65535, got '70000'"),
         (["serve", "--model", "m", "--max-queue", "0"], "--max-queue: expected a whole number from 1 to"),
+        (["speculate", "--target", "a"], "required: --draft, --prompts"),
+        (["speculate", "--limit", "1"], "--limit: expected a whole number from 2 to"),
         (["init", "--teacher", "a"], "required: --student, --data"),
     ],
 )

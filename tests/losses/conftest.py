@@ -17,6 +17,7 @@ from kdlm.losses import (
     skew_reverse_kl,
     taid_kl,
     total_variation,
+    tvd_plus_plus,
 )
 from kdlm.signal import Head, Hidden
 
@@ -33,7 +34,7 @@ DIFFERENTIABLE = {
     "alpha_mixture_harmonic": partial(alpha_mixture, alpha=3.0, share=0.4),
 }
 # These hold a part of the student fixed, so finite differences do not see the gradient that is meant.
-PARTLY_DETACHED = {"adaptive_kl": adaptive_kl, "taid": partial(taid_kl, t=0.4)}
+PARTLY_DETACHED = {"adaptive_kl": adaptive_kl, "taid": partial(taid_kl, t=0.4), "tvd_plus_plus": tvd_plus_plus}
 
 
 @pytest.fixture(params=[*DIFFERENTIABLE, *PARTLY_DETACHED])

@@ -57,3 +57,10 @@ def test_the_student_inside_the_mixture_carries_gradient(draw, function):
 def test_a_skew_of_one_is_refused(draw, function):
     with pytest.raises(ValueError, match="skew"):
         function(draw(5, 41), draw(5, 41), skew=1.0)
+
+
+def test_each_row_can_have_its_own_skew(draw):
+    student, teacher, skew = draw(5, 17), draw(5, 17), torch.tensor([0.01, 0.1, 0.3, 0.5, 0.9], dtype=torch.float64)
+    for divergence in (skew_kl, skew_reverse_kl):
+        apart = [divergence(student[i], teacher[i], skew=skew[i].item()) for i in range(5)]
+        torch.testing.assert_close(divergence(student, teacher, skew=skew), torch.stack(apart))

@@ -31,6 +31,7 @@ TINY = {
 """What else has to change where a recipe is run with tiny models."""
 AFTER = {
     "chain/student": ["teacher={name: sandbox, model: code-teacher}"],
+    "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],
 }
 """What stands in for the folder that another recipe leaves behind; `tests/train/test_chains.py` runs them in order."""

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdlm.rollouts import GenerateEngine, Sampling
+from kdlm.rollouts.generate import drawn_from
 
 VOCAB, END = 13, 2
 PROMPTS = [[1, 5, 6], [1, 7], [1, 3, 4, 9, 8], [1]]
@@ -71,6 +72,18 @@ def test_draws_follow_the_law_of_the_model() -> None:
     assert statistic < 32.9  # the 0.999 quantile with 12 degrees of freedom
 
 
+def test_draws_follow_the_law_all_over_a_vocabulary_and_skip_what_has_no_mass() -> None:
+    """A chi-square of 10,000 draws over 20 bins of 100 ids each, of which every third has no mass."""
+    generator = torch.Generator().manual_seed(3)
+    p = torch.rand(2000, generator=generator) * torch.linspace(0.1, 2.0, 2000)
+    p[::3] = p[-1] = 0
+    p /= p.sum()
+    drawn = drawn_from(p.expand(10_000, -1), generator)[:, 0]
+    assert (p[drawn] > 0).all()
+    counts, expected = torch.bincount(drawn // 100, minlength=20), len(drawn) * p.view(20, 100).sum(-1)
+    assert ((counts - expected) ** 2 / expected).sum().item() < 43.8  # the 0.999 quantile with 19 degrees of freedom
+
+
 @pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.5}])
 def test_cut_distributions_are_renormalised(options: dict[str, Any]) -> None:
     student = model()
@@ -86,6 +99,18 @@ def test_greedy_is_what_transformers_generates() -> None:
         prompt = torch.tensor([PROMPTS[one.group]])
         whole = student.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=END, pad_token_id=0)
         assert whole[0, prompt.shape[1] :].tolist() == one.ids
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_text_mixed_with_the_teachers_has_the_mixtures_log_probs(batch_size: int, temperature: float) -> None:
+    student, teacher = model(), model(1)
+    drawing = engine(student, batch_size=batch_size)
+    drawing.guide = teacher
+    sampling = Sampling(max_new_tokens=7, teacher_share=0.3, temperature=temperature, samples_per_prompt=2)
+    for one in drawing.generate(PROMPTS, sampling, 2):
+        p, q = (own_log_probs(each, PROMPTS[one.group], one.ids, temperature).exp() for each in (teacher, student))
+        torch.testing.assert_close(torch.tensor(one.log_probs), (0.3 * p + 0.7 * q).log(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_same_seed_draws_the_same_and_another_something_else() -> None:

@@ -74,6 +74,8 @@ def test_the_answers_to_string_tasks_are_right(seed, level):
         "Answer: 1\nno, Answer: 734",
         "Answer: 734<|im_end|>",
         "Answer: 734<eos>garbage",
+        "700 + 34\n#### 734",
+        "#### Step 1\nadd\n#### Step 2\nAnswer: 734",
     ],
 )
 def test_a_right_answer_is_found_in_whatever_dress(text):
@@ -103,6 +105,20 @@ def test_large_and_negative_numbers_are_compared_by_value():
     assert verify(dataclasses.replace(ANY, answer="-12345"), "Answer: \u221212,345")
     assert not verify(dataclasses.replace(ANY, answer="12345"), "Answer: 1,2345")
     assert verify(dataclasses.replace(ANY, answer="0"), "Answer: -0")
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"so \boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"f(x) = { so \boxed{a} } or \boxed{", "a"),
+        (r"\boxed{a} then \boxed{\boxed{b}} and }", "b"),
+        ("Answer: a\n#### Conclusion", "a"),
+    ],
+)
+def test_boxes_close_where_their_braces_match_and_headings_are_no_answers(text, answer):
+    assert final_answer(text) == answer
 
 
 def test_strings_are_compared_letter_by_letter():

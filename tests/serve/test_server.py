@@ -17,8 +17,8 @@ from loopback import Killable, served, source
 
 from kdlm import serve as serving
 from kdlm.cli import main
-from kdlm.teachers import ServedTeacher, TeacherUnavailable
-from kdlm.teachers.remote import Endpoint, Remote
+from kdlm.remote import Endpoint, Remote, ServerUnavailable
+from kdlm.teachers import ServedTeacher
 from kdlm.teachers.wire import MAX_BODY, Question, decode_answer, encode_question, read_head
 
 KEY = "correct horse"
@@ -331,7 +331,7 @@ def test_a_server_that_is_told_to_stop_leaves_nothing_behind(tmp_path, monkeypat
 def test_a_key_reaches_the_server_and_a_wrong_one_ends_at_once(server: Any):
     right, other = Remote(Endpoint(server.url, KEY)), Remote(Endpoint(server.url, "nonsense"))
     assert json.loads(right.request("GET", "/v1/info", limit=9999))["model"] == "tiny"
-    with pytest.raises(TeacherUnavailable, match="refused, 401 Unauthorized: wrong key, or none"):
+    with pytest.raises(ServerUnavailable, match="refused, 401 Unauthorized: wrong key, or none"):
         ServedTeacher(other)
     right.close()
     other.close()

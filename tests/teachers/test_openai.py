@@ -8,11 +8,11 @@ import torch
 from loopback import source
 from scripted import openai_api, running
 
-from kdlm.losses import kept_rows
-from kdlm.signal import IGNORE_INDEX
-from kdlm.teachers import LocalTeacher, OpenAITeacher, TeacherUnavailable
+from kdlm.losses import kept_rows, teacher_log_probs
+from kdlm.remote import Endpoint, Remote, ServerUnavailable
+from kdlm.signal import IGNORE_INDEX, LogProbs
+from kdlm.teachers import LocalTeacher, OpenAITeacher
 from kdlm.teachers.openai import best_of
-from kdlm.teachers.remote import Endpoint, Remote
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,28 @@ def test_it_says_the_top_k_of_the_local_teacher(model: Any, k: int, prompt: int)
             torch.testing.assert_close(signal.log_probs, log_probs.topk(k).values, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(signal.log_probs, log_probs.gather(-1, signal.ids), atol=1e-5, rtol=1e-5)
             assert all(len(set(ids)) == k for ids in signal.ids.tolist())
+        teacher.close()
+
+
+def test_with_k_0_it_says_what_the_local_teacher_gives_the_texts_own_tokens(model: Any) -> None:
+    batch = batch_of(9, 33, 4, 2, prompt=6)
+    rows = kept_rows(batch["labels"])
+    expected = teacher_log_probs(LocalTeacher(model)(batch, rows), rows.labels)
+    with running(openai_api(model)) as url:
+        teacher: Any = OpenAITeacher(Remote(Endpoint(url)), "tiny", 0, 512)
+        for way in (batch, batch | {"teacher": teacher.prefetch(batch)}):
+            signal = teacher(way, rows)
+            assert isinstance(signal, LogProbs) and teacher.signals == {LogProbs}
+            torch.testing.assert_close(signal.log_probs, expected, atol=1e-5, rtol=1e-5)
+        teacher.close()
+
+
+def test_a_server_that_leaves_the_texts_own_token_out_is_refused(model: Any) -> None:
+    batch = batch_of(6)
+    with running(openai_api(model, change=lambda said: [row and {"1": {"logprob": -1.0}} for row in said])) as url:
+        teacher: Any = OpenAITeacher(Remote(Endpoint(url)), "tiny", 0, 512)
+        with pytest.raises(ServerUnavailable, match="is not among those at its place"):
+            teacher(batch, kept_rows(batch["labels"]))
         teacher.close()
 
 
@@ -85,7 +107,7 @@ def test_an_answer_that_is_not_sound_is_refused(model: Any, change: Callable, wo
     batch = batch_of(6)
     with running(openai_api(model, change=change)) as url:
         teacher: Any = OpenAITeacher(Remote(Endpoint(url)), "tiny", 3, 512)
-        with pytest.raises(TeacherUnavailable, match=words):
+        with pytest.raises(ServerUnavailable, match=words):
             teacher(batch, kept_rows(batch["labels"]))
         teacher.close()
 
@@ -94,7 +116,7 @@ def test_a_k_above_the_servers_limit_ends_at_once_with_its_reason(model: Any) ->
     batch = batch_of(6)
     with running(openai_api(model, most=20)) as url:
         teacher: Any = OpenAITeacher(Remote(Endpoint(url)), "tiny", 21, 512)
-        with pytest.raises(TeacherUnavailable, match="refused, 400 Bad Request: Requested prompt logprobs of 21"):
+        with pytest.raises(ServerUnavailable, match="refused, 400 Bad Request: Requested prompt logprobs of 21"):
             teacher(batch, kept_rows(batch["labels"]))
         teacher.close()
 

@@ -18,9 +18,9 @@ from transformers import Trainer
 
 from kdlm.data import Prefetched
 from kdlm.losses import kept_rows
-from kdlm.teachers import LocalTeacher, ServedTeacher, TeacherUnavailable
-from kdlm.teachers.remote import Answers, Endpoint, Remote
-from kdlm.teachers.server_options import ServerOptions
+from kdlm.remote import Answers, Endpoint, Remote, ServerUnavailable
+from kdlm.server_options import ServerOptions
+from kdlm.teachers import LocalTeacher, ServedTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -58,7 +58,7 @@ def test_what_passes_is_tried_again(script: Any, steps: list[Any]) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 307])
 def test_what_does_not_pass_ends_at_once_with_the_servers_reason(script: Any, status: int) -> None:
-    with pytest.raises(TeacherUnavailable, match=f"/thing: refused, {status} .*as scripted"):
+    with pytest.raises(ServerUnavailable, match=f"/thing: refused, {status} .*as scripted"):
         ask(script, [status])
     assert script.asked == 1
 
@@ -68,14 +68,14 @@ def test_the_server_says_how_long_to_wait_and_is_believed_within_the_patience(sc
     if after == "1":
         assert ask(script, [(429, {"Retry-After": after})])[2] >= 1.0
     else:
-        with pytest.raises(TeacherUnavailable, match=r"no answer within 0\.5 s \(429"):
+        with pytest.raises(ServerUnavailable, match=r"no answer within 0\.5 s \(429"):
             ask(script, [(429, {"Retry-After": after})], patience=0.5)
 
 
 @pytest.mark.parametrize("steps", [[500] * 99, [5.0] * 9])
 def test_the_patience_has_an_end(script: Any, steps: list[Any]) -> None:
     began = time.monotonic()
-    with pytest.raises(TeacherUnavailable, match=r"no answer within 1 s"):
+    with pytest.raises(ServerUnavailable, match=r"no answer within 1 s"):
         ask(script, steps, patience=1.0, timeout=0.3)
     assert 0.9 < time.monotonic() - began < 2.5
     assert script.asked > 2
@@ -90,7 +90,7 @@ def test_a_server_that_is_not_there_is_a_clear_error_of_the_system(caplog: pytes
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(script: Any) -> None:
-    with pytest.raises(TeacherUnavailable, match="more than 100 bytes"):
+    with pytest.raises(ServerUnavailable, match="more than 100 bytes"):
         ask(script, [b"x" * 1_000_000])
 
 
@@ -109,7 +109,7 @@ def test_closing_ends_the_pauses_and_the_threads(script: Any) -> None:
     answers = remote.ask([lambda: remote.request("GET", "/thing", limit=100)] * 3)
     time.sleep(0.3)
     remote.close()
-    with pytest.raises(TeacherUnavailable, match="the run is over"):
+    with pytest.raises(ServerUnavailable, match="the run is over"):
         answers.result()
     end = time.monotonic() + 5
     while {thread.name for thread in threading.enumerate()} - before:
@@ -182,7 +182,7 @@ def test_a_worker_process_hands_on_why_there_is_no_answer() -> None:
         multiprocessing_context="fork",
     )  # fmt: skip
     batch = next(iter(loader))
-    with pytest.raises(TeacherUnavailable, match="Connection refused"):
+    with pytest.raises(ServerUnavailable, match="Connection refused"):
         teacher(batch, kept_rows(batch["labels"]))
     teacher.close()
 

@@ -12,9 +12,9 @@ from scripted import running
 from torch import Tensor
 
 from kdlm.losses import kept_rows
+from kdlm.remote import Endpoint, Remote, ServerUnavailable
 from kdlm.signal import IGNORE_INDEX, Head
-from kdlm.teachers import LocalTeacher, ServedTeacher, TeacherUnavailable
-from kdlm.teachers.remote import Endpoint, Remote
+from kdlm.teachers import LocalTeacher, ServedTeacher
 from kdlm.teachers.sequences import question_of
 from kdlm.teachers.wire import read_head, write_head
 
@@ -87,7 +87,7 @@ def test_values_that_are_not_finite_are_refused(server: Any, monkeypatch: pytest
     monkeypatch.setattr(server.scorer, "_read", lambda asked: [h * float("inf") for h in read(asked)])
     batch = padded(4)
     teacher = teacher_at(server.url)
-    with pytest.raises(TeacherUnavailable, match="hidden has values that are not finite"):
+    with pytest.raises(ServerUnavailable, match="hidden has values that are not finite"):
         teacher(batch, kept_rows(batch["labels"]))
     teacher.close()
 
@@ -96,13 +96,13 @@ def test_another_model_behind_the_same_address_is_noticed(server: Any, monkeypat
     batch = padded(4)
     teacher = teacher_at(server.url)
     monkeypatch.setattr(server.scorer, "digest", "0123456789abcdef")
-    with pytest.raises(TeacherUnavailable, match="serves another model than when this run began"):
+    with pytest.raises(ServerUnavailable, match="serves another model than when this run began"):
         teacher(batch, kept_rows(batch["labels"]))
     teacher.close()
 
 
 def test_a_server_that_is_no_kdlm_serve_is_said_to_be_none() -> None:
-    with running(FastAPI()) as url, pytest.raises(TeacherUnavailable, match="/v1/info: refused, 404"):
+    with running(FastAPI()) as url, pytest.raises(ServerUnavailable, match="/v1/info: refused, 404"):
         teacher_at(url)
 
 

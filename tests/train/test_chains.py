@@ -60,6 +60,16 @@ def test_a_generation_learns_from_the_one_before_and_from_the_base_teacher() -> 
     torch.testing.assert_close(signal.log_weights[0].exp(), torch.tensor([0.7, 0.3]))
 
 
+def test_a_student_works_sums_under_a_teacher_of_sums() -> None:
+    sums = ["data.max_length=128", "data.eval.0.limit=4", "data.train.0.limit=20"]
+    assert run("sums/teacher.yaml", "student.model=code-teacher-tiny", *sums) == 0
+    assert run("sums/warm_up.yaml", STUDENT, *sums) == 0
+    rollouts = ["rollouts.sampling.max_new_tokens=8", "rollouts.eval_prompts=4"]
+    assert run("sums/on_policy.yaml", *sums, *rollouts) == 0
+    results = json.loads(Path("runs/sandbox-sums-on-policy/results.json").read_text())
+    assert 0 <= results["eval_rollout_reward"] <= 1 and results["eval_rollout_reverse_kl"] > 0
+
+
 def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return (p * (p.log() - q.log())).sum(-1)
 

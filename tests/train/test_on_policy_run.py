@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from kdlm.check import check
 from kdlm.cli import main
 from kdlm.recipe import load
+from kdlm.sandbox import build
 from kdlm.train import train
 
 RECIPE = """
@@ -109,3 +110,12 @@ def test_plain_text_without_a_prompt_length_is_an_error_that_names_the_setting(r
     recipe({"rollouts": {}})
     assert main(["train", str(recipe({"rollouts": {}}).run_dir.parent / "recipe.yaml")]) == 2
     assert "rollouts.prompt_tokens" in capsys.readouterr().err
+
+
+def test_a_run_says_where_the_teacher_is_handed_text_of_another_form(recipe, tmp_path: Path, capsys) -> None:
+    teacher = tmp_path / "teacher"
+    build("code-student-tiny")  # what is not built yet is not looked at
+    shutil.copytree(build("code-teacher-tiny"), teacher)
+    (teacher / "chat_template.jinja").write_text("{{ messages }}")
+    train(recipe({"teacher": {"name": "local", "path": str(teacher)}}, "training.max_steps=1"))
+    assert "note: the student has a chat template, the teacher has a chat template" in capsys.readouterr().out

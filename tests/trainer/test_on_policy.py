@@ -1,17 +1,26 @@
 """OnPolicyTrainer: batches of the student's own text, and a gradient that does not show how they were cut."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from loopback import source
+from safetensors.torch import load_file
+from scripted import openai_api, running
 
 from kdlm import DistillTrainer, OnPolicyTrainer
 from kdlm.data import Collator
 from kdlm.losses import JSD, ForwardKL, ReverseKL
-from kdlm.methods import GKD, LogitKD
+from kdlm.methods import GKD, LogitKD, ReverseKLAdvantage
+from kdlm.remote import Endpoint, Remote
 from kdlm.rollouts import RolloutSection
 from kdlm.signal import IGNORE_INDEX
+from kdlm.teachers import OpenAITeacher
 
 SECTION = {"sampling": {"max_new_tokens": 9}}
 
@@ -175,6 +184,20 @@ def test_evaluation_can_look_at_the_students_own_text(arguments) -> None:
     assert metrics["eval_rollout_reverse_kl"] > 0 and metrics["eval_reverse_kl"] > 0
 
 
+def test_a_served_teacher_marks_sampled_tokens_as_a_local_one_does(arguments) -> None:
+    """One number a token, asked for while the batch is laid out."""
+    ours = weights(trainer(arguments, ReverseKLAdvantage(), max_steps=2))
+    with running(openai_api(source().load())) as url:
+        teacher = OpenAITeacher(Remote(Endpoint(url)), "tiny", 0, 512)
+        student = source("code-student-tiny")
+        made = OnPolicyTrainer(
+            student.load().double(), teacher, arguments(max_steps=2), method=ReverseKLAdvantage(),
+            rollouts=RolloutSection(**SECTION), train_dataset=prompts(), processing_class=student.tokenizer(),
+        )  # fmt: skip
+        made.networks.double()
+        assert_same(ours, weights(made), 1e-5)
+
+
 def test_a_method_on_own_text_wants_this_trainer(arguments) -> None:
     with pytest.raises(ValueError, match="use OnPolicyTrainer"):
         DistillTrainer(source("code-student-tiny").load(), source().load(), arguments(), method=on_policy())
@@ -190,3 +213,22 @@ def test_a_teacher_that_knows_given_text_only_is_refused(arguments) -> None:
             source("code-student-tiny").load(), Cached(), arguments(), method=on_policy(),
             processing_class=source("code-student-tiny").tokenizer(),
         )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_ranks_write_and_learn_what_one_process_does(tmp_path: Path) -> None:
+    """Greedy, so that which rank writes a completion does not matter; some steps are on the data's text."""
+    script = str(Path(__file__).with_name("two_ranks_on_policy.py"))
+    source("code-student-tiny").load(), source().load()  # built before two processes want them
+    rank = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    for name, command in (("one", [sys.executable, script]), ("two", rank)):
+        (tmp_path / name).mkdir()
+        words = [*command, str(tmp_path / name), "8" if name == "one" else "4"]
+        subprocess.run(words, check=True, timeout=100, env=environment, stdout=subprocess.DEVNULL)
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    assert_same(one, two, 1e-7)
+    first, second = (json.loads((tmp_path / name / "logs.json").read_text()) for name in ("one", "two"))
+    for name in ("loss", "jsd", "rollout/length", "rollout/staleness", "rollout/truncated"):
+        assert [log.get(name, -1) for log in first] == pytest.approx([log.get(name, -1) for log in second], rel=1e-5)
+    assert 0 < sum("rollout/length" in log for log in first) < 6

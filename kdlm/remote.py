@@ -33,11 +33,11 @@ LAST_TRY = 1.0
 """Seconds that the try at the end of the patience has at least."""
 
 
-class TeacherUnavailable(ConnectionError):
+class ServerUnavailable(ConnectionError):
     """A server that gives no answer: it stayed away for longer than the patience, or it refuses."""
 
 
-class _Passing(Exception):
+class Passing(Exception):
     """A failure that another try may mend; `after` is how many seconds the server asks to wait."""
 
     def __init__(self, reason: str, after: float = 0.0):
@@ -55,6 +55,7 @@ class Endpoint:
         timeout: seconds that one try may take.
         patience: seconds that a request is tried for.
         concurrency: requests that are under way at once.
+        place: the key of the recipe that names it; errors begin with it.
     """
 
     url: str
@@ -62,6 +63,10 @@ class Endpoint:
     timeout: float = 60.0
     patience: float = 300.0
     concurrency: int = 8
+    place: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.url}" if self.place else self.url
 
 
 class Remote:
@@ -101,31 +106,38 @@ class Remote:
             data: what the body says as JSON.
             into: a file that takes the answer instead; the result is then empty.
 
-        Raises TeacherUnavailable when the server stays away for longer than the patience, or refuses.
+        Raises ServerUnavailable when the server stays away for longer than the patience, or refuses.
         """
         headers = {"content-type": "application/octet-stream" if data is None else "application/json"}
         content = content if data is None else json.dumps(data).encode()
-        end = time.monotonic() + self.endpoint.patience
-        pause = FIRST_PAUSE
-        jitter = random.Random()  # its own: the run's random numbers are not to depend on a server
+        patience = self.patience()
         while True:
             sink = into or BytesIO()
             sink.seek(0)
             sink.truncate()
             try:
-                self._try(method, path, content, headers, sink, limit, max(LAST_TRY, end - time.monotonic()))
-            except _Passing as failure:
-                left = end - time.monotonic()
-                if left <= failure.after or left <= 0:
-                    raise self._unavailable(str(failure)) from None
-                self._say_away(str(failure), left)
-                wait = min(left, max(failure.after, pause * jitter.uniform(0.5, 1.0)))
-                if self._here().stopped.wait(wait):
-                    raise TeacherUnavailable(f"{self.endpoint.url}: the run is over") from None
-                pause = min(2 * pause, LONGEST_PAUSE)
+                self._try(method, path, content, headers, sink, limit, max(LAST_TRY, patience.left))
+            except Passing as failure:
+                patience.pause(failure)
             else:
-                self._say_back()
                 return sink.getvalue() if isinstance(sink, BytesIO) else b""
+
+    def once(self, method: str, path: str, *, limit: int, data: Any = None) -> Any:
+        """Return the JSON of the answer to a single try, None where it is empty.
+
+        Raises Passing when another try may help, ServerUnavailable when none will.
+        """
+        headers, sink = {"content-type": "application/json"}, BytesIO()
+        content = None if data is None else json.dumps(data).encode()
+        self._try(method, path, content, headers, sink, limit, self.endpoint.timeout)
+        try:
+            return json.loads(sink.getvalue() or b"null")
+        except ValueError as error:
+            raise ServerUnavailable(f"{self.endpoint}{path}: an answer that is not JSON ({error})") from error
+
+    def patience(self) -> "Patience":
+        """Return what spaces tries that begin now."""
+        return Patience(self)
 
     def _try(
         self,
@@ -137,32 +149,35 @@ class Remote:
         limit: int,
         left: float,
     ) -> None:
-        """Make one try. Raises _Passing when another may help, TeacherUnavailable when none will."""
+        """Make one try. Raises Passing when another may help, ServerUnavailable when none will."""
         import httpx2
 
         seconds = min(self.endpoint.timeout, left)
         timeout = httpx2.Timeout(seconds, connect=min(seconds, 10.0))
         until = time.monotonic() + seconds
-        url = self.endpoint.url + path
+        url, said = self.endpoint.url + path, f"{self.endpoint}{path}"
         try:
             with self._here().client.stream(method, url, content=content, headers=headers, timeout=timeout) as response:
                 for chunk in response.iter_raw():
                     sink.write(chunk)
                     if time.monotonic() > until:
-                        raise _Passing(f"the answer took longer than {seconds:g} s")
+                        raise Passing(f"the answer took longer than {seconds:g} s")
                     if sink.tell() > limit:
-                        raise TeacherUnavailable(f"{url}: an answer of more than {limit} bytes, which none should have")
+                        raise ServerUnavailable(f"{said}: an answer of more than {limit} bytes, which none should have")
         except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:  # ours to mend
-            raise TeacherUnavailable(f"{self.endpoint.url}: {type(error).__name__}") from None
+            raise ServerUnavailable(f"{self.endpoint}: {type(error).__name__}") from None
         except httpx2.TransportError as error:
-            raise _Passing(str(error) or type(error).__name__) from None
+            raise Passing(str(error) or type(error).__name__) from None
         if response.is_success:
+            if self._away:
+                self._away = False
+                logger.warning("%s: answers again", self.endpoint)
             return
         sink.seek(0)
         reason = f"{response.status_code} {response.reason_phrase}: {_reason(sink.read(65536))}"
         if response.status_code in PASSING:
-            raise _Passing(reason, _retry_after(response.headers.get("retry-after")))
-        raise TeacherUnavailable(f"{url}: refused, {reason}")
+            raise Passing(reason, _retry_after(response.headers.get("retry-after")))
+        raise ServerUnavailable(f"{said}: refused, {reason}")
 
     def close(self) -> None:
         """End the pauses of requests under way, drop those that wait, and close the lines."""
@@ -177,18 +192,40 @@ class Remote:
             self._lines = _Lines.opened(self.endpoint)
         return self._lines
 
-    def _unavailable(self, reason: str) -> TeacherUnavailable:
-        return TeacherUnavailable(f"{self.endpoint.url}: no answer within {self.endpoint.patience:g} s ({reason})")
-
-    def _say_away(self, reason: str, left: float) -> None:
+    def wait(self, seconds: float, reason: str, left: float) -> None:
+        """Pause between tries, and say so once. Raises ServerUnavailable when the run ends meanwhile."""
         if not self._away:
             self._away = True
-            logger.warning("teacher %s: %s; trying for another %.0f s", self.endpoint.url, reason, left)
+            logger.warning("%s: %s; trying for another %.0f s", self.endpoint, reason, left)
+        if self._here().stopped.wait(seconds):
+            raise ServerUnavailable(f"{self.endpoint}: the run is over")
 
-    def _say_back(self) -> None:
-        if self._away:
-            self._away = False
-            logger.warning("teacher %s: answers again", self.endpoint.url)
+
+class Patience:
+    """Spaces tries with growing, jittered pauses, until the endpoint's patience is over."""
+
+    def __init__(self, remote: Remote):
+        self.remote = remote
+        self._jitter = random.Random()  # its own: the run's random numbers are not to depend on a server
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin again, as if nothing had failed."""
+        self._end, self._pause = time.monotonic() + self.remote.endpoint.patience, FIRST_PAUSE
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is over."""
+        return self._end - time.monotonic()
+
+    def pause(self, failure: Passing) -> None:
+        """Wait before the next try. Raises ServerUnavailable when there is to be none."""
+        left, endpoint = self.left, self.remote.endpoint
+        if left <= failure.after or left <= 0:
+            raise ServerUnavailable(f"{endpoint}: no answer within {endpoint.patience:g} s ({failure})") from None
+        wait = min(left, max(failure.after, self._pause * self._jitter.uniform(0.5, 1.0)))
+        self.remote.wait(wait, str(failure), left)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
 
 @dataclass
@@ -213,7 +250,7 @@ class _Lines:
             limits=httpx2.Limits(max_connections=endpoint.concurrency + 1),
             trust_env=not is_loopback(urlsplit(endpoint.url).hostname or ""),  # no proxy for this machine
         )
-        return cls(os.getpid(), client, ThreadPoolExecutor(endpoint.concurrency, "kdlm-teacher"), threading.Event())
+        return cls(os.getpid(), client, ThreadPoolExecutor(endpoint.concurrency, "kdlm-remote"), threading.Event())
 
 
 class Answers:
@@ -226,7 +263,7 @@ class Answers:
         self._pending = pending
 
     def result(self) -> list[Any]:
-        """Wait for the answers. Raises TeacherUnavailable when one will not come."""
+        """Wait for the answers. Raises ServerUnavailable when one will not come."""
         return [pending.result() for pending in self._pending]
 
     def settled(self) -> "Answers":
@@ -235,7 +272,7 @@ class Answers:
         for pending in self._pending:
             try:
                 outcomes.append(_Outcome(pending.result()))
-            except TeacherUnavailable as error:
+            except ServerUnavailable as error:
                 outcomes.append(_Outcome(None, str(error)))
         return Answers(outcomes)
 
@@ -247,7 +284,7 @@ class _Outcome:
 
     def result(self) -> Any:
         if self.error is not None:
-            raise TeacherUnavailable(self.error)
+            raise ServerUnavailable(self.error)
         return self.value
 
 

@@ -1,16 +1,19 @@
-"""What a recipe says about a teacher's server, and where the key comes from."""
+"""What a recipe says about a server, and where the key comes from."""
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
+from kdlm.remote import Endpoint, Remote
 from kdlm.section import Section
-from kdlm.teachers.remote import Endpoint, Remote
 
 
 class ServerOptions(Section):
-    """What can be asked of any teacher behind a server."""
+    """Where a server is, and how it is asked."""
+
+    place: ClassVar[str] = "teacher"
+    """The key of a recipe under which these options stand."""
 
     url: str = Field(pattern=r"^https?://[^/?#\s]+/?$")
     """Where the server is: `http://127.0.0.1:8100`."""
@@ -19,15 +22,20 @@ class ServerOptions(Section):
     timeout: float = Field(60.0, gt=0)
     """Seconds that one try may take."""
     patience: float = Field(300.0, gt=0)
-    """Seconds that a request is tried for before the run ends, with a checkpoint, for want of a teacher."""
+    """Seconds that a request is tried for before the run ends, with a checkpoint, for want of an answer."""
     concurrency: int = Field(8, ge=1)
     """Requests that are under way at once."""
 
     def remote(self, **changes: Any) -> Remote:
         """Return what asks the server; `changes` replace values of the endpoint. Raises ValueError without the key."""
-        key = None if self.key_env is None else key_in(self.key_env, "teacher.key_env")
-        values = {"timeout": self.timeout, "patience": self.patience, "concurrency": self.concurrency, **changes}
-        return Remote(Endpoint(self.url.rstrip("/"), key, **values))
+        key = None if self.key_env is None else key_in(self.key_env, f"{self.place}.key_env")
+        values = {
+            "timeout": self.timeout,
+            "patience": self.patience,
+            "concurrency": self.concurrency,
+            "place": f"{self.place}.url",
+        }
+        return Remote(Endpoint(self.url.rstrip("/"), key, **(values | changes)))
 
 
 def key_in(variable: str, asked_by: str) -> str:

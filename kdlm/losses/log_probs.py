@@ -1,0 +1,71 @@
+"""Log-probabilities of the text's own tokens: what losses on sampled tokens are made of."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from kdlm_kernels import linear_logprobs
+from kdlm_kernels.row_part import Impl
+from torch import Tensor
+
+from kdlm.losses.measures import teacher_cross_entropy
+from kdlm.losses.sweep import sweep
+from kdlm.losses.vocabulary import Vocab, whole
+from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Signal
+
+
+def token_log_probs(
+    student: Hidden | Dense,
+    labels: Int[Tensor, "rows"],
+    *,
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
+    impl: Impl = "auto",
+) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
+    """Return `log q(label)` and the entropy of q on each row, in nats, over the student's whole vocabulary.
+
+    `temperature` divides the logits. Both results are differentiable, in the memory of one chunk of rows: the logits
+    are made again in backward. The vocabulary is whole because that is what tokens are drawn from. Raises ValueError
+    for a label outside of it.
+    """
+    source, head = (student.hidden, student.head) if isinstance(student, Hidden) else (student.logits, None)
+    call: dict[str, Any] = {"temperature": temperature, "chunk_rows": chunk_rows, "impl": impl}
+    log_probs, entropy = linear_logprobs(source, head, labels[:, None], **call)
+    return log_probs[:, 0], entropy
+
+
+@torch.no_grad()
+def teacher_log_probs(
+    teacher: Signal | None,
+    labels: Int[Tensor, "rows"],
+    *,
+    vocab: Vocab = None,
+    chunk_rows: int | None = None,
+    impl: Impl = "auto",
+) -> Float[Tensor, "rows"]:
+    """Return `log p(label)` of each row over the ids in `vocab`, without gradient; -inf for a label that is none.
+
+    A teacher may also say just these numbers (`LogProbs`). Raises ValueError for signals in which some labels are
+    not: of those outside the `TopK` only their sum is known, and `Sampled` has other draws.
+    """
+    if isinstance(teacher, LogProbs):
+        return teacher.log_probs
+    if not isinstance(teacher, Hidden | Dense | Mixture):
+        given = "no teacher" if teacher is None else f"a {type(teacher).__name__} signal"
+        raise ValueError(
+            "the log-probability of each sampled token is wanted, which takes a signal of Dense, Hidden, LogProbs or "
+            f"Mixture, got {given}"
+        )
+    call: dict[str, Any] = {"chunk_rows": chunk_rows, "impl": impl}
+    if isinstance(teacher, Mixture) or isinstance(vocab, Tensor):
+        # The sweep wants a student: one that scores a single id costs nothing.
+        first = whole(teacher)[0]
+        nobody = Dense((first.hidden if isinstance(first, Hidden) else first.logits).new_zeros(len(labels), 1))
+
+        def of_rows(_: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+            return -teacher_cross_entropy(logits, logits, rows, vocab)
+
+        return sweep(of_rows, nobody, teacher, labels, vocab=vocab, **call)
+    shared = teacher if vocab is None else teacher.cut(vocab)
+    known = labels < shared.vocab_size
+    return token_log_probs(shared, labels.where(known, 0), **call)[0].masked_fill(~known, -torch.inf)
