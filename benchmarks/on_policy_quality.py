@@ -21,8 +21,7 @@ student and teacher, in both directions, ends lower than KD's on the student's o
 solves at least as many unseen problems as KD's student on every seed, and more in the mean. The advantage sees one
 token of a distribution at a time and is not far enough after so few steps: it is reported and not gated, and so is
 accuracy at temperature 1. The figure, on the last line, is the least margin over KD in problems solved greedily.
---quick takes one seed and few steps and gates nothing: its figures mean nothing. --save writes
-benchmarks/results/on_policy_quality.json and docs/on_policy_quality.png.
+--quick takes one seed and few steps and gates nothing. --save writes results/on_policy_quality.json here and the plot.
 """
 
 import argparse
@@ -266,9 +265,8 @@ def save(plan: Plan, rows: list[dict[str, Any]], teacher: dict[str, float], foun
     settings = {**plan._asdict(), "digits": DIGITS, "solutions": SOLUTIONS, "batch": BATCH, "learning_rates": RATES}
     gains = {way: {key: margins(rows, way, key) for key in COLUMNS} for way in ON_POLICY}
     result = {"machine": described(), "settings": settings, "teacher": teacher, **found, "margins_over_kd": gains}
-    (ROOT / "benchmarks" / "results" / "on_policy_quality.json").write_text(
-        json.dumps({**result, "runs": rows}, indent=1) + "\n"
-    )
+    path = ROOT / "benchmarks" / "results" / "on_policy_quality.json"
+    path.write_text(json.dumps({**result, "runs": rows}, indent=1) + "\n")
     plot(rows, ROOT / "docs" / "on_policy_quality.png")
 
 
