@@ -82,6 +82,14 @@ def test_without_the_students_share_it_is_plain_distillation(arguments) -> None:
     assert_same(weights(plain), ours, 0.0)
 
 
+@pytest.mark.parametrize(("beta", "end"), [(0.0, ForwardKL()), (1.0, ReverseKL())])
+def test_the_ends_of_beta_are_the_two_divergences_on_own_text(arguments, beta: float, end: Any) -> None:
+    jsd, kl = (
+        weights(trainer(arguments, GKD([loss], student_share=1.0), max_steps=2)) for loss in (JSD(beta=beta), end)
+    )
+    assert_same(kl, jsd, 1e-12)
+
+
 @pytest.mark.parametrize("samples", [1, 3])
 def test_the_gradient_does_not_show_how_the_batch_was_cut(arguments, samples: int) -> None:
     rollouts = {"sampling": {"max_new_tokens": 9, "samples_per_prompt": samples}}
