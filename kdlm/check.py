@@ -40,7 +40,7 @@ def check(recipe: Recipe) -> list[str]:
         ("teacher", teacher_checks.tokenizers(recipe, method)),
         ("teacher", teacher_checks.captured(recipe)),
         ("teacher", teacher_checks.ensemble(recipe)),
-        ("data", _data(recipe)),
+        ("data", _data(recipe, method)),
     )
     for key, look in looks:
         try:
@@ -155,11 +155,11 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
     yield f"rollouts: {section.engine.name}, {how}; {age}"
 
 
-def _data(recipe: Recipe) -> Iterator[str]:
+def _data(recipe: Recipe, method: Method | None) -> Iterator[str]:
     problems = []
     verifier = recipe.verifier
     data = recipe.data if verifier is None else recipe.data.with_reference(verifier.column)
-    prompts = recipe.rollouts is not None and "labels" not in recipe.method.build(recipe.losses, None).needs
+    answers = recipe.rollouts is None or (method is not None and "labels" in method.needs)
     for split in ("train", "eval"):
         for index, source in enumerate(getattr(data, split) or []):
             if source.path.startswith("sandbox:"):
@@ -168,7 +168,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
             try:
                 opened = open_source(source, stream=True)
                 form = recognise(source, opened.columns).name
-                if form == "prompt" and not prompts:
+                if form == "prompt" and answers:
                     problems.append(
                         f"data.{split}.{index}: {source.path} has prompts alone, and {recipe.method.name} needs answers"
                     )

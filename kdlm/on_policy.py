@@ -201,6 +201,7 @@ class OnPolicyTrainer(DistillTrainer):
             return
         batch: Any = self._prepare_inputs(self.batch_of([], written))  # pyright: ignore[reportArgumentType]
         drawn_with, vocab = self.section.sampling, getattr(self.method, "vocab", None)
+        self.networks.eval()  # without dropout, as the engine draws; a training step switches it on again
         with self.accelerator.autocast():
             seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
         plain = drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share

@@ -41,13 +41,24 @@ class Rows:
     def __len__(self) -> int:
         return self.index.shape[0]
 
-    def select(self, x: Float[Tensor, "batch length *rest"]) -> Float[Tensor, "rows *rest"]:
+    def select(self, x: Shaped[Tensor, "batch length *rest"]) -> Shaped[Tensor, "rows *rest"]:
         """Return the kept rows of a per-position tensor."""
         return x.flatten(0, 1).index_select(0, self.index)
 
     def of_labels(self, x: Shaped[Tensor, "batch length"]) -> Shaped[Tensor, "rows"]:
         """Return what a per-token tensor says of the labels: at `t + 1` where the row is at `t`."""
         return x.flatten().index_select(0, self.index + 1)
+
+
+def sequence_of(batch: dict[str, Tensor]) -> Int[Tensor, "batch length"]:
+    """Return the number of each token's sequence: its row, or without padding how often positions have restarted.
+
+    That is also true of several sequences that were packed into one row of data.
+    """
+    ids = batch["input_ids"]
+    if "position_ids" in batch and "attention_mask" not in batch:
+        return (batch["position_ids"] == 0).flatten().cumsum(0).view_as(ids) - 1
+    return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
 
 
 @dataclass(frozen=True)

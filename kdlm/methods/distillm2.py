@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kdlm.losses import SkewKL, SkewReverseKL, Weight, chunked, count_kept, kept_rows, value_at, weighted_sum
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.methods.sequences import count_sequences, group_rows, sampled_in, sequence_of
+from kdlm.methods.sequences import count_sequences, group_rows, sampled_in
 from kdlm.methods.tokens import TokenMethod, TokenOptions, Weighted
-from kdlm.signal import Dense, Hidden, Rows, Signal, take
+from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of, take
 
 SIDES = ("data", "student")
 """Whose responses; their units are `data_sequences` and `student_sequences`."""

@@ -15,8 +15,9 @@ from kdlm.losses import count_kept
 Batch = dict[str, Tensor]
 """`input_ids`, `labels`, and `attention_mask` or `position_ids`. Where the student wrote some of the text there is,
 for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether the student drew it; `log_probs`, what its
-engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence `group`, equal
-for completions of one prompt, `truncated`, whether it was cut, and `reward` where there is a verifier (else NaN)."""
+engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence `truncated`,
+whether it was cut, and `reward` where there is a verifier (else NaN). `index`, where rows have it, is that of the row
+whose prompt a completion follows: equal for completions of one prompt."""
 Nets = Mapping[str, Any]
 """Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
 

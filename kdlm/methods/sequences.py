@@ -5,18 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kdlm.methods.method import Batch
-from kdlm.signal import IGNORE_INDEX
-
-
-def sequence_of(batch: Batch) -> Int[Tensor, "batch length"]:
-    """Return the number of each token's sequence: its row, or without padding how often positions have restarted.
-
-    That is also true of several sequences that were packed into one row of data.
-    """
-    labels = batch["labels"]
-    if "position_ids" in batch and "attention_mask" not in batch:
-        return (batch["position_ids"] == 0).flatten().cumsum(0).view_as(labels) - 1
-    return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+from kdlm.signal import IGNORE_INDEX, sequence_of
 
 
 def sampled_in(batch: Batch) -> Bool[Tensor, "batch length"]:

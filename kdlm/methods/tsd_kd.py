@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kdlm.losses import Selective, chunked, count_kept, entropy, kept_rows
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.methods.sequences import count_sequences, group_rows, lay_out, sequence_of
+from kdlm.methods.sequences import count_sequences, group_rows, lay_out
 from kdlm.methods.tokens import TokenMethod, TokenOptions, Weighted
-from kdlm.signal import Dense, Hidden, Rows, Signal
+from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of
 
 
 class TsdKD(TokenMethod):

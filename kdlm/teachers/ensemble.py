@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdlm.models.prediction import head
 from kdlm.section import Section
-from kdlm.signal import Dense, Head, Hidden, Mixture, Rows, domain_id
+from kdlm.signal import Dense, Head, Hidden, Mixture, Rows, domain_id, sequence_of
 from kdlm.teachers.fitting import (
     HeldOut,
     expectation_maximisation,
@@ -20,7 +20,7 @@ from kdlm.teachers.fitting import (
     label_log_probs,
 )
 from kdlm.teachers.local import LocalTeacher
-from kdlm.teachers.weights import ByDomain, Confidence, Learned, Weights, check_weights, log_shares, sequence_of
+from kdlm.teachers.weights import ByDomain, Confidence, Learned, Weights, check_weights, log_shares
 
 Batch = dict[str, Any]
 
@@ -97,7 +97,7 @@ class Ensemble:
         signals = self._ask(wanted, batch, rows)
         wide = torch.float64 if any(_values(s).dtype == torch.float64 for s in signals) else torch.float32
         shares = shares[:, wanted].to(rows.index.device, wide)
-        which = rows.index.new_zeros(len(rows)) if len(shares) == 1 else sequence_of(batch, rows)
+        which = rows.index.new_zeros(len(rows)) if len(shares) == 1 else rows.select(sequence_of(batch))
         log_weights = shares.index_select(0, which)
         if joins:
             return self._joined([s for s in signals if isinstance(s, Hidden)], log_weights)

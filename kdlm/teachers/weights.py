@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from kdlm.section import Section
-from kdlm.signal import Rows
 
 Share = Annotated[float, Field(ge=0)]
 
@@ -72,11 +71,3 @@ def check_weights(weights: "Weights | None", members: int) -> None:
             log_shares(row, members)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
-
-
-def sequence_of(batch: dict[str, Tensor], rows: Rows) -> Int[Tensor, "rows"]:
-    """Return the number of the sequence in the batch that each row belongs to, in either layout (see `Collator`)."""
-    if "position_ids" in batch:  # sequences end to end, each beginning at position 0
-        number = (batch["position_ids"].flatten() == 0).cumsum(0) - 1
-        return number.index_select(0, rows.index)
-    return rows.index // batch["input_ids"].shape[1]

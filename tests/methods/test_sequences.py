@@ -7,7 +7,8 @@ from bigram import batch_of, texts
 from kdlm.data import Collator
 from kdlm.data.packing import packed_row
 from kdlm.losses import kept_rows
-from kdlm.methods.sequences import count_sequences, group_rows, lay_out, sequence_of
+from kdlm.methods.sequences import count_sequences, group_rows, lay_out
+from kdlm.signal import sequence_of
 
 
 @pytest.mark.parametrize("layout", ["padded", "padding_free"])

@@ -10,9 +10,8 @@ from pydantic import ValidationError
 from kdlm.data import Collator
 from kdlm.data.packing import packed_row
 from kdlm.losses import chunked, forward_kl, kept_rows
-from kdlm.signal import Dense, Head, Hidden, Mixture, Rows, TopK, domain_id
+from kdlm.signal import Dense, Head, Hidden, Mixture, Rows, TopK, domain_id, sequence_of
 from kdlm.teachers import ByDomain, Confidence, CustomTeacher, Ensemble, EnsembleSection, Learned
-from kdlm.teachers.weights import sequence_of
 
 VOCAB, WIDTH = 13, 4
 LENGTHS = [5, 2, 7, 3]
@@ -153,7 +152,7 @@ def test_every_row_knows_its_sequence(layout):
     batch = layouts()[layout]
     rows = kept_rows(batch["labels"])
     expected = [number for number, length in enumerate(LENGTHS) for _ in range(length - 1)]
-    assert sequence_of(batch, rows).tolist() == expected
+    assert rows.select(sequence_of(batch)).tolist() == expected
 
 
 @pytest.mark.parametrize("space", SPACES)
