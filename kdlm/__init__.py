@@ -4,14 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdlm.diffusion_trainer import DiffusionTrainer
     from kdlm.on_policy import OnPolicyTrainer
     from kdlm.recipe import load as load_recipe
     from kdlm.trainer import DistillTrainer
 
 __version__ = "0.1.0"
-__all__ = ["DistillTrainer", "OnPolicyTrainer", "__version__", "load_recipe"]
+__all__ = ["DiffusionTrainer", "DistillTrainer", "OnPolicyTrainer", "__version__", "load_recipe"]
 
 LAZY = {
+    "DiffusionTrainer": ("kdlm.diffusion_trainer", "DiffusionTrainer"),
     "DistillTrainer": ("kdlm.trainer", "DistillTrainer"),
     "OnPolicyTrainer": ("kdlm.on_policy", "OnPolicyTrainer"),
     "load_recipe": ("kdlm.recipe", "load"),

@@ -1,11 +1,12 @@
 """`kdlm check`: what can be known of a recipe before any weights are loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from transformers.integrations import get_available_reporting_integrations
 
 from kdlm import teacher_checks
+from kdlm.data import DataSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.looking import looks_like_hub_id, opened
@@ -31,16 +32,9 @@ def check(recipe: Recipe) -> list[str]:
         problems.extend(_keyed("method", error))
     looks = (
         ("training", _training(recipe)),
-        ("student", _student(recipe)),
         ("losses", _targets(recipe)),
         ("method", _needs(recipe, method)),
-        ("rollouts", _rollouts(recipe, method)),
-        ("losses", teacher_checks.signals(recipe, method)),
-        ("teacher", teacher_checks.server(recipe)),
-        ("teacher", teacher_checks.tokenizers(recipe, method)),
-        ("teacher", teacher_checks.captured(recipe)),
-        ("teacher", teacher_checks.ensemble(recipe)),
-        ("data", _data(recipe, method)),
+        *(_text(recipe, method) if isinstance(recipe.data, DataSection) else _samples(recipe)),
     )
     for key, look in looks:
         try:
@@ -50,6 +44,25 @@ def check(recipe: Recipe) -> list[str]:
     if problems:
         raise ValueError("\n".join(problems))
     return lines
+
+
+def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
+    """Return what is looked at where a language model learns from text."""
+    return (
+        ("student", _student(recipe)),
+        ("rollouts", _rollouts(recipe, method)),
+        ("losses", teacher_checks.signals(recipe, method)),
+        ("teacher", teacher_checks.server(recipe)),
+        ("teacher", teacher_checks.tokenizers(recipe, method)),
+        ("teacher", teacher_checks.captured(recipe)),
+        ("teacher", teacher_checks.ensemble(recipe)),
+        ("data", _data(recipe, method)),
+    )
+
+
+def _samples(recipe: Recipe) -> tuple[tuple[str, Iterable[str]], ...]:
+    """Return what is looked at where the data are images or other samples."""
+    return (("student", [f"student: {recipe.student.describe()}"]), ("data", recipe.data.look()))
 
 
 def _keyed(key: str, error: ValueError) -> list[str]:
@@ -63,14 +76,15 @@ def _keyed(key: str, error: ValueError) -> list[str]:
 
 def _training(recipe: Recipe) -> Iterator[str]:
     args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed)
-    if recipe.data.streaming and args.max_steps <= 0:
+    if getattr(recipe.data, "streaming", False) and args.max_steps <= 0:
         raise ValueError("training.max_steps: streamed data has no length, so the number of steps must be given")
     asked = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or [])
     if missing := sorted(set(asked) - {"none", "all"} - set(get_available_reporting_integrations())):
         raise ValueError(f"training.report_to: {missing[0]} is not installed: pip install {missing[0]}")
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    yield f"training: {length}, {batch} sequences a step and device, learning rate {args.learning_rate:g}"
+    rows = "sequences" if isinstance(recipe.data, DataSection) else "samples"
+    yield f"training: {length}, {batch} {rows} a step and device, learning rate {args.learning_rate:g}"
 
 
 def _student(recipe: Recipe) -> Iterator[str]:
@@ -108,10 +122,14 @@ def _targets(recipe: Recipe) -> Iterator[str]:
 def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
     if method is None:  # building it failed, which is said already
         return
-    provides = {"labels", "rollouts"} | (  # for rollouts see _rollouts
+    provides = {"rollouts", *recipe.data.provides} | (  # for rollouts see _rollouts
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):
+        if lacking := [need for need in missing if need != "teacher" and "teacher." not in need]:
+            raise ValueError(
+                f"data: {recipe.data.name} does not provide {', '.join(lacking)}, which {recipe.method.name} needs"
+            )
         if recipe.teacher is None:
             raise ValueError(f"teacher: missing; {recipe.method.name} with these losses needs {', '.join(missing)}")
         raise ValueError(

@@ -36,6 +36,17 @@ def load_auxiliary(folder: Path, networks: dict[str, nn.Module]) -> None:
         safetensors.torch.load_model(module, str(path))
 
 
+def save_module(module: nn.Module, folder: Path) -> None:
+    """Write the weights of a student that does not know how to save itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_model(module, str(folder / "model.safetensors"))
+
+
+def load_module(module: nn.Module, folder: Path) -> None:
+    """Read back what `save_module` wrote."""
+    safetensors.torch.load_model(module, str(folder / "model.safetensors"))
+
+
 def load_state(folder: Path, name: str) -> dict[str, Tensor]:
     """Return the state that was saved under `name`; empty where there was none."""
     path = folder / AUXILIARY / f"{name}_state.safetensors"

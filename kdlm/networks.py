@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments, get_scheduler
+from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
-from kdlm.methods import EmaOf, Method, Terms, Trainable
-from kdlm.models import Predictor
+from kdlm.methods import EmaOf, Method, SnapshotOf, Terms, Trainable
+from kdlm.models import Predictor, view
 
 
 class Networks(nn.Module):
@@ -28,21 +28,26 @@ class Networks(nn.Module):
 
     def __init__(self, student: nn.Module, method: Method, teacher: Any):
         super().__init__()
-        reader = Predictor(student)
+        reader, answering = view(student), getattr(teacher, "view", teacher)
         self.role = nn.ModuleDict({"student": student})
         for name, role in method.roles.items():
             if isinstance(role, Trainable) and role.make is not None:
-                self.role[name] = role.make(reader, teacher)
+                self.role[name] = role.make(reader, answering)
         # Averages are kept off the module tree: never wrapped, never given to the optimiser.
-        averages = {name: _average(self.role[r.role]) for name, r in method.roles.items() if isinstance(r, EmaOf)}
+        followers = {n: r.role for n, r in method.roles.items() if isinstance(r, EmaOf | SnapshotOf)}
+        averages = {name: _average(self.role[role]) for name, role in followers.items()}
         object.__setattr__(self, "averages", averages)
         views = {name: reader if module is student else module for name, module in self.role.items()}
-        views |= {n: Predictor(m) if hasattr(m, "get_output_embeddings") else m for n, m in averages.items()}
-        object.__setattr__(self, "views", views | ({} if teacher is None else {"teacher": teacher}))
+        views |= {n: view(m) if followers[n] == "student" else m for n, m in averages.items()}
+        object.__setattr__(self, "views", views | ({} if teacher is None else {"teacher": answering}))
 
     @property
     def student(self) -> Any:
         return self.role["student"]
+
+    def module_of(self, name: str) -> Any:
+        """Return the network of a role."""
+        return self.averages[name] if name in self.averages else self.role[name]
 
     def forward(self, advance: Callable[[], Terms]) -> Terms:
         return advance()
@@ -60,6 +65,12 @@ class Networks(nn.Module):
             if isinstance(role, EmaOf) and role.role in active:
                 _move(self.averages[name], self.role[role.role], role.decay)
 
+    def take_snapshots(self, method: Method) -> None:
+        """Copy what a snapshot is taken of, at the end of an epoch."""
+        for name, role in method.roles.items():
+            if isinstance(role, SnapshotOf):
+                _move(self.averages[name], self.role[role.role], decay=0.0)
+
     def auxiliary(self) -> dict[str, nn.Module]:
         """Return what belongs into a checkpoint but not into the exported student."""
         return {**{name: module for name, module in self.role.items() if name != "student"}, **self.averages}
@@ -73,18 +84,19 @@ class Networks(nn.Module):
 
     @property
     def config(self) -> Any:
-        return self.student.config
+        return getattr(self.student, "config", None) or PreTrainedConfig()
 
     @property
     def generation_config(self) -> Any:
-        return self.student.generation_config
+        return getattr(self.student, "generation_config", None)
 
     @property
     def _keys_to_ignore_on_save(self) -> Any:
         return getattr(self.student, "_keys_to_ignore_on_save", None)
 
     def tie_weights(self) -> None:
-        self.student.tie_weights()
+        if hasattr(self.student, "tie_weights"):
+            self.student.tie_weights()
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         self.student.activation_checkpointing_enable(**options)
@@ -193,6 +205,28 @@ def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
         raise ValueError(f"{type(method).__name__} needs {', '.join(missing)}, but {given}")
 
 
+def check_plan(method: Method, total: int) -> None:
+    """Raise ValueError when a trainable role never moves in a run of `total` steps."""
+    for name, role in method.roles.items():
+        if isinstance(role, Trainable) and total > 0 and not own_steps(method, name)(total):
+            raise ValueError(f"{type(method).__name__}: the role {name!r} is not active in any of the {total} steps")
+
+
+def role_plan(method: Method, total: int) -> list[str]:
+    """Return a line for each role: when it moves in a run of `total` steps, or what it follows."""
+    lines = []
+    for name, role in method.roles.items():
+        if isinstance(role, Trainable):
+            moving = [step for step in range(total) if name in method.active(step)]
+            first = f", first at step {moving[0] + 1}" if moving and moving[0] else ""
+            lines.append(f"{name}: moves in {len(moving)} of {total} steps{first}")
+        elif isinstance(role, EmaOf):
+            lines.append(f"{name}: average of {role.role}, decay {role.decay:g} a step of its own")
+        else:
+            lines.append(f"{name}: copy of {role.role}, taken at the end of every epoch")
+    return lines
+
+
 def check_answers(teacher: Any, *splits: Any) -> None:
     """Let a teacher that knows only some rows say so before the run begins; a stream's are seen when it comes to them.
 
@@ -208,6 +242,8 @@ def check_answers(teacher: Any, *splits: Any) -> None:
 
 def common_vocab(views: dict[str, Any], tokenizer: Any) -> int | None:
     """Return how many ids to compare when the two heads are padded to different sizes, else None."""
+    if not isinstance(views["student"], Predictor):
+        return None
     theirs = getattr(views.get("teacher"), "vocab_size", None)
     ours = views["student"].module.get_output_embeddings().weight.shape[0]
     if theirs is None or ours == theirs:

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 
 from kdlm.data.share import Share
 from kdlm.disk import write_text
-from kdlm.methods import Step
 from kdlm.rollouts import (
     Completion,
     Engine,
@@ -284,9 +283,6 @@ class OnPolicyTrainer(DistillTrainer):
 
     def _waiting(self, folder: Path) -> Path:
         return folder / f"rollouts_{self.args.process_index}.json"
-
-    def _step(self, index: int) -> Step:
-        return Step(index, max(1, self.state.max_steps))
 
 
 def draw_of(seed: int, index: int) -> float:

@@ -22,21 +22,22 @@ SHOWN_ELSEWHERE = frozenset({"epoch", "step", "grad_norm", "learning_rate", "tok
 class Window:
     """Sums what the steps since the last log line measured; the values stay on their device until the line is due."""
 
-    def __init__(self):
+    def __init__(self, unit: str = "tokens"):
+        self.unit = unit
         self.sums: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))
         self.steps, self.began = 0, time.perf_counter()
 
-    def add(self, means: Mapping[str, Tensor], tokens: Tensor) -> None:
-        """Take in one optimiser step: this rank's share of its means, and of the tokens it trained on."""
-        for name, value in {**means, "tokens": tokens}.items():
+    def add(self, means: Mapping[str, Tensor], count: Tensor) -> None:
+        """Take in one optimiser step: this rank's share of its means, and of the units it trained on."""
+        for name, value in {**means, "count": count}.items():
             self.sums[name] = self.sums[name] + value
         self.steps += 1
 
     def readings(self, reduced: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, float]:
         """Return the means over the steps, and the pace; `reduced` sums values over the ranks."""
         sums = {name: value.item() for name, value in reduced(self.sums).items()}
-        pace = sums.pop("tokens") / (time.perf_counter() - self.began)
-        return {"tokens_per_second": pace, **{name: total / self.steps for name, total in sums.items()}}
+        pace = sums.pop("count") / (time.perf_counter() - self.began)
+        return {f"{self.unit}_per_second": pace, **{name: total / self.steps for name, total in sums.items()}}
 
 
 class MetricsFile(TrainerCallback):
@@ -52,15 +53,18 @@ class MetricsFile(TrainerCallback):
 
 
 class Display(TrainerCallback):
-    """Shows steps, pace, time left, losses by name and memory."""
+    """Shows steps, pace, time left, losses by name and memory; at the start the `plan` of a run of so many steps."""
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, console: Console | None = None, plan: Callable[[int], list[str]] | None = None):
         self.console = console or Console(stderr=False)
+        self.plan = plan
         self.progress: Progress | None = None
         self.began, self.first = time.monotonic(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began, self.first = time.monotonic(), state.global_step
+        if state.is_world_process_zero and self.plan is not None:
+            self.console.print("\n".join(self.plan(state.max_steps)), highlight=False, soft_wrap=True)
         if state.is_world_process_zero and self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("[bold]train"),
@@ -108,8 +112,9 @@ def readable(logs: Mapping[str, Any]) -> str:
         and name not in SHOWN_ELSEWHERE
         and not name.endswith(("_per_second", "_runtime"))
     ]
-    if "tokens_per_second" in logs:
-        parts.append(f"{logs['tokens_per_second']:,.0f} tok/s")
+    for unit in ("tokens", "images", "samples"):
+        if f"{unit}_per_second" in logs:
+            parts.append(f"{logs[f'{unit}_per_second']:,.0f} {unit}/s")
     return "  ".join(parts)
 
 

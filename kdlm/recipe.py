@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from kdlm.data import DataSection
+from kdlm.data import AnyData
 from kdlm.losses import AnyLoss
 from kdlm.methods import AnyMethod
 from kdlm.models import AnyStudent
@@ -28,8 +28,8 @@ class Recipe(Section):
     """The model that learns."""
     teacher: AnyTeacher | None = None
     """What it learns from; methods that need none can do without."""
-    data: DataSection
-    """The text it learns on."""
+    data: AnyData
+    """What it learns on: text, unless a `name` says otherwise."""
     method: AnyMethod
     """What one training step computes."""
     losses: list[AnyLoss] = []

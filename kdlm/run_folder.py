@@ -73,13 +73,20 @@ class RunFolder:
             lines = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
             write_text(self.metrics, "".join(f"{line}\n" for line in lines))
 
-    def export(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", card: str) -> None:
-        """Write the student as a plain Hugging Face folder, replacing an older one in one move."""
+    def export(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", card: str) -> None:
+        """Write the student as a folder that its kind opens (a plain Hugging Face one of a transformers model).
+
+        It replaces an older one in one move.
+        """
         incoming, outgoing = self.path / ".student.incoming", self.path / ".student.outgoing"
         for leftover in (incoming, outgoing):
             shutil.rmtree(leftover, ignore_errors=True)
-        model.save_pretrained(incoming)
-        tokenizer.save_pretrained(incoming)
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained(incoming)
+        else:
+            checkpoints.save_module(model, incoming)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(incoming)
         (incoming / "README.md").write_text(card, encoding="utf-8")
         flush(incoming)
         if self.student.exists():

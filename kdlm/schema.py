@@ -64,7 +64,8 @@ def json_schema() -> str:
     mappings = [node["discriminator"]["mapping"] for node in _walk(schema) if "discriminator" in node]
     for name in {_name(ref) for mapping in mappings for ref in mapping.values()}:
         node = schema["$defs"][name]
-        node["required"] = ["name", *(key for key in node.get("required", []) if key != "name")]
+        if not node["properties"]["name"].pop("optional", False):
+            node["required"] = ["name", *(key for key in node.get("required", []) if key != "name")]
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["$comment"] = f"training: the arguments of transformers {transformers.__version__}"
     return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -11,10 +11,13 @@ from transformers.utils import logging as hf_logging
 
 from kdlm import checkpoints
 from kdlm.check import check
-from kdlm.data import Data, load_data
+from kdlm.data import Data, DataSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
+from kdlm.diffusion_trainer import DiffusionTrainer
+from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, merge
+from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
 from kdlm.progress import Display, MetricsFile
 from kdlm.recipe import Recipe
@@ -109,19 +112,15 @@ def assemble(recipe: Recipe) -> Assembly:
     # A padding-free batch has one row, which ranks cannot share: each reads its own.
     args.accelerator_config = AcceleratorConfig(dispatch_batches=False)
     set_seed(recipe.seed)
-    tokenizer = recipe.student.tokenizer()
-    if recipe.data.chat_template is not None:
-        tokenizer.chat_template = template_text(recipe.data.chat_template)  # the student is saved with what it learnt
-    column = recipe.verifier.column if recipe.verifier is not None else None
-    data = load_data(recipe.data.with_reference(column), tokenizer, seed=recipe.seed)
-    student = recipe.student.load()
-    if recipe.student.lora is not None:
-        student = adapt(student, recipe.student.lora)
+    tokenizer, data = loaded(recipe)
+    student, lora = recipe.student.load(), getattr(recipe.student, "lora", None)
+    if lora is not None:
+        student = adapt(student, lora)
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
-    kind: Any = DistillTrainer
+    kind: Any = DiffusionTrainer if isinstance(method, DiffusionMethod) else DistillTrainer
     if recipe.rollouts is not None:
         reward = None if recipe.verifier is None else Judge(recipe.verifier)
         kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=reward)
@@ -134,11 +133,22 @@ def assemble(recipe: Recipe) -> Assembly:
         eval_dataset=data.eval,
         processing_class=tokenizer,
         data_collator=data.collator,
-        callbacks=[Display()],
+        callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return Assembly(trainer, data, tokenizer)
+
+
+def loaded(recipe: Recipe) -> tuple[Any, Data]:
+    """Return the student's tokenizer, where its data are text, and the data."""
+    if not isinstance(recipe.data, DataSection):
+        return None, recipe.data.load(recipe.seed)
+    tokenizer = recipe.student.tokenizer()
+    if recipe.data.chat_template is not None:
+        tokenizer.chat_template = template_text(recipe.data.chat_template)  # the student is saved with what it learnt
+    column = recipe.verifier.column if recipe.verifier is not None else None
+    return tokenizer, load_data(recipe.data.with_reference(column), tokenizer, seed=recipe.seed)
 
 
 def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> Any:
@@ -146,6 +156,8 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
 
     Raises ValueError, naming the teacher, where one cannot be compared.
     """
+    if not isinstance(recipe.data, DataSection):
+        return None
     sections, built = teachers_of(recipe.teacher), getattr(teacher, "members", [teacher])
     ours = student.get_output_embeddings().weight.shape[0]
     shared = []
@@ -165,7 +177,7 @@ def described(data: Data) -> dict[str, Any]:
 
 def export(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
     """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for."""
-    student, lora = run.trainer.student, recipe.student.lora
+    student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
     if lora is not None and lora.export == "merged":
         student = merge(student)
     folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))

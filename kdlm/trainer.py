@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import PushToHubMixin
 
 from kdlm import checkpoints
-from kdlm.data import Collator, Prefetched
+from kdlm.data import Prefetched, collator_for
 from kdlm.data.share import Share
 from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import LogitKD, Method, Step, Terms, TokenMethod
@@ -30,6 +31,7 @@ from kdlm.networks import (
     Networks,
     check_answers,
     check_needs,
+    check_plan,
     clip_by_role,
     common_vocab,
     schedule_by_role,
@@ -38,7 +40,7 @@ from kdlm.networks import (
 )
 from kdlm.progress import Window
 from kdlm.signal import Rows
-from kdlm.teachers import Ensemble, LocalTeacher
+from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,20 +52,20 @@ class DistillTrainer(Trainer):
     """Trains a student with a method.
 
     Args:
-        model: the student, a causal language model (or a PEFT model around one).
+        model: the student: a causal language model (or a PEFT model around one), or the network that the method wants.
         teacher: a `kdlm.teachers.Teacher`, or a model to freeze; None for methods without one.
         method: what a step computes; by default forward KL to the teacher on the given text.
         args: `transformers.TrainingArguments`.
         train_dataset, eval_dataset: rows with `input_ids` and `labels` (unshifted; -100 where not trained on).
         processing_class: the student's tokenizer; saved with it, and its pad token pads batches.
-        data_collator: rows -> batch; by default `kdlm.data.Collator`.
+        data_collator: rows -> batch; by default `kdlm.data.Collator` of rows with `input_ids`, else `stacked`.
         **options: handed to `transformers.Trainer`.
 
     Raises ValueError when the method needs what the teacher does not provide.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"labels"})
-    """What a method may need that is not the teacher's."""
+    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples"})
+    """What a method may need that is not the teacher's: data may hold any of these."""
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class DistillTrainer(Trainer):
         **options: Any,
     ):
         self.method = method if method is not None else LogitKD([ForwardKL()])
-        self.teacher = LocalTeacher(cast("PreTrainedModel", teacher)) if isinstance(teacher, nn.Module) else teacher
+        self.teacher = freeze(teacher) if isinstance(teacher, nn.Module) else teacher
         args = args if args is not None else TrainingArguments(output_dir="runs/distill", report_to="none")
         args.remove_unused_columns = False
         if args.ddp_find_unused_parameters is None:
@@ -88,7 +90,7 @@ class DistillTrainer(Trainer):
         if isinstance(self.method, TokenMethod) and self.method.vocab is None:
             self.method.vocab = common_vocab(self.networks.views, processing_class)
         if data_collator is None:
-            data_collator = Collator(getattr(processing_class, "pad_token_id", None) or 0)
+            data_collator = collator_for(options.get("train_dataset"), processing_class)
         if hasattr(self.teacher, "prefetch"):
             data_collator = Prefetched(data_collator, self.teacher.prefetch)
         super().__init__(
@@ -98,21 +100,27 @@ class DistillTrainer(Trainer):
             processing_class=processing_class,
             **options,
         )
-        if isinstance(self.teacher, LocalTeacher | Ensemble):
+        if hasattr(self.teacher, "to"):
             self.teacher.to(self.args.device)
         if self.args.n_gpu > 1:
             raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
         self._trainable = trainable_names(self.networks)
         self._active: frozenset[str] | None = None
         self._means: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # this rank's share of the step's means
-        self._tokens = torch.zeros(())  # trained in the step, by all ranks
-        self._window = Window()
+        self._count = torch.zeros(())  # of what is trained on in the step, by all ranks
+        self._computed: set[str] = set()  # names of the terms that some step had
+        self._window = Window(self.method.paced_by)
         self.add_callback(_AfterStep(self))
 
     @property
     def student(self) -> Any:
         """The model being trained, as it was handed in."""
         return self.networks.student
+
+    @property
+    def exported(self) -> Any:
+        """The network that a finished run hands out: the student, or what the method says in its place."""
+        return self.networks.module_of(self.method.exported)
 
     def fit_teacher(self) -> None:
         """Let a teacher that learns something from evaluation rows do so: once, and the same on every rank.
@@ -165,7 +173,7 @@ class DistillTrainer(Trainer):
         """Run the method inside the wrapped module's forward; all but the last of its `Terms` go backward here."""
         if num_items_in_batch is None:
             raise ValueError("compute_loss needs the item counts of the whole optimiser step")
-        step = Step(self.state.global_step, self.state.max_steps)
+        step = self._step()
         advance = phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
         while True:
             terms = model(advance)
@@ -173,6 +181,11 @@ class DistillTrainer(Trainer):
             if not terms.more:
                 return (loss, None) if return_outputs else loss
             self.accelerator.backward(loss)
+
+    def _step(self, index: int | None = None) -> Step:
+        """Return where the run stands, or will stand after `index` optimiser steps."""
+        epoch, index = int(self.state.epoch or 0), self.state.global_step if index is None else index
+        return Step(index, max(1, self.state.max_steps), epoch, self.args.seed)
 
     def _activate(self, index: int) -> frozenset[str]:
         active = self.method.active(index)
@@ -187,16 +200,17 @@ class DistillTrainer(Trainer):
         loss = sum(term.weight * term.sum / counts[term.unit] for term in terms.terms.values())
         for name, (value, unit) in terms.readings().items():
             self._means[name] = self._means[name] + value.detach() / counts[unit]
-        self._tokens = counts.get("tokens", self._tokens)
+        self._computed.update(terms.terms)
+        self._count = counts[self.method.paced_by]
         return loss * self.accelerator.num_processes  # data parallelism averages gradients; the count is global
 
     def _after_step(self) -> None:
         """Move what moves once per optimiser step: averages and the method's schedule."""
-        step = Step(self.state.global_step, self.state.max_steps)
+        step = self._step()
         means = self._reduced({name: self._means[name] for name in self.method.follows})
         self.networks.move_averages(self.method, self._active or frozenset())
         self.method.stepped(step, means)
-        self._window.add(self._means, self._tokens / self.accelerator.num_processes)
+        self._window.add(self._means, self._count / self.accelerator.num_processes)
         self._means.clear()
 
     def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -211,7 +225,7 @@ class DistillTrainer(Trainer):
         """Add the named losses' means since the last log, and the pace in trained tokens per second."""
         if "loss" in logs and self._window.steps:
             logs |= self._window.readings(self._reduced)
-            self._window = Window()
+            self._window = Window(self.method.paced_by)
         super().log(logs, start_time)
 
     # Optimiser
@@ -272,7 +286,7 @@ class DistillTrainer(Trainer):
         """Sum every reading over all rows of all ranks, then divide: a long batch counts for what it holds."""
         self.fit_teacher()
         self.networks.eval()
-        step = Step(self.state.global_step, max(1, self.state.max_steps))
+        step = self._step()
         sums: dict[str, Tensor] = defaultdict(partial(torch.zeros, (), dtype=torch.float64))  # on the CPU
         units: dict[str, str] = {}
         samples = 0
@@ -286,7 +300,7 @@ class DistillTrainer(Trainer):
                 sums[name], units[name] = sums[name] + value.item(), unit
             for unit, count in self.method.counts(batch).items():
                 sums[f"count/{unit}"] = sums[f"count/{unit}"] + count.item()
-            samples += len(batch["input_ids"])
+            samples += len(next(iter(batch.values())))
         totals = {name: value.item() for name, value in self._reduced(dict(sums)).items()}
         means = {name: totals[name] / max(1.0, totals[f"count/{unit}"]) for name, unit in units.items()}
         loss = sum(value for name, value in means.items() if name.startswith("loss/"))
@@ -316,7 +330,10 @@ class DistillTrainer(Trainer):
         weights = None
         if state_dict is not None:
             weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        self.student.save_pretrained(folder, state_dict=weights)
+        if hasattr(self.student, "save_pretrained"):
+            self.student.save_pretrained(folder, state_dict=weights)
+        else:
+            checkpoints.save_module(self.student, folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
@@ -336,7 +353,7 @@ class DistillTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
-        super()._load_from_checkpoint(resume_from_checkpoint, model=self.student)
+        self._load_student(resume_from_checkpoint)
         checkpoints.load_auxiliary(folder, self.networks.auxiliary())
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
         if hasattr(self.teacher, "load_state_dict"):
@@ -344,16 +361,36 @@ class DistillTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """Take the best checkpoint's student; the run is over, so its method state is of no more use."""
-        super()._load_from_checkpoint(str(self.state.best_model_checkpoint), model=self.student)
+        self._load_student(str(self.state.best_model_checkpoint))
+
+    def _load_student(self, folder: str) -> None:
+        if isinstance(self.student, PushToHubMixin):  # transformers' models and PEFT's
+            super()._load_from_checkpoint(folder, model=self.student)
+        elif hasattr(self.student, "load_weights"):
+            self.student.load_weights(Path(folder))
+        else:
+            checkpoints.load_module(self.student, Path(folder))
 
 
 class _AfterStep(TrainerCallback):
+    began_at = 0
+
     def __init__(self, trainer: DistillTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        check_plan(self.trainer.method, state.max_steps)
+        self.began_at = state.global_step
         self.trainer.fit_teacher()
-        self.trainer._window = Window()
+        self.trainer._window = Window(self.trainer.method.paced_by)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._after_step()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.networks.take_snapshots(self.trainer.method)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        method, never = self.trainer.method, sorted(set(self.trainer.method.computes) - self.trainer._computed)
+        if never and self.began_at == 0 and state.global_step == state.max_steps:
+            raise ValueError(f"{type(method).__name__}: the term {never[0]!r} was not computed in any step of the run")

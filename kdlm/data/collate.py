@@ -71,6 +71,19 @@ class Collator:
         }
 
 
+def stacked(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Make a batch of rows whose values all have one shape: images, their classes, their numbers."""
+    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+
+
+def collator_for(rows: Any, tokenizer: Any) -> Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]:
+    """Return the collator that rows want: of token ids `Collator`, of anything else `stacked`."""
+    first = next(iter(rows), {}) if rows is not None else {}
+    if first and "input_ids" not in first:
+        return stacked
+    return Collator(getattr(tokenizer, "pad_token_id", None) or 0)
+
+
 @dataclass(frozen=True)
 class Prefetched:
     """Adds what a teacher says about a batch to the batch itself, under `teacher`.

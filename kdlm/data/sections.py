@@ -1,6 +1,6 @@
 """What a recipe says about data."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,12 @@ class Source(Section):
 
 class DataSection(Section):
     """Which rows are trained and evaluated on, and how they become tokens."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"labels"})
+    """What a method may need of it."""
+
+    name: Literal["text"] = Field("text", json_schema_extra={"optional": True})
+    """What the data are; text where nothing is said."""
 
     train: list[Source] = Field(min_length=1)
     """Sources of training rows."""

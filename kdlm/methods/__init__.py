@@ -4,11 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.diffusion.distribution_matching import DistributionMatching, DMDSection
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
-from kdlm.methods.method import EmaOf, Method, Role, Step, Term, Terms, Trainable
+from kdlm.methods.method import EmaOf, Method, Role, SnapshotOf, Step, Term, Terms, Trainable
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
@@ -38,6 +39,7 @@ AnyMethod = Annotated[
     | GKDSection
     | DistiLLM2Section
     | TsdKDSection
+    | DMDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -46,8 +48,10 @@ __all__ = [
     "GKD",
     "AnyMethod",
     "CustomMethod",
+    "DMDSection",
     "DistiLLM2",
     "DistiLLM2Section",
+    "DistributionMatching",
     "EmaOf",
     "GKDSection",
     "HiddenKD",
@@ -63,6 +67,7 @@ __all__ = [
     "Role",
     "SequenceKD",
     "SequenceKDSection",
+    "SnapshotOf",
     "Step",
     "Taid",
     "TaidSection",

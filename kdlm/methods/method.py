@@ -13,21 +13,33 @@ from torch import Tensor, nn
 from kdlm.losses import count_kept
 
 Batch = dict[str, Tensor]
-"""`input_ids`, `labels`, and `attention_mask` or `position_ids`. Where the student wrote some of the text there is,
-for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether the student drew it; `log_probs`, what its
-engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence `truncated`,
-whether it was cut, and `reward` where there is a verifier (else NaN). `index`, where rows have it, is that of the row
-whose prompt a completion follows: equal for completions of one prompt."""
+"""Of images: `pixel_values` `[batch, channels, height, width]`, `labels` (the class, or IGNORE_INDEX) and `index`, the
+number of the row in its split. Of anything else that a denoiser makes: `samples` `[batch, ...]` in their place.
+
+Of text: `input_ids`, `labels`, and `attention_mask` or `position_ids`. Where the student wrote some of the text there
+is, for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether the student drew it; `log_probs`, what
+its engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence
+`truncated`, whether it was cut, and `reward` where there is a verifier (else NaN). `index`, where rows have it, is that
+of the row whose prompt a completion follows: equal for completions of one prompt."""
 Nets = Mapping[str, Any]
 """Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where a run stands: optimiser steps done, and how many there will be."""
+    """Where a run stands.
+
+    Attributes:
+        index: optimiser steps done.
+        total: how many there will be.
+        epoch: whole passes over the data that are done.
+        seed: of the run, for what is drawn at random in a step.
+    """
 
     index: int
     total: int
+    epoch: int = 0
+    seed: int = 0
 
     @property
     def progress(self) -> float:
@@ -94,7 +106,14 @@ class EmaOf:
     decay: float = 0.999
 
 
-Role = Trainable | EmaOf
+@dataclass(frozen=True)
+class SnapshotOf:
+    """A role that is a frozen copy of another, taken anew when an epoch ends."""
+
+    role: str
+
+
+Role = Trainable | EmaOf | SnapshotOf
 
 
 class Method:
@@ -102,8 +121,15 @@ class Method:
 
     paper: ClassVar[str] = ""
     needs: frozenset[str] = frozenset()
-    """What must be there: `teacher` (any signal), `teacher.layers` (its hidden layers), `labels`,
-    `rollouts` (the student's own text)."""
+    """What must be there. Of the teacher: `teacher` (any signal over tokens), `teacher.layers` (its hidden layers),
+    `teacher.classes` (an image classifier), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`,
+    `samples` (of what a denoiser makes). `rollouts`: the student's own text."""
+    computes: tuple[str, ...] = ()
+    """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
+    paced_by: str = "tokens"
+    """The unit whose number per second is the pace of a run."""
+    exported: str = "student"
+    """The role whose weights a finished run hands out: the student, or an average that follows it."""
     follows: tuple[str, ...] = ()
     """Names of the terms or metrics whose global mean `stepped` wants after every optimiser step."""
 
@@ -146,6 +172,10 @@ class Method:
 
     def stepped(self, step: Step, means: dict[str, Tensor]) -> None:
         """Move the schedule state after an optimiser step; `means` (of `follows`) is equal on all ranks."""
+
+    def sampler(self) -> Any:
+        """Return how a student that is a denoiser writes samples, for evaluation; None for any other student."""
+        return None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the schedule state as tensors, for checkpoints."""

@@ -1,13 +1,19 @@
-"""Language models: how they are opened, made, pruned, adapted, and read as signals."""
+"""Models: how they are opened, made, pruned, adapted, and read by methods."""
 
 from kdlm.models.adapters import Lora, adapt, merge
+from kdlm.models.classifiers import Classifier
+from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
 from kdlm.models.heads import read_head
 from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, device_of, named
 from kdlm.models.prediction import Predictor
+from kdlm.models.views import view
 
 __all__ = [
     "AnySource",
     "AnyStudent",
+    "Classifier",
+    "DenoiserSource",
+    "DenoiserStudent",
     "Fresh",
     "Loading",
     "Lora",
@@ -20,4 +26,5 @@ __all__ = [
     "merge",
     "named",
     "read_head",
+    "view",
 ]

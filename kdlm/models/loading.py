@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from kdlm.models.adapters import Lora
+from kdlm.models.denoisers import DenoiserStudent
 from kdlm.sandbox import SandboxModel
 from kdlm.section import Section
 from kdlm.section_loader import suggestion
@@ -236,7 +237,9 @@ class Pruned(StudentOptions):
         return f"pruned from {self.source.describe()}"
 
 
-AnyStudent = Annotated[PretrainedStudent | SandboxStudent | Fresh | Pruned, Field(discriminator="name")]
+AnyStudent = Annotated[
+    PretrainedStudent | SandboxStudent | Fresh | Pruned | DenoiserStudent, Field(discriminator="name")
+]
 
 
 def _open(auto: Any, path: str, **options: Any) -> Any:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from kdlm.sandbox.datasets import CodeCorpus, CodeTokenizer, TaskSet
+from kdlm.sandbox.denoisers import ExactDenoiser, TrainedDenoiser
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
 
-Spec = CodeCorpus | TaskSet | CodeTokenizer | LanguageModel | PaddedModel
+Spec = CodeCorpus | TaskSet | CodeTokenizer | LanguageModel | PaddedModel | TrainedDenoiser | ExactDenoiser
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,15 @@ _ENTRIES = (
         1,
         PaddedModel("code-teacher-tiny", rows=544, seed=0),
     ),
+    Entry(
+        "digits-denoiser",
+        "of the digits, by class",
+        "0.3 M parameters",
+        35,
+        TrainedDenoiser("digits", width=128, depth=3, steps=4_000),
+    ),
+    Entry("ring-denoiser", "of the ring", "0.2 M parameters", 15, TrainedDenoiser("ring", 128, 3, steps=2_000)),
+    Entry("ring-exact", "the ring's own posterior mean", "8 modes", 1, ExactDenoiser()),
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 

@@ -10,6 +10,7 @@ from kdlm.section import Custom, Section
 from kdlm.signal import Dense, Hidden, Mixture, Rows, Signal
 from kdlm.teachers.cached import CachedTeacher, CachedTeacherSection
 from kdlm.teachers.ensemble import Ensemble
+from kdlm.teachers.frozen import DenoiserTeacherSection, FrozenNetwork, freeze
 from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
 from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
 from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
@@ -121,7 +122,7 @@ def teachers_of(section: Any) -> list[tuple[str, Any]]:
     return [] if section is None else [("teacher", section)]
 
 
-AnyTeacher = Annotated[SingleTeacher | EnsembleSection, Field(discriminator="name")]
+AnyTeacher = Annotated[SingleTeacher | EnsembleSection | DenoiserTeacherSection, Field(discriminator="name")]
 __all__ = [
     "AnyTeacher",
     "ByDomain",
@@ -129,8 +130,10 @@ __all__ = [
     "CachedTeacherSection",
     "Confidence",
     "CustomTeacher",
+    "DenoiserTeacherSection",
     "Ensemble",
     "EnsembleSection",
+    "FrozenNetwork",
     "Learned",
     "LocalTeacher",
     "LocalTeacherSection",
@@ -142,5 +145,6 @@ __all__ = [
     "Teacher",
     "VLLMTeacher",
     "VLLMTeacherSection",
+    "freeze",
     "teachers_of",
 ]

@@ -1,0 +1,1 @@
+"""Methods that distil diffusion and flow models."""

@@ -1,0 +1,20 @@
+"""How a method sees a network: what it calls with a batch, in place of the bare module."""
+
+from typing import Any
+
+from torch import nn
+
+from kdlm.models.classifiers import Classifier, is_image_classifier
+from kdlm.models.prediction import Predictor
+
+
+def view(module: nn.Module) -> Any:
+    """Return what methods call: a `Predictor` of a language model, a `Classifier` of an image classifier, else itself.
+
+    A module that says what it `provides` (a denoiser, a set of synthetic images) has the methods' interface already.
+    """
+    if hasattr(module, "provides"):
+        return module
+    if hasattr(module, "get_output_embeddings") and module.get_output_embeddings() is not None:
+        return Predictor(module)
+    return Classifier(module) if is_image_classifier(module) else module

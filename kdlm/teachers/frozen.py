@@ -1,0 +1,52 @@
+"""A frozen network that is no language model as the teacher: an image classifier, a denoiser."""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from kdlm.models import DenoiserSource, Predictor, view
+from kdlm.teachers.local import LocalTeacher
+
+
+class FrozenNetwork:
+    """Lets methods call a network whose parameters are frozen; stays off the trainer's module tree.
+
+    Whether a graph is kept is the method's choice, in one of three ways: under `torch.no_grad()` there is none;
+    without it gradients flow through the teacher to live inputs, and never into its parameters; what is detached
+    stops there.
+
+    Args:
+        module: put in eval mode and frozen here.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module.eval().requires_grad_(False)
+        self.view = view(self.module)
+        """What methods call under the name `teacher`."""
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What methods may need of it."""
+        return getattr(self.view, "provides", frozenset())
+
+    def to(self, device: torch.device) -> "FrozenNetwork":
+        """Move the network."""
+        self.module.to(device)
+        return self
+
+
+def freeze(model: nn.Module) -> LocalTeacher | FrozenNetwork:
+    """Return the teacher that a model is."""
+    return LocalTeacher(model) if isinstance(view(model), Predictor) else FrozenNetwork(model)
+
+
+class DenoiserTeacherSection(DenoiserSource):
+    """A frozen diffusion or flow model."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"teacher.denoiser"})
+    """What a method may need of it, known without loading the weights."""
+
+    def build(self, device: torch.device) -> FrozenNetwork:
+        """Load the model and freeze it; `device` is where the student trains."""
+        return FrozenNetwork(self.load()).to(device)
