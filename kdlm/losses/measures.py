@@ -52,7 +52,7 @@ def accuracy(student: Tensor, teacher: Any, labels: Tensor, vocab: Vocab) -> Ten
 def teacher_cross_entropy(student: Tensor, teacher: Any, labels: Tensor, vocab: Vocab) -> Tensor:
     """Next-token loss of the teacher over the shared ids, in nats, infinite for a label that is none of them."""
     log_p = log_probs(teacher, 1.0)
-    place = label_places(labels, vocab)
+    place = label_places(labels, log_p.shape[-1] if vocab is None else vocab)
     found = log_p.gather(-1, place.clamp(min=0)[:, None]).squeeze(-1)
     return torch.where(place != IGNORE_INDEX, -found, torch.inf)
 

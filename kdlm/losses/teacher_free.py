@@ -56,7 +56,8 @@ def uskd(
     gives 0 and no gradient: there is no teacher to ask.
 
     Args:
-        mean_square: mean of `q_y^2` over the labelled rows of the batch, all ranks of it.
+        mean_square: mean of `q_y^2` over the labelled rows of the batch, all ranks of it, from the student's logits
+            or, in chunks, from `token_log_probs`.
     """
     label = labels.clamp(min=0)
     log_q = log_probs(student, 1.0)
