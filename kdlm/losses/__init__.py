@@ -8,6 +8,7 @@ from kdlm.losses.adaptive import AdaptiveKL, adaptive_kl
 from kdlm.losses.chunked import chunked
 from kdlm.losses.cross_entropy import CrossEntropy, cross_entropy
 from kdlm.losses.custom import CustomLoss
+from kdlm.losses.decoupled import DKD, decoupled_kl
 from kdlm.losses.fused import plan_chunks
 from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
@@ -15,16 +16,21 @@ from kdlm.losses.log_probs import teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import measures_for
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
+from kdlm.losses.normalised import NKD, normalised_kd
 from kdlm.losses.objective import weighted_sum
+from kdlm.losses.ofa import OFA, ofa
 from kdlm.losses.policy import importance_weights, k3, returns
+from kdlm.losses.relational import rkd_angle, rkd_distance
 from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
 from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
 from kdlm.losses.taid import TowardsTeacher, taid_kl
+from kdlm.losses.teacher_free import progressive_cross_entropy, uskd, uskd_others, uskd_target
 from kdlm.losses.tokens import count_kept, kept_rows, reduce
 from kdlm.losses.truncated import bucket, on_bucket
 from kdlm.losses.tvd import TVD, TVDPlusPlus, total_variation, tvd_plus_plus
+from kdlm.losses.vocabulary import label_places
 from kdlm.signal import IGNORE_INDEX
 
 AnyLoss = Annotated[
@@ -38,14 +44,20 @@ AnyLoss = Annotated[
     | TVDPlusPlus
     | AdaptiveKL
     | AlphaMixture
+    | DKD
+    | NKD
+    | OFA
     | CustomLoss,
     Field(discriminator="name"),
 ]
 """A loss of a recipe, chosen by its `name`."""
 
 __all__ = [
+    "DKD",
     "IGNORE_INDEX",
     "JSD",
+    "NKD",
+    "OFA",
     "TVD",
     "AdaptiveKL",
     "AlphaMixture",
@@ -72,6 +84,7 @@ __all__ = [
     "chunked",
     "count_kept",
     "cross_entropy",
+    "decoupled_kl",
     "entropy",
     "forward_kl",
     "gated_jsd",
@@ -79,14 +92,20 @@ __all__ = [
     "importance_weights",
     "k3",
     "kept_rows",
+    "label_places",
     "measures_for",
+    "normalised_kd",
     "numbered_names",
+    "ofa",
     "on_bucket",
     "plackett_luce",
     "plan_chunks",
+    "progressive_cross_entropy",
     "reduce",
     "returns",
     "reverse_kl",
+    "rkd_angle",
+    "rkd_distance",
     "sampled_cross_entropy",
     "skew_kl",
     "skew_reverse_kl",
@@ -95,6 +114,9 @@ __all__ = [
     "token_log_probs",
     "total_variation",
     "tvd_plus_plus",
+    "uskd",
+    "uskd_others",
+    "uskd_target",
     "value_at",
     "weighted_sum",
 ]

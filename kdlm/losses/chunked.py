@@ -32,7 +32,8 @@ def chunked(
     tensor in `rowwise`; it returns `[n]`, or `([n], {name: [n]})` with `has_aux`, and must not mix rows.
 
     Args:
-        vocab: ids shared by both tokenizers, to which both sides are cut before they reach `loss`.
+        vocab: ids shared by both tokenizers, to which both sides are cut before they reach `loss`; labels in `rowwise`
+            are not touched (see `label_places`).
         weights: factor of each row, without gradient.
         chunk_rows: rows projected at once; by default as many as pay, within 320 MiB (CPU) or 1 GiB (CUDA).
         impl: "triton" (fused kernels, CUDA), "torch", or "auto", the better of those that can run. A divergence of

@@ -14,7 +14,8 @@ class CustomLoss(Custom, Loss):
     """Your own function `(student_logits [rows, vocab], teacher, labels [rows], **args) -> [rows]`.
 
     It is written eagerly, in plain torch; chunking and gradients come from kdlm. `teacher` is logits `[rows, vocab]`
-    without gradient, or a `TopK` or `Sampled` where the teacher gives that.
+    without gradient, or a `TopK` or `Sampled` where the teacher gives that. `labels` count the columns of the logits:
+    where the vocabularies differ, those are the shared ids, and a label that is none of them is IGNORE_INDEX.
     """
 
     name: Literal["custom"] = "custom"

@@ -60,11 +60,15 @@ class Divergence(Loss):
     ) -> Float[Tensor, "rows"]:
         if isinstance(teacher, TopK):
             return on_bucket(self.divergence, student, teacher, **self.options())
-        if not isinstance(teacher, Tensor):
-            given = "no teacher" if teacher is None else f"a {type(teacher).__name__} signal"
-            wanted = ", ".join(sorted(kind.__name__ for kind in self.signals))
-            raise ValueError(f"{type(self).__name__} takes a signal of {wanted}, got {given}")
-        return self.divergence(student, teacher, **self.options())
+        return self.divergence(student, self.whole(teacher), **self.options())
+
+    def whole(self, teacher: TeacherRows) -> Float[Tensor, "rows vocab"]:
+        """Return the teacher's logits. Raises ValueError where it gives something else."""
+        if isinstance(teacher, Tensor):
+            return teacher
+        given = "no teacher" if teacher is None else f"a {type(teacher).__name__} signal"
+        wanted = ", ".join(sorted(kind.__name__ for kind in self.signals))
+        raise ValueError(f"{type(self).__name__} takes a signal of {wanted}, got {given}")
 
 
 def numbered_names(losses: Sequence[Section]) -> list[str]:

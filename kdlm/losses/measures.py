@@ -12,8 +12,8 @@ from kdlm.losses.distributions import log_probs
 from kdlm.losses.kl import forward_kl
 from kdlm.losses.loss import TeacherRows
 from kdlm.losses.truncated import on_bucket, on_draws
-from kdlm.losses.vocabulary import Vocab, cut
-from kdlm.signal import Dense, Hidden, Mixture, TopK
+from kdlm.losses.vocabulary import Vocab, cut, label_places
+from kdlm.signal import IGNORE_INDEX, Dense, Hidden, Mixture, TopK
 
 
 def cross_entropy(student: Tensor, teacher: Any, labels: Tensor, vocab: Vocab) -> Tensor:
@@ -52,10 +52,9 @@ def accuracy(student: Tensor, teacher: Any, labels: Tensor, vocab: Vocab) -> Ten
 def teacher_cross_entropy(student: Tensor, teacher: Any, labels: Tensor, vocab: Vocab) -> Tensor:
     """Next-token loss of the teacher over the shared ids, in nats, infinite for a label that is none of them."""
     log_p = log_probs(teacher, 1.0)
-    place = torch.searchsorted(vocab, labels) if isinstance(vocab, Tensor) else labels
-    place = place.clamp(max=log_p.shape[-1] - 1)
-    meant = vocab[place] if isinstance(vocab, Tensor) else place
-    return torch.where(meant == labels, -log_p.gather(-1, place[:, None]).squeeze(-1), torch.inf)
+    place = label_places(labels, log_p.shape[-1] if vocab is None else vocab)
+    found = log_p.gather(-1, place.clamp(min=0)[:, None]).squeeze(-1)
+    return torch.where(place != IGNORE_INDEX, -found, torch.inf)
 
 
 _OF_STUDENT = {"cross_entropy": cross_entropy, "student_entropy": student_entropy, "accuracy": accuracy}

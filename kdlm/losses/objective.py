@@ -12,7 +12,7 @@ from kdlm.losses import vocabulary
 from kdlm.losses.fused import fused
 from kdlm.losses.loss import TeacherRows
 from kdlm.losses.sweep import sweep
-from kdlm.losses.vocabulary import Vocab, cut
+from kdlm.losses.vocabulary import Vocab, cut, label_places
 from kdlm.signal import Dense, Hidden, Signal
 
 Term = tuple[str, Callable[..., Tensor], float]
@@ -34,8 +34,9 @@ def weighted_sum(
 
     Both heads are projected once, whatever the number of terms, and no `[rows, vocab]` tensor exists (see `chunked`).
     Terms with `full_vocabulary` (cross-entropy) see all of the student's logits, the others those of the ids in
-    `vocab`. A term of weight 0 is measured, and left out of the gradient. Raises ValueError for names that occur
-    twice, a measure that does not exist or that the teacher cannot give, and vocabularies that do not match.
+    `vocab`, and labels that count those ids (`label_places`): IGNORE_INDEX where the label is none of them. A term of
+    weight 0 is measured, and left out of the gradient. Raises ValueError for names that occur twice, a measure that
+    does not exist or that the teacher cannot give, and vocabularies that do not match.
     """
     names = [name for name, _, _ in terms]
     if len(set(names)) < len(names):
@@ -53,10 +54,11 @@ def weighted_sum(
     def total(full: Tensor, teacher_rows: TeacherRows, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         value = torch.zeros(len(full), dtype=full.dtype, device=full.device)
         parts: dict[str, Tensor] = {}
-        shared = cut(full, vocab)
+        shared, places = cut(full, vocab), label_places(rows, vocab)
         for name, term, weight in terms:
+            ours, own = (full, rows) if getattr(term, "full_vocabulary", False) else (shared, places)
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
-                parts[name] = term(full if getattr(term, "full_vocabulary", False) else shared, teacher_rows, rows)
+                parts[name] = term(ours, teacher_rows, own)
             value = value + weight * parts[name] if weight else value
         return value, parts | watching.measure(functions, full, teacher_rows, rows, vocab)
 

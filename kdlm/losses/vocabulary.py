@@ -1,9 +1,10 @@
 """Vocabularies of different size: both sides are cut to the ids that the tokenizers share, before the softmax."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kdlm.signal import Dense, Hidden, Mixture, Sampled, Signal, TopK
+from kdlm.signal import IGNORE_INDEX, Dense, Hidden, Mixture, Sampled, Signal, TopK
 
 Vocab = int | Int[Tensor, "shared"] | None
 """Shared token ids: all (None), the first n, or a rising list of ids that mean the same token in both tokenizers."""
@@ -14,6 +15,16 @@ def cut(logits: Float[Tensor, "*rows vocab"], vocab: Vocab) -> Float[Tensor, "*r
     if vocab is None:
         return logits
     return logits[..., :vocab] if isinstance(vocab, int) else logits.index_select(-1, vocab)
+
+
+def label_places(labels: Int[Tensor, "*rows"], vocab: Vocab) -> Int[Tensor, "*rows"]:
+    """Return where among the shared ids each label is, and IGNORE_INDEX for one that is none of them."""
+    if vocab is None:
+        return labels
+    if isinstance(vocab, int):
+        return labels.where(labels < vocab, IGNORE_INDEX)
+    place = torch.searchsorted(vocab, labels).clamp(max=len(vocab) - 1)
+    return place.where(vocab[place] == labels, IGNORE_INDEX)
 
 
 def whole(teacher: Signal | None) -> tuple[Dense | Hidden, ...]:

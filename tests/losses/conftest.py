@@ -10,6 +10,7 @@ from linear_pair import ROWS, STUDENT, TEACHER, VOCAB
 from kdlm.losses import (
     adaptive_kl,
     alpha_mixture,
+    decoupled_kl,
     forward_kl,
     generalised_jsd,
     reverse_kl,
@@ -32,6 +33,7 @@ DIFFERENTIABLE = {
     "alpha_mixture_0": alpha_mixture,
     "alpha_mixture_geometric": partial(alpha_mixture, alpha=1.0, share=0.4),
     "alpha_mixture_harmonic": partial(alpha_mixture, alpha=3.0, share=0.4),
+    "dkd_without_labels": partial(decoupled_kl, beta=2.0),
 }
 # These hold a part of the student fixed, so finite differences do not see the gradient that is meant.
 PARTLY_DETACHED = {"adaptive_kl": adaptive_kl, "taid": partial(taid_kl, t=0.4), "tvd_plus_plus": tvd_plus_plus}
