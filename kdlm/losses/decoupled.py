@@ -21,7 +21,7 @@ def decoupled_kl(
     temperature: float = 1.0,
     t_squared: bool = True,
 ) -> Float[Tensor, "*rows"]:
-    """Return `T^2 (alpha TCKD + beta NCKD)` (DKD, CVPR 2022, arXiv 2203.08679, equations 5 to 7).
+    """Return `T^2 (alpha TCKD + beta NCKD)` (DKD, CVPR 2022, arXiv 2203.08679).
 
     TCKD is the KL between `[p_y, 1 - p_y]` and `[q_y, 1 - q_y]`, y the label; NCKD that between p and q among the other
     classes, renormalised. `KL(p || q) = TCKD + (1 - p_y) NCKD`: where the teacher is sure of the label, forward KL

@@ -17,6 +17,7 @@ from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
+from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
 from kdlm.section import Custom
 
 
@@ -39,6 +40,7 @@ AnyMethod = Annotated[
     | GKDSection
     | DistiLLM2Section
     | TsdKDSection
+    | ImageKDSection
     | DMDSection
     | CustomMethod,
     Field(discriminator="name"),
@@ -56,6 +58,8 @@ __all__ = [
     "GKDSection",
     "HiddenKD",
     "HiddenKDSection",
+    "ImageKD",
+    "ImageKDSection",
     "LogitKD",
     "LogitKDSection",
     "Method",

@@ -1,0 +1,124 @@
+"""Distillation of image classifiers by the losses of language models: an image is a row, and its class the token."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kdlm.losses import IGNORE_INDEX, Loss, numbered_names, weighted_sum
+from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms
+from kdlm.section import Section
+from kdlm.signal import Dense
+
+Features = dict[str, Any]
+
+
+class ImageKD(Method):
+    """Sum losses over the images of a batch (Hinton et al. 2015, arXiv 1503.02531).
+
+    Losses that look at labels alone are taken on the labelled images and divided by their number, those that listen to
+    the teacher on all images. A subclass adds terms on features by `beside`, of the modules that it names.
+
+    Args:
+        losses: of the recipe, with their weights.
+    """
+
+    paper = "arXiv 1503.02531"
+    paced_by = "images"
+    student_features: Sequence[str] = ()
+    """Paths of the student's modules whose outputs `beside` gets."""
+    teacher_features: Sequence[str] = ()
+    """Paths of the teacher's."""
+
+    def __init__(self, losses: Sequence[Loss] = ()):
+        self.image_losses = dict(zip(numbered_names(losses), losses, strict=True))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        listens = self.teacher_features or any(loss.needs_teacher for loss in self.image_losses.values())
+        return frozenset({"images"} | ({"teacher.classes"} if listens else set()))
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        labels = batch["labels"]
+        return {"images": torch.tensor(len(labels), device=labels.device), "labels": (labels != IGNORE_INDEX).sum()}
+
+    def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
+        images, labels = batch["pixel_values"], batch["labels"]
+        teacher, theirs = self.ask_teacher(nets, images)
+        student, ours = nets["student"].with_features(images, self.student_features)
+        terms, metrics = self.compared(student, teacher, labels, step)
+        return Terms(terms | self.beside(nets, batch, ours, theirs, step), metrics)
+
+    @torch.no_grad()
+    def ask_teacher(self, nets: Nets, images: Tensor) -> tuple[Tensor | None, Features]:
+        """Return the teacher's logits and features of the images, or nothing where it is not listened to."""
+        if "teacher.classes" not in self.needs:
+            return None, {}
+        return nets["teacher"].with_features(images, self.teacher_features)
+
+    def beside(self, nets: Nets, batch: Batch, ours: Features, theirs: Features, step: Step) -> dict[str, Term]:
+        """Return terms on features, by name; `ours` are the student's, in its graph, `theirs` the teacher's."""
+        return {}
+
+    def compared(
+        self,
+        student: Float[Tensor, "images classes"],
+        teacher: Float[Tensor, "images classes"] | None,
+        labels: Int[Tensor, "images"],
+        step: Step,
+    ) -> tuple[dict[str, Term], dict[str, tuple[Tensor, str]]]:
+        """Return the losses on logits as terms, one of labels and one of the teacher, and each loss as a metric."""
+        terms: dict[str, Term] = {}
+        metrics: dict[str, tuple[Tensor, str]] = {}
+        for name, unit, listens in (("label_loss", "labels", False), ("teacher_loss", "images", True)):
+            chosen = [
+                (key, loss, loss.weight_at(step.progress, step.index))
+                for key, loss in self.image_losses.items()
+                if loss.needs_teacher == listens
+            ]
+            if chosen:
+                signal = Dense(teacher) if listens and teacher is not None else None
+                total, parts = weighted_sum(chosen, Dense(student), signal, labels)
+                terms[name] = Term(total.sum(), unit)
+                metrics |= {key: (parts[key].sum(), unit) for key, _, _ in chosen}
+        return terms, metrics
+
+    def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
+        """Give the step's own terms, accuracy and cross-entropy by the labels, agreement with and KL to the teacher."""
+        terms = self.losses(nets, batch, frozenset(), step)
+        images, labels = batch["pixel_values"], batch["labels"]
+        log_q = nets["student"](images).float().log_softmax(-1)
+        known = labels != IGNORE_INDEX
+        correct = (log_q.argmax(-1) == labels)[known].sum()
+        surprise = -log_q[known].gather(-1, labels[known, None]).sum()
+        metrics = {"accuracy": (correct.float(), "labels"), "cross_entropy": (surprise, "labels")}
+        if "teacher" in nets:
+            log_p = nets["teacher"](images).float().log_softmax(-1)
+            metrics["agreement"] = ((log_p.argmax(-1) == log_q.argmax(-1)).float().sum(), "images")
+            metrics["kl_to_teacher"] = ((log_p.exp() * (log_p - log_q)).sum(), "images")
+        return Terms(terms.terms, terms.metrics | metrics)
+
+
+class ImageOptions(Section):
+    """What is common to methods on image classifiers. Every other field goes to the method by its name."""
+
+    method: ClassVar[type[ImageKD]]
+    """The method that this Section configures."""
+
+    def build(self, losses: Sequence[Loss], vocab: Any) -> ImageKD:
+        """Return the method with the recipe's losses."""
+        return self.method(losses, **{key: value for key, value in self if key != "name"})
+
+
+class ImageKDSection(ImageOptions):
+    """Match the teacher's classes of images with the recipe's `losses`."""
+
+    method: ClassVar = ImageKD
+    name: Literal["image_kd"] = "image_kd"
+
+    def build(self, losses, vocab) -> ImageKD:
+        if not losses:
+            raise ValueError("losses: image_kd needs at least one, e.g. [{name: forward_kl, temperature: 4}]")
+        return super().build(losses, vocab)
