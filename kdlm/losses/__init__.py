@@ -15,6 +15,7 @@ from kdlm.losses.log_probs import teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import measures_for
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
+from kdlm.losses.mmd import RBFMixture, energy_distance, mmd2, negative_distance, polynomial
 from kdlm.losses.objective import weighted_sum
 from kdlm.losses.policy import importance_weights, k3, returns
 from kdlm.losses.sampled import sampled_cross_entropy
@@ -58,6 +59,7 @@ __all__ = [
     "ForwardKL",
     "Linear",
     "Loss",
+    "RBFMixture",
     "ReverseKL",
     "Selective",
     "SkewKL",
@@ -72,6 +74,7 @@ __all__ = [
     "chunked",
     "count_kept",
     "cross_entropy",
+    "energy_distance",
     "entropy",
     "forward_kl",
     "gated_jsd",
@@ -80,10 +83,13 @@ __all__ = [
     "k3",
     "kept_rows",
     "measures_for",
+    "mmd2",
+    "negative_distance",
     "numbered_names",
     "on_bucket",
     "plackett_luce",
     "plan_chunks",
+    "polynomial",
     "reduce",
     "returns",
     "reverse_kl",

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from kdlm.sandbox.datasets import CodeCorpus, CodeTokenizer, TaskSet
+from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
 
-Spec = CodeCorpus | TaskSet | CodeTokenizer | LanguageModel | PaddedModel
+Spec = CodeCorpus | TaskSet | CodeTokenizer | LanguageModel | PaddedModel | ImageClassifier
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ _ENTRIES = (
         "544 rows",
         1,
         PaddedModel("code-teacher-tiny", rows=544, seed=0),
+    ),
+    Entry(
+        "digits-classifier",
+        "of the 8 x 8 digits; its features measure generated ones",
+        "0.02 M parameters",
+        2,
+        ImageClassifier(width=32, epochs=40, batch=64, learning_rate=3e-3, seed=0),
     ),
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
