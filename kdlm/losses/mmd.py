@@ -70,7 +70,7 @@ class RBFMixture:
         self, a: Float[Tensor, "rows width"], b: Float[Tensor, "columns width"]
     ) -> Float[Tensor, "rows columns"]:
         half = _distances(a, b).square() / 2
-        return sum(torch.exp(-half / bandwidth**2) for bandwidth in self.bandwidths) / len(self.bandwidths)
+        return torch.stack([torch.exp(-half / bandwidth**2) for bandwidth in self.bandwidths]).mean(0)
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

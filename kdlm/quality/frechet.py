@@ -72,9 +72,7 @@ class FrechetStats:
         return stats
 
 
-def frechet_distance(
-    a: Float[Tensor, "n *shape"] | FrechetStats, b: Float[Tensor, "m *shape"] | FrechetStats
-) -> float:
+def frechet_distance(a: Float[Tensor, "n *shape"] | FrechetStats, b: Float[Tensor, "m *shape"] | FrechetStats) -> float:
     """Return `|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`, in squared units of the features.
 
     Frechet distance of two Gaussians (Dowson and Landau 1982); with Inception features it is the FID of Heusel et al.

@@ -18,7 +18,7 @@ class PrecisionRecall:
     Attributes:
         precision: of the samples that lie in a ball around a real one: quality.
         recall: of the real ones that lie in a ball around a sample: variety. A student that collapsed has little.
-        density: real balls that a sample lies in, over those it would; may exceed 1. One stray real point counts little.
+        density: real balls that a sample lies in, over `neighbours`; may exceed 1. One stray real point counts little.
         coverage: of the real ones whose ball holds a sample; less swayed by stray samples than recall.
     """
 
@@ -43,7 +43,10 @@ def precision_recall(
     if fake.shape[1] != real.shape[1]:
         raise ValueError(f"samples and reference must have one width, got {fake.shape[1]} and {real.shape[1]}")
     if not 1 <= neighbours < min(len(fake), len(real)):
-        raise ValueError(f"neighbours must lie between 1 and the rows less one, got {neighbours} of {len(fake)}")
+        sizes = f"{len(fake)} and {len(real)}"
+        raise ValueError(
+            f"neighbours must lie between 1 and the rows of each set less one, got {neighbours} of {sizes}"
+        )
     fake_reach, real_reach = _reach(fake, neighbours), _reach(real, neighbours)
     inside = torch.zeros(len(fake), dtype=torch.float64, device=fake.device)  # real balls around each sample
     found = torch.zeros(len(real), dtype=torch.bool, device=fake.device)

@@ -1,6 +1,6 @@
 """The figures that a run logs about a set of samples."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from kdlm.quality.sets import as_rows
 BATCH = 256  # samples that the feature network sees at once
 
 
+@runtime_checkable
 class FeatureNet(Protocol):
     """A frozen classifier that also shows what it saw: samples -> (features [n, width], logits [n, classes])."""
 

@@ -50,7 +50,9 @@ def mode_report(
         raise ValueError(f"std must be above 0, got {std}")
     expected = torch.ones(len(middle)) if weights is None else weights
     if expected.shape != (len(middle),) or not (expected >= 0).all() or not 0 < expected.sum() < torch.inf:
-        raise ValueError(f"weights must be {len(middle)} numbers of 0 or more, one of a centre, got {expected.tolist()}")
+        raise ValueError(
+            f"weights must be {len(middle)} numbers of 0 or more, one of a centre, got {expected.tolist()}"
+        )
     expected = (expected / expected.sum()).to(rows)
     distance, nearest = torch.cdist(rows, middle).min(1)
     good = distance <= REACH * std

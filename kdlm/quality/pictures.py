@@ -13,7 +13,7 @@ from torch import Tensor
 from kdlm.disk import write_bytes
 from kdlm.quality.sets import as_rows
 
-Picture = UInt8[np.ndarray, "height width 3"]
+Picture = UInt8[np.ndarray, "down across 3"]
 
 GAP = 2  # pixels between images
 PAPER = 255
@@ -79,9 +79,7 @@ def side_by_side(
     return np.concatenate([_widened(band, width) for band in bands])
 
 
-def scatter(
-    points: Float[Tensor, "n 2"], reference: Float[Tensor, "m 2"] | None = None, *, side: int = 400
-) -> Picture:
+def scatter(points: Float[Tensor, "n 2"], reference: Float[Tensor, "m 2"] | None = None, *, side: int = 400) -> Picture:
     """Return points of the plane as red dots on a square of `side` pixels, the reference grey below them.
 
     The square holds the reference with a fifth of its extent around it (of the points when there is no reference), so
@@ -119,7 +117,7 @@ def write_png(path: str | Path, picture: Picture) -> None:
     write_bytes(Path(path), content.getvalue())
 
 
-def _tiles(images: Tensor, scale: int | None) -> UInt8[np.ndarray, "n height width 3"]:
+def _tiles(images: Tensor, scale: int | None) -> UInt8[np.ndarray, "n down across 3"]:
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images are [n, 1 or 3, height, width], got {list(images.shape)}")
     as_rows(images, "images", least=1)
@@ -144,8 +142,7 @@ def _widened(picture: Picture, width: int) -> Picture:
 
 def _title_width(titles: Sequence[str]) -> int:
     """Pixels of the longest title and the room around it."""
-    font = _font() if titles else None
-    return max((int(font.getlength(title)) + 3 * GAP for title in titles), default=0)
+    return max((int(_font().getlength(title)) + 3 * GAP for title in titles), default=0)
 
 
 def _written(paper: Picture, titles: Sequence[str], middles: Sequence[int]) -> Picture:

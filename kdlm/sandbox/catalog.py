@@ -109,9 +109,9 @@ def names() -> tuple[Entry, ...]:
 def build(name: str, *, cache: Path | None = None, progress: Progress | None = console) -> Path:
     """Return the finished folder of a sandbox model, tokenizer or dataset, building it and its needs when missing.
 
-    A model's or tokenizer's folder opens with `from_pretrained`; a dataset's holds jsonl files. Folders are kept in
-    `cache` (default $KDLM_CACHE, else ~/.cache/kdlm) under the content hash of everything that determines them.
-    Several processes may ask at once: one builds. `progress` None is silent.
+    A language model's or tokenizer's folder opens with `from_pretrained`; a dataset's holds jsonl files. Folders are
+    kept in `cache` (default $KDLM_CACHE, else ~/.cache/kdlm) under the content hash of everything that determines
+    them. Several processes may ask at once: one builds. `progress` None is silent.
 
     Raises ValueError for an unknown name.
     """
