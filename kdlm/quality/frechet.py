@@ -81,7 +81,8 @@ def frechet_distance(a: Float[Tensor, "n *shape"] | FrechetStats, b: Float[Tenso
     beside it.
 
     Either side may be `FrechetStats`, of a reference that is gathered once. Two sets with fewer rows than columns are
-    compared without a [width, width] matrix, which is the same number and fits images in pixels.
+    compared without a [width, width] matrix, which is the same number and fits images in pixels. The time is cubic in
+    the width, or in the rows if they are fewer.
 
     Raises ValueError for fewer than two rows, unequal widths, or values that are not finite.
     """

@@ -55,7 +55,7 @@ def grid(
 
 
 def side_by_side(
-    images: Mapping[str, Float[Tensor, "n channels height width"]], columns: int = 12, scale: int | None = None
+    images: Mapping[str, Float[Tensor, "n _ height width"]], columns: int = 12, scale: int | None = None
 ) -> Picture:
     """Return one titled row for each set, under one another: what teacher and student make of the same noise.
 
