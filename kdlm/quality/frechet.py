@@ -81,7 +81,7 @@ def frechet_distance(a: Float[Tensor, "n *shape"] | FrechetStats, b: Float[Tenso
     beside it.
 
     Either side may be `FrechetStats`, of a reference that is gathered once. Two sets with fewer rows than columns are
-    compared without a [width, width] matrix, which is the same number and fits images in pixels. The time is cubic in
+    compared without a [width, width] matrix, which is the same number and fits images in pixels. Time is cubic in
     the width, or in the rows if they are fewer.
 
     Raises ValueError for fewer than two rows, unequal widths, or values that are not finite.
@@ -89,7 +89,7 @@ def frechet_distance(a: Float[Tensor, "n *shape"] | FrechetStats, b: Float[Tenso
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         rows_a, rows_b = as_rows(a, "the first set"), as_rows(b, "the second set")
         _same_width(rows_a.shape[1], rows_b.shape[1])
-        if len(rows_a) + len(rows_b) <= rows_a.shape[1]:
+        if max(len(rows_a), len(rows_b)) <= rows_a.shape[1]:
             return _from_rows(rows_a, rows_b)
     a, b = (side if isinstance(side, FrechetStats) else _stats(side) for side in (a, b))
     _same_width(len(a.total), len(b.total))

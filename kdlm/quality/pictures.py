@@ -76,7 +76,8 @@ def side_by_side(
         together = torch.cat([batch.expand(-1, most, -1, -1).float().cpu() for batch in rows])
         bands.append(grid(together, len(rows[0]), scale, titles=list(images)))
     width = max(band.shape[1] for band in bands)
-    return np.concatenate([_widened(band, width) for band in bands])
+    beside = [((0, 0), (0, width - band.shape[1]), (0, 0)) for band in bands]
+    return np.concatenate([np.pad(band, room, constant_values=PAPER) for band, room in zip(bands, beside, strict=True)])
 
 
 def scatter(points: Float[Tensor, "n 2"], reference: Float[Tensor, "m 2"] | None = None, *, side: int = 400) -> Picture:
@@ -132,12 +133,6 @@ def _tiles(images: Tensor, scale: int | None) -> UInt8[np.ndarray, "n down acros
 
 def _paper(height: int, width: int) -> Picture:
     return np.full((height, width, 3), PAPER, dtype=np.uint8)
-
-
-def _widened(picture: Picture, width: int) -> Picture:
-    paper = _paper(picture.shape[0], width)
-    paper[:, : picture.shape[1]] = picture
-    return paper
 
 
 def _title_width(titles: Sequence[str]) -> int:
