@@ -16,6 +16,7 @@ from kdlm.losses.log_probs import teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import measures_for
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
+from kdlm.losses.mmd import RBFMixture, energy_distance, mmd2, negative_distance, polynomial
 from kdlm.losses.normalised import NKD, normalised_kd
 from kdlm.losses.objective import weighted_sum
 from kdlm.losses.ofa import OFA, ofa
@@ -70,6 +71,7 @@ __all__ = [
     "ForwardKL",
     "Linear",
     "Loss",
+    "RBFMixture",
     "ReverseKL",
     "Selective",
     "SkewKL",
@@ -85,6 +87,7 @@ __all__ = [
     "count_kept",
     "cross_entropy",
     "decoupled_kl",
+    "energy_distance",
     "entropy",
     "forward_kl",
     "gated_jsd",
@@ -94,12 +97,15 @@ __all__ = [
     "kept_rows",
     "label_places",
     "measures_for",
+    "mmd2",
+    "negative_distance",
     "normalised_kd",
     "numbered_names",
     "ofa",
     "on_bucket",
     "plackett_luce",
     "plan_chunks",
+    "polynomial",
     "progressive_cross_entropy",
     "reduce",
     "returns",

@@ -7,13 +7,23 @@ from typing import Any
 
 from kdlm.sandbox.datasets import CodeCorpus, CodeTokenizer, TaskSet
 from kdlm.sandbox.denoisers import ExactDenoiser, TrainedDenoiser
+from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
 
-Spec = CodeCorpus | TaskSet | CodeTokenizer | LanguageModel | PaddedModel | TrainedDenoiser | ExactDenoiser
+Spec = (
+    CodeCorpus
+    | TaskSet
+    | CodeTokenizer
+    | LanguageModel
+    | PaddedModel
+    | ImageClassifier
+    | TrainedDenoiser
+    | ExactDenoiser
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,13 @@ _ENTRIES = (
     ),
     Entry("ring-denoiser", "of the ring", "0.2 M parameters", 15, TrainedDenoiser("ring", 128, 3, steps=2_000)),
     Entry("ring-exact", "the ring's own posterior mean", "8 modes", 1, ExactDenoiser()),
+    Entry(
+        "digits-classifier",
+        "of the 8 x 8 digits; its features measure generated ones",
+        "0.02 M parameters",
+        2,
+        ImageClassifier(width=32, epochs=40, batch=64, learning_rate=3e-3, seed=0),
+    ),
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 
@@ -111,9 +128,9 @@ def names() -> tuple[Entry, ...]:
 def build(name: str, *, cache: Path | None = None, progress: Progress | None = console) -> Path:
     """Return the finished folder of a sandbox model, tokenizer or dataset, building it and its needs when missing.
 
-    A model's or tokenizer's folder opens with `from_pretrained`; a dataset's holds jsonl files. Folders are kept in
-    `cache` (default $KDLM_CACHE, else ~/.cache/kdlm) under the content hash of everything that determines them.
-    Several processes may ask at once: one builds. `progress` None is silent.
+    A language model's or tokenizer's folder opens with `from_pretrained`; a dataset's holds jsonl files. Folders are
+    kept in `cache` (default $KDLM_CACHE, else ~/.cache/kdlm) under the content hash of everything that determines
+    them. Several processes may ask at once: one builds. `progress` None is silent.
 
     Raises ValueError for an unknown name.
     """

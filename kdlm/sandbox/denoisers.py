@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kdlm.sandbox.language_models import _torch_release
+from kdlm.sandbox.language_models import torch_release
 from kdlm.sandbox.progress import Progress
 
 
@@ -32,7 +32,7 @@ class TrainedDenoiser:
     needs = ()
 
     def ingredients(self) -> dict[str, Any]:
-        return {**asdict(self), "torch": _torch_release()}
+        return {**asdict(self), "torch": torch_release()}
 
     def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
         from kdlm.sandbox.denoising import pretrain_denoiser

@@ -9,7 +9,7 @@ import torch
 from kdlm.diffusion import Level, ResidualDenoiser, edm_loss
 from kdlm.sandbox.denoisers import TrainedDenoiser
 from kdlm.sandbox.digits import digits
-from kdlm.sandbox.pretraining import _threads
+from kdlm.sandbox.pretraining import one_thread
 from kdlm.sandbox.progress import Progress
 from kdlm.sandbox.ring import ring
 
@@ -25,7 +25,7 @@ def pretrain_denoiser(made: TrainedDenoiser, progress: Progress, name: str) -> t
         samples, labels = train.images * 2 - 1, train.labels
     else:
         samples, labels = ring(20_000), None
-    with torch.random.fork_rng(devices=[]), _threads(1):
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(made.seed)
         classes, data = (0, 2.0 / math.sqrt(2)) if labels is None else (10, 0.5)
         options = {"width": made.width, "depth": made.depth, "num_classes": classes, "sigma_data": data}

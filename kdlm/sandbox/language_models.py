@@ -74,7 +74,7 @@ class LanguageModel:
         return (self.tokenizer, self.data) if self.training else (self.tokenizer,)
 
     def ingredients(self) -> dict[str, Any]:
-        return {**asdict(self), "torch": _torch_release()}
+        return {**asdict(self), "torch": torch_release()}
 
     def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
         import torch
@@ -109,7 +109,7 @@ class PaddedModel:
         return (self.model,)
 
     def ingredients(self) -> dict[str, Any]:
-        return {**asdict(self), "torch": _torch_release()}
+        return {**asdict(self), "torch": torch_release()}
 
     def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
         import torch
@@ -142,6 +142,6 @@ def _no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _torch_release() -> str:
+def torch_release() -> str:
     """Another torch draws and sums differently; its patch releases do not."""
     return ".".join(version("torch").split(".")[:2])

@@ -15,7 +15,6 @@ from kdlm.sandbox.jsonl import read_jsonl
 from kdlm.sandbox.language_models import Training
 from kdlm.sandbox.progress import Progress
 
-THREADS = 1  # two are a little faster on an idle machine and ten times slower on a busy one
 WARM_UP = 0.05
 WEIGHT_DECAY = 0.1
 EVAL_TOKENS = 32_768
@@ -30,7 +29,7 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, training.steps))
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    with _threads(THREADS), progress(f"{name}: training", training.steps) as advance:
+    with one_thread(), progress(f"{name}: training", training.steps) as advance:
         for _ in range(training.steps):
             windows = _draw(tokens, training, generator)
             logits = model(input_ids=windows[:, :-1]).logits
@@ -85,9 +84,10 @@ def _rate(step: int, steps: int) -> float:
 
 
 @contextmanager
-def _threads(most: int) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Two threads are a little faster on an idle machine and ten times slower on a busy one."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(most, before))
+    torch.set_num_threads(1)
     try:
         yield
     finally:
