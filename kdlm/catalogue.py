@@ -32,7 +32,7 @@ def entries() -> list[Entry]:
     from kdlm.models import AnyStudent
     from kdlm.teachers import AnyTeacher
 
-    found = [_entry("method", section, getattr(section, "method", section)) for section in members(AnyMethod)]
+    found = [_entry("method", section, _described(section)) for section in members(AnyMethod)]
     found += [_entry("loss", section, section) for section in members(AnyLoss)]
     found += [_entry("teacher", section, section) for section in members(AnyTeacher)]
     found += [_entry("student", section, section) for section in members(AnyStudent)]
@@ -53,6 +53,11 @@ def name_of(section: type[Section]) -> str:
     return section.model_fields["name"].default
 
 
+def _described(section: type[Section]) -> type:
+    """Return what tells of a method: its class, or its Section where several share a class and each has its paper."""
+    return section if hasattr(section, "paper") else getattr(section, "method", section)
+
+
 def _entry(kind: str, section: type[Section], owner: type) -> Entry:
     what = (owner.__doc__ or section.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
     return Entry(
@@ -69,7 +74,7 @@ def _paper(owner: type) -> str:
 
 def _needs(kind: str, owner: type) -> str:
     if kind == "method":
-        needs = getattr(owner, "needs", frozenset())
+        needs = getattr(getattr(owner, "method", owner), "needs", frozenset())
         return ", ".join(sorted(needs)) if isinstance(needs, frozenset) else "what its losses need"
     if kind == "loss":
         if not getattr(owner, "needs_teacher", True):

@@ -107,6 +107,7 @@ class DistillTrainer(Trainer):
         self._trainable = trainable_names(self.networks)
         self._active: frozenset[str] | None = None
         self._means: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # this rank's share of the step's means
+        self._followed: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # as they are, and not logged
         self._count = torch.zeros(())  # of what is trained on in the step, by all ranks
         self._computed: set[str] = set()  # names of the terms that some step had
         self._window = Window(self.method.paced_by)
@@ -198,8 +199,9 @@ class DistillTrainer(Trainer):
         """Return the loss whose gradient, averaged over ranks, is that of the global mean."""
         counts = {unit: count.clamp(min=1) for unit, count in counts.items()}
         loss = sum(term.weight * term.sum / counts[term.unit] for term in terms.terms.values())
-        for name, (value, unit) in terms.readings().items():
-            self._means[name] = self._means[name] + value.detach() / counts[unit]
+        for means, sums in ((self._means, terms.readings()), (self._followed, terms.followed)):
+            for name, (value, unit) in sums.items():
+                means[name] = means[name] + value.detach() / counts[unit]
         self._computed.update(terms.terms)
         self._count = counts[self.method.paced_by]
         return loss * self.accelerator.num_processes  # data parallelism averages gradients; the count is global
@@ -207,11 +209,13 @@ class DistillTrainer(Trainer):
     def _after_step(self) -> None:
         """Move what moves once per optimiser step: averages and the method's schedule."""
         step = self._step()
-        means = self._reduced({name: self._means[name] for name in self.method.follows})
+        wanted = {name: (self._means if name in self._means else self._followed)[name] for name in self.method.follows}
+        means = self._reduced(wanted)
         self.networks.move_averages(self.method, self._active or frozenset())
         self.method.stepped(step, means)
         self._window.add(self._means, self._count / self.accelerator.num_processes)
         self._means.clear()
+        self._followed.clear()
 
     def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum each value over the ranks, in one message."""

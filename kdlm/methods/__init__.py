@@ -4,7 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kdlm.methods.diffusion.distribution_matching import DistributionMatching, DMDSection
+from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
+from kdlm.methods.diffusion.distribution_matching import DistributionMatching
+from kdlm.methods.diffusion.mmd_ddm import MMDFineTuning, MMDFineTuningSection
+from kdlm.methods.diffusion.reverse_kl import DMDSection, SDSSection, VSDSection
+from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
@@ -41,7 +45,15 @@ AnyMethod = Annotated[
     | DistiLLM2Section
     | TsdKDSection
     | ImageKDSection
+    | SDSSection
+    | VSDSection
     | DMDSection
+    | DMD2Section
+    | FDistillSection
+    | SIMSection
+    | SiDSection
+    | LADDSection
+    | MMDFineTuningSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -50,18 +62,23 @@ __all__ = [
     "GKD",
     "AnyMethod",
     "CustomMethod",
+    "DMD2Section",
     "DMDSection",
     "DistiLLM2",
     "DistiLLM2Section",
     "DistributionMatching",
     "EmaOf",
+    "FDistillSection",
     "GKDSection",
     "HiddenKD",
     "HiddenKDSection",
     "ImageKD",
     "ImageKDSection",
+    "LADDSection",
     "LogitKD",
     "LogitKDSection",
+    "MMDFineTuning",
+    "MMDFineTuningSection",
     "Method",
     "MiniLLM",
     "MiniLLMSection",
@@ -69,8 +86,11 @@ __all__ = [
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
     "Role",
+    "SDSSection",
+    "SIMSection",
     "SequenceKD",
     "SequenceKDSection",
+    "SiDSection",
     "SnapshotOf",
     "Step",
     "Taid",
@@ -81,4 +101,5 @@ __all__ = [
     "Trainable",
     "TsdKD",
     "TsdKDSection",
+    "VSDSection",
 ]

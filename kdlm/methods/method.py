@@ -69,11 +69,13 @@ class Terms:
     Attributes:
         terms: the loss, by name: `sum_name weight * sum / count[unit]`.
         metrics: detached scalar sums to log beside the loss, each with its unit.
+        followed: as metrics, for the method's own `stepped` alone.
         more: another `Terms` follows once this one's gradient is taken (its graph is freed in between).
     """
 
     terms: dict[str, Term]
     metrics: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+    followed: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
     more: bool = False
 
     def readings(self) -> dict[str, tuple[Tensor, str]]:
@@ -131,7 +133,7 @@ class Method:
     exported: str = "student"
     """The role whose weights a finished run hands out: the student, or an average that follows it."""
     follows: tuple[str, ...] = ()
-    """Names of the terms or metrics whose global mean `stepped` wants after every optimiser step."""
+    """Names of the terms, metrics or `followed` sums whose global mean `stepped` wants after every optimiser step."""
 
     @property
     def roles(self) -> dict[str, Role]:

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdlm.diffusion import AnyTimes, Condition, Draws
-from kdlm.methods.method import Batch, EmaOf, Method, Nets, Role, Step, Terms, Trainable
+from kdlm.methods.diffusion.beside import AnyBeside
+from kdlm.methods.method import Batch, EmaOf, Method, Nets, Role, Step, Term, Terms, Trainable
 from kdlm.section import Section
 
 CONDITIONS = ("labels", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
@@ -25,13 +26,27 @@ class DiffusionMethod(Method):
     Args:
         ema: decay of the average of the student's weights, per step of the student; None keeps none. With an average,
             it is what samples in evaluation and what a finished run exports.
+        beside: distances between the samples that a step writes and the data of the batch, beside the method's own
+            terms; a method that writes samples adds them by `beside`.
     """
 
     needs = frozenset({"samples", "teacher.denoiser"})
     paced_by = "samples"
 
-    def __init__(self, *, ema: float | None = None):
-        self.ema = ema
+    def __init__(self, *, ema: float | None = None, beside: Sequence[AnyBeside] = ()):
+        self.ema, self.distances = ema, {_numbered(beside, i): one for i, one in enumerate(beside)}
+
+    @property
+    def computes(self) -> tuple[str, ...]:
+        return tuple(self.distances)
+
+    def beside(self, nets: Nets, written: Tensor, batch: Batch, step: Step) -> dict[str, Term]:
+        """Return the terms that compare a step's samples, in the student's graph, with the data of the batch."""
+        draws, condition, data = draws_of(batch, step), condition_of(batch), clean_of(batch).to(written.dtype)
+        values = {name: one(nets, written, data, draws, condition) for name, one in self.distances.items()}
+        return {
+            name: Term(value * len(written), "samples", self.distances[name].weight) for name, value in values.items()
+        }
 
     @property
     def roles(self) -> dict[str, Role]:
@@ -54,6 +69,12 @@ class DiffusionMethod(Method):
             return terms
         several = list(terms)
         return Terms({k: v for one in several for k, v in one.terms.items()})
+
+
+def _numbered(beside: Sequence[AnyBeside], number: int) -> str:
+    """Return the name of a term: its own, with a number where it is not the first of it."""
+    same = sum(one.name == beside[number].name for one in beside[:number])
+    return beside[number].name + (f" {same + 1}" if same else "")
 
 
 def clean_of(batch: Batch) -> Tensor:
@@ -97,12 +118,18 @@ class DiffusionOptions(Section):
 
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of the average of the student's weights, per step of the student; the average is what is exported."""
+    beside: list[AnyBeside] = []
+    """Distances between the samples that a step writes and the data, beside the method's own terms."""
 
     def build(self, losses: Sequence[Any], vocab: Any) -> DiffusionMethod:
         """Return the method. Raises ValueError when the recipe has token losses."""
         if losses:
             raise ValueError(f"losses: {self.method.__name__} has a loss of its own: leave them out")
-        return self.method(**{key: value for key, value in self if key != "name"})
+        return self.method(**self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the method is built with."""
+        return {key: value for key, value in self if key != "name"}
 
 
 __all__ = [
