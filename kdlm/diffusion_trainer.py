@@ -74,7 +74,7 @@ class DiffusionTrainer(DistillTrainer):
 
     def figures(self, samples: Tensor) -> dict[str, float]:
         """Measure samples against training rows, as many of them."""
-        return self._measure().figures(samples)
+        return self.yardstick.figures(samples)
 
     def draw(self, samples: Tensor, path: Path) -> bool:
         """Draw samples of the student below the teacher's of the same noise; say whether their shape can be drawn."""
@@ -83,18 +83,19 @@ class DiffusionTrainer(DistillTrainer):
         if self.teacher is not None:
             teacher = self.sample(shown, self.condition(), sampler=self._flow(), of="teacher")
             sets = {"teacher": teacher, **sets}
-        drawn = self._measure().picture(sets, shown)
+        drawn = self.yardstick.picture(sets, shown)
         if drawn is not None:
             write_png(path, drawn)
         return drawn is not None
 
     def condition(self) -> Condition | None:
         """Return what the samples are of: what the rows are that they are compared with."""
-        labels = self._measure().labels
+        labels = self.yardstick.labels
         return condition_of({} if labels is None else {"labels": labels})
 
-    def _measure(self) -> Yardstick:
-        """Return the yardstick, with its two ends: the teacher in many steps, and in those of the student."""
+    @property
+    def yardstick(self) -> Yardstick:
+        """What samples are measured with; its two ends are the teacher in many steps, and in those of the student."""
         assert self.sampling is not None
         if self._yardstick is None:
             self._yardstick = yardstick(self.sampling, self.train_dataset, clean_of)

@@ -67,7 +67,7 @@ def test_samples_are_the_same_at_every_call_and_nothing_random_is_used_up(tmp_pa
 def test_the_ends_have_gaps_of_one_and_of_zero(tmp_path) -> None:
     trainer = assemble(recipe(tmp_path)).trainer
     trainer.figures(trainer.sample(200))
-    stick = trainer._measure()
+    stick = trainer.yardstick
     teacher = trainer.sample(200, sampler=trainer._flow(), of="teacher")
     start = trainer.sample(200, of="teacher")
     assert stick.figures(teacher)["gap_fd_pixel"] == pytest.approx(1)
