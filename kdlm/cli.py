@@ -54,6 +54,15 @@ def capture(args: argparse.Namespace) -> int:
     return 0
 
 
+def sample(args: argparse.Namespace) -> int:
+    recipe = load(args)
+    from kdlm.sample import sample
+
+    for line in sample(recipe, args.output):
+        print(line)
+    return 0
+
+
 def init(args: argparse.Namespace) -> int:
     from kdlm.starter import write_recipe
 
@@ -104,7 +113,9 @@ def schema(args: argparse.Namespace) -> int:
     return write(Path(args.root), check=args.check)
 
 
-VERBS = tuple(verb.__name__ for verb in (train, check, capture, serve, speculate, init, methods, doctor, schema))
+VERBS = tuple(
+    verb.__name__ for verb in (train, check, sample, capture, serve, speculate, init, methods, doctor, schema)
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,6 +143,8 @@ def parser() -> argparse.ArgumentParser:
         help="go on from the newest checkpoint of the run folder, or from this one",
     )
     verb(check, "validate a recipe without training", "kdlm check recipe.yaml [key=value ...]")
+    drawn = verb(sample, "sample the student of a finished or running run", "kdlm sample recipe.yaml [key=value ...]")
+    drawn.add_argument("--output", metavar="FILE", help="picture to write (default: samples.png in the run folder)")
     verb(capture, "write a teacher's signals to disk", "kdlm capture recipe.yaml [key=value ...]")
     starter = verb(init, "write a recipe for a teacher and a student")
     starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")

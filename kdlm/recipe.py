@@ -10,6 +10,7 @@ from kdlm.data import AnyData
 from kdlm.losses import AnyLoss
 from kdlm.methods import AnyMethod
 from kdlm.models import AnyStudent
+from kdlm.quality import SamplingSection
 from kdlm.rollouts import RolloutSection
 from kdlm.section import Section
 from kdlm.section_loader import load_section
@@ -36,6 +37,8 @@ class Recipe(Section):
     """The token losses that the method sums."""
     rollouts: RolloutSection | None = None
     """How the student's own text is made, for methods that train on it."""
+    sampling: SamplingSection | None = None
+    """What evaluation samples and measures, where the student is a denoiser."""
     verifier: AnyVerifier | None = None
     """What says how right the student's own completions are, by a column of the data; methods may use the score."""
     training: Training = Field(default_factory=Training)

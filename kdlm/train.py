@@ -65,6 +65,8 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         trainer.add_callback(MetricsFile(folder.metrics))
         if isinstance(trainer, OnPolicyTrainer):
             trainer.sample_log = SampleLog(folder.path)
+        if isinstance(trainer, DiffusionTrainer):
+            trainer.pictures = folder.path / "samples"
         if resume:
             print(f"resuming at step {step}" if checkpoint else "no finished checkpoint yet: starting at step 0")
     try:
@@ -120,7 +122,9 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
-    kind: Any = DiffusionTrainer if isinstance(method, DiffusionMethod) else DistillTrainer
+    kind: Any = DistillTrainer
+    if isinstance(method, DiffusionMethod):
+        kind = partial(DiffusionTrainer, sampling=recipe.sampling)
     if recipe.rollouts is not None:
         reward = None if recipe.verifier is None else Judge(recipe.verifier)
         kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=reward)

@@ -5,12 +5,15 @@ from kdlm.quality.manifold import PrecisionRecall, precision_recall
 from kdlm.quality.measures import FeatureNet, accuracy_of, quality_of, seen_by
 from kdlm.quality.modes import ModeReport, mode_report
 from kdlm.quality.pictures import grid, scatter, side_by_side, write_png
+from kdlm.quality.sampling import SamplingSection, Yardstick, yardstick
 
 __all__ = [
     "FeatureNet",
     "FrechetStats",
     "ModeReport",
     "PrecisionRecall",
+    "SamplingSection",
+    "Yardstick",
     "accuracy_of",
     "frechet_distance",
     "grid",
@@ -21,4 +24,5 @@ __all__ = [
     "seen_by",
     "side_by_side",
     "write_png",
+    "yardstick",
 ]
