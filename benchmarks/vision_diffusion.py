@@ -32,7 +32,8 @@ from typing import Any
 import torch
 from machine import described
 
-from kdlm.methods import DistributionMatching
+from kdlm.methods.diffusion.pull import Compared
+from kdlm.methods.diffusion.reverse_kl import NormalisedDifference
 from kdlm.recipe import load
 from kdlm.train import assemble
 
@@ -40,12 +41,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes" / "diffusion"
 
 
-class Flipped(DistributionMatching):
+class Flipped(NormalisedDifference):
     """DMD away from the teacher: a control that has to fail."""
 
-    def pull(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, seen: Compared) -> torch.Tensor:
         """Return DMD's value with the sign of its gradient turned."""
-        value = super().pull(*args, **kwargs)
+        value = super().__call__(seen)
         return value.detach() * 2 - value
 
 

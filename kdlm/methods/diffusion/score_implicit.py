@@ -24,8 +24,9 @@ def score_identity(
 ) -> Float[Tensor, "batch"]:
     """Return `(y_teacher - y_fake) ((y_teacher - x) - alpha (y_teacher - y_fake))`, mean over elements (SiD, eq. 23).
 
-    Its gradient is that of `E |y_teacher - y_fake|^2`: with alpha = 1/2 whole, with alpha = 1 with the law that is
-    averaged over held (SIM); above, the part through that law is taken off again.
+    With live inputs and held parameters its gradient is half that of `E |y_teacher - y_fake|^2`: at alpha = 1/2 the
+    whole one, at alpha = 1 the one with the law that is averaged over held (SIM); above, the part through that law is
+    taken off once more.
     """
     gap = real - fake
     return mean_of(gap * ((real - samples) - alpha * gap))
