@@ -134,20 +134,23 @@ def test_sds_is_vsd_with_a_fake_network_that_knows_the_single_point() -> None:
     nets = networks(sds)
     rows = batch()
     samples = sds.written(nets["student"], draws_of(rows, STEP), condition_of(rows)).detach()
-    values = [method.losses(nets | {"fake": Same(samples)}, rows, frozenset({"student"}), STEP) for method in (sds, vsd)]
+    values = [
+        method.losses(nets | {"fake": Same(samples)}, rows, frozenset({"student"}), STEP) for method in (sds, vsd)
+    ]
     assert torch.equal(*(value.terms["student"].sum for value in values))
 
 
 class Watched(nn.Module):
-    """Notes of every call whether it is in a graph, and at which noise."""
+    """Notes of every call whether its output is in a graph, whether its input was, and at which noise."""
 
     def __init__(self, inner: Any):
         super().__init__()
-        self.inner, self.calls = inner, []
+        self.inner, self.calls, self.given = inner, [], []
         self.form, self.shape = inner.form, inner.shape
 
     def forward(self, noised, level, condition=None):
         clean = self.inner(noised, level, condition)
+        self.given.append(noised.requires_grad)
         self.calls.append((clean.requires_grad, level.ratio[0].item()))
         return clean
 
@@ -162,7 +165,7 @@ def test_backward_simulation_keeps_the_graph_of_one_step_which_all_samples_share
         calls.append(nets["student"].calls)
     assert calls[0] == calls[1]
     *before, last = calls[0]
-    assert last[0] and not any(live for live, _ in before)
+    assert last[0] and not any(live for live, _ in before) and not any(nets["student"].given)
     assert [noise for _, noise in calls[0]] == pytest.approx([2.5, 1.0, 0.3][: len(calls[0])])
 
 
