@@ -32,8 +32,7 @@ from typing import Any
 import torch
 from machine import described
 
-from kdlm.methods.diffusion.pull import Compared
-from kdlm.methods.diffusion.reverse_kl import NormalisedDifference
+from kdlm.methods.diffusion.pull import Compared, NormalisedDifference
 from kdlm.recipe import load
 from kdlm.train import assemble
 

@@ -41,7 +41,7 @@ def test_each_layer_counts_alike_however_many_places_it_has() -> None:
 
 
 def test_a_layer_that_is_not_there_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="no module 'blocks.7'"):
+    with pytest.raises(ValueError, match=r"no module 'blocks\.7'"):
         Discriminator(layers=["blocks.7"]).heads(denoiser(0))
 
 

@@ -11,8 +11,8 @@ from kdlm.diffusion import Draws, Karras
 from kdlm.methods import DistributionMatching, Step
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
 from kdlm.methods.diffusion.method import condition_of, draws_of
-from kdlm.methods.diffusion.pull import Compared
-from kdlm.methods.diffusion.reverse_kl import DMDSection, NormalisedDifference, SDSSection, VSDSection
+from kdlm.methods.diffusion.pull import Compared, NormalisedDifference
+from kdlm.methods.diffusion.reverse_kl import DMDSection, SDSSection, VSDSection
 from kdlm.methods.diffusion.score_implicit import ScoreIdentity, SiDSection, SIMSection
 
 HEADS = {"layers": ["blocks.0"], "width": 8}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kdlm.diffusion import Level
 from kdlm.methods.diffusion.density_ratio import WEIGHTS
-from kdlm.methods.diffusion.pull import Compared, along, teacher_error
-from kdlm.methods.diffusion.reverse_kl import NoiseDifference, NormalisedDifference, PointDifference
+from kdlm.methods.diffusion.pull import Compared, NormalisedDifference, along, teacher_error
+from kdlm.methods.diffusion.reverse_kl import NoiseDifference, PointDifference
 from kdlm.methods.diffusion.score_implicit import ScoreIdentity, ScoreImplicit, score_identity
 
 SIGMA, MEAN, STD = 0.8, 0.4, 1.1

@@ -1,4 +1,4 @@
-"""Distribution matching through the trainer: steps that do not depend on how they are cut, and resumes that do not show."""
+"""Distribution matching through the trainer: steps that do not depend on how they are cut, resumes that do not show."""
 
 from collections.abc import Callable
 from pathlib import Path

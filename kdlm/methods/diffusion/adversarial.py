@@ -7,7 +7,7 @@ from pydantic import Field
 from kdlm.methods.diffusion.density_ratio import DensityRatio, FDivergence
 from kdlm.methods.diffusion.discriminator import Discriminator
 from kdlm.methods.diffusion.distribution_matching import FakeOptions, MatchingOptions
-from kdlm.methods.diffusion.reverse_kl import NormalisedDifference
+from kdlm.methods.diffusion.pull import NormalisedDifference
 
 
 class DMD2Section(FakeOptions):

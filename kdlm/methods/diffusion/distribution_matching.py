@@ -27,7 +27,7 @@ from kdlm.methods.diffusion.method import (
     held,
     trainable_copy,
 )
-from kdlm.methods.diffusion.pull import Compared, Pull
+from kdlm.methods.diffusion.pull import DMD, Compared, Pull
 from kdlm.methods.method import Batch, Nets, Role, Step, Term, Terms, Trainable
 
 
@@ -35,7 +35,7 @@ class DistributionMatching(DiffusionMethod):
     """Match the law of a student's samples to the teacher's at every noise level: DMD and its family.
 
     Args:
-        pull: what moves the samples; None leaves it to the discriminator.
+        pull: what moves the samples, by default DMD's; None leaves it to the discriminator.
         steps: times, of the student's own form and falling, at which it predicts a clean sample; one or a few.
         times: noise levels at which the scores are compared, and the fake network trains.
         guidance: w of classifier-free guidance of the teacher, `c + w (c - 0)`; the fake network has none.
@@ -55,7 +55,7 @@ class DistributionMatching(DiffusionMethod):
 
     def __init__(
         self,
-        pull: Pull | None,
+        pull: Pull | None = DMD,
         *,
         steps: Sequence[float],
         times: AnyTimes,

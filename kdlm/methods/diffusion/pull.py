@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kdlm.diffusion import Level
+from kdlm.diffusion import Level, over
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,14 @@ def teacher_error(seen: Compared) -> Float[Tensor, "batch"]:
     No graph.
     """
     return mean_of((seen.samples - seen.real).abs()).clamp(min=1e-8)
+
+
+@dataclass(frozen=True)
+class NormalisedDifference(Pull):
+    """`(y_fake - y_teacher) / mean |x - y_teacher|` (DMD, arXiv 2311.18828, eq. 7 and 8)."""
+
+    def __call__(self, seen: Compared) -> Float[Tensor, "batch"]:
+        return along(seen.samples, (seen.fake - seen.real) / over(teacher_error(seen), seen.real))
+
+
+DMD = NormalisedDifference()

@@ -9,15 +9,7 @@ from torch import Tensor
 
 from kdlm.diffusion import over
 from kdlm.methods.diffusion.distribution_matching import FakeOptions, GuidedOptions
-from kdlm.methods.diffusion.pull import Compared, Pull, along, teacher_error
-
-
-@dataclass(frozen=True)
-class NormalisedDifference(Pull):
-    """`(y_fake - y_teacher) / mean |x - y_teacher|` (DMD, arXiv 2311.18828, eq. 7 and 8)."""
-
-    def __call__(self, seen: Compared) -> Float[Tensor, "batch"]:
-        return along(seen.samples, (seen.fake - seen.real) / over(teacher_error(seen), seen.real))
+from kdlm.methods.diffusion.pull import Compared, NormalisedDifference, Pull, along
 
 
 @dataclass(frozen=True)
