@@ -61,7 +61,9 @@ def write(root: Path, *, check: bool = False) -> int:
 def json_schema() -> str:
     """Return the JSON schema of a recipe, keys sorted, with the `name` of every choice required."""
     schema = Recipe.model_json_schema()
-    mappings = [node["discriminator"]["mapping"] for node in _walk(schema) if "mapping" in node.get("discriminator", ())]
+    mappings = [
+        node["discriminator"]["mapping"] for node in _walk(schema) if "mapping" in node.get("discriminator", ())
+    ]
     for name in {_name(ref) for mapping in mappings for ref in mapping.values()}:
         node = schema["$defs"][name]
         if not node["properties"]["name"].pop("optional", False):

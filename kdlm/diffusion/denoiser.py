@@ -45,6 +45,10 @@ class Denoiser(nn.Module):
         """Return the condition that stands for none, of the same batch. Raises ValueError where there is none."""
         raise ValueError(f"{type(self).__name__} was not trained without a condition, which guidance compares with")
 
+    def blank(self) -> Condition | None:
+        """Return a condition of one sample, whatever it says, for those who only ask for shapes; None may be one."""
+        return None
+
     def forward(
         self,
         noised: Float[Tensor, "batch *shape"],

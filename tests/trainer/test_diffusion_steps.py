@@ -1,52 +1,15 @@
 """Distribution matching through the trainer: steps that do not depend on how they are cut, resumes that do not show."""
 
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from matching_runs import FIELDS, HEADS, SECTIONS, denoiser, trainer, weights
 from safetensors.torch import load_file
-from torch import nn
-from transformers import TrainingArguments
 
-from kdlm.data.images import TensorRows
-from kdlm.diffusion import Karras, ResidualDenoiser
-from kdlm.diffusion_trainer import DiffusionTrainer
-from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection
-from kdlm.methods.diffusion.method import DiffusionMethod
-from kdlm.methods.diffusion.reverse_kl import DMDSection
-from kdlm.methods.diffusion.score_implicit import SiDSection
-
-FIELDS = {"steps": [2.5, 0.8], "times": Karras(low=0.1, high=2.5), "ema": 0.9}
-HEADS = {"layers": ["blocks.0"], "width": 8, "own_weight": 1.0, "weight": 0.1}
-SECTIONS = {
-    "dmd": DMDSection(**FIELDS, ratio=2),
-    "dmd2": DMD2Section(**FIELDS, ratio=1, discriminator=HEADS),
-    "f_distill": FDistillSection(**FIELDS, ratio=1, discriminator=HEADS),
-    "sid": SiDSection(**FIELDS),
-}
-
-
-def denoiser(seed: int) -> ResidualDenoiser:
-    torch.manual_seed(seed)
-    made = ResidualDenoiser((2,), width=16, depth=2, num_classes=3)
-    nn.init.normal_(made.leave.weight, std=0.3)
-    return made
-
-
-def trainer(arguments: Callable[..., TrainingArguments], method: DiffusionMethod, **options) -> DiffusionTrainer:
-    index = torch.arange(40)
-    points = torch.stack([index.sin(), (2.0 * index).cos()], 1)
-    torch.manual_seed(5)  # of the heads
-    return DiffusionTrainer(
-        denoiser(1), denoiser(2), arguments(**options), method=method,
-        train_dataset=TensorRows({"samples": points, "labels": index % 3, "index": index}),
-    )  # fmt: skip
-
-
-def weights(run: DiffusionTrainer) -> dict[str, torch.Tensor]:
-    nets = {**run.networks.role, **run.networks.averages}
-    return {f"{name}.{key}": p.detach().clone() for name, net in nets.items() for key, p in net.named_parameters()}
+from kdlm.methods.diffusion.adversarial import FDistillSection
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -103,3 +66,18 @@ def test_evaluation_does_not_touch_the_state(arguments) -> None:
     again = run.evaluate(run.train_dataset)
     assert all(torch.equal(before[key], value) for key, value in run.method.state_dict().items())
     assert first["eval_student"] == again["eval_student"]
+
+
+def test_two_ranks_take_the_steps_of_one_process(arguments, tmp_path: Path) -> None:
+    """Two gloo ranks of 1x4 against 1x8 here, student and critics by turns; the ratio's means are of both ranks."""
+    name = "f_distill by turns"
+    script = str(Path(__file__).with_name("two_ranks_matching.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    subprocess.run([*command, str(tmp_path), name], check=True, timeout=110)
+    run = trainer(arguments, SECTIONS[name].build([], None), max_steps=4, per_device_train_batch_size=8)
+    run.train()
+    here = {**weights(run), **{f"state.{key}": value for key, value in run.method.state_dict().items()}}
+    there = load_file(tmp_path / "end")
+    assert here.keys() == there.keys()
+    for key, value in here.items():
+        torch.testing.assert_close(there[key], value, rtol=1e-5, atol=1e-6)

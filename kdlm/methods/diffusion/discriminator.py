@@ -24,7 +24,7 @@ class Discriminator(Section):
     """
 
     layers: list[str] = Field(min_length=1)
-    """Dotted paths of the modules whose outputs it reads, e.g. `blocks.1`."""
+    """Dotted paths of the modules whose outputs it reads, e.g. `blocks.1`; of an output in parts the first."""
     of: Literal["fake", "teacher"] = "fake"
     """Whose features they are. Those of the fake network learn to tell apart too, as in DMD2's own code; the teacher's
     stay as they are."""
@@ -49,7 +49,7 @@ class Discriminator(Section):
         blank = torch.zeros(1, *network.shape, device=somewhere.device)
         level = Level(torch.ones(1, device=blank.device), torch.ones(1, device=blank.device))
         with torch.no_grad():
-            _, features = network.with_features(blank, level, None, self.layers)
+            _, features = network.with_features(blank, level, network.blank(), self.layers)
         widths = [places_of(features[layer]).shape[-1] for layer in self.layers]
         return Heads(widths, self.width).to(blank.device)
 

@@ -6,7 +6,7 @@ teacher's. What is made of the difference is the `Pull`; a discriminator may be 
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
@@ -126,7 +126,7 @@ class DistributionMatching(DiffusionMethod):
             if self.discriminator is not None:
                 terms["adversarial"] = self.adversarial(nets, samples, draws, condition)
             terms |= self.beside(nets, samples, batch, step)
-        if "fake" in active and "fake" in nets:
+        if "fake" in active:
             terms["fake"] = Term(self.denoising(nets, samples.detach(), draws, condition).sum(), "samples")
         if "discriminator" in active and self.discriminator is not None:
             terms |= self.discriminating(nets, samples.detach(), clean_of(batch), draws, condition)
@@ -158,7 +158,7 @@ class DistributionMatching(DiffusionMethod):
         """Add noise to the samples and ask both networks, with a graph to their inputs where the pull is live."""
         assert self.pull is not None
         fake = nets["fake"] if self.pull.has_fake else None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.pull.live), held(fake) if fake else nullcontext():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.pull.live), _held(fake):
             level = self.level(nets, draws, "student")
             noised = level.noised(samples, draws.normal("student noise", samples.shape[1:]))
             real = guided(nets["teacher"], noised, level, condition, self.guidance)
@@ -179,7 +179,7 @@ class DistributionMatching(DiffusionMethod):
         assert judge is not None
         level = self.level(nets, draws, "adversarial", judge.times)
         noised = level.noised(samples, draws.normal("adversarial noise", samples.shape[1:]))
-        with held(nets["discriminator"]), held(nets["fake"]) if judge.of == "fake" else nullcontext():
+        with held(nets["discriminator"]), _held(nets.get("fake")):
             return Term(judge.fooled(nets, noised, level, condition).sum(), "samples", judge.weight)
 
     def discriminating(
@@ -219,6 +219,10 @@ class DistributionMatching(DiffusionMethod):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if self.density_ratio is not None:
             self.density_ratio.load_state_dict(state)
+
+
+def _held(fake: Any) -> AbstractContextManager[None]:
+    return nullcontext() if fake is None else held(fake)
 
 
 class MatchingOptions(DiffusionOptions):
