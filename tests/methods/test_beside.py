@@ -65,6 +65,11 @@ def test_terms_beside_a_method_leave_its_own_alone_and_have_names_and_weights() 
     assert not more.losses(networks(more), batch(), frozenset({"fake"}), STEP).terms.keys() & {"mmd", "embedding"}
 
 
+def test_a_last_batch_of_one_row_adds_nothing() -> None:
+    method = DMDSection(**FIELDS, beside=[MMD()]).build([], None)
+    assert method.losses(networks(method), batch(1), frozenset({"student"}), STEP).terms["mmd"].sum == 0
+
+
 def test_mmd_ddm_goes_back_through_all_steps_of_its_sampler() -> None:
     method = MMDFineTuningSection(times=[2.5, 1.0, 0.3]).build([], None)
     nets = {"student": Watched(denoiser(1))}

@@ -99,7 +99,8 @@ class DistributionMatching(DiffusionMethod):
 
     @property
     def computes(self) -> tuple[str, ...]:
-        return ("student",) * (self.pull is not None) + tuple(self.critics) + super().computes
+        own = {"student": self.pull, "adversarial": self.discriminator}
+        return (*(name for name, part in own.items() if part is not None), *self.critics, *super().computes)
 
     def active(self, step: int) -> frozenset[str]:
         critics = frozenset(self.critics)

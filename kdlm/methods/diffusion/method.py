@@ -41,7 +41,12 @@ class DiffusionMethod(Method):
         return tuple(self.distances)
 
     def beside(self, nets: Nets, written: Tensor, batch: Batch, step: Step) -> dict[str, Term]:
-        """Return the terms that compare a step's samples, in the student's graph, with the data of the batch."""
+        """Return the terms that compare a step's samples, in the student's graph, with the data of the batch.
+
+        A batch of one sample says nothing about a distance of sets, and adds 0.
+        """
+        if len(written) < 2:
+            return {name: Term(0 * written.sum(), "samples") for name in self.distances}
         draws, condition, data = draws_of(batch, step), condition_of(batch), clean_of(batch).to(written.dtype)
         values = {name: one(nets, written, data, draws, condition) for name, one in self.distances.items()}
         return {
