@@ -107,7 +107,7 @@ def test_a_run_resumed_on_made_rows_ends_as_an_unbroken_one(arguments) -> None:
     whole = trainer(arguments, Drawn(), **steps)
     whole.train()
     resumed = trainer(arguments, Drawn(), **steps)
-    resumed.train(resume_from_checkpoint=str(Path(resumed.args.output_dir) / "checkpoint-2"))
+    resumed.train(resume_from_checkpoint=str(Path(str(resumed.args.output_dir)) / "checkpoint-2"))
     assert resumed.method.seen == []
     assert torch.equal(whole.student.weight, resumed.student.weight)
 
