@@ -239,6 +239,7 @@ class DistillTrainer(Trainer):
         step = self._step()
         means = self._reduced({name: self._means[name] for name in self.method.follows})
         self.networks.move_averages(self.method, self._active or frozenset())
+        self.networks.take_snapshots(self.method, step.index)
         self.method.stepped(step, means)
         self._window.add(self._means, self._count / self.accelerator.num_processes)
         self._means.clear()
@@ -334,6 +335,7 @@ class DistillTrainer(Trainer):
         totals = {name: value.item() for name, value in self._reduced(dict(sums)).items()}
         means = {name: totals[name] / max(1.0, totals[f"count/{unit}"]) for name, unit in units.items()}
         loss = sum(value for name, value in means.items() if name.startswith("loss/"))
+        means |= self.method.derived(means)
         metrics = {"loss": loss, **{name: value for name, value in means.items() if not name.startswith("loss/")}}
         return EvalLoopOutput(
             predictions=None,  # pyright: ignore[reportArgumentType]  never kept: they would be [rows, vocab]

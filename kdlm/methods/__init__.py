@@ -4,7 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.diffusion.cfg_distillation import CFGDistillationSection, GuidanceDistillation
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching, DMDSection
+from kdlm.methods.diffusion.progressive import Progressive, ProgressiveSection
+from kdlm.methods.diffusion.reflow import Reflow, ReflowSection
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
@@ -42,6 +45,9 @@ AnyMethod = Annotated[
     | TsdKDSection
     | ImageKDSection
     | DMDSection
+    | ReflowSection
+    | ProgressiveSection
+    | CFGDistillationSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -49,6 +55,7 @@ AnyMethod = Annotated[
 __all__ = [
     "GKD",
     "AnyMethod",
+    "CFGDistillationSection",
     "CustomMethod",
     "DMDSection",
     "DistiLLM2",
@@ -56,6 +63,7 @@ __all__ = [
     "DistributionMatching",
     "EmaOf",
     "GKDSection",
+    "GuidanceDistillation",
     "HiddenKD",
     "HiddenKDSection",
     "ImageKD",
@@ -67,6 +75,10 @@ __all__ = [
     "MiniLLMSection",
     "PolicyMethod",
     "Preparation",
+    "Progressive",
+    "ProgressiveSection",
+    "Reflow",
+    "ReflowSection",
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
     "Role",

@@ -110,9 +110,15 @@ class EmaOf:
 
 @dataclass(frozen=True)
 class SnapshotOf:
-    """A role that is a frozen copy of another, taken anew when an epoch ends."""
+    """A role that is a frozen copy of another, trained or an average, in float32.
+
+    Attributes:
+        role: what is copied.
+        at: whether a new copy is taken when this many optimiser steps are done; None: when an epoch ends.
+    """
 
     role: str
+    at: Callable[[int], bool] | None = None
 
 
 Role = Trainable | EmaOf | SnapshotOf
@@ -206,6 +212,10 @@ class Method:
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Compute what evaluation reports on one batch, without gradients and without touching the state."""
         raise NotImplementedError
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """Return what evaluation reports beside its means over all rows, made of them: ratios of means."""
+        return {}
 
     def stepped(self, step: Step, means: dict[str, Tensor]) -> None:
         """Move the schedule state after an optimiser step; `means` (of `follows`) is equal on all ranks."""
