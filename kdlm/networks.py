@@ -35,7 +35,9 @@ class Networks(nn.Module):
                 self.role[name] = role.make(reader, answering)
         # Averages are kept off the module tree: never wrapped, never given to the optimiser.
         followers = {n: r.role for n, r in method.roles.items() if isinstance(r, EmaOf | SnapshotOf)}
-        averages = {name: _average(self.role[role]) for name, role in followers.items()}
+        averages: dict[str, nn.Module] = {}
+        for name, role in followers.items():
+            averages[name] = _average(averages[role] if role in averages else self.role[role])
         object.__setattr__(self, "averages", averages)
         views = {name: reader if module is student else module for name, module in self.role.items()}
         views |= {n: view(m) if followers[n] == "student" else m for n, m in averages.items()}
@@ -65,11 +67,11 @@ class Networks(nn.Module):
             if isinstance(role, EmaOf) and role.role in active:
                 _move(self.averages[name], self.role[role.role], role.decay)
 
-    def take_snapshots(self, method: Method) -> None:
-        """Copy what a snapshot is taken of, at the end of an epoch."""
+    def take_snapshots(self, method: Method, done: int | None = None) -> None:
+        """Copy what a snapshot is taken of, after `done` optimiser steps, or at the end of an epoch (None)."""
         for name, role in method.roles.items():
-            if isinstance(role, SnapshotOf):
-                _move(self.averages[name], self.role[role.role], decay=0.0)
+            if isinstance(role, SnapshotOf) and (role.at is None if done is None else role.at and role.at(done)):
+                _move(self.averages[name], self.module_of(role.role), decay=0.0)
 
     def auxiliary(self) -> dict[str, nn.Module]:
         """Return what belongs into a checkpoint but not into the exported student."""
@@ -223,7 +225,9 @@ def role_plan(method: Method, total: int) -> list[str]:
         elif isinstance(role, EmaOf):
             lines.append(f"{name}: average of {role.role}, decay {role.decay:g} a step of its own")
         else:
-            lines.append(f"{name}: copy of {role.role}, taken at the end of every epoch")
+            taken = [step for step in range(1, total + 1) if role.at and role.at(step)]
+            when = f"after step {', '.join(map(str, taken))}" if role.at else "at the end of every epoch"
+            lines.append(f"{name}: copy of {role.role}, taken {when}")
     return lines
 
 

@@ -25,7 +25,7 @@ from kdlm import checkpoints
 from kdlm.data import Prefetched, collator_for
 from kdlm.data.share import Share
 from kdlm.losses import ForwardKL, kept_rows
-from kdlm.methods import LogitKD, Method, Step, Terms, TokenMethod
+from kdlm.methods import LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.networks import (
     Networks,
@@ -38,6 +38,7 @@ from kdlm.networks import (
     split_by_role,
     trainable_names,
 )
+from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.signal import Rows
 from kdlm.teachers import freeze
@@ -111,6 +112,7 @@ class DistillTrainer(Trainer):
         self._count = torch.zeros(())  # of what is trained on in the step, by all ranks
         self._computed: set[str] = set()  # names of the terms that some step had
         self._window = Window(self.method.paced_by)
+        self._prepared = type(self.method).prepare is Method.prepare
         self.add_callback(_AfterStep(self))
 
     @property
@@ -151,6 +153,34 @@ class DistillTrainer(Trainer):
             for batch in loader:
                 batch = self._prepare_inputs(batch)
                 yield batch, kept_rows(batch["labels"])
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, after the method has prepared its rows."""
+        self.prepare()
+        return super().train(*args, **kwargs)
+
+    def prepare(self) -> None:
+        """Let the method make the rows that the run trains on (see `Method.prepare`): once, however often it trains.
+
+        The main process makes them while the others wait, for as long as `ddp_timeout` lets them, and read them; with
+        `save_on_each_node` one process of each node does.
+        """
+        if self._prepared:
+            return
+        self.networks.eval()
+        context = Preparation(
+            self.networks.views,
+            self.train_dataset,
+            self.data_collator,
+            self.args.seed,
+            self.args.device,
+            self.args.eval_batch_size,
+        )
+        with self.args.main_process_first(local=self.args.save_on_each_node):
+            rows = prepared_rows(self.method, context, Path(str(self.args.output_dir)))
+        if rows is not None:
+            self.train_dataset = rows
+        self._prepared = True
 
     def close(self) -> None:
         """Let go of what a run holds beside its weights: the lines to a server, workers."""
@@ -212,6 +242,7 @@ class DistillTrainer(Trainer):
         wanted = {name: (self._means if name in self._means else self._followed)[name] for name in self.method.follows}
         means = self._reduced(wanted)
         self.networks.move_averages(self.method, self._active or frozenset())
+        self.networks.take_snapshots(self.method, step.index)
         self.method.stepped(step, means)
         self._window.add(self._means, self._count / self.accelerator.num_processes)
         self._means.clear()
@@ -308,6 +339,7 @@ class DistillTrainer(Trainer):
         totals = {name: value.item() for name, value in self._reduced(dict(sums)).items()}
         means = {name: totals[name] / max(1.0, totals[f"count/{unit}"]) for name, unit in units.items()}
         loss = sum(value for name, value in means.items() if name.startswith("loss/"))
+        means |= self.method.derived(means)
         metrics = {"loss": loss, **{name: value for name, value in means.items() if not name.startswith("loss/")}}
         return EvalLoopOutput(
             predictions=None,  # pyright: ignore[reportArgumentType]  never kept: they would be [rows, vocab]

@@ -7,10 +7,12 @@ from kdlm.diffusion.level import Level, moved, over
 from kdlm.diffusion.loading import load_denoiser
 from kdlm.diffusion.sampling import ODE, FewSteps, follow, generate, levels_of
 from kdlm.diffusion.small import MixtureDenoiser, ResidualDenoiser, edm_loss
+from kdlm.diffusion.solver import AnyGrid, Solver, grid_levels
 from kdlm.diffusion.times import AnyTimes, Karras, LogitNormal, LogNormal, UniformTime, karras_ratios
 
 __all__ = [
     "ODE",
+    "AnyGrid",
     "AnyTimes",
     "Condition",
     "Denoiser",
@@ -24,6 +26,7 @@ __all__ = [
     "LogitNormal",
     "MixtureDenoiser",
     "ResidualDenoiser",
+    "Solver",
     "TrigFlow",
     "UniformTime",
     "VarianceExploding",
@@ -31,6 +34,7 @@ __all__ = [
     "edm_loss",
     "follow",
     "generate",
+    "grid_levels",
     "guided",
     "karras_ratios",
     "levels_of",

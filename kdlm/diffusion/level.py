@@ -30,6 +30,11 @@ class Level:
         return self.sigma / self.alpha
 
     @property
+    def snr(self) -> Float[Tensor, "batch"]:
+        """Signal to noise, alpha^2 / sigma^2; sigma must not be 0."""
+        return (self.alpha / self.sigma).square()
+
+    @property
     def angle(self) -> Float[Tensor, "batch"]:
         """Direction of the ray, 0 (clean) to pi / 2 (noise): finite everywhere, unlike the ratio."""
         return torch.atan2(self.sigma, self.alpha)

@@ -4,16 +4,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+<<<<<<< HEAD
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 from kdlm.methods.diffusion.mmd_ddm import MMDFineTuning, MMDFineTuningSection
 from kdlm.methods.diffusion.reverse_kl import DMDSection, SDSSection, VSDSection
 from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
+=======
+from kdlm.methods.diffusion.cfg_distillation import CFGDistillationSection, GuidanceDistillation
+from kdlm.methods.diffusion.distribution_matching import DistributionMatching, DMDSection
+from kdlm.methods.diffusion.progressive import Progressive, ProgressiveSection
+from kdlm.methods.diffusion.reflow import Reflow, ReflowSection
+>>>>>>> flow
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
-from kdlm.methods.method import EmaOf, Method, Role, SnapshotOf, Step, Term, Terms, Trainable
+from kdlm.methods.method import EmaOf, Method, Preparation, Role, SnapshotOf, Step, Term, Terms, Trainable
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
@@ -48,12 +55,18 @@ AnyMethod = Annotated[
     | SDSSection
     | VSDSection
     | DMDSection
+<<<<<<< HEAD
     | DMD2Section
     | FDistillSection
     | SIMSection
     | SiDSection
     | LADDSection
     | MMDFineTuningSection
+=======
+    | ReflowSection
+    | ProgressiveSection
+    | CFGDistillationSection
+>>>>>>> flow
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -61,6 +74,7 @@ AnyMethod = Annotated[
 __all__ = [
     "GKD",
     "AnyMethod",
+    "CFGDistillationSection",
     "CustomMethod",
     "DMD2Section",
     "DMDSection",
@@ -70,6 +84,7 @@ __all__ = [
     "EmaOf",
     "FDistillSection",
     "GKDSection",
+    "GuidanceDistillation",
     "HiddenKD",
     "HiddenKDSection",
     "ImageKD",
@@ -83,6 +98,11 @@ __all__ = [
     "MiniLLM",
     "MiniLLMSection",
     "PolicyMethod",
+    "Preparation",
+    "Progressive",
+    "ProgressiveSection",
+    "Reflow",
+    "ReflowSection",
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
     "Role",

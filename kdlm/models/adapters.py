@@ -1,14 +1,15 @@
 """LoRA and DoRA students, through PEFT."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
+from torch import nn
 
+from kdlm.diffusion import Denoiser
 from kdlm.section import Section
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+    from peft import LoraConfig, PeftModel
 
 
 class Lora(Section):
@@ -30,30 +31,57 @@ class Lora(Section):
     """What the run leaves behind: `merged` (a plain model folder) or `adapter` (the PEFT adapter alone)."""
 
 
-def adapt(model: "PreTrainedModel", lora: Lora) -> "PeftModel":
-    """Return `model` with fresh adapters; only they (and `modules_to_save`) are trainable."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+def adapt(model: Any, lora: Lora) -> Any:
+    """Return `model` with fresh adapters; only they (and `modules_to_save`) are trainable.
+
+    A language model comes back inside PEFT's wrapper. A denoiser stays what it is, with adapters in it, and its
+    checkpoints hold both.
+    """
+    from peft import get_peft_model, inject_adapter_in_model, prepare_model_for_kbit_training
 
     if getattr(model, "quantization_method", None) is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    targets = lora.target_modules
-    config = LoraConfig(
+    try:
+        if isinstance(model, Denoiser):
+            return inject_adapter_in_model(_config(lora), model)
+        # A tied head and embedding stay one when they are trained in full.
+        tied = bool(lora.modules_to_save) and model.config.get_text_config().tie_word_embeddings
+        return get_peft_model(model, _config(lora, ensure_weight_tying=tied, task_type="CAUSAL_LM"))
+    except ValueError as error:
+        raise ValueError(f"student.lora.target_modules={lora.target_modules!r}: {error}") from error
+
+
+def _config(lora: Lora, **options: Any) -> "LoraConfig":
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  a float works as well as an int
         lora_dropout=lora.dropout,
-        target_modules=targets,
+        target_modules=lora.target_modules,
         modules_to_save=lora.modules_to_save or None,
         use_dora=lora.dora,
-        # A tied head and embedding stay one when they are trained in full.
-        ensure_weight_tying=bool(lora.modules_to_save) and model.config.get_text_config().tie_word_embeddings,
-        task_type="CAUSAL_LM",
+        **options,
     )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise ValueError(f"student.lora.target_modules={targets!r}: {error}") from error
 
 
-def merge(model: "PeftModel") -> "PreTrainedModel":
+def merge(model: "PeftModel | Denoiser") -> Any:
     """Return the base model with the adapters folded into its weights; the adapters are gone afterwards."""
-    return model.merge_and_unload()
+    if not isinstance(model, Denoiser):
+        return model.merge_and_unload()
+    _merge_inside(model)
+    return model
+
+
+def _merge_inside(module: nn.Module) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, child in module.named_children():
+        if isinstance(child, BaseTunerLayer):
+            child.merge(safe_merge=True)
+            setattr(module, name, child.get_base_layer())
+        elif isinstance(child, ModulesToSaveWrapper):
+            setattr(module, name, child.modules_to_save[child.active_adapters[0]])
+        else:
+            _merge_inside(child)

@@ -1,8 +1,11 @@
 """Where a denoiser comes from: a folder, or the sandbox."""
 
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
+
+from pydantic import model_validator
 
 from kdlm.diffusion import Denoiser, load_denoiser
+from kdlm.models.adapters import Lora
 from kdlm.section import Section
 
 SandboxDenoiser = Literal["digits-denoiser", "ring-denoiser", "ring-exact"]
@@ -34,3 +37,37 @@ class DenoiserSource(Section):
 
 class DenoiserStudent(DenoiserSource):
     """A denoiser to train: for most methods the teacher's own weights to begin with."""
+
+    guided: bool = False
+    """Give it a guidance scale as an input, if it has none; until that is trained it answers as before."""
+
+    train_only: list[str] = []
+    """Modules of the network that train, e.g. `[guidance]`; the rest stays as it is. By default all of it trains."""
+    lora: Lora | None = None
+    """Train adapters instead of the weights."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.lora is not None and self.train_only:
+            raise ValueError("lora: it says what trains already (lora.modules_to_save): leave train_only out")
+        if self.lora is not None and self.lora.export != "merged":
+            raise ValueError("lora.export: of a denoiser's adapters only `merged` can be opened again")
+        return self
+
+    def load(self) -> Denoiser:
+        """Open the weights. Raises ValueError when there is no such model, or it lacks what the section asks of it."""
+        denoiser = super().load()
+        denoiser = denoiser.with_guidance() if self.guided and not denoiser.takes_guidance else denoiser
+        return train_only(denoiser, self.train_only) if self.train_only else denoiser
+
+
+def train_only(denoiser: Denoiser, modules: list[str]) -> Denoiser:
+    """Freeze all of a network but some of its modules. Raises ValueError for one that it does not have."""
+    named = dict(denoiser.named_modules())
+    if unknown := [name for name in modules if name not in named]:
+        top = [name for name in named if name and "." not in name]
+        raise ValueError(f"student.train_only: no module {unknown[0]!r} in the network; it has {', '.join(top)}")
+    denoiser.requires_grad_(False)
+    for name in modules:
+        named[name].requires_grad_(True)
+    return denoiser
