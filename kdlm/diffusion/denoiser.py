@@ -47,18 +47,16 @@ class Denoiser(nn.Module):
         """Return the condition that stands for none, of the same batch. Raises ValueError where there is none."""
         raise ValueError(f"{type(self).__name__} was not trained without a condition, which guidance compares with")
 
-<<<<<<< HEAD
     def blank(self) -> Condition | None:
         """Return a condition of one sample, whatever it says, for those who only ask for shapes; None may be one."""
         return None
-=======
+
     def with_guidance(self) -> "Denoiser":
         """Return a copy that takes a guidance scale, and answers as this one does whatever the scale, until trained.
 
         Raises ValueError where the network has no place for it.
         """
         raise ValueError(f"{type(self).__name__} cannot be given a guidance scale as an input")
->>>>>>> flow
 
     def forward(
         self,

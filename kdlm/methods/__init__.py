@@ -4,18 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-<<<<<<< HEAD
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
+from kdlm.methods.diffusion.cfg_distillation import CFGDistillationSection, GuidanceDistillation
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 from kdlm.methods.diffusion.mmd_ddm import MMDFineTuning, MMDFineTuningSection
-from kdlm.methods.diffusion.reverse_kl import DMDSection, SDSSection, VSDSection
-from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
-=======
-from kdlm.methods.diffusion.cfg_distillation import CFGDistillationSection, GuidanceDistillation
-from kdlm.methods.diffusion.distribution_matching import DistributionMatching, DMDSection
 from kdlm.methods.diffusion.progressive import Progressive, ProgressiveSection
 from kdlm.methods.diffusion.reflow import Reflow, ReflowSection
->>>>>>> flow
+from kdlm.methods.diffusion.reverse_kl import DMDSection, SDSSection, VSDSection
+from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
@@ -55,18 +51,15 @@ AnyMethod = Annotated[
     | SDSSection
     | VSDSection
     | DMDSection
-<<<<<<< HEAD
     | DMD2Section
     | FDistillSection
     | SIMSection
     | SiDSection
     | LADDSection
     | MMDFineTuningSection
-=======
     | ReflowSection
     | ProgressiveSection
     | CFGDistillationSection
->>>>>>> flow
     | CustomMethod,
     Field(discriminator="name"),
 ]
