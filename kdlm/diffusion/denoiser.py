@@ -34,6 +34,8 @@ class Denoiser(nn.Module):
     """What the network's output means."""
     shape: tuple[int, ...]
     """Of one sample."""
+    takes_guidance: bool = False
+    """Whether the scale of guidance is an input of the network (arXiv 2210.03142)."""
 
     def predict(
         self, noised: Tensor, time: Float[Tensor, "batch"], condition: Condition | None, guidance: Tensor | None
@@ -44,6 +46,13 @@ class Denoiser(nn.Module):
     def unconditional(self, condition: Condition) -> Condition:
         """Return the condition that stands for none, of the same batch. Raises ValueError where there is none."""
         raise ValueError(f"{type(self).__name__} was not trained without a condition, which guidance compares with")
+
+    def with_guidance(self) -> "Denoiser":
+        """Return a copy that takes a guidance scale, and answers as this one does whatever the scale, until trained.
+
+        Raises ValueError where the network has no place for it.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be given a guidance scale as an input")
 
     def forward(
         self,
@@ -60,7 +69,11 @@ class Denoiser(nn.Module):
             level: its alpha and sigma, on any path.
             condition: what the samples are of.
             guidance: the scale w that a guidance-distilled network takes as an input (see `guided`).
+
+        Raises ValueError for a guidance scale that the network does not take.
         """
+        if guidance is not None and not self.takes_guidance:
+            raise ValueError(f"this {type(self).__name__} takes no guidance scale: `student.guided: true` gives it one")
         time = self.form.time(level)
         own = self.form.level(time)
         wide = torch.promote_types(noised.dtype, torch.float32)

@@ -68,16 +68,23 @@ def generate(
 
 @dataclass(frozen=True)
 class FewSteps:
-    """How a distilled student samples: at a few times of its own form, falling."""
+    """How a distilled student samples: at a few times of its own form, falling.
+
+    Attributes:
+        times: see above.
+        guidance: the scale w that a student which takes one is asked with.
+    """
 
     times: tuple[float, ...]
+    guidance: float | None = None
 
     def __call__(
         self, denoiser: Any, draws: Draws, condition: Condition | None, *, live: int | None = None
     ) -> Float[Tensor, "batch *shape"]:
         """Return a sample for each of `draws`; see `generate` for `live`."""
         levels = levels_of(denoiser, self.times, len(draws.index), draws.index)
-        predict = lambda noised, level: denoiser(noised, level, condition)  # noqa: E731
+        scale = None if self.guidance is None else torch.full((len(draws.index),), self.guidance).to(draws.index.device)
+        predict = lambda noised, level: denoiser(noised, level, condition, guidance=scale)  # noqa: E731
         return generate(predict, lambda k: draws.normal(f"written {k}", denoiser.shape), levels, live=live)
 
 

@@ -41,6 +41,7 @@ class ResidualDenoiser(Denoiser):
         self.register_buffer("frequencies", torch.linspace(0, 3, 16).exp(), persistent=False)
         self.time = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.takes_guidance = guided
         self.guidance = _zero(nn.Linear(32, width)) if guided else None
         self.enter = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
@@ -49,7 +50,14 @@ class ResidualDenoiser(Denoiser):
     def configuration(self) -> dict[str, Any]:
         named = ("width", "depth", "num_classes", "sigma_data")
         own = {name: getattr(self, name) for name in named}
-        return {"kind": "residual", "shape": list(self.shape), **own, "guided": self.guidance is not None}
+        return {"kind": "residual", "shape": list(self.shape), **own, "guided": self.takes_guidance}
+
+    def with_guidance(self) -> "ResidualDenoiser":
+        made = self.configuration() | {"guided": True}
+        denoiser = ResidualDenoiser(**{key: value for key, value in made.items() if key != "kind"})
+        own = self.state_dict()
+        denoiser.load_state_dict({key: own.get(key, value) for key, value in denoiser.state_dict().items()})
+        return denoiser
 
     def unconditional(self, condition: Condition) -> Condition:
         return {"labels": torch.full_like(condition["labels"], self.num_classes)}

@@ -34,3 +34,11 @@ class DenoiserSource(Section):
 
 class DenoiserStudent(DenoiserSource):
     """A denoiser to train: for most methods the teacher's own weights to begin with."""
+
+    guided: bool = False
+    """Give it a guidance scale as an input, if it has none; until that is trained it answers as before."""
+
+    def load(self) -> Denoiser:
+        """Open the weights. Raises ValueError when there is no such model, or it cannot take a guidance scale."""
+        denoiser = super().load()
+        return denoiser.with_guidance() if self.guided and not denoiser.takes_guidance else denoiser
