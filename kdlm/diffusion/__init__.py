@@ -1,19 +1,23 @@
 """Diffusion: noise levels and forms, denoisers, sampling. What diffusion methods stand on."""
 
+from kdlm.diffusion.boundary import Boundary
 from kdlm.diffusion.denoiser import Condition, Denoiser, guided
 from kdlm.diffusion.draws import Draws
 from kdlm.diffusion.forms import FlowMatching, Form, TrigFlow, VarianceExploding, VariancePreserving
+from kdlm.diffusion.jvp import Differentiation, derivative, rewound
 from kdlm.diffusion.level import Level, moved, over
 from kdlm.diffusion.loading import load_denoiser
-from kdlm.diffusion.sampling import ODE, FewSteps, follow, generate, levels_of
+from kdlm.diffusion.sampling import ODE, FewSteps, follow, generate, levels_of, stepped
 from kdlm.diffusion.small import MixtureDenoiser, ResidualDenoiser, edm_loss
 from kdlm.diffusion.times import AnyTimes, Karras, LogitNormal, LogNormal, UniformTime, karras_ratios
 
 __all__ = [
     "ODE",
     "AnyTimes",
+    "Boundary",
     "Condition",
     "Denoiser",
+    "Differentiation",
     "Draws",
     "FewSteps",
     "FlowMatching",
@@ -28,6 +32,7 @@ __all__ = [
     "UniformTime",
     "VarianceExploding",
     "VariancePreserving",
+    "derivative",
     "edm_loss",
     "follow",
     "generate",
@@ -37,4 +42,6 @@ __all__ = [
     "load_denoiser",
     "moved",
     "over",
+    "rewound",
+    "stepped",
 ]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kdlm.diffusion.boundary import Boundary
 from kdlm.diffusion.denoiser import Condition, guided
 from kdlm.diffusion.draws import Draws
 from kdlm.diffusion.level import Level, moved, over
@@ -31,15 +32,22 @@ def follow(
     evaluations (arXiv 2206.00364, algorithm 1). The step to the clean sample, after the last level, is Euler's.
     """
     for at, to in pairwise(levels):
-        clean = predict(noised, at)
-        there = moved(noised, clean, at, to)
-        if second_order and bool((at.alpha > 0).all()):
-            # dy/dr = (y - x_0) / r with y = x_t / alpha and r = sigma / alpha: the mean of both ends' slopes.
-            slope = at.noise_in(noised, clean) + to.noise_in(there, predict(there, to))
-            y = noised / over(at.alpha, noised) + over((to.ratio - at.ratio) / 2, noised) * slope
-            there = y * over(to.alpha, noised)
-        noised = there
+        noised = stepped(predict, noised, at, to, second_order=second_order)
     return predict(noised, levels[-1])
+
+
+def stepped(
+    predict: Step, noised: Float[Tensor, "batch *shape"], at: Level, to: Level, *, second_order: bool = True
+) -> Float[Tensor, "batch *shape"]:
+    """Take one step of the probability flow from `x_t` at one level to another; see `follow`."""
+    clean = predict(noised, at)
+    there = moved(noised, clean, at, to)
+    if not second_order or not bool((at.alpha > 0).all()):
+        return there
+    # dy/dr = (y - x_0) / r with y = x_t / alpha and r = sigma / alpha: the mean of both ends' slopes.
+    slope = at.noise_in(noised, clean) + to.noise_in(there, predict(there, to))
+    y = noised / over(at.alpha, noised) + over((to.ratio - at.ratio) / 2, noised) * slope
+    return y * over(to.alpha, noised)
 
 
 def generate(
@@ -73,10 +81,12 @@ class FewSteps:
     Attributes:
         times: see above.
         guidance: the scale w that a student which takes one is asked with.
+        boundary: of the consistency function, for a student that was trained with one.
     """
 
     times: tuple[float, ...]
     guidance: float | None = None
+    boundary: Boundary | None = None
 
     def __call__(
         self, denoiser: Any, draws: Draws, condition: Condition | None, *, live: int | None = None
@@ -84,7 +94,11 @@ class FewSteps:
         """Return a sample for each of `draws`; see `generate` for `live`."""
         levels = levels_of(denoiser, self.times, len(draws.index), draws.index)
         scale = None if self.guidance is None else torch.full((len(draws.index),), self.guidance).to(draws.index.device)
-        predict = lambda noised, level: denoiser(noised, level, condition, guidance=scale)  # noqa: E731
+
+        def predict(noised: Tensor, level: Level) -> Tensor:
+            clean = denoiser(noised, level, condition, guidance=scale)
+            return clean if self.boundary is None else self.boundary(denoiser, noised, level, clean)
+
         return generate(predict, lambda k: draws.normal(f"written {k}", denoiser.shape), levels, live=live)
 
 
