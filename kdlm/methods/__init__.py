@@ -4,7 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.diffusion.consistency import (
+    Consistency,
+    ConsistencySection,
+    LatentConsistency,
+    LatentConsistencySection,
+)
+from kdlm.methods.diffusion.continuous_consistency import ContinuousConsistency, ContinuousConsistencySection
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching, DMDSection
+from kdlm.methods.diffusion.score_regularised_consistency import RCMSection, ScoreRegularisedConsistency
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
@@ -40,6 +48,10 @@ AnyMethod = Annotated[
     | DistiLLM2Section
     | TsdKDSection
     | DMDSection
+    | ConsistencySection
+    | LatentConsistencySection
+    | ContinuousConsistencySection
+    | RCMSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -47,6 +59,10 @@ AnyMethod = Annotated[
 __all__ = [
     "GKD",
     "AnyMethod",
+    "Consistency",
+    "ConsistencySection",
+    "ContinuousConsistency",
+    "ContinuousConsistencySection",
     "CustomMethod",
     "DMDSection",
     "DistiLLM2",
@@ -56,15 +72,19 @@ __all__ = [
     "GKDSection",
     "HiddenKD",
     "HiddenKDSection",
+    "LatentConsistency",
+    "LatentConsistencySection",
     "LogitKD",
     "LogitKDSection",
     "Method",
     "MiniLLM",
     "MiniLLMSection",
     "PolicyMethod",
+    "RCMSection",
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
     "Role",
+    "ScoreRegularisedConsistency",
     "SequenceKD",
     "SequenceKDSection",
     "SnapshotOf",
