@@ -80,7 +80,7 @@ class FewSteps:
 
     Attributes:
         times: see above.
-        guidance: the scale w that a student which takes one is asked with.
+        guidance: the scale w that a denoiser which takes one is asked with; of no meaning to others.
         boundary: of the consistency function, for a student that was trained with one.
     """
 
@@ -93,7 +93,9 @@ class FewSteps:
     ) -> Float[Tensor, "batch *shape"]:
         """Return a sample for each of `draws`; see `generate` for `live`."""
         levels = levels_of(denoiser, self.times, len(draws.index), draws.index)
-        scale = None if self.guidance is None else torch.full((len(draws.index),), self.guidance).to(draws.index.device)
+        scale = None
+        if self.guidance is not None and denoiser.takes_guidance:
+            scale = torch.full((len(draws.index),), self.guidance, device=draws.index.device)
 
         def predict(noised: Tensor, level: Level) -> Tensor:
             clean = denoiser(noised, level, condition, guidance=scale)
