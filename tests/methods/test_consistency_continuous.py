@@ -110,7 +110,7 @@ def run(method, nets, step: int = 20, active=frozenset({"student"}), rows=None):
 @pytest.mark.parametrize("source", ["teacher", "data"])
 def test_the_gradient_moves_the_students_prediction_along_the_tangent(source, monkeypatch):
     # To an offset of f, |(f - f^-) / (s sin t) + g|^2 / D / ratio has the gradient 2 g / (D s sin t ratio).
-    student, method, seen = gaussian.ConsistencyMap(), scm(source=source, warmup=40), []
+    student, method, seen = gaussian.ConsistencyMap(), scm(source=source, warmup=40, weight="inverse_ratio"), []
     normalised = type(method).normalised
     monkeypatch.setattr(method, "normalised", lambda g: seen.append(normalised(method, g)) or seen[0])
     times = []

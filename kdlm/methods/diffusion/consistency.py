@@ -38,6 +38,7 @@ class Consistency(DiffusionMethod):
         weight: `inverse_gap` divides by the distance of the two levels in the student's time, which keeps the
             gradient of a distance that is linear from vanishing with it.
         boundary: how f(x, t_min) = x is kept where the network's own form does not; see `Boundary`.
+        **options: as `DiffusionMethod`.
     """
 
     paper = "arXiv 2303.01469"
@@ -53,9 +54,9 @@ class Consistency(DiffusionMethod):
         huber: float | None = 5.4e-4,
         weight: Literal["inverse_gap", "uniform"] = "inverse_gap",
         boundary: Boundary | None = None,
-        ema: float | None = None,
+        **options: Any,
     ):
-        super().__init__(ema=ema)
+        super().__init__(**options)
         self.steps, self.pairs, self.solver, self.guidance = tuple(steps), pairs, solver, guidance
         self.target, self.huber, self.weight, self.boundary = target, huber, weight, boundary
         if solver == "none":

@@ -40,8 +40,11 @@ class ContinuousConsistency(DiffusionMethod):
         sigma_data: s.
         guidance: w of the teacher's guidance, `c + w (c - 0)`.
         warmup: optimiser steps over which df/dt comes in; before, the student is held to dx/dt alone.
+        weight: on top of the loss, whose g has the paper's weight in it: `uniform`, or `inverse_ratio`, 1 / (s tan t),
+            as released code for large models has it. With `adaptive` the two come to much the same.
         adaptive: whether a learned log-variance of t weighs the levels.
         differentiation: how df/dt is taken.
+        **options: as `DiffusionMethod`.
     """
 
     paper = "arXiv 2410.11081"
@@ -56,13 +59,14 @@ class ContinuousConsistency(DiffusionMethod):
         sigma_data: float = 0.5,
         guidance: float = 0.0,
         warmup: int = 10_000,
+        weight: Literal["uniform", "inverse_ratio"] = "uniform",
         adaptive: bool = True,
         differentiation: Differentiation = "forward",
-        ema: float | None = None,
+        **options: Any,
     ):
-        super().__init__(ema=ema)
+        super().__init__(**options)
         self.steps, self.source, self.times, self.path = tuple(steps), source, times, TrigFlow(sigma_data)
-        self.guidance, self.warmup, self.adaptive = guidance, warmup, adaptive
+        self.guidance, self.warmup, self.weight, self.adaptive = guidance, warmup, weight, adaptive
         self.differentiation: Differentiation = differentiation
         if source == "data":
             self.needs = frozenset({"samples"})
@@ -97,7 +101,9 @@ class ContinuousConsistency(DiffusionMethod):
         found = student(noised, level, condition)
         tangent = self.normalised(self.tangent(found.detach(), rate, noised, time, velocity, self.warmth(step)))
         moved = (found - found.detach()) / over(self.path.sigma_data * time.sin(), noised)  # -(F - F^-)
-        values = (moved + tangent).square().flatten(1).mean(1) / level.ratio
+        values = (moved + tangent).square().flatten(1).mean(1)
+        if self.weight == "inverse_ratio":
+            values = values / level.ratio
         if self.adaptive:
             log_variance = nets["log_variance"](time)
             values = values * (-log_variance).exp() + log_variance
@@ -165,6 +171,8 @@ class ContinuousOptions(DiffusionOptions):
     """Standard deviation of the data."""
     guidance: float = Field(0.0, ge=0)
     """Scale w of the teacher's guidance, `c + w (c - 0)`: the usual scale minus 1."""
+    weight: Literal["uniform", "inverse_ratio"] = "uniform"
+    """Whether the loss is divided by the ratio of noise to signal."""
     adaptive: bool = True
     """Whether a learned log-variance of the time weighs the levels."""
     differentiation: Differentiation = "forward"

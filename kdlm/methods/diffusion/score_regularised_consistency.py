@@ -25,6 +25,7 @@ class ScoreRegularisedConsistency(ContinuousConsistency):
         matching: lambda, weight of distribution matching; terms are means over elements.
         ratio: steps of the run for each of the student.
         matching_times: noise levels at which the scores are compared, and the fake network trains.
+        fake: what the fake network starts as a copy of.
         fake_learning_rate: of the fake network; None follows the run.
     """
 
@@ -37,17 +38,19 @@ class ScoreRegularisedConsistency(ContinuousConsistency):
         matching: float = 1.0,
         ratio: int = 5,
         matching_times: AnyTimes,
+        fake: Literal["teacher", "student"] = "teacher",
         fake_learning_rate: float | None = None,
         **options: Any,
     ):
         super().__init__(**options)
-        self.weight, self.ratio = matching, ratio
+        self.ratio, self.matching_weight = ratio, matching
         self.needs = DistributionMatching.needs
         self.matching = DistributionMatching(
             steps=self.steps,
             times=matching_times,
             guidance=self.guidance,
             ratio=ratio,
+            fake=fake,
             fake_learning_rate=fake_learning_rate,
         )
 
@@ -73,7 +76,7 @@ class ScoreRegularisedConsistency(ContinuousConsistency):
             samples = self.matching.written(nets["student"], draws, condition)
         if "student" in active:
             pull = self.matching.pull(nets, samples, draws, condition)
-            terms["matching"] = Term(pull.sum(), "samples", self.weight)
+            terms["matching"] = Term(pull.sum(), "samples", self.matching_weight)
         if "fake" in active:
             denoising = self.matching.denoising(nets, samples.detach(), draws, condition)
             terms["fake"] = Term(denoising.sum(), "samples")
@@ -100,5 +103,7 @@ class RCMSection(ContinuousOptions):
     """Noise levels at which teacher and fake network are compared."""
     ratio: int = Field(5, ge=2)
     """After the warm-up: steps of the run for each of the student; the others are the fake network's."""
+    fake: Literal["teacher", "student"] = "teacher"
+    """What the fake network starts as a copy of."""
     fake_learning_rate: float | None = Field(None, gt=0)
     """Learning rate of the fake network; by default the run's."""
