@@ -1,5 +1,7 @@
 """Following a denoiser's flow in many steps, and writing samples in a few."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ def test_the_flow_of_the_exact_denoiser_converges_in_the_order_of_its_steps(seco
     start = 10 * noise(64)
     ends = [follow(exact(), start, levels(n, 64), second_order=second_order) for n in (33, 65, 129, 1025)]
     errors = [(end - ends[-1]).square().mean().sqrt().item() for end in ends[:3]]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine > 0.8 * 2**order
 
 

@@ -46,7 +46,11 @@ def trainer(method, folder, steps: int, *, teacher=None, student=None, rows=None
         **arguments,
     )
     return DiffusionTrainer(
-        student or ResidualDenoiser((2,), width=48, depth=2, sigma_data=1.4), teacher, args, method=method, train_dataset=data
+        student or ResidualDenoiser((2,), width=48, depth=2, sigma_data=1.4),
+        teacher,
+        args,
+        method=method,
+        train_dataset=data,
     )
 
 

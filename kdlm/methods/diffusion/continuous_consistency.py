@@ -88,14 +88,8 @@ class ContinuousConsistency(DiffusionMethod):
     ) -> Float[Tensor, "batch"]:
         """Return a value for each sample whose gradient moves F by the tangent."""
         student = nets["student"]
-        time = self.path.time(self.times.draw(draws.uniform("time"), student.form))
-        level, noise = self.path.level(time), draws.normal("noise", clean.shape[1:])
-        noised = level.noised(clean, noise)
-        if self.source == "data":
-            velocity = over(time.cos() * self.path.sigma_data, noised) * noise - over(time.sin(), noised) * clean
-        else:
-            with torch.no_grad():
-                velocity = self.slope(guided(nets["teacher"], noised, level, condition, self.guidance), noised, time)
+        noised, time, velocity = self.point(nets, clean, draws, condition)
+        level = self.path.level(time)
         with rewound(noised):
             rate = self.rate(student, noised, time, velocity, condition)
         found = student(noised, level, condition)
@@ -108,6 +102,20 @@ class ContinuousConsistency(DiffusionMethod):
             log_variance = nets["log_variance"](time)
             values = values * (-log_variance).exp() + log_variance
         return values
+
+    @torch.no_grad()
+    def point(
+        self, nets: Nets, clean: Tensor, draws: Draws, condition: Condition | None
+    ) -> tuple[Tensor, Float[Tensor, "batch"], Tensor]:
+        """Return a point of a path for each sample: `x_t`, its TrigFlow time and dx/dt."""
+        time = self.path.time(self.times.draw(draws.uniform("time"), nets["student"].form))
+        level, noise = self.path.level(time), draws.normal("noise", clean.shape[1:])
+        noised = level.noised(clean, noise)
+        if self.source == "data":
+            velocity = over(time.cos() * self.path.sigma_data, noised) * noise - over(time.sin(), noised) * clean
+        else:
+            velocity = self.slope(guided(nets["teacher"], noised, level, condition, self.guidance), noised, time)
+        return noised, time, velocity
 
     def warmth(self, step: Step) -> float:
         """Return the share of df/dt that is in: 0 at first, 1 after the warm-up."""
