@@ -39,15 +39,20 @@ def follow(
 def stepped(
     predict: Step, noised: Float[Tensor, "batch *shape"], at: Level, to: Level, *, second_order: bool = True
 ) -> Float[Tensor, "batch *shape"]:
-    """Take one step of the probability flow from `x_t` at one level to another; see `follow`."""
+    """Take one step of the probability flow from `x_t` at one level to another; see `follow`.
+
+    From pure noise, whose ratio of noise to signal is infinite, a step is Euler's.
+    """
     clean = predict(noised, at)
     there = moved(noised, clean, at, to)
-    if not second_order or not bool((at.alpha > 0).all()):
+    partial = at.alpha > 0
+    if not second_order or not bool(partial.any()):
         return there
     # dy/dr = (y - x_0) / r with y = x_t / alpha and r = sigma / alpha: the mean of both ends' slopes.
+    finite = Level(torch.where(partial, at.alpha, 1), at.sigma)
     slope = at.noise_in(noised, clean) + to.noise_in(there, predict(there, to))
-    y = noised / over(at.alpha, noised) + over((to.ratio - at.ratio) / 2, noised) * slope
-    return y * over(to.alpha, noised)
+    y = noised / over(finite.alpha, noised) + over((to.ratio - finite.ratio) / 2, noised) * slope
+    return torch.where(over(partial, noised), y * over(to.alpha, noised), there)
 
 
 def generate(

@@ -20,6 +20,7 @@ from kdlm.diffusion import (
     karras_ratios,
     moved,
     over,
+    stepped,
 )
 
 CENTRES = torch.tensor([[1.0, 0.0], [-1.0, 0.5]], dtype=torch.float64)
@@ -81,6 +82,19 @@ def test_the_flow_may_begin_at_pure_noise():
     for second_order, error in ((False, 0.05), (True, 0.01)):
         end = follow(predict, start, grid, second_order=second_order)
         torch.testing.assert_close(end, 1 + 0.5 * start, rtol=0, atol=error * start.abs().max().item())
+
+
+def test_a_sample_that_begins_at_pure_noise_does_not_change_the_steps_of_the_others():
+    form, start = FlowMatching(), noise(8)
+    at, to = (form.level(torch.tensor(t, dtype=torch.float64)) for t in ([1.0, 0.9] * 4, [0.8, 0.7] * 4))
+
+    def predict(noised, level):
+        return noised.tanh() * over(level.alpha + 1, noised)
+
+    whole = stepped(predict, start, at, to)
+    alone = [stepped(predict, start[i::2], at[i::2], to[i::2]) for i in range(2)]
+    assert torch.equal(whole[0::2], alone[0]) and torch.equal(whole[1::2], alone[1])
+    assert torch.equal(alone[0], stepped(predict, start[0::2], at[0::2], to[0::2], second_order=False))
 
 
 def student() -> ResidualDenoiser:
