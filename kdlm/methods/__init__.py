@@ -6,12 +6,20 @@ from pydantic import Field
 
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
 from kdlm.methods.diffusion.cfg_distillation import CFGDistillationSection, GuidanceDistillation
+from kdlm.methods.diffusion.consistency import (
+    Consistency,
+    ConsistencySection,
+    LatentConsistency,
+    LatentConsistencySection,
+)
+from kdlm.methods.diffusion.continuous_consistency import ContinuousConsistency, ContinuousConsistencySection
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 from kdlm.methods.diffusion.mmd_ddm import MMDFineTuning, MMDFineTuningSection
 from kdlm.methods.diffusion.progressive import Progressive, ProgressiveSection
 from kdlm.methods.diffusion.reflow import Reflow, ReflowSection
 from kdlm.methods.diffusion.reverse_kl import DMDSection, SDSSection, VSDSection
 from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
+from kdlm.methods.diffusion.score_regularised_consistency import RCMSection, ScoreRegularisedConsistency
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
@@ -60,6 +68,10 @@ AnyMethod = Annotated[
     | ReflowSection
     | ProgressiveSection
     | CFGDistillationSection
+    | ConsistencySection
+    | LatentConsistencySection
+    | ContinuousConsistencySection
+    | RCMSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -68,6 +80,10 @@ __all__ = [
     "GKD",
     "AnyMethod",
     "CFGDistillationSection",
+    "Consistency",
+    "ConsistencySection",
+    "ContinuousConsistency",
+    "ContinuousConsistencySection",
     "CustomMethod",
     "DMD2Section",
     "DMDSection",
@@ -83,6 +99,8 @@ __all__ = [
     "ImageKD",
     "ImageKDSection",
     "LADDSection",
+    "LatentConsistency",
+    "LatentConsistencySection",
     "LogitKD",
     "LogitKDSection",
     "MMDFineTuning",
@@ -94,6 +112,7 @@ __all__ = [
     "Preparation",
     "Progressive",
     "ProgressiveSection",
+    "RCMSection",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",
@@ -101,6 +120,7 @@ __all__ = [
     "Role",
     "SDSSection",
     "SIMSection",
+    "ScoreRegularisedConsistency",
     "SequenceKD",
     "SequenceKDSection",
     "SiDSection",
