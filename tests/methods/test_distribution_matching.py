@@ -148,8 +148,8 @@ class Watched(nn.Module):
         self.inner, self.calls, self.given = inner, [], []
         self.form, self.shape = inner.form, inner.shape
 
-    def forward(self, noised, level, condition=None):
-        clean = self.inner(noised, level, condition)
+    def forward(self, noised, level, condition=None, **options):
+        clean = self.inner(noised, level, condition, **options)
         self.given.append(noised.requires_grad)
         self.calls.append((clean.requires_grad, level.ratio[0].item()))
         return clean
