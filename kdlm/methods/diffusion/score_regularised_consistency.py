@@ -30,7 +30,6 @@ class ScoreRegularisedConsistency(ContinuousConsistency):
     """
 
     paper = "arXiv 2510.08431"
-    computes = ("consistency", "matching", "fake")
 
     def __init__(
         self,
@@ -58,6 +57,10 @@ class ScoreRegularisedConsistency(ContinuousConsistency):
     def roles(self) -> dict[str, Role]:
         return {**super().roles, "fake": self.matching.roles["fake"]}
 
+    @property
+    def computes(self) -> tuple[str, ...]:
+        return ("consistency", "matching", "fake", *super().computes)
+
     def active(self, step: int) -> frozenset[str]:
         after = step - self.warmup
         if after >= 0 and after % self.ratio:
@@ -75,8 +78,9 @@ class ScoreRegularisedConsistency(ContinuousConsistency):
         with torch.set_grad_enabled(torch.is_grad_enabled() and "student" in active):
             samples = self.matching.written(nets["student"], draws, condition)
         if "student" in active:
-            pull = self.matching.pull(nets, samples, draws, condition)
+            pull, _ = self.matching.pulled(nets, samples, draws, condition)
             terms["matching"] = Term(pull.sum(), "samples", self.matching_weight)
+            terms |= self.beside(nets, samples, batch, step)
         if "fake" in active:
             denoising = self.matching.denoising(nets, samples.detach(), draws, condition)
             terms["fake"] = Term(denoising.sum(), "samples")
