@@ -1,10 +1,11 @@
 """Diffusion: noise levels and forms, denoisers, sampling. What diffusion methods stand on."""
 
 from kdlm.diffusion.denoiser import Condition, Denoiser, guided
+from kdlm.diffusion.diffusers_models import DiffusersDenoiser
 from kdlm.diffusion.draws import Draws
 from kdlm.diffusion.forms import FlowMatching, Form, TrigFlow, VarianceExploding, VariancePreserving
 from kdlm.diffusion.level import Level, moved, over
-from kdlm.diffusion.loading import load_denoiser
+from kdlm.diffusion.loading import load_denoiser, look_for_denoiser
 from kdlm.diffusion.sampling import ODE, FewSteps, follow, generate, levels_of
 from kdlm.diffusion.small import MixtureDenoiser, ResidualDenoiser, edm_loss
 from kdlm.diffusion.times import AnyTimes, Karras, LogitNormal, LogNormal, UniformTime, karras_ratios
@@ -14,6 +15,7 @@ __all__ = [
     "AnyTimes",
     "Condition",
     "Denoiser",
+    "DiffusersDenoiser",
     "Draws",
     "FewSteps",
     "FlowMatching",
@@ -35,6 +37,7 @@ __all__ = [
     "karras_ratios",
     "levels_of",
     "load_denoiser",
+    "look_for_denoiser",
     "moved",
     "over",
 ]
