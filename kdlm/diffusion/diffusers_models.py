@@ -127,7 +127,7 @@ class DiffusersDenoiser(Denoiser):
 
     def _network(self, x: Tensor, time: Tensor, condition: Condition | None, guidance: Tensor | None) -> Tensor:
         dtype = self.net.dtype
-        told = {self.takes[key]: value for key, value in (condition or {}).items() if key in self.takes}
+        told: dict[str, Any] = {self.takes[key]: value for key, value in (condition or {}).items() if key in self.takes}
         told = {name: value.to(dtype) if value.is_floating_point() else value for name, value in told.items()}
         optional = {"encoder_attention_mask"}
         if missing := [key for key, name in self.takes.items() if name not in told and key not in optional]:
@@ -173,7 +173,7 @@ class DiffusersDenoiser(Denoiser):
         """
         if self.kind != "UNet2DConditionModel":
             raise ValueError(f"{self.kind} cannot be given a guidance scale as an input")
-        net = type(self.net).from_config({**self.net.config, "time_cond_proj_dim": 256})
+        net = type(self.net).from_config(self.net.config, time_cond_proj_dim=256)
         net.load_state_dict(self.net.state_dict(), strict=False)
         nn.init.zeros_(net.time_embedding.cond_proj.weight)
         return DiffusersDenoiser(net.to(self.net.device, self.net.dtype), self.scheduler, **self._options())

@@ -10,6 +10,8 @@ from tiny_diffusers import condition, dit, pixart, sd3, text_unet, unet
 
 from kdlm.diffusion import DiffusersDenoiser, Level, levels_of, moved
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Euler's set_timesteps
+
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
 ZERO_SNR = {**SCALED, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
@@ -69,7 +71,7 @@ def test_a_step_on_a_table_of_betas_is_that_of_diffusers(name: str, options: dic
             torch.testing.assert_close(ours, theirs.prev_sample, rtol=1e-5, atol=2e-6 * largest)
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "LCMScheduler"])
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LCMScheduler"])
 def test_noise_is_added_as_in_diffusers_training(name: str) -> None:
     scheduler = getattr(diffusers, name)(**SCALED)
     denoiser = DiffusersDenoiser(unet(), scheduler)
