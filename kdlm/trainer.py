@@ -109,6 +109,7 @@ class DistillTrainer(Trainer):
         self._means: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # this rank's share of the step's means
         self._count = torch.zeros(())  # of what is trained on in the step, by all ranks
         self._computed: set[str] = set()  # names of the terms that some step had
+        self._norms: dict[str, Tensor] = {}  # of each role's last gradient
         self._window = Window(self.method.paced_by)
         self.add_callback(_AfterStep(self))
 
@@ -224,7 +225,7 @@ class DistillTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the named losses' means since the last log, and the pace in trained tokens per second."""
         if "loss" in logs and self._window.steps:
-            logs |= self._window.readings(self._reduced)
+            logs |= self._window.readings(self._reduced) | {name: norm.item() for name, norm in self._norms.items()}
             self._window = Window(self.method.paced_by)
         super().log(logs, start_time)
 
@@ -251,7 +252,9 @@ class DistillTrainer(Trainer):
         if len(self.networks.role) == 1:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
-        return clip_by_role(self.networks, self.method, self.args.max_grad_norm)
+        norms = clip_by_role(self.networks, self.method, self._active or frozenset(), self.args.max_grad_norm)
+        self._norms |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+        return torch.stack(list(norms.values())).norm()
 
     # Evaluation
 
