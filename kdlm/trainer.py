@@ -384,6 +384,8 @@ class _AfterStep(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         check_plan(self.trainer.method, state.max_steps)
         self.began_at = state.global_step
+        if self.began_at and float(state.epoch or 0).is_integer():  # saved before the epoch's end was told
+            self.on_epoch_end(args, state, control)
         self.trainer.fit_teacher()
         self.trainer._window = Window(self.trainer.method.paced_by)
 

@@ -17,7 +17,7 @@ class Tied(nn.Module):
         super().__init__()
         self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
         self.second.weight = self.first.weight
-        self.register_buffer("scale", torch.tensor(0.5, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(torch.tanh(self.first(x))) * self.scale
@@ -53,7 +53,8 @@ class Turns(Method):
         made = nets["student"](batch["samples"])
         terms = {}
         if "student" in active:
-            wanted = nets["critic"](made) + batch["samples"].flip(1)
+            before = nets["before"](batch["samples"].float())  # averages and snapshots are kept in float32
+            wanted = nets["critic"](made) + batch["samples"].flip(1) + 0.3 * before
             terms["student"] = Term((made - wanted).square().mean(1).sum(), "samples")
         if "critic" in active:
             terms["critic"] = Term((nets["critic"](made.detach()) + 1).square().mean(1).sum(), "samples")

@@ -1,13 +1,14 @@
 """One rank of `test_two_ranks_with_roles_that_take_turns_equal_one_process`; started by torchrun.
 
-`two_ranks_roles.py ddp|fsdp FOLDER`: five steps of distribution matching on the ring, in which student and fake network
-take turns; rank 0 writes the weights of every role. With `fsdp` the roles and their one parent are sharded by torch's
-fully_shard, because accelerate's does not shard on a CPU.
+`two_ranks_roles.py FOLDER`: five steps of distribution matching in which student and fake network take turns, under DDP
+and again under FSDP2; rank 0 writes the weights of every role. FSDP2 is torch's fully_shard on each role and on their
+one parent, because accelerate's does not shard on a CPU.
 """
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from role_models import adam_steps
@@ -21,10 +22,17 @@ from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 
 
+class Precise(ResidualDenoiser):
+    """Computes in float64, whatever the noise is drawn in: two ways of adding up then agree."""
+
+    def predict(self, noised: Tensor, time: Tensor, condition: Any, guidance: Any) -> Tensor:
+        return super().predict(noised.double(), time.double(), condition, guidance)
+
+
 def made(folder: Path, batch: int) -> DiffusionTrainer:
     """A trainer in float64, the same on every rank but for the size of its batch."""
     torch.manual_seed(4)
-    student = ResidualDenoiser((2,), width=16, depth=1)
+    student = Precise((2,), width=16, depth=1)
     torch.nn.init.normal_(student.leave.weight, std=0.1)
     teacher = MixtureDenoiser(torch.randn(3, 2), 0.1, torch.full((3,), 1 / 3))
     method = DistributionMatching(
@@ -62,22 +70,23 @@ def shard(trainer: DiffusionTrainer) -> None:
     assert halves == {16}, "a rank does not hold half of each weight"
 
 
-def main(kind: str, folder: Path) -> None:
-    torch.set_num_threads(1)
+def trained(kind: str, folder: Path) -> None:
     trainer = made(folder, batch=4)
     if kind == "fsdp":
         shard(trainer)
     trainer.train()
     assert trainer.args.ddp_find_unused_parameters is True
     assert adam_steps(trainer) == {"student": {2}, "fake": {3}}, adam_steps(trainer)
-    whole = everything(trainer)
+    weights = everything(trainer)
     if trainer.is_world_process_zero():
-        save_file(whole, folder / f"{kind}.safetensors")
+        save_file(weights, folder / f"{kind}.safetensors")
     trainer.accelerator.wait_for_everyone()
-    torch.distributed.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # on a busy machine a rank may abort in its teardown, with all of its work done
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    torch.set_num_threads(1)
+    for kind in ("ddp", "fsdp"):
+        trained(kind, Path(sys.argv[1]))
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # on a busy machine a rank may abort in its teardown, with all of its work done
