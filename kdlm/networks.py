@@ -76,6 +76,11 @@ class Networks(nn.Module):
         """Return what belongs into a checkpoint but not into the exported student."""
         return {**{name: module for name, module in self.role.items() if name != "student"}, **self.averages}
 
+    def auxiliary_weights(self) -> dict[str, dict[str, Tensor]]:
+        """Return the weights of `auxiliary`, gathered where they are sharded; every rank must ask."""
+        states = {name: module.state_dict() for name, module in self.auxiliary().items()}
+        return {name: {key: whole(value) for key, value in state.items()} for name, state in states.items()}
+
     def to(self, *args: Any, **kwargs: Any) -> "Networks":
         for average in self.averages.values():
             average.to(*args, **kwargs)

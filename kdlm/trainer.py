@@ -320,12 +320,13 @@ class DistillTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
+        weights = self.networks.auxiliary_weights() if _internal_call else {}
         if _internal_call and self.args.should_save:
             states = {"method": self.method.state_dict()}
             if hasattr(self.teacher, "state_dict"):
                 states["teacher"] = self.teacher.state_dict()
             folder = Path(output_dir or str(self.args.output_dir))
-            checkpoints.save_auxiliary(folder, self.networks.auxiliary(), states)
+            checkpoints.save_auxiliary(folder, weights, states)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
@@ -356,8 +357,12 @@ class DistillTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
-        self._load_student(resume_from_checkpoint)
-        checkpoints.load_auxiliary(folder, self.networks.auxiliary())
+        if self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        else:
+            self._load_student(resume_from_checkpoint)
+            checkpoints.load_auxiliary(folder, self.networks.auxiliary())
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
         if hasattr(self.teacher, "load_state_dict"):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))

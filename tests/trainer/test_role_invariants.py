@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ def test_a_checkpoint_keeps_tied_weights_and_the_methods_state_out_of_the_studen
 def test_students_of_two_checkpoints_differ_when_the_student_moved_in_between(arguments, tmp_path: Path) -> None:
     trainer(arguments, max_steps=5, save_strategy="steps", save_steps=1).train()
     found = [load_file(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors") for step in range(1, 6)]
-    changed = [any(not torch.equal(a[k], b[k]) for k in a) for a, b in zip(found, found[1:], strict=False)]
+    changed = [any(not torch.equal(a[k], b[k]) for k in a) for a, b in pairwise(found)]
     assert changed == [False, False, True, False]
 
 
