@@ -38,14 +38,14 @@ def load_denoiser(
     folder = _configurations(path, revision)
     made = _json(folder / CONFIG)
     given = {key: value for key, value in options.items() if value is not None}
-    if made is None or made["kind"] == "diffusers":
+    if made is None or made.get("kind") == "diffusers":
         stored = {key: value for key, value in (made or {}).items() if key != "kind" and value is not None}
         if stored.get("null_condition", "zeros") != "zeros":
             stored["null_condition"] = folder / stored["null_condition"]
         return _of_diffusers(path, folder, subfolder, revision, dtype or torch.float32, stored | given)
     if wrong := [*given, *(["subfolder"] if subfolder else []), *(["revision"] if revision else [])]:
         raise ValueError(f"{path}: `{wrong[0]}` is for models of diffusers, and this is none")
-    denoiser = _built(made.pop("kind"), made, folder)
+    denoiser = _built(made.pop("kind", None), made, folder)
     denoiser.load_weights(folder)
     return denoiser.to(dtype or torch.float32)
 
@@ -54,7 +54,7 @@ def look_for_denoiser(path: str | Path, subfolder: str | None = None, revision: 
     """Return the kind of denoiser at a path without its weights. Raises ValueError as `load_denoiser` does."""
     folder = _configurations(path, revision)
     made = _json(folder / CONFIG)
-    return made["kind"] if made and made["kind"] != "diffusers" else _found(path, folder, subfolder)[0]
+    return str(made.get("kind")) if made and made.get("kind") != "diffusers" else _found(path, folder, subfolder)[0]
 
 
 def _built(kind: str | None, made: dict[str, Any], folder: Path) -> Denoiser:

@@ -1,6 +1,7 @@
 """What is opened from a folder of diffusers, what is written for one, and a short run on such a network."""
 
 import json
+import sys
 from pathlib import Path
 
 import diffusers
@@ -17,6 +18,7 @@ from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 from kdlm.models import DenoiserSource
 from kdlm.recipe import Recipe
+from kdlm.train import train
 
 
 def answers(denoiser: Denoiser, *keys: str) -> torch.Tensor:
@@ -154,6 +156,33 @@ def test_a_source_hands_its_options_on(tmp_path: Path) -> None:
     assert opened.shape == (1, 8, 8) and opened.null_class == 3 and opened.net.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="`null_class` is for models of diffusers"):
         DenoiserSource(path="sandbox:ring-exact", null_class=3).load()
+
+
+def test_a_missing_diffusers_is_named_with_the_line_that_installs_it(tmp_path: Path, monkeypatch) -> None:
+    folder = pipeline(tmp_path, "unet", unet(), diffusers.DDIMScheduler())
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match=r"UNet2DModel needs diffusers: pip install 'kdlm\[diffusion\]'"):
+        load_denoiser(folder)
+
+
+def test_a_recipe_trains_a_network_of_diffusers_on_stored_latents(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipeline(tmp_path / "teacher", "transformer", dit(), diffusers.DDIMScheduler(clip_sample=False))
+    save_file({"samples": torch.randn(8, 4, 8, 8), "labels": torch.arange(8)}, tmp_path / "latents.safetensors")
+    source = {"name": "denoiser", "path": "teacher"}
+    recipe = Recipe.model_validate(
+        {
+            "student": source, "teacher": source, "run_dir": "run",
+            "data": {"name": "samples", "train": ["latents.safetensors"], "eval": ["latents.safetensors"]},
+            "method": {"name": "dmd", "steps": [999.0], "times": {"name": "uniform"}, "guidance": 1.0, "ema": 0.5},
+            "training": {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "save_strategy": "no"},
+        }
+    )  # fmt: skip
+    folder = train(recipe) / "student"
+    assert load_denoiser(folder).null_class == 10
+    student = diffusers.DiTTransformer2DModel.from_pretrained(folder)
+    teacher = diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "teacher" / "transformer")
+    assert any(not torch.equal(p, q) for p, q in zip(student.parameters(), teacher.parameters(), strict=True))
 
 
 def run(folder: Path, method: DistributionMatching, **options) -> DiffusionTrainer:
