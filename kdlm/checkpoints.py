@@ -5,8 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import safetensors.torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from kdlm.disk import digest_of_file, flush, write_text
@@ -22,7 +22,9 @@ def save_auxiliary(folder: Path, networks: dict[str, dict[str, Tensor]], states:
         (folder / AUXILIARY).mkdir(exist_ok=True)
     for name, weights in networks.items():  # hub's function knows tied weights
         pattern = f"{name}{{suffix}}.safetensors"
-        save_torch_state_dict(weights, folder / AUXILIARY, filename_pattern=pattern, max_shard_size=2**62)
+        huggingface_hub.save_torch_state_dict(
+            weights, folder / AUXILIARY, filename_pattern=pattern, max_shard_size=2**62
+        )
     for name, state in states.items():
         if state:
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}

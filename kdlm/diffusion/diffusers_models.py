@@ -166,6 +166,22 @@ class DiffusersDenoiser(Denoiser):
             raise ValueError(f"{self.kind}: no `{key}` is known that stands for no text: give `null_condition`")
         return torch.zeros_like(like)
 
+    def blank(self) -> Condition | None:
+        """Return a condition of one sample, whatever it says, for those who only ask for shapes; None may be one."""
+        config, device = self.net.config, self.net.device
+        wide = [config.get(key) for key in ("caption_channels", "joint_attention_dim", "cross_attention_dim")]
+        blank: Condition = {}
+        if "labels" in self.takes:
+            blank["labels"] = torch.zeros(1, dtype=torch.int64, device=device)
+        if "encoder_hidden_states" in self.takes:
+            blank["encoder_hidden_states"] = torch.zeros(1, 1, next(filter(None, wide)), device=device)
+        if "pooled_projections" in self.takes:
+            width = config.get("pooled_projection_dim")
+            if width is None:  # SDXL's, which are joined with its six numbers
+                width = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+            blank["pooled_projections"] = torch.zeros(1, width, device=device)
+        return blank or None
+
     def with_guidance(self) -> "DiffusersDenoiser":
         """Return a copy that takes a guidance scale, by LCM's projection of it, which starts at zero.
 

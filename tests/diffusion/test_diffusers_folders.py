@@ -8,12 +8,12 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_diffusers import condition, dit, sd3, text_unet, unet
+from tiny_diffusers import condition, dit, pixart, sd3, sdxl, text_unet, unet
 from transformers import TrainingArguments
 
 from kdlm.check import check
 from kdlm.data import TensorRows
-from kdlm.diffusion import Denoiser, DiffusersDenoiser, UniformTime, guided, load_denoiser
+from kdlm.diffusion import Denoiser, DiffusersDenoiser, Level, UniformTime, guided, load_denoiser
 from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 from kdlm.models import DenoiserSource
@@ -156,6 +156,27 @@ def test_a_source_hands_its_options_on(tmp_path: Path) -> None:
     assert opened.shape == (1, 8, 8) and opened.null_class == 3 and opened.net.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="`null_class` is for models of diffusers"):
         DenoiserSource(path="sandbox:ring-exact", null_class=3).load()
+
+
+@pytest.mark.parametrize("make", [unet, lambda: unet(num_class_embeds=None), text_unet, sdxl, dit, pixart, sd3])
+def test_every_network_answers_a_blank_condition_and_shows_its_features(make) -> None:
+    net = make()
+    denoiser = DiffusersDenoiser(net, diffusers.DDIMScheduler())
+    one, noised = torch.ones(1), torch.randn(1, *denoiser.shape)
+    inner = "net.mid_block" if hasattr(net, "mid_block") else "net.transformer_blocks.0"
+    clean, features = denoiser.with_features(noised, Level(one, one), denoiser.blank(), [inner])
+    assert clean.shape == noised.shape and bool(clean.isfinite().all()) and features[inner].shape[0] == 1
+
+
+def test_sdxl_is_told_the_size_of_its_image_and_the_pooled_text() -> None:
+    net = sdxl()
+    denoiser = DiffusersDenoiser(net, diffusers.DDIMScheduler(clip_sample=False))
+    told = {key: value.float() for key, value in condition(2, "encoder_hidden_states", "pooled_projections").items()}
+    noised, level = torch.randn(2, 4, 8, 8), denoiser.form.level(torch.full((2,), 500.0))
+    added = {"text_embeds": told["pooled_projections"], "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)}
+    output = net(noised, torch.tensor(500), told["encoder_hidden_states"], added_cond_kwargs=added).sample
+    theirs = level.clean_in(noised, output)
+    torch.testing.assert_close(denoiser(noised, level, told), theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_a_missing_diffusers_is_named_with_the_line_that_installs_it(tmp_path: Path, monkeypatch) -> None:

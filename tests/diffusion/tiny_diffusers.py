@@ -25,6 +25,13 @@ def text_unet(**options: Any) -> diffusers.UNet2DConditionModel:
     )  # fmt: skip
 
 
+def sdxl() -> diffusers.UNet2DConditionModel:
+    """The same, told also by pooled embeddings 6 wide and by SDXL's six numbers about the image."""
+    return text_unet(
+        addition_embed_type="text_time", projection_class_embeddings_input_dim=6 + 6 * 8, addition_time_embed_dim=8
+    )
+
+
 def dit() -> diffusers.DiTTransformer2DModel:
     """A DiT with a learned variance: twice as many channels out as in."""
     torch.manual_seed(0)
