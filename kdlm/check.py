@@ -62,7 +62,19 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
 
 def _samples(recipe: Recipe) -> tuple[tuple[str, Iterable[str]], ...]:
     """Return what is looked at where the data are images or other samples."""
-    return (("student", [f"student: {recipe.student.describe()}"]), ("data", recipe.data.look()))
+    models = [("student", recipe.student), ("teacher", recipe.teacher)]
+    return (*((key, _sampler(key, model)) for key, model in models if model is not None), ("data", _looked(recipe)))
+
+
+def _sampler(key: str, model: Any) -> Iterator[str]:
+    """Look at a denoiser without its weights, or at any other model by its name."""
+    kind, why = opened(model.look, model) if hasattr(model, "look") else ("", "")
+    said = f"{key}: {model.describe() if hasattr(model, 'describe') else model.name}"
+    yield f"{said} not looked at here ({why})" if why else f"{said} ({kind})" if kind else said
+
+
+def _looked(recipe: Recipe) -> Iterator[str]:
+    yield from recipe.data.look()
 
 
 def _keyed(key: str, error: ValueError) -> list[str]:

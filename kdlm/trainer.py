@@ -111,6 +111,7 @@ class DistillTrainer(Trainer):
         self._followed: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # as they are, and not logged
         self._count = torch.zeros(())  # of what is trained on in the step, by all ranks
         self._computed: set[str] = set()  # names of the terms that some step had
+        self._norms: dict[str, Tensor] = {}  # of each role's last gradient
         self._window = Window(self.method.paced_by)
         self._prepared = type(self.method).prepare is Method.prepare
         self.add_callback(_AfterStep(self))
@@ -259,7 +260,7 @@ class DistillTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the named losses' means since the last log, and the pace in trained tokens per second."""
         if "loss" in logs and self._window.steps:
-            logs |= self._window.readings(self._reduced)
+            logs |= self._window.readings(self._reduced) | {name: norm.item() for name, norm in self._norms.items()}
             self._window = Window(self.method.paced_by)
         super().log(logs, start_time)
 
@@ -286,7 +287,9 @@ class DistillTrainer(Trainer):
         if len(self.networks.role) == 1:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
-        return clip_by_role(self.networks, self.method, self.args.max_grad_norm)
+        norms = clip_by_role(self.networks, self.method, self._active or frozenset(), self.args.max_grad_norm)
+        self._norms |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+        return torch.stack(list(norms.values())).norm()
 
     # Evaluation
 
@@ -353,12 +356,13 @@ class DistillTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
+        weights = self.networks.auxiliary_weights() if _internal_call else {}
         if _internal_call and self.args.should_save:
             states = {"method": self.method.state_dict()}
             if hasattr(self.teacher, "state_dict"):
                 states["teacher"] = self.teacher.state_dict()
             folder = Path(output_dir or str(self.args.output_dir))
-            checkpoints.save_auxiliary(folder, self.networks.auxiliary(), states)
+            checkpoints.save_auxiliary(folder, weights, states)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
@@ -389,8 +393,12 @@ class DistillTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
-        self._load_student(resume_from_checkpoint)
-        checkpoints.load_auxiliary(folder, self.networks.auxiliary())
+        if self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        else:
+            self._load_student(resume_from_checkpoint)
+            checkpoints.load_auxiliary(folder, self.networks.auxiliary())
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
         if hasattr(self.teacher, "load_state_dict"):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
@@ -417,6 +425,8 @@ class _AfterStep(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         check_plan(self.trainer.method, state.max_steps)
         self.began_at = state.global_step
+        if self.began_at and float(state.epoch or 0).is_integer():  # saved before the epoch's end was told
+            self.on_epoch_end(args, state, control)
         self.trainer.fit_teacher()
         self.trainer._window = Window(self.trainer.method.paced_by)
 

@@ -2,11 +2,12 @@
 
 from kdlm.diffusion.boundary import Boundary
 from kdlm.diffusion.denoiser import Condition, Denoiser, guided
+from kdlm.diffusion.diffusers_models import DiffusersDenoiser
 from kdlm.diffusion.draws import Draws
 from kdlm.diffusion.forms import FlowMatching, Form, TrigFlow, VarianceExploding, VariancePreserving
 from kdlm.diffusion.jvp import Differentiation, derivative, rewound
 from kdlm.diffusion.level import Level, moved, over
-from kdlm.diffusion.loading import load_denoiser
+from kdlm.diffusion.loading import load_denoiser, look_for_denoiser
 from kdlm.diffusion.sampling import ODE, FewSteps, follow, generate, levels_of, stepped
 from kdlm.diffusion.small import MixtureDenoiser, ResidualDenoiser, edm_loss
 from kdlm.diffusion.solver import AnyGrid, Solver, grid_levels
@@ -20,6 +21,7 @@ __all__ = [
     "Condition",
     "Denoiser",
     "Differentiation",
+    "DiffusersDenoiser",
     "Draws",
     "FewSteps",
     "FlowMatching",
@@ -44,6 +46,7 @@ __all__ = [
     "karras_ratios",
     "levels_of",
     "load_denoiser",
+    "look_for_denoiser",
     "moved",
     "over",
     "rewound",

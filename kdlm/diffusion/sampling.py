@@ -98,12 +98,12 @@ class FewSteps:
     ) -> Float[Tensor, "batch *shape"]:
         """Return a sample for each of `draws`; see `generate` for `live`."""
         levels = levels_of(denoiser, self.times, len(draws.index), draws.index)
-        scale = None
+        told = {}
         if self.guidance is not None and denoiser.takes_guidance:
-            scale = torch.full((len(draws.index),), self.guidance, device=draws.index.device)
+            told["guidance"] = torch.full((len(draws.index),), self.guidance, device=draws.index.device)
 
         def predict(noised: Tensor, level: Level) -> Tensor:
-            clean = denoiser(noised, level, condition, guidance=scale)
+            clean = denoiser(noised, level, condition, **told)
             return clean if self.boundary is None else self.boundary(denoiser, noised, level, clean)
 
         return generate(predict, lambda k: draws.normal(f"written {k}", denoiser.shape), levels, live=live)
