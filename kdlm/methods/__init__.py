@@ -17,7 +17,11 @@ from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
+from kdlm.methods.vision.defensive import DefensiveDistillation, DefensiveSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
+from kdlm.methods.vision.meal_v2 import MEALV2, MEALV2Section
+from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
+from kdlm.methods.vision.uskd import USKD, USKDSection
 from kdlm.section import Custom
 
 
@@ -40,7 +44,12 @@ AnyMethod = Annotated[
     | GKDSection
     | DistiLLM2Section
     | TsdKDSection
+    | TokenPSKDSection
     | ImageKDSection
+    | PSKDSection
+    | USKDSection
+    | MEALV2Section
+    | DefensiveSection
     | DMDSection
     | CustomMethod,
     Field(discriminator="name"),
@@ -48,9 +57,14 @@ AnyMethod = Annotated[
 
 __all__ = [
     "GKD",
+    "MEALV2",
+    "PSKD",
+    "USKD",
     "AnyMethod",
     "CustomMethod",
     "DMDSection",
+    "DefensiveDistillation",
+    "DefensiveSection",
     "DistiLLM2",
     "DistiLLM2Section",
     "DistributionMatching",
@@ -62,9 +76,11 @@ __all__ = [
     "ImageKDSection",
     "LogitKD",
     "LogitKDSection",
+    "MEALV2Section",
     "Method",
     "MiniLLM",
     "MiniLLMSection",
+    "PSKDSection",
     "PolicyMethod",
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
@@ -78,7 +94,10 @@ __all__ = [
     "Term",
     "Terms",
     "TokenMethod",
+    "TokenPSKD",
+    "TokenPSKDSection",
     "Trainable",
     "TsdKD",
     "TsdKDSection",
+    "USKDSection",
 ]

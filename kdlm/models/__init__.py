@@ -1,7 +1,8 @@
 """Models: how they are opened, made, pruned, adapted, and read by methods."""
 
 from kdlm.models.adapters import Lora, adapt, merge
-from kdlm.models.classifiers import Classifier, ClassifierEnsemble, check_classes
+from kdlm.models.classifier_ensemble import ClassifierEnsemble, check_classes
+from kdlm.models.classifiers import Classifier
 from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
 from kdlm.models.heads import read_head
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent

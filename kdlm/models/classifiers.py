@@ -1,6 +1,6 @@
 """Classifier: reads an image classifier's logits, and the outputs of its modules by their paths."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,32 +53,35 @@ class Classifier:
             output = self.module(images)
         return getattr(output, "logits", output), features
 
+    @torch.no_grad()
+    def probed(self, paths: Sequence[str]) -> dict[str, Any]:
+        """Return what the modules at `paths` return for one blank image: their widths, before any data are seen.
 
-class ClassifierEnsemble(nn.Module):
-    """Several image classifiers as one, whose softmax is the mean of theirs; its modules are at `members.0...`.
+        Raises ValueError for a path that is no module, with the nearest ones that are.
+        """
+        parameter = next(self.module.parameters())
+        blank = torch.zeros(1, *image_shape(self.module), dtype=parameter.dtype, device=parameter.device)
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            return self.with_features(blank, paths)[1]
+        finally:
+            self.module.train(was_training)
 
-    Raises ValueError when they do not tell the same number of classes apart.
+
+def image_shape(module: Any) -> tuple[int, int, int]:
+    """Return the channels, height and width of the images that a network takes.
+
+    From its attribute `image_shape`, or as transformers and timm say it; 224 x 224 where a transformers model takes any
+    size. Raises ValueError where nothing says it.
     """
-
-    def __init__(self, members: Sequence[nn.Module]):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        counts = [Classifier(member).num_classes for member in members]
-        if len(set(counts)) > 1:
-            raise ValueError(f"members of an ensemble must know the same classes, they have {counts}")
-        self.num_classes = counts[0]
-
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Return the logarithm of the mean of the members' probabilities."""
-        each = torch.stack([Classifier(member)(images).float().log_softmax(-1) for member in self.members])
-        return each.logsumexp(0) - torch.tensor(float(len(each))).log()
-
-
-def check_classes(networks: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Raise ValueError when a `Classifier` tells apart another number of classes than the data have names."""
-    for name, network in networks.items():
-        if isinstance(network, Classifier) and network.num_classes != len(classes):
-            raise ValueError(
-                f"{name}: it tells {network.num_classes} classes apart, and the data have {len(classes)}: "
-                "set num_labels (of a student with a fresh head), or take other data"
-            )
+    if (own := getattr(module, "image_shape", None)) is not None:
+        return tuple(own)
+    if (timm := getattr(module, "default_cfg", None)) is not None:
+        return tuple(timm["input_size"])
+    config = getattr(module, "config", None)
+    if (channels := getattr(config, "num_channels", None)) is None:
+        raise ValueError(f"{type(module).__name__}: give it an attribute `image_shape` (channels, height, width)")
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return channels, height, width
