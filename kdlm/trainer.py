@@ -383,6 +383,8 @@ class _AfterStep(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         check_plan(self.trainer.method, state.max_steps)
         self.began_at = state.global_step
+        if state.global_step and float(state.epoch).is_integer():  # saved with an epoch's last step, before it ended
+            self.trainer.networks.take_snapshots(self.trainer.method)
         self.trainer.fit_teacher()
         self.trainer._window = Window(self.trainer.method.paced_by)
 
