@@ -52,7 +52,7 @@ class PSKD(ImageKD):
         terms = {"label_loss": Term(cross_entropy(logits, labels).sum(), "labels", 1 - share)}
         if share or not active:  # an evaluation names it always, and the first epoch has nobody to ask
             unknown = labels.new_full(labels.shape, IGNORE_INDEX)
-            own = progressive_cross_entropy(logits, nets["previous"](images).detach(), unknown, share=1.0)
+            own = progressive_cross_entropy(logits, nets["previous"](images), unknown, share=1.0)
             terms["previous_loss"] = Term(own.sum(), "images", share)
         return Terms(terms)
 
