@@ -18,6 +18,7 @@ from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
 from kdlm.methods.vision.defensive import DefensiveDistillation, DefensiveSection
+from kdlm.methods.vision.dho import DHO, DHOSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
 from kdlm.methods.vision.meal_v2 import MEALV2, MEALV2Section
 from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
@@ -49,6 +50,7 @@ AnyMethod = Annotated[
     | PSKDSection
     | USKDSection
     | MEALV2Section
+    | DHOSection
     | DefensiveSection
     | DMDSection
     | CustomMethod,
@@ -56,12 +58,14 @@ AnyMethod = Annotated[
 ]
 
 __all__ = [
+    "DHO",
     "GKD",
     "MEALV2",
     "PSKD",
     "USKD",
     "AnyMethod",
     "CustomMethod",
+    "DHOSection",
     "DMDSection",
     "DefensiveDistillation",
     "DefensiveSection",

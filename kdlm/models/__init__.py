@@ -4,6 +4,7 @@ from kdlm.models.adapters import Lora, adapt, merge
 from kdlm.models.classifier_ensemble import ClassifierEnsemble, check_classes
 from kdlm.models.classifiers import Classifier
 from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
+from kdlm.models.dual_head import DualHead, DualHeadStudent
 from kdlm.models.heads import read_head
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
 from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, device_of, named
@@ -17,6 +18,8 @@ __all__ = [
     "ClassifierEnsemble",
     "DenoiserSource",
     "DenoiserStudent",
+    "DualHead",
+    "DualHeadStudent",
     "Fresh",
     "ImageClassifierSource",
     "ImageClassifierStudent",

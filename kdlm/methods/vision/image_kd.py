@@ -85,20 +85,31 @@ class ImageKD(Method):
         step: Step,
     ) -> tuple[dict[str, Term], dict[str, tuple[Tensor, str]]]:
         """Return the losses on logits as terms, one of labels and one of the teacher, and each loss as a metric."""
-        terms: dict[str, Term] = {}
-        metrics: dict[str, tuple[Tensor, str]] = {}
-        for name, unit, listens in (("label_loss", "labels", False), ("teacher_loss", "images", True)):
-            chosen = [
-                (key, loss, loss.weight_at(step.progress, step.index))
-                for key, loss in self.image_losses.items()
-                if loss.needs_teacher == listens
-            ]
-            if chosen:
-                signal = Dense(teacher) if listens and teacher is not None else None
-                total, parts = weighted_sum(chosen, Dense(student), signal, labels)
-                terms[name] = Term(total.sum(), unit)
-                metrics |= {key: (parts[key].sum(), unit) for key, _, _ in chosen}
-        return terms, metrics
+        terms, metrics = self.summed(student, None, labels, step)
+        if teacher is None:
+            return terms, metrics
+        heard = self.summed(student, teacher, labels, step)
+        return terms | heard[0], metrics | heard[1]
+
+    def summed(
+        self,
+        student: Float[Tensor, "images classes"],
+        teacher: Float[Tensor, "images classes"] | None,
+        labels: Int[Tensor, "images"],
+        step: Step,
+    ) -> tuple[dict[str, Term], dict[str, tuple[Tensor, str]]]:
+        """Return the term of the losses that listen to the teacher; without one, of those that look at labels."""
+        name, unit = ("label_loss", "labels") if teacher is None else ("teacher_loss", "images")
+        chosen = [
+            (key, loss, loss.weight_at(step.progress, step.index))
+            for key, loss in self.image_losses.items()
+            if loss.needs_teacher == (teacher is not None)
+        ]
+        if not chosen:
+            return {}, {}
+        signal = None if teacher is None else Dense(teacher)
+        total, parts = weighted_sum(chosen, Dense(student), signal, labels)
+        return {name: Term(total.sum(), unit)}, {key: (parts[key].sum(), unit) for key, _, _ in chosen}
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give the step's own terms; by the labels accuracy, cross-entropy and calibration; what the teacher thinks.
