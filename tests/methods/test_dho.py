@@ -1,7 +1,8 @@
 """DHO through the trainer: its terms, its student, a resume."""
 
 import pytest
-from small_images import SmallCNN, gradients, image_rows, nets_of, resumed_equals_whole
+import torch
+from small_images import SmallCNN, gradients, image_rows, nets_of, trainer_of
 from test_image_kd import PIECES, step_gradient
 from torch import nn
 from torch.testing import assert_close
@@ -36,9 +37,16 @@ def test_the_losses_alone_say_which_head_they_are_of():
 
 def test_a_student_of_one_head_is_refused_with_what_to_write():
     method = DHO()
-    with pytest.raises(ValueError, match="use {name: dual_head, of"):
+    with pytest.raises(ValueError, match="name: dual_head, of"):
         gradients(method, nets_of(method, SmallCNN(), SmallCNN()), image_rows())
 
 
 def test_a_run_resumes_exactly(tmp_path):
-    resumed_equals_whole(DHO, tmp_path, student=student)
+    whole = trainer_of(DHO(), tmp_path / "whole", student)
+    whole.train()
+    trainer_of(DHO(), tmp_path / "cut", student, save_strategy="steps", save_steps=2).train()
+    second = trainer_of(DHO(), tmp_path / "cut", student)
+    second.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
+    expected = whole.student.state_dict()
+    for name, tensor in second.student.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name

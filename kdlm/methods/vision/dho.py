@@ -18,10 +18,15 @@ class DHO(ImageKD):
     """
 
     paper = "arXiv 2505.07675"
-    computes = ("label_loss", "teacher_loss")
 
     def __init__(self, losses=()):
         super().__init__(losses or [CrossEntropy(), ForwardKL(temperature=2.0)])
+        kinds = {loss.needs_teacher for loss in self.image_losses.values()}
+        self.computes = tuple(("label_loss", "teacher_loss")[kind] for kind in sorted(kinds))
+
+    @property
+    def leaves_unused(self) -> bool:
+        return len(self.computes) < 2  # a head
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         student = getattr(nets["student"], "module", None)
@@ -30,8 +35,9 @@ class DHO(ImageKD):
         images, labels = batch["pixel_values"], batch["labels"]
         own, second = student.heads(images)
         terms, metrics = self.summed(own, None, labels, step)
-        more = self.summed(second, self.ask_teacher(nets, images)[0], labels, step)
-        return Terms(terms | more[0], metrics | more[1])
+        teacher, _ = self.ask_teacher(nets, images)
+        heard = ({}, {}) if teacher is None else self.summed(second, teacher, labels, step)
+        return Terms(terms | heard[0], metrics | heard[1])
 
 
 class DHOSection(ImageOptions):
