@@ -6,12 +6,12 @@ from typing import Any
 from transformers.integrations import get_available_reporting_integrations
 
 from kdlm import teacher_checks
-from kdlm.data import DataSection
+from kdlm.data import DataSection, ImagesSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import Method
-from kdlm.models import Loading
+from kdlm.models import ImageClassifierSource, Loading
 from kdlm.recipe import Recipe
 from kdlm.section import Custom
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
@@ -62,18 +62,32 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
 
 def _samples(recipe: Recipe) -> tuple[tuple[str, Iterable[str]], ...]:
     """Return what is looked at where the data are images or other samples."""
-    models = [("student", recipe.student), ("teacher", recipe.teacher)]
-    return (*((key, _sampler(key, model)) for key, model in models if model is not None), ("data", _looked(recipe)))
+    return (("student", _networks(recipe)), ("data", _looked_at(recipe)))
 
 
-def _sampler(key: str, model: Any) -> Iterator[str]:
-    """Look at a denoiser without its weights, or at any other model by its name."""
-    kind, why = opened(model.look, model) if hasattr(model, "look") else ("", "")
-    said = f"{key}: {model.describe() if hasattr(model, 'describe') else model.name}"
-    yield f"{said} not looked at here ({why})" if why else f"{said} ({kind})" if kind else said
+def _networks(recipe: Recipe) -> Iterator[str]:
+    """Look at student and teacher without their weights: what a denoiser is, how many classes a classifier knows."""
+    names = recipe.data.classes() if isinstance(recipe.data, ImagesSection) else None
+    problems = []
+    for key, model in (("student", recipe.student), *teachers_of(recipe.teacher)):
+        model = getattr(model, "of", model)
+        said = f"{key}: {model.describe() if hasattr(model, 'describe') else model.name}"
+        try:
+            kind, why = opened(model.look, model) if hasattr(model, "look") else ("", "")
+            if isinstance(model, ImageClassifierSource):
+                why = "" if model.on_this_machine else "not on this machine yet"
+                known = model.configuration().num_labels if model.on_this_machine else None
+                if known is not None and names is not None and known != len(names):
+                    problems.append(f"{key}: it tells {known} classes apart, and the data have {len(names)}")
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+            continue
+        yield f"{said} not looked at here ({why})" if why else f"{said} ({kind})" if kind else said
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
-def _looked(recipe: Recipe) -> Iterator[str]:
+def _looked_at(recipe: Recipe) -> Iterator[str]:
     yield from recipe.data.look()
 
 

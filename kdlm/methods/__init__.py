@@ -32,7 +32,12 @@ from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
+from kdlm.methods.vision.defensive import DefensiveDistillation, DefensiveSection
+from kdlm.methods.vision.dho import DHO, DHOSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
+from kdlm.methods.vision.meal_v2 import MEALV2, MEALV2Section
+from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
+from kdlm.methods.vision.uskd import USKD, USKDSection
 from kdlm.section import Custom
 
 
@@ -55,9 +60,15 @@ AnyMethod = Annotated[
     | GKDSection
     | DistiLLM2Section
     | TsdKDSection
+    | TokenPSKDSection
     | ImageKDSection
     | SDSSection
     | VSDSection
+    | PSKDSection
+    | USKDSection
+    | MEALV2Section
+    | DHOSection
+    | DefensiveSection
     | DMDSection
     | DMD2Section
     | FDistillSection
@@ -77,7 +88,11 @@ AnyMethod = Annotated[
 ]
 
 __all__ = [
+    "DHO",
     "GKD",
+    "MEALV2",
+    "PSKD",
+    "USKD",
     "AnyMethod",
     "CFGDistillationSection",
     "Consistency",
@@ -85,8 +100,11 @@ __all__ = [
     "ContinuousConsistency",
     "ContinuousConsistencySection",
     "CustomMethod",
+    "DHOSection",
     "DMD2Section",
     "DMDSection",
+    "DefensiveDistillation",
+    "DefensiveSection",
     "DistiLLM2",
     "DistiLLM2Section",
     "DistributionMatching",
@@ -103,11 +121,13 @@ __all__ = [
     "LatentConsistencySection",
     "LogitKD",
     "LogitKDSection",
+    "MEALV2Section",
     "MMDFineTuning",
     "MMDFineTuningSection",
     "Method",
     "MiniLLM",
     "MiniLLMSection",
+    "PSKDSection",
     "PolicyMethod",
     "Preparation",
     "Progressive",
@@ -131,8 +151,11 @@ __all__ = [
     "Term",
     "Terms",
     "TokenMethod",
+    "TokenPSKD",
+    "TokenPSKDSection",
     "Trainable",
     "TsdKD",
     "TsdKDSection",
+    "USKDSection",
     "VSDSection",
 ]

@@ -147,9 +147,9 @@ class GuidanceDistillation(DiffusionMethod):
             readings |= {f"error_w{w:g}": (error, "samples"), f"offset_w{w:g}": (offset, "samples")}
         return Terms(self.losses(nets, batch, frozenset({"student"}), still).terms, readings)
 
-    def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """Return the residual at each measured scale: 1 is a student that knows nothing of guidance, 0 is exact."""
-        return {f"residual_w{w:g}": means[f"error_w{w:g}"] / means[f"offset_w{w:g}"] for w in self.measured}
+    def summarised(self, means: dict[str, float]) -> dict[str, float]:
+        """Return the means, and the residual at each scale: 1 is a student without guidance, 0 is exact."""
+        return means | {f"residual_w{w:g}": means[f"error_w{w:g}"] / means[f"offset_w{w:g}"] for w in self.measured}
 
     def sampler(self) -> "GuidedInput":
         return GuidedInput(self.solver, self.guidance)

@@ -120,9 +120,9 @@ class Reflow(DiffusionMethod):
         readings = {"straightness": (ours.sum(), "samples"), "teacher_straightness": (theirs.sum(), "samples")}
         return Terms(terms.terms, readings)
 
-    def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """Return how much of the teacher's curvature is left."""
-        return {"straightness_ratio": means["straightness"] / max(means["teacher_straightness"], 1e-30)}
+    def summarised(self, means: dict[str, float]) -> dict[str, float]:
+        """Return the means, and how much of the teacher's curvature is left."""
+        return means | {"straightness_ratio": means["straightness"] / max(means["teacher_straightness"], 1e-30)}
 
     def sampler(self) -> "StraightSteps":
         return StraightSteps(self.steps)
