@@ -25,7 +25,7 @@ from kdlm import checkpoints
 from kdlm.data import Prefetched, collator_for
 from kdlm.data.share import Share
 from kdlm.losses import ForwardKL, kept_rows
-from kdlm.methods import LogitKD, Method, Step, Terms, TokenMethod
+from kdlm.methods import LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.networks import (
     Networks,
@@ -38,6 +38,7 @@ from kdlm.networks import (
     split_by_role,
     trainable_names,
 )
+from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.signal import Rows
 from kdlm.teachers import freeze
@@ -110,6 +111,7 @@ class DistillTrainer(Trainer):
         self._count = torch.zeros(())  # of what is trained on in the step, by all ranks
         self._computed: set[str] = set()  # names of the terms that some step had
         self._window = Window(self.method.paced_by)
+        self._prepared = type(self.method).prepare is Method.prepare
         self.add_callback(_AfterStep(self))
 
     @property
@@ -150,6 +152,34 @@ class DistillTrainer(Trainer):
             for batch in loader:
                 batch = self._prepare_inputs(batch)
                 yield batch, kept_rows(batch["labels"])
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, after the method has prepared its rows."""
+        self.prepare()
+        return super().train(*args, **kwargs)
+
+    def prepare(self) -> None:
+        """Let the method make the rows that the run trains on (see `Method.prepare`): once, however often it trains.
+
+        The main process makes them while the others wait, for as long as `ddp_timeout` lets them, and read them; with
+        `save_on_each_node` one process of each node does.
+        """
+        if self._prepared:
+            return
+        self.networks.eval()
+        context = Preparation(
+            self.networks.views,
+            self.train_dataset,
+            self.data_collator,
+            self.args.seed,
+            self.args.device,
+            self.args.eval_batch_size,
+        )
+        with self.args.main_process_first(local=self.args.save_on_each_node):
+            rows = prepared_rows(self.method, context, Path(str(self.args.output_dir)))
+        if rows is not None:
+            self.train_dataset = rows
+        self._prepared = True
 
     def close(self) -> None:
         """Let go of what a run holds beside its weights: the lines to a server, workers."""

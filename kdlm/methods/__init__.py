@@ -9,7 +9,7 @@ from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
-from kdlm.methods.method import EmaOf, Method, Role, SnapshotOf, Step, Term, Terms, Trainable
+from kdlm.methods.method import EmaOf, Method, Preparation, Role, SnapshotOf, Step, Term, Terms, Trainable
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
@@ -66,6 +66,7 @@ __all__ = [
     "MiniLLM",
     "MiniLLMSection",
     "PolicyMethod",
+    "Preparation",
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
     "Role",

@@ -4,12 +4,14 @@ A batch goes to a method; the method asks the student and the teacher's signal; 
 the trainer does the rest. A method never opens a file, never reads the recipe, never touches the optimiser.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
+from kdlm.data import TensorRows
 from kdlm.losses import count_kept
 
 Batch = dict[str, Tensor]
@@ -116,6 +118,32 @@ class SnapshotOf:
 Role = Trainable | EmaOf | SnapshotOf
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What a method makes training rows of, before the first step.
+
+    Attributes:
+        nets: as a step has them, in eval mode; the student as it begins.
+        rows: the training rows as they were given.
+        collate: rows -> batch.
+        seed: of the run. torch's own generators begin with it too, and are put back afterwards.
+        device: where the networks are.
+        batch_size: how many rows the networks take at once in this run, without gradients.
+    """
+
+    nets: Nets
+    rows: Any
+    collate: Callable[[list[Any]], Batch]
+    seed: int
+    device: torch.device
+    batch_size: int
+
+    def batch(self, numbers: Iterable[int]) -> Batch:
+        """Return the given rows of these numbers as a batch on the device."""
+        batch = self.collate([self.rows[number] for number in numbers])
+        return {key: value.to(self.device) for key, value in batch.items()}
+
+
 class Method:
     """Base of all methods. A subclass gives `losses`; the rest has defaults that fit a single trained student."""
 
@@ -161,6 +189,15 @@ class Method:
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return how many items of each unit the batch holds, known before any forward pass."""
         return {"tokens": count_kept(batch["labels"])}
+
+    def prepare(self, context: Preparation) -> TensorRows | None:
+        """Make the rows that the run trains on of the given ones: pairs of the teacher, trajectories of experts.
+
+        Called once, before the first step, on one process; the others and a resumed run read what it made. The rows
+        stand in for the training rows (evaluation rows stay as they are) and have what `losses` asks of a batch:
+        `index`, and the columns of the given rows that still hold. None: the given rows are trained on.
+        """
+        return None
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms | Iterator[Terms]:
         """Compute one step on one micro-batch. May be a generator of several `Terms`, one backward pass each."""

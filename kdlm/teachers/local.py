@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-import xxhash
 from pydantic import Field
 from torch import Tensor
 
+from kdlm.checkpoints import fingerprint_of
 from kdlm.models import Predictor, Pretrained, Sandbox
 from kdlm.section import Section
 from kdlm.signal import Dense, Head, Hidden, Rows
@@ -54,13 +54,8 @@ class LocalTeacher:
         return self.model.device
 
     def fingerprint(self) -> str:
-        """Return a hash of names, shapes and the first numbers of every weight: it tells two checkpoints apart."""
-        digest = xxhash.xxh3_128()
-        for name, weight in self.model.state_dict().items():
-            digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
-            first = weight.detach().flatten()[:256].cpu()
-            digest.update((first.float() if first.is_floating_point() else first).numpy().tobytes())
-        return digest.hexdigest()
+        """Return what tells its weights from others."""
+        return fingerprint_of(self.model)
 
     @property
     def vocab_size(self) -> int:
