@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
+from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching, DMDSection
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
@@ -42,6 +44,9 @@ AnyMethod = Annotated[
     | TsdKDSection
     | ImageKDSection
     | DMDSection
+    | DMSection
+    | MTTSection
+    | FTDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -51,10 +56,13 @@ __all__ = [
     "AnyMethod",
     "CustomMethod",
     "DMDSection",
+    "DMSection",
     "DistiLLM2",
     "DistiLLM2Section",
     "DistributionMatching",
     "EmaOf",
+    "FTDSection",
+    "FeatureMeanMatching",
     "GKDSection",
     "HiddenKD",
     "HiddenKDSection",
@@ -62,6 +70,7 @@ __all__ = [
     "ImageKDSection",
     "LogitKD",
     "LogitKDSection",
+    "MTTSection",
     "Method",
     "MiniLLM",
     "MiniLLMSection",
@@ -80,6 +89,7 @@ __all__ = [
     "Terms",
     "TokenMethod",
     "Trainable",
+    "TrajectoryMatching",
     "TsdKD",
     "TsdKDSection",
 ]

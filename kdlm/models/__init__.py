@@ -6,6 +6,7 @@ from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
 from kdlm.models.heads import read_head
 from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, device_of, named
 from kdlm.models.prediction import Predictor
+from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
 from kdlm.models.views import view
 
 __all__ = [
@@ -21,8 +22,11 @@ __all__ = [
     "Pretrained",
     "Pruned",
     "Sandbox",
+    "SyntheticImages",
+    "SyntheticStudent",
     "adapt",
     "device_of",
+    "load_synthetic",
     "merge",
     "named",
     "read_head",
