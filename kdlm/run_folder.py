@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ import torch
 
 from kdlm import checkpoints
 from kdlm.disk import flush, write_text
+from kdlm.models import SyntheticImages
+from kdlm.quality import grid, write_png
 from kdlm.recipe import Recipe, load, resolved
 from kdlm.section import Section
 
@@ -76,7 +79,8 @@ class RunFolder:
     def export(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", card: str) -> None:
         """Write the student as a folder that its kind opens (a plain Hugging Face one of a transformers model).
 
-        It replaces an older one in one move.
+        A student that is a set of images is there to be seen too, as `images.png`, where Pillow is installed. It
+        replaces an older one in one move.
         """
         incoming, outgoing = self.path / ".student.incoming", self.path / ".student.outgoing"
         for leftover in (incoming, outgoing):
@@ -85,6 +89,11 @@ class RunFolder:
             model.save_pretrained(incoming)
         else:
             checkpoints.save_module(model, incoming)
+        if isinstance(model, SyntheticImages) and find_spec("PIL") is not None:
+            per_class = len(model.labels) // model.num_classes  # a row for each class, or one row of all of them
+            write_png(
+                incoming / "images.png", grid(model.pixel_values, per_class if per_class > 1 else len(model.labels))
+            )
         if tokenizer is not None:
             tokenizer.save_pretrained(incoming)
         (incoming / "README.md").write_text(card, encoding="utf-8")

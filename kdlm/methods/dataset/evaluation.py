@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 from torch.nn.functional import cross_entropy
 
 from kdlm.methods.dataset.augmentation import Augmentation
@@ -51,7 +51,6 @@ class Evaluation(Section):
         networks = vectors(architecture, tuple(images.shape[1:]), classes)
         weights = torch.stack([networks.fresh(self.seed + number, images.device) for number in range(self.networks)])
         velocity = torch.zeros_like(weights)
-        slope = vmap(grad(lambda w, x, y: cross_entropy(networks.logits(w, x), y)), in_dims=(0, None, None))
         images, targets = images.detach(), targets.detach()
         chance = torch.Generator().manual_seed(self.seed)
         for step in range(self.steps):
@@ -59,8 +58,12 @@ class Evaluation(Section):
             if len(images) > self.batch_size:
                 chosen = torch.randint(len(images), (self.batch_size,), generator=chance)
             batch = augmentation(images[chosen], self.seed + step)
-            velocity = self.momentum * velocity + slope(weights, batch, targets[chosen])
-            weights = weights - self.learning_rate * velocity
+            with torch.enable_grad():
+                logits = answers(networks, weights.requires_grad_(), batch)
+                each = vmap(cross_entropy, in_dims=(0, None))(logits, targets[chosen])
+                (slope,) = torch.autograd.grad(each.sum(), weights)
+            velocity = self.momentum * velocity + slope
+            weights = weights.detach() - self.learning_rate * velocity
         return weights
 
 
