@@ -10,7 +10,6 @@ from kdlm.data.cache import fingerprint
 from kdlm.data.collate import stacked
 from kdlm.data.load import Data
 from kdlm.data.report import DataReport
-from kdlm.models.synthetic import load_synthetic
 from kdlm.section import Section
 
 
@@ -40,7 +39,7 @@ class ImagesSection(Section):
 
     name: Literal["images"] = "images"
     train: str = "sandbox:digits/train"
-    """The training images: `sandbox:digits/train`, or the folder of a set of synthetic images that kdlm exported."""
+    """The training images."""
     eval: str | None = None
     """The images to evaluate on."""
 
@@ -56,10 +55,6 @@ class ImagesSection(Section):
         return [f"data: {key}: {path}" for key in ("train", "eval") if (path := getattr(self, key))]
 
     def _rows(self, path: str) -> TensorRows:
-        if not path.startswith("sandbox:"):
-            kept = load_synthetic(path)
-            images = kept.pixel_values.detach()
-            return TensorRows({"pixel_values": images, "labels": kept.labels, "index": torch.arange(len(images))})
         from kdlm.sandbox.digits import digits
 
         kept = dict(zip(("sandbox:digits/train", "sandbox:digits/eval"), digits(), strict=True)).get(path)

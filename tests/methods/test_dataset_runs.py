@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from kdlm import checkpoints
 from kdlm.data import TensorRows
-from kdlm.data.images import ImagesSection
 from kdlm.methods import Step
 from kdlm.methods.dataset.augmentation import Augmentation
 from kdlm.methods.dataset.evaluation import Evaluation, accuracies, class_means, random_sets
@@ -69,7 +71,7 @@ def test_the_best_set_by_evaluation_is_handed_out_and_not_the_last(tmp_path) -> 
     assert json.loads((run / "results.json").read_text())["eval_accuracy"] == max(found.values())
 
 
-def test_an_exported_set_is_opened_again_seen_and_trained_on(tmp_path) -> None:
+def test_an_exported_set_is_opened_again_and_there_to_be_seen(tmp_path) -> None:
     settings = {"training__save_strategy": "'no'", "training__load_best_model_at_end": "false"}
     run = train(recipe("mtt", tmp_path / "run", **settings, training__max_steps=1, student__soft_labels="true"))
     kept = load_synthetic(run / "student")
@@ -78,15 +80,15 @@ def test_an_exported_set_is_opened_again_seen_and_trained_on(tmp_path) -> None:
     assert 0.04 < kept.learning_rate < 0.06 and kept.learning_rate != 0.05
     again = tmp_path / "again"
     again.mkdir()
-    from kdlm import checkpoints
-
     checkpoints.save_module(kept, again)
     assert (again / "model.safetensors").read_bytes() == (run / "student" / "model.safetensors").read_bytes()
-    assert (run / "student" / "images.png").read_bytes()[:4] == b"\x89PNG"
-    data = ImagesSection(train=str(run / "student"), eval="sandbox:digits/eval").load(0)
-    assert torch.equal(data.train[3]["pixel_values"], kept.pixel_values[3]) and data.train[3]["labels"] == 3
+    assert (run / "student" / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+    files = sorted((run / "student" / "images").rglob("*.png"))
+    assert [file.parent.name for file in files] == [str(label) for label in range(10)]
+    drawn = torch.tensor(numpy.stack([numpy.asarray(Image.open(file)) for file in files]))[:, None] / 127.5 - 1
+    assert torch.allclose(drawn, kept.pixel_values.clamp(-1, 1), atol=0.5 / 127.5 + 1e-6)
     with pytest.raises(ValueError, match="no set of synthetic images"):
-        ImagesSection(train=str(tmp_path)).load(0)
+        load_synthetic(tmp_path)
 
 
 def test_a_set_begins_as_real_images_as_means_or_as_noise() -> None:

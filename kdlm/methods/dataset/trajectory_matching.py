@@ -37,7 +37,7 @@ class TrajectoryMatching(DatasetMethod):
 
     paper = "arXiv 2203.11932"
     computes = ("matching",)
-    paced_by = "experts"
+    paced_by = "samples"
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class TrajectoryMatching(DatasetMethod):
         return TensorRows({"weights": ways, "index": torch.arange(len(ways))})
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Count experts, and images where evaluation sees them."""
+        """Count experts as samples, and images where evaluation sees them."""
         count = torch.tensor(len(batch["index"]), device=batch["index"].device)
-        return {"experts" if "weights" in batch else "images": count}
+        return {"samples" if "weights" in batch else "images": count}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         synthetic = synthetic_of(nets)
@@ -80,7 +80,7 @@ class TrajectoryMatching(DatasetMethod):
             end = unrolled(networks, begin, batches, synthetic.learning_rate)
             distances.append((end - goal).square().sum() / (begin - goal).square().sum())
         rate = synthetic.learning_rate.detach() * len(distances)
-        return Terms({"matching": Term(torch.stack(distances).sum(), "experts")}, {"inner_rate": (rate, "experts")})
+        return Terms({"matching": Term(torch.stack(distances).sum(), "samples")}, {"inner_rate": (rate, "samples")})
 
     def inner_batches(self, synthetic: SyntheticImages, step: Step) -> Iterable[tuple[Tensor, Tensor]]:
         """Yield what each inner step trains on: the set, or a part of it, in the order of its own shuffled passes."""
