@@ -31,6 +31,8 @@ class SyntheticImages(nn.Module):
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"student.images"})
+    labels: Tensor
+    start: Tensor
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from kdlm.methods.dataset.distribution_matching import FeatureMeanMatching, mean
 from kdlm.methods.dataset.evaluation import Evaluation
 from kdlm.methods.dataset.experts import Experts, flat_direction, order
 from kdlm.methods.dataset.method import seed_of
-from kdlm.methods.dataset.networks import MLP, ConvNet, vectors
+from kdlm.methods.dataset.networks import MLP, ConvNet, Vectors
 from kdlm.methods.dataset.trajectory_matching import TrajectoryMatching, unrolled
 from kdlm.models import SyntheticImages
 
@@ -43,7 +43,7 @@ def dm(augmentation: Augmentation = MOVED) -> FeatureMeanMatching:
 
 @pytest.mark.parametrize("section", [SMALL, ConvNet(width=4, depth=1)])
 def test_steps_on_the_real_images_in_the_experts_own_order_end_where_the_expert_did(section) -> None:
-    networks, (shown, labels) = vectors(section, SHAPE, CLASSES), images(30)
+    networks, (shown, labels) = Vectors(section, SHAPE, CLASSES), images(30)
     experts, seed = Experts(count=3, batch_size=8, learning_rate=0.1), 20
     ways = experts.trained(networks, shown, labels, 3, Augmentation(), seed)
     assert torch.equal(ways[1, 0], networks.fresh(seed + 1))
@@ -56,7 +56,7 @@ def test_steps_on_the_real_images_in_the_experts_own_order_end_where_the_expert_
 def test_the_gradient_of_trajectory_matching_is_that_of_finite_differences(augmentation) -> None:
     torch.manual_seed(1)
     student = synthetic(soft_labels=torch.randn(CLASSES, CLASSES)).double()
-    networks = vectors(SMALL, SHAPE, CLASSES)
+    networks = Vectors(SMALL, SHAPE, CLASSES)
     ways = torch.stack([torch.stack([networks.fresh(10 * e + t) for t in range(4)]) for e in range(2)]).double()
     batch = {"weights": ways, "index": torch.arange(2)}
 
@@ -79,7 +79,7 @@ def test_the_gradient_of_trajectory_matching_is_that_of_finite_differences(augme
 
 
 def test_the_start_belongs_to_the_expert_and_the_step_and_not_to_the_batch() -> None:
-    student, networks = synthetic(), vectors(SMALL, SHAPE, CLASSES)
+    student, networks = synthetic(), Vectors(SMALL, SHAPE, CLASSES)
     ways = torch.stack([networks.fresh(t) for t in range(4)])[None].expand(2, -1, -1)
     batch = {"weights": ways, "index": torch.arange(2)}
     one = mtt().losses({"student": student}, batch, frozenset(), STEP).terms["matching"].sum
@@ -112,7 +112,7 @@ def test_without_a_step_size_trajectory_matching_says_what_is_missing() -> None:
 
 
 def test_a_flat_step_is_the_gradient_at_the_worst_place_less_what_is_perpendicular_to_it() -> None:
-    networks, (shown, labels) = vectors(SMALL, SHAPE, CLASSES), images(12)
+    networks, (shown, labels) = Vectors(SMALL, SHAPE, CLASSES), images(12)
     shown, weights = shown.double(), networks.fresh(0).double()
 
     def slope(at: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ def test_a_flat_step_is_the_gradient_at_the_worst_place_less_what_is_perpendicul
 
 
 def test_the_loss_rises_less_around_an_expert_that_was_trained_to_be_flat() -> None:
-    networks, (shown, labels) = vectors(SMALL, SHAPE, CLASSES), images(60)
+    networks, (shown, labels) = Vectors(SMALL, SHAPE, CLASSES), images(60)
 
     def sharpness(**options) -> float:
         experts = Experts(count=4, batch_size=20, learning_rate=0.2, **options)
@@ -173,7 +173,8 @@ def test_distribution_matching_asks_another_network_at_every_step_and_the_same_o
     batch = {"pixel_values": shown, "labels": labels, "index": torch.arange(6)}
 
     def at(index: int) -> float:
-        return dm().losses({"student": synthetic()}, batch, frozenset(), Step(index, 10)).terms["matching"].sum.item()
+        student = SyntheticImages(*images(3, seed=9))
+        return dm().losses({"student": student}, batch, frozenset(), Step(index, 10)).terms["matching"].sum.item()
 
     state = torch.get_rng_state()
     assert at(0) == at(0) != at(1)
@@ -194,7 +195,7 @@ def test_an_augmentation_is_one_draw_for_all_images_and_lets_gradients_through()
 
 def test_a_network_of_a_vector_is_the_network_and_its_features_are_what_its_head_gets() -> None:
     for section in (SMALL, ConvNet(width=4, depth=2)):
-        networks, shown = vectors(section, SHAPE, CLASSES), images(5)[0]
+        networks, shown = Vectors(section, SHAPE, CLASSES), images(5)[0]
         vector = networks.fresh(2)
         torch.manual_seed(2)
         module = section.build(SHAPE, CLASSES)
@@ -202,6 +203,11 @@ def test_a_network_of_a_vector_is_the_network_and_its_features_are_what_its_head
         assert torch.allclose(module.head(networks.features(vector, shown)), module(shown))
     with pytest.raises(ValueError, match=r"network\.depth: 3 halvings"):
         ConvNet(depth=3).build(SHAPE, CLASSES)
+
+
+def test_distribution_matching_refuses_to_leave_labels_and_step_size_unlearned() -> None:
+    with pytest.raises(ValueError, match="leave out soft_labels and learning_rate"):
+        dm().losses({"student": synthetic()}, {}, frozenset(), STEP)
 
 
 def test_another_student_is_refused_with_the_section_it_takes() -> None:

@@ -22,6 +22,8 @@ class FeatureMeanMatching(DatasetMethod):
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         synthetic = synthetic_of(nets)
+        if synthetic.soft_labels is not None or synthetic.log_learning_rate is not None:
+            raise ValueError("student: dm learns images alone: leave out soft_labels and learning_rate")
         networks = networks_for(self.network, synthetic)
         vector = networks.fresh(seed_of(step, "network"), synthetic.pixel_values.device)
         draw = seed_of(step, "augmentation")

@@ -10,7 +10,7 @@ from torch.func import vmap
 from torch.nn.functional import cross_entropy
 
 from kdlm.methods.dataset.augmentation import Augmentation
-from kdlm.methods.dataset.networks import MLP, AnyNetwork, ConvNet, Vectors, vectors
+from kdlm.methods.dataset.networks import MLP, AnyNetwork, ConvNet, Vectors
 from kdlm.section import Section
 
 
@@ -48,7 +48,7 @@ class Evaluation(Section):
             classes: to tell apart.
             augmentation: of every batch.
         """
-        networks = vectors(architecture, tuple(images.shape[1:]), classes)
+        networks = Vectors(architecture, tuple(images.shape[1:]), classes)
         weights = torch.stack([networks.fresh(self.seed + number, images.device) for number in range(self.networks)])
         velocity = torch.zeros_like(weights)
         images, targets = images.detach(), targets.detach()
@@ -91,7 +91,7 @@ def accuracies(
     """
     images, labels = held_out
     classes = int(labels.max()) + 1
-    networks = vectors(architecture, tuple(images.shape[1:]), classes)
+    networks = Vectors(architecture, tuple(images.shape[1:]), classes)
     found = []
     for shown, targets in sets:
         weights = evaluation.trained(architecture, shown, targets, classes, augmentation)

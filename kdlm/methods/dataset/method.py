@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from kdlm.diffusion import Draws
 from kdlm.methods.dataset.augmentation import Augmentation
 from kdlm.methods.dataset.evaluation import Evaluation, answers
-from kdlm.methods.dataset.networks import MLP, AnyNetwork, ConvNet, Vectors, vectors
+from kdlm.methods.dataset.networks import MLP, AnyNetwork, ConvNet, Vectors
 from kdlm.methods.method import Batch, EmaOf, Method, Nets, Role, Step, Term, Terms, Trainable
 from kdlm.models.synthetic import SyntheticImages
 from kdlm.section import Section
@@ -61,7 +61,7 @@ class DatasetMethod(Method):
             sets["second_"] = (self.evaluation.second, synthetic.pixel_values)
         metrics, loss = {}, torch.zeros((), device=labels.device)
         for name, (architecture, shown) in sets.items():
-            networks = vectors(architecture, tuple(shown.shape[1:]), synthetic.num_classes)
+            networks = Vectors(architecture, tuple(shown.shape[1:]), synthetic.num_classes)
             weights = self.trained(name, architecture, shown, synthetic)
             logits = answers(networks, weights, images)
             metrics[f"{name}accuracy"] = (logits.argmax(-1) == labels).float().mean(0).sum(), "images"
@@ -99,7 +99,7 @@ def seed_of(step: Step, name: str) -> int:
 
 def networks_for(section: MLP | ConvNet, synthetic: SyntheticImages) -> Vectors:
     """Return the networks of an architecture that fit a set."""
-    return vectors(section, tuple(synthetic.pixel_values.shape[1:]), synthetic.num_classes)
+    return Vectors(section, tuple(synthetic.pixel_values.shape[1:]), synthetic.num_classes)
 
 
 class DatasetOptions(Section):

@@ -1,6 +1,5 @@
 """Small networks that train on a synthetic set, with their parameters as one vector."""
 
-from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
@@ -77,7 +76,7 @@ class Vectors:
 
     def __init__(self, section: MLP | ConvNet, shape: tuple[int, ...], classes: int):
         self.section, self.shape, self.classes = section, shape, classes
-        with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):  # its layers' work, without weights of its own
             self.module = section.build(shape, classes)
         self.shapes = {name: parameter.shape for name, parameter in self.module.named_parameters()}
 
@@ -101,9 +100,3 @@ class Vectors:
     def _named(self, vector: Tensor) -> dict[str, Tensor]:
         parts = vector.split([shape.numel() for shape in self.shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-
-
-@lru_cache(maxsize=16)
-def vectors(section: MLP | ConvNet, shape: tuple[int, ...], classes: int) -> Vectors:
-    """Return the networks of an architecture, the same object for the same question."""
-    return Vectors(section, shape, classes)
