@@ -85,8 +85,8 @@ def learned(name: str, seed: int, folder: Path, given: Parts, quick: bool) -> di
         "set": (best.pixel_values.detach(), best.labels),
         "start": (best.start, best.labels),
         "chosen_at_step": int(str(run.state.best_model_checkpoint).rpartition("-")[2]),
-        "curve": [(e["step"], e["eval_accuracy"]) for e in run.state.log_history if "eval_accuracy" in e],
-        "matching": [(e["step"], e["loss"]) for e in run.state.log_history if "loss" in e],
+        "curve": {e["step"]: e["eval_accuracy"] for e in run.state.log_history if "eval_accuracy" in e},
+        "matching": {e["step"]: e["loss"] for e in run.state.log_history if "loss" in e and e["step"] % 50 in (0, 10)},
         "learned_step_size": rates[-1] if rates else None,
         "cpu_seconds": cpu_seconds() - began,
     }
