@@ -115,7 +115,7 @@ def assemble(recipe: Recipe) -> Assembly:
     args.accelerator_config = AcceleratorConfig(dispatch_batches=False)
     set_seed(recipe.seed)
     tokenizer, data = loaded(recipe)
-    student, lora = recipe.student.load(), getattr(recipe.student, "lora", None)
+    student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
     if lora is not None:
         student = adapt(student, lora)
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
@@ -164,6 +164,12 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
         tokenizer.chat_template = template_text(recipe.data.chat_template)  # the student is saved with what it learnt
     column = recipe.verifier.column if recipe.verifier is not None else None
     return tokenizer, load_data(recipe.data.with_reference(column), tokenizer, seed=recipe.seed)
+
+
+def loaded_student(recipe: Recipe, data: Data) -> Any:
+    """Return the student as it begins: its weights, or what its section makes of the training rows."""
+    section: Any = recipe.student
+    return section.load_from(data.train, recipe.seed) if hasattr(section, "load_from") else section.load()
 
 
 def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> Any:

@@ -405,8 +405,9 @@ class DistillTrainer(Trainer):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
 
     def _load_best_model(self) -> None:
-        """Take the best checkpoint's student; the run is over, so its method state is of no more use."""
+        """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""
         self._load_student(str(self.state.best_model_checkpoint))
+        checkpoints.load_auxiliary(Path(str(self.state.best_model_checkpoint)), self.networks.auxiliary())
 
     def _load_student(self, folder: str) -> None:
         if isinstance(self.student, PushToHubMixin):  # transformers' models and PEFT's

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
+from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
 from kdlm.methods.diffusion.cfg_distillation import CFGDistillationSection, GuidanceDistillation
 from kdlm.methods.diffusion.consistency import (
@@ -83,6 +85,9 @@ AnyMethod = Annotated[
     | LatentConsistencySection
     | ContinuousConsistencySection
     | RCMSection
+    | DMSection
+    | MTTSection
+    | FTDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -103,6 +108,7 @@ __all__ = [
     "DHOSection",
     "DMD2Section",
     "DMDSection",
+    "DMSection",
     "DefensiveDistillation",
     "DefensiveSection",
     "DistiLLM2",
@@ -110,6 +116,8 @@ __all__ = [
     "DistributionMatching",
     "EmaOf",
     "FDistillSection",
+    "FTDSection",
+    "FeatureMeanMatching",
     "GKDSection",
     "GuidanceDistillation",
     "HiddenKD",
@@ -124,6 +132,7 @@ __all__ = [
     "MEALV2Section",
     "MMDFineTuning",
     "MMDFineTuningSection",
+    "MTTSection",
     "Method",
     "MiniLLM",
     "MiniLLMSection",
@@ -154,6 +163,7 @@ __all__ = [
     "TokenPSKD",
     "TokenPSKDSection",
     "Trainable",
+    "TrajectoryMatching",
     "TsdKD",
     "TsdKDSection",
     "USKDSection",

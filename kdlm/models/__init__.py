@@ -9,6 +9,7 @@ from kdlm.models.heads import read_head
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
 from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, device_of, named
 from kdlm.models.prediction import Predictor
+from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
 from kdlm.models.views import view
 
 __all__ = [
@@ -29,9 +30,12 @@ __all__ = [
     "Pretrained",
     "Pruned",
     "Sandbox",
+    "SyntheticImages",
+    "SyntheticStudent",
     "adapt",
     "check_classes",
     "device_of",
+    "load_synthetic",
     "merge",
     "named",
     "read_head",

@@ -10,6 +10,7 @@ from kdlm.models.adapters import Lora
 from kdlm.models.denoisers import DenoiserStudent
 from kdlm.models.dual_head import DualHeadStudent
 from kdlm.models.image_classifiers import ImageClassifierStudent
+from kdlm.models.synthetic import SyntheticStudent
 from kdlm.sandbox import SandboxModel
 from kdlm.section import Section
 from kdlm.section_loader import suggestion
@@ -240,7 +241,14 @@ class Pruned(StudentOptions):
 
 
 AnyStudent = Annotated[
-    PretrainedStudent | SandboxStudent | Fresh | Pruned | ImageClassifierStudent | DualHeadStudent | DenoiserStudent,
+    PretrainedStudent
+    | SandboxStudent
+    | Fresh
+    | Pruned
+    | ImageClassifierStudent
+    | DualHeadStudent
+    | DenoiserStudent
+    | SyntheticStudent,
     Field(discriminator="name"),
 ]
 

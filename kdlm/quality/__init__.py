@@ -6,7 +6,7 @@ from kdlm.quality.frechet import FrechetStats, frechet_distance
 from kdlm.quality.manifold import PrecisionRecall, precision_recall
 from kdlm.quality.measures import FeatureNet, accuracy_of, quality_of, seen_by
 from kdlm.quality.modes import ModeReport, mode_report
-from kdlm.quality.pictures import grid, scatter, side_by_side, write_png
+from kdlm.quality.pictures import grid, scatter, side_by_side, write_image_folder, write_png
 from kdlm.quality.sampling import SamplingSection, Yardstick, yardstick
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "seen_by",
     "side_by_side",
     "with_calibration_error",
+    "write_image_folder",
     "write_png",
     "yardstick",
 ]
