@@ -151,7 +151,7 @@ class Preparation:
     def batch(self, numbers: Iterable[int]) -> Batch:
         """Return the given rows of these numbers as a batch on the device."""
         batch = self.collate([self.rows[number] for number in numbers])
-        return {key: value.to(self.device) for key, value in batch.items()}
+        return {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 class Method:

@@ -41,10 +41,10 @@ class GuidanceDistillation(DiffusionMethod):
         weighting: of squared errors of x_0: `truncated_snr` is max(1, SNR), the paper's; `uniform` is 1.
         guidance: scale that samples in evaluation are drawn with.
         measured: scales at which evaluation compares the student with the guided teacher.
+        **options: as `DiffusionMethod`.
     """
 
     paper = "arXiv 2210.03142"
-    computes = ("guidance",)
 
     def __init__(
         self,
@@ -57,12 +57,16 @@ class GuidanceDistillation(DiffusionMethod):
         weighting: Literal["truncated_snr", "uniform"] = "truncated_snr",
         guidance: float = 1.0,
         measured: Sequence[float] = (0.5, 1.0, 2.0),
-        ema: float | None = None,
+        **options: Any,
     ):
-        super().__init__(ema=ema)
+        super().__init__(**options)
         self.scales, self.states, self.times = scales, states, times or LogNormal()
         self.weighting = weighting
         self.solver, self.paths, self.guidance, self.measured = solver or Solver(), paths, guidance, tuple(measured)
+
+    @property
+    def computes(self) -> tuple[str, ...]:
+        return ("guidance", *super().computes)
 
     def prepare(self, context: Preparation) -> TensorRows | None:
         """Return the states of the guided teacher's paths: `noised`, `alpha`, `sigma`, `scale`, what it said there
