@@ -30,7 +30,8 @@ class MLPForImageClassification(PreTrainedModel):
         pixels = config.num_channels * config.image_size**2
         widths = [pixels, *config.hidden_sizes]
         self.layers = nn.ModuleList(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths))
-        self.classifier = nn.Linear(widths[-1], config.num_labels)
+        classes: Any = config.num_labels
+        self.classifier = nn.Linear(widths[-1], classes)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

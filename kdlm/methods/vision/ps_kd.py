@@ -34,13 +34,19 @@ class PSKD(ImageKD):
     """
 
     paper = "arXiv 2006.12000"
-    needs = frozenset({"images"})
     computes = ("label_loss", "previous_loss")
-    leaves_unused = False
 
     def __init__(self, losses=(), *, end=0.8):
         super().__init__(losses)
         self.end = end
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"images"})
+
+    @property
+    def leaves_unused(self) -> bool:
+        return False
 
     @property
     def roles(self) -> dict[str, Role]:

@@ -1,6 +1,7 @@
 """Robustness: what evaluation of an image method asks about changed images."""
 
 from collections.abc import Callable
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
@@ -25,10 +26,10 @@ class Attacks(Section):
 
     def sums(self, classifier: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return sums over images: right after FGSM, right after Carlini-Wagner, and how far that had to go (L2)."""
-        bounds = {"low": self.low, "high": self.high}
+        bounds: dict[str, Any] = {"low": self.low, "high": self.high}
         changed = {"fgsm_accuracy": fgsm(classifier, images, labels, epsilon=self.epsilon, **bounds)}
         if self.cw_steps:
-            options = {"steps": self.cw_steps, "searches": self.cw_searches}
+            options: dict[str, Any] = {"steps": self.cw_steps, "searches": self.cw_searches}
             changed["cw_accuracy"] = carlini_wagner(classifier, images, labels, **options, **bounds)
         found = {name: (classifier(moved).argmax(-1) == labels).float().sum() for name, moved in changed.items()}
         if self.cw_steps:

@@ -34,16 +34,18 @@ class USKD(ImageKD):
     """
 
     paper = "arXiv 2303.13005"
-    needs = frozenset({"images"})
     computes = ("uskd", "weak")
     follows = ("square",)
-    leaves_unused = False
 
     def __init__(self, losses=(), *, feature, alpha=1.0, beta=0.1, weak_weight=0.005):
         super().__init__(losses)
         self.feature, self.student_features = feature, [feature]
         self.alpha, self.beta, self.weak_weight = alpha, beta, weak_weight
         self.mean_square = torch.tensor(float("nan"))
+
+    @property
+    def leaves_unused(self) -> bool:
+        return False
 
     @property
     def roles(self) -> dict[str, Role]:
