@@ -17,7 +17,12 @@ from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
+from kdlm.methods.vision.attention_transfer import AttentionTransfer, AttentionTransferSection
+from kdlm.methods.vision.crd import CRD, CRDSection
+from kdlm.methods.vision.fitnet import FitNet, FitNetSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
+from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
+from kdlm.methods.vision.rkd import RKD, RKDSection
 from kdlm.section import Custom
 
 
@@ -41,20 +46,33 @@ AnyMethod = Annotated[
     | DistiLLM2Section
     | TsdKDSection
     | ImageKDSection
+    | FitNetSection
+    | AttentionTransferSection
+    | RKDSection
+    | CRDSection
+    | OFAKDSection
     | DMDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
 
 __all__ = [
+    "CRD",
     "GKD",
+    "OFAKD",
+    "RKD",
     "AnyMethod",
+    "AttentionTransfer",
+    "AttentionTransferSection",
+    "CRDSection",
     "CustomMethod",
     "DMDSection",
     "DistiLLM2",
     "DistiLLM2Section",
     "DistributionMatching",
     "EmaOf",
+    "FitNet",
+    "FitNetSection",
     "GKDSection",
     "HiddenKD",
     "HiddenKDSection",
@@ -65,7 +83,9 @@ __all__ = [
     "Method",
     "MiniLLM",
     "MiniLLMSection",
+    "OFAKDSection",
     "PolicyMethod",
+    "RKDSection",
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
     "Role",

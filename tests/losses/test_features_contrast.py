@@ -52,7 +52,7 @@ def test_the_bank_carries_no_gradient(draw):
 
 
 def test_the_estimate_is_least_where_exp_score_over_z_is_the_chance_of_a_partner():
-    """Partners with chances c_i of four items, and twelve negatives, three of each: then `exp(score) / Z` becomes c_i."""
+    """Partners by chances c_i of four items, and twelve negatives, three of each: `exp(score) / Z` becomes c_i."""
     chances, items = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64), torch.eye(4, dtype=torch.float64)
     scores = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([scores], max_iter=100)

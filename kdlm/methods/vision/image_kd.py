@@ -13,6 +13,8 @@ from kdlm.section import Section
 from kdlm.signal import Dense
 
 Features = dict[str, Any]
+LOGITS = ""
+"""Under which features hold the logits: the path of the network itself."""
 
 
 class ImageKD(Method):
@@ -40,6 +42,10 @@ class ImageKD(Method):
         listens = self.teacher_features or any(loss.needs_teacher for loss in self.image_losses.values())
         return frozenset({"images"} | ({"teacher.classes"} if listens else set()))
 
+    @property
+    def leaves_unused(self) -> bool:
+        return not self.image_losses  # what lies above the features
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         labels = batch["labels"]
         return {"images": torch.tensor(len(labels), device=labels.device), "labels": (labels != IGNORE_INDEX).sum()}
@@ -49,6 +55,7 @@ class ImageKD(Method):
         teacher, theirs = self.ask_teacher(nets, images)
         student, ours = nets["student"].with_features(images, self.student_features)
         terms, metrics = self.compared(student, teacher, labels, step)
+        ours, theirs = ours | {LOGITS: student}, theirs | {LOGITS: teacher}
         return Terms(terms | self.beside(nets, batch, ours, theirs, step), metrics)
 
     @torch.no_grad()
@@ -59,7 +66,10 @@ class ImageKD(Method):
         return nets["teacher"].with_features(images, self.teacher_features)
 
     def beside(self, nets: Nets, batch: Batch, ours: Features, theirs: Features, step: Step) -> dict[str, Term]:
-        """Return terms on features, by name; `ours` are the student's, in its graph, `theirs` the teacher's."""
+        """Return terms on features, by name; `ours` are the student's, in its graph, `theirs` the teacher's.
+
+        Both hold the logits too, under `LOGITS`.
+        """
         return {}
 
     def compared(
