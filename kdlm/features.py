@@ -79,9 +79,9 @@ def aligned(student: Any, teacher: Any) -> tuple[Float[Tensor, "batch n ours"], 
         return as_vector(student)[:, None], as_vector(teacher)[:, None]
     if student.dim() == teacher.dim() == 3 and student.shape[1] == teacher.shape[1]:
         return student, teacher
-    maps = as_map(student), as_map(teacher)
-    size = [min(sides) for sides in zip(maps[0].shape[2:], maps[1].shape[2:], strict=True)]
-    ours, theirs = (adaptive_avg_pool2d(x, size).flatten(2).transpose(1, 2) for x in maps)
+    student, teacher = as_map(student), as_map(teacher)
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    ours, theirs = (adaptive_avg_pool2d(x, size).flatten(2).transpose(1, 2) for x in (student, teacher))
     return ours, theirs
 
 

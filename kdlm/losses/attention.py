@@ -18,7 +18,7 @@ def attention_transfer(
     The teacher carries no gradient.
     """
     ours, theirs = _energy(widen(student)), _energy(widen(teacher.detach()))
-    size = [min(sides) for sides in zip(ours.shape[1:], theirs.shape[1:], strict=True)]
+    size = min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2])
     found, wanted = (normalize(adaptive_avg_pool2d(x, size).flatten(1)) for x in (ours, theirs))
     return (found - wanted.to(found)).square().mean(-1)
 

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 
 from kdlm.features import as_map
@@ -31,8 +32,8 @@ class AttentionTransfer(ImageKD):
         self.weight = weight
 
     def beside(self, nets: Nets, batch: Batch, ours: Features, theirs: Features, step: Step) -> dict[str, Term]:
-        total = sum(attention_transfer(as_map(ours[s]), as_map(theirs[t])).sum() for s, t in self.layers)
-        return {"attention": Term(total, "images", self.weight)}  # pyright: ignore[reportArgumentType]
+        stages = [attention_transfer(as_map(ours[s]), as_map(theirs[t])).sum() for s, t in self.layers]
+        return {"attention": Term(torch.stack(stages).sum(), "images", self.weight)}
 
 
 class AttentionTransferSection(ImageOptions):

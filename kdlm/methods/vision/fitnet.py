@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -39,12 +40,12 @@ class FitNet(ImageKD):
         return {"student": Trainable(), "projectors": Trainable(self._projectors, self.projector_learning_rate)}
 
     def beside(self, nets: Nets, batch: Batch, ours: Features, theirs: Features, step: Step) -> dict[str, Term]:
-        total = 0.0
+        errors = []
         for (student, teacher), projector in zip(self.layers, nets["projectors"], strict=True):
             found, wanted = aligned(ours[student], theirs[teacher])
             found = projector(found.to(projector.weight.dtype)).float()
-            total = total + (found - wanted.detach().float()).square().mean((1, 2)).sum()
-        return {"features": Term(total, "images", self.weight)}
+            errors.append((found - wanted.detach().float()).square().mean((1, 2)).sum())
+        return {"features": Term(torch.stack(errors).sum(), "images", self.weight)}
 
     def _projectors(self, student: Any, teacher: Any) -> nn.ModuleList:
         ours, theirs = student.probed(self.student_features), teacher.probed(self.teacher_features)

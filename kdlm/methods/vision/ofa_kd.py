@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -73,11 +74,11 @@ class OFAKD(ImageKD):
         return {"student": Trainable(), "branches": Trainable(self._branches, self.branch_learning_rate)}
 
     def beside(self, nets: Nets, batch: Batch, ours: Features, theirs: Features, step: Step) -> dict[str, Term]:
-        total = sum(
+        stages = [
             ofa(branch(ours[stage]), theirs[LOGITS], batch["labels"], eps=self.eps).sum()
             for stage, branch in zip(self.student_features, nets["branches"], strict=True)
-        )
-        return {"stages": Term(total, "images", self.weight)}  # pyright: ignore[reportArgumentType]
+        ]
+        return {"stages": Term(torch.stack(stages).sum(), "images", self.weight)}
 
     def _branches(self, student: Any, teacher: Any) -> nn.ModuleList:
         features = student.probed(self.student_features)
