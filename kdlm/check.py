@@ -6,12 +6,12 @@ from typing import Any
 from transformers.integrations import get_available_reporting_integrations
 
 from kdlm import teacher_checks
-from kdlm.data import DataSection
+from kdlm.data import DataSection, ImagesSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import Method
-from kdlm.models import Loading
+from kdlm.models import ImageClassifierSource, Loading
 from kdlm.recipe import Recipe
 from kdlm.section import Custom
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
@@ -62,7 +62,32 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
 
 def _samples(recipe: Recipe) -> tuple[tuple[str, Iterable[str]], ...]:
     """Return what is looked at where the data are images or other samples."""
-    return (("student", [f"student: {recipe.student.describe()}"]), ("data", recipe.data.look()))
+    return (("student", _networks(recipe)), ("data", _looked_at(recipe)))
+
+
+def _networks(recipe: Recipe) -> Iterator[str]:
+    """Compare the classes of image classifiers with those of the data, where both can be seen here."""
+    yield f"student: {recipe.student.describe()}"
+    names = recipe.data.classes() if isinstance(recipe.data, ImagesSection) else None
+    problems = []
+    for key, model in (("student", recipe.student), *teachers_of(recipe.teacher)):
+        if isinstance(model, ImageClassifierSource):
+            if not model.on_this_machine:
+                yield f"{key}: {model.describe()} is not on this machine yet"
+                continue
+            try:
+                known = model.configuration().num_labels
+            except ValueError as error:
+                problems.append(f"{key}: {error}")
+                continue
+            if names is not None and known != len(names):
+                problems.append(f"{key}: it tells {known} classes apart, and the data have {len(names)}")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _looked_at(recipe: Recipe) -> Iterator[str]:
+    yield from recipe.data.look()
 
 
 def _keyed(key: str, error: ValueError) -> list[str]:

@@ -155,7 +155,7 @@ A student distilled with kdlm {version("kdlm")}.
 ## Figures
 {table}
 
-Values are means per held-out token, natural logarithms. The whole recipe is `recipe.yaml` of the run folder.
+Values are means per held-out token or image, natural logarithms. The whole recipe is `recipe.yaml` of the run folder.
 """
 
 

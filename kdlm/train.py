@@ -16,7 +16,7 @@ from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.methods.diffusion.method import DiffusionMethod
-from kdlm.models import adapt, merge
+from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
 from kdlm.progress import Display, MetricsFile
@@ -135,9 +135,20 @@ def assemble(recipe: Recipe) -> Assembly:
         data_collator=data.collator,
         callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
     )
+    if "classes" in data.made_with:
+        name_classes(trainer, data.made_with["classes"])
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return Assembly(trainer, data, tokenizer)
+
+
+def name_classes(trainer: DistillTrainer, classes: list[str]) -> None:
+    """Tell a student that is an image classifier what its classes are called. Raises ValueError if it has others."""
+    check_classes(trainer.networks.views, classes)
+    config = trainer.networks.config
+    if type(trainer.student).__name__.endswith("ForImageClassification"):
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
 
 
 def loaded(recipe: Recipe) -> tuple[Any, Data]:

@@ -1,9 +1,10 @@
 """Models: how they are opened, made, pruned, adapted, and read by methods."""
 
 from kdlm.models.adapters import Lora, adapt, merge
-from kdlm.models.classifiers import Classifier
+from kdlm.models.classifiers import Classifier, ClassifierEnsemble, check_classes
 from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
 from kdlm.models.heads import read_head
+from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
 from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, device_of, named
 from kdlm.models.prediction import Predictor
 from kdlm.models.views import view
@@ -12,9 +13,12 @@ __all__ = [
     "AnySource",
     "AnyStudent",
     "Classifier",
+    "ClassifierEnsemble",
     "DenoiserSource",
     "DenoiserStudent",
     "Fresh",
+    "ImageClassifierSource",
+    "ImageClassifierStudent",
     "Loading",
     "Lora",
     "Predictor",
@@ -22,6 +26,7 @@ __all__ = [
     "Pruned",
     "Sandbox",
     "adapt",
+    "check_classes",
     "device_of",
     "merge",
     "named",

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from kdlm.models.adapters import Lora
 from kdlm.models.denoisers import DenoiserStudent
+from kdlm.models.image_classifiers import ImageClassifierStudent
 from kdlm.sandbox import SandboxModel
 from kdlm.section import Section
 from kdlm.section_loader import suggestion
@@ -238,7 +239,8 @@ class Pruned(StudentOptions):
 
 
 AnyStudent = Annotated[
-    PretrainedStudent | SandboxStudent | Fresh | Pruned | DenoiserStudent, Field(discriminator="name")
+    PretrainedStudent | SandboxStudent | Fresh | Pruned | ImageClassifierStudent | DenoiserStudent,
+    Field(discriminator="name"),
 ]
 
 

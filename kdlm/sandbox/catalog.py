@@ -11,6 +11,7 @@ from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
+from kdlm.sandbox.transformers_classifiers import TransformersClassifier
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
 
@@ -21,6 +22,7 @@ Spec = (
     | LanguageModel
     | PaddedModel
     | ImageClassifier
+    | TransformersClassifier
     | TrainedDenoiser
     | ExactDenoiser
 )
@@ -115,6 +117,37 @@ _ENTRIES = (
         "0.02 M parameters",
         2,
         ImageClassifier(width=32, epochs=40, batch=64, learning_rate=3e-3, seed=0),
+    ),
+    Entry(
+        "digits-resnet",
+        "a convolutional teacher of the digits",
+        "0.07 M parameters",
+        3,
+        TransformersClassifier(
+            "resnet",
+            {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"},
+            epochs=30,
+            learning_rate=1e-2,
+        ),
+    ),
+    Entry(
+        "digits-vit",
+        "a transformer of 16 patches as their teacher",
+        "0.06 M parameters",
+        16,
+        TransformersClassifier(
+            "vit",
+            {
+                "image_size": 8,
+                "patch_size": 2,
+                "hidden_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 3,
+                "intermediate_size": 96,
+            },
+            epochs=50,
+            learning_rate=3e-3,
+        ),
     ),
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}

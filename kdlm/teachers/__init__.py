@@ -10,7 +10,13 @@ from kdlm.section import Custom, Section
 from kdlm.signal import Dense, Hidden, Mixture, Rows, Signal
 from kdlm.teachers.cached import CachedTeacher, CachedTeacherSection
 from kdlm.teachers.ensemble import Ensemble
-from kdlm.teachers.frozen import DenoiserTeacherSection, FrozenNetwork, freeze
+from kdlm.teachers.frozen import (
+    DenoiserTeacherSection,
+    FrozenNetwork,
+    ImageClassifierTeacherSection,
+    ImageEnsembleSection,
+    freeze,
+)
 from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
 from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
 from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
@@ -117,12 +123,15 @@ class EnsembleSection(Section):
 
 def teachers_of(section: Any) -> list[tuple[str, Any]]:
     """Return every teacher of a recipe with its key: an ensemble's members in its place, none where there is none."""
-    if isinstance(section, EnsembleSection):
+    if isinstance(section, EnsembleSection | ImageEnsembleSection):
         return [(f"teacher.members.{number}", member) for number, member in enumerate(section.members)]
     return [] if section is None else [("teacher", section)]
 
 
-AnyTeacher = Annotated[SingleTeacher | EnsembleSection | DenoiserTeacherSection, Field(discriminator="name")]
+AnyTeacher = Annotated[
+    SingleTeacher | EnsembleSection | ImageClassifierTeacherSection | ImageEnsembleSection | DenoiserTeacherSection,
+    Field(discriminator="name"),
+]
 __all__ = [
     "AnyTeacher",
     "ByDomain",
@@ -134,6 +143,8 @@ __all__ = [
     "Ensemble",
     "EnsembleSection",
     "FrozenNetwork",
+    "ImageClassifierTeacherSection",
+    "ImageEnsembleSection",
     "Learned",
     "LocalTeacher",
     "LocalTeacherSection",
