@@ -40,6 +40,31 @@ def recorded(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Any]]
         raise ValueError(f"the module {missing[0]!r} of {type(model).__name__} was not run in the forward pass")
 
 
+class _Reached(Exception):
+    pass
+
+
+def run_until(model: nn.Module, path: str, *inputs: Any, **options: Any) -> Any:
+    """Call a network, but run it only as far as the module at `path`; return what that gives (of a tuple the first).
+
+    Raises ValueError for a path that is no module, and for a module that is not run.
+    """
+    features: dict[str, Any] = {}
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        _keep(features, path)(module, args, output)
+        raise _Reached
+
+    handle = module_at(model, path).register_forward_hook(stop)
+    try:
+        model(*inputs, **options)
+    except _Reached:
+        return features[path]
+    finally:
+        handle.remove()
+    raise ValueError(f"the module {path!r} of {type(model).__name__} was not run in the forward pass")
+
+
 def _keep(features: dict[str, Any], path: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         features[path] = output[0] if isinstance(output, tuple) else output

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from kdlm.data.captions import CaptionsSection
 from kdlm.data.collate import Collator, Prefetched, collator_for, stacked
 from kdlm.data.images import ImagesSection, PointsSection, TensorRows
 from kdlm.data.load import Data, load_data
@@ -16,13 +17,14 @@ def _text_by_default(value: Any) -> Any:
 
 
 AnyData = Annotated[
-    Annotated[DataSection | ImagesSection | PointsSection, Field(discriminator="name")],
+    Annotated[DataSection | ImagesSection | CaptionsSection | PointsSection, Field(discriminator="name")],
     BeforeValidator(_text_by_default),
 ]
 """What a recipe trains on; a section without a `name` is text."""
 
 __all__ = [
     "AnyData",
+    "CaptionsSection",
     "Collator",
     "Data",
     "DataReport",

@@ -17,8 +17,10 @@ from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
+from kdlm.methods.vision.affinity import Affinity, AffinitySection
 from kdlm.methods.vision.attention_transfer import AttentionTransfer, AttentionTransferSection
 from kdlm.methods.vision.crd import CRD, CRDSection
+from kdlm.methods.vision.dmae import DMAE, DMAESection
 from kdlm.methods.vision.fitnet import FitNet, FitNetSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
 from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
@@ -51,6 +53,8 @@ AnyMethod = Annotated[
     | RKDSection
     | CRDSection
     | OFAKDSection
+    | AffinitySection
+    | DMAESection
     | DMDSection
     | CustomMethod,
     Field(discriminator="name"),
@@ -58,14 +62,18 @@ AnyMethod = Annotated[
 
 __all__ = [
     "CRD",
+    "DMAE",
     "GKD",
     "OFAKD",
     "RKD",
+    "Affinity",
+    "AffinitySection",
     "AnyMethod",
     "AttentionTransfer",
     "AttentionTransferSection",
     "CRDSection",
     "CustomMethod",
+    "DMAESection",
     "DMDSection",
     "DistiLLM2",
     "DistiLLM2Section",

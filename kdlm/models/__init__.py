@@ -3,9 +3,11 @@
 from kdlm.models.adapters import Lora, adapt, merge
 from kdlm.models.classifiers import Classifier, ClassifierEnsemble, check_classes
 from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
+from kdlm.models.dual_encoders import DualEncoder, DualEncoderSource, DualEncoderStudent, InheritedStudent, inherit
 from kdlm.models.heads import read_head
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
 from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, device_of, named
+from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
 from kdlm.models.prediction import Predictor
 from kdlm.models.views import view
 
@@ -16,11 +18,18 @@ __all__ = [
     "ClassifierEnsemble",
     "DenoiserSource",
     "DenoiserStudent",
+    "DualEncoder",
+    "DualEncoderSource",
+    "DualEncoderStudent",
     "Fresh",
     "ImageClassifierSource",
     "ImageClassifierStudent",
+    "InheritedStudent",
     "Loading",
     "Lora",
+    "MaskedAutoencoder",
+    "MaskedAutoencoderSource",
+    "MaskedAutoencoderStudent",
     "Predictor",
     "Pretrained",
     "Pruned",
@@ -28,6 +37,7 @@ __all__ = [
     "adapt",
     "check_classes",
     "device_of",
+    "inherit",
     "merge",
     "named",
     "read_head",

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from kdlm.models.adapters import Lora
 from kdlm.models.denoisers import DenoiserStudent
+from kdlm.models.dual_encoders import DualEncoderStudent, InheritedStudent
 from kdlm.models.image_classifiers import ImageClassifierStudent
+from kdlm.models.masked_autoencoders import MaskedAutoencoderStudent
 from kdlm.sandbox import SandboxModel
 from kdlm.section import Section
 from kdlm.section_loader import suggestion
@@ -239,7 +241,15 @@ class Pruned(StudentOptions):
 
 
 AnyStudent = Annotated[
-    PretrainedStudent | SandboxStudent | Fresh | Pruned | ImageClassifierStudent | DenoiserStudent,
+    PretrainedStudent
+    | SandboxStudent
+    | Fresh
+    | Pruned
+    | ImageClassifierStudent
+    | DualEncoderStudent
+    | InheritedStudent
+    | MaskedAutoencoderStudent
+    | DenoiserStudent,
     Field(discriminator="name"),
 ]
 

@@ -94,3 +94,10 @@ def test_projectors_train_and_are_checkpointed_but_not_exported(tmp_path: Path):
         assert not any("projector" in key for key in exported.keys())
     assert trainer.evaluate()["eval_features"] > 0
     resumed_equals_whole(lambda: FitNet([ForwardKL()], layers=[("coarse", "coarse")]), tmp_path)
+
+
+def test_a_transformer_student_resumes_exactly(tmp_path: Path):
+    """Its checkpoint has the names that it has now, not those of older releases of transformers."""
+    resumed_equals_whole(
+        lambda: FitNet([ForwardKL()], layers=[("vit.layers.0", "coarse")]), tmp_path, student=small_vit
+    )
