@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kdlm.features import recorded, run_until
 from kdlm.models.configured import Configured
+from kdlm.places import embed_places
 
 
 def is_masked_autoencoder(module: Any) -> bool:
@@ -78,6 +79,11 @@ class MaskedAutoencoderSource(Configured):
     sandbox: ClassVar = ("digits-mae",)
 
     name: Literal["masked_autoencoder"] = "masked_autoencoder"
+
+    def load(self) -> Any:
+        """Open or make the weights. Raises ValueError naming the path when there is no such model."""
+        model = super().load()
+        return model if self.path is not None else embed_places(model)
 
 
 class MaskedAutoencoderStudent(MaskedAutoencoderSource):

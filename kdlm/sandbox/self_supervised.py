@@ -95,12 +95,13 @@ class MaskedAutoencoderModel:
         import torch
         from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+        from kdlm.places import embed_places
         from kdlm.sandbox.digits import digits
 
         train, test = digits()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = ViTMAEForPreTraining(ViTMAEConfig(**IMAGES, **self.sizes))
+            model = embed_places(ViTMAEForPreTraining(ViTMAEConfig(**IMAGES, **self.sizes)))
 
             def error_of(chosen: Any) -> Any:
                 return model(train.images[chosen] * 2 - 1).loss
