@@ -71,6 +71,7 @@ def _networks(recipe: Recipe) -> Iterator[str]:
     names = recipe.data.classes() if isinstance(recipe.data, ImagesSection) else None
     problems = []
     for key, model in (("student", recipe.student), *teachers_of(recipe.teacher)):
+        model = getattr(model, "of", model)
         if isinstance(model, ImageClassifierSource):
             if not model.on_this_machine:
                 yield f"{key}: {model.describe()} is not on this machine yet"

@@ -146,7 +146,7 @@ def name_classes(trainer: DistillTrainer, classes: list[str]) -> None:
     """Tell a student that is an image classifier what its classes are called. Raises ValueError if it has others."""
     check_classes(trainer.networks.views, classes)
     config = trainer.networks.config
-    if type(trainer.student).__name__.endswith("ForImageClassification"):
+    if getattr(config, "id2label", None):
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
 

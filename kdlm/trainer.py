@@ -185,7 +185,8 @@ class DistillTrainer(Trainer):
     def _step(self, index: int | None = None) -> Step:
         """Return where the run stands, or will stand after `index` optimiser steps."""
         epoch, index = int(self.state.epoch or 0), self.state.global_step if index is None else index
-        return Step(index, max(1, self.state.max_steps), epoch, self.args.seed)
+        epochs = max(1, int(self.state.num_train_epochs or 1))
+        return Step(index, max(1, self.state.max_steps), epoch, self.args.seed, epochs)
 
     def _activate(self, index: int) -> frozenset[str]:
         active = self.method.active(index)
@@ -304,7 +305,8 @@ class DistillTrainer(Trainer):
         totals = {name: value.item() for name, value in self._reduced(dict(sums)).items()}
         means = {name: totals[name] / max(1.0, totals[f"count/{unit}"]) for name, unit in units.items()}
         loss = sum(value for name, value in means.items() if name.startswith("loss/"))
-        metrics = {"loss": loss, **{name: value for name, value in means.items() if not name.startswith("loss/")}}
+        others = {name: value for name, value in means.items() if not name.startswith("loss/")}
+        metrics = {"loss": loss, **self.method.summarised(others)}
         return EvalLoopOutput(
             predictions=None,  # pyright: ignore[reportArgumentType]  never kept: they would be [rows, vocab]
             label_ids=None,
@@ -383,6 +385,8 @@ class _AfterStep(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         check_plan(self.trainer.method, state.max_steps)
         self.began_at = state.global_step
+        if state.global_step and float(state.epoch).is_integer():  # saved with an epoch's last step, before it ended
+            self.trainer.networks.take_snapshots(self.trainer.method)
         self.trainer.fit_teacher()
         self.trainer._window = Window(self.trainer.method.paced_by)
 

@@ -6,10 +6,12 @@ from pydantic import BeforeValidator, Field
 
 from kdlm.data.captions import CaptionsSection
 from kdlm.data.collate import Collator, Prefetched, collator_for, stacked
-from kdlm.data.images import ImagesSection, PointsSection, TensorRows
+from kdlm.data.image_files import ImageSource
+from kdlm.data.images import ImagesSection, PointsSection
 from kdlm.data.load import Data, load_data
 from kdlm.data.report import DataReport
 from kdlm.data.sections import DataSection, Source
+from kdlm.data.tensor_rows import TensorRows
 
 
 def _text_by_default(value: Any) -> Any:
@@ -29,6 +31,7 @@ __all__ = [
     "Data",
     "DataReport",
     "DataSection",
+    "ImageSource",
     "ImagesSection",
     "PointsSection",
     "Prefetched",

@@ -74,7 +74,7 @@ def opened_images(source: ImageSource, columns: dict[str, str]) -> Table:
     if not isinstance(pictures.features["image"], datasets.Image):
         try:
             pictures = pictures.cast_column("image", datasets.Image())
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(f"{source.path}: column {image!r} holds no images ({error})") from error
     grey = _first(pictures, source.path).mode in ("1", "L")
     return Table(pictures, labels, names, 1 if grey else 3, found._fingerprint)

@@ -1,6 +1,5 @@
 """Images and other samples of one shape: what a recipe says about them, and the splits it becomes."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,28 +13,11 @@ from kdlm.data.collate import stacked
 from kdlm.data.image_files import ImageSource, Table, decoded, normalisation_of, opened_images
 from kdlm.data.load import Data
 from kdlm.data.report import DataReport
+from kdlm.data.tensor_rows import TensorRows
 from kdlm.section import Section
 from kdlm.signal import IGNORE_INDEX
 
 SANDBOX = ("sandbox:digits/train", "sandbox:digits/eval")
-
-
-@dataclass(frozen=True)
-class TensorRows:
-    """Rows of tensors of equal length: what fits in memory, indexed like a data set."""
-
-    columns: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: column[index] for name, column in self.columns.items()}
-
-    def select(self, indices: range) -> "TensorRows":
-        """Return some of the rows."""
-        at = torch.tensor(list(indices), dtype=torch.int64)
-        return TensorRows({name: column[at] for name, column in self.columns.items()})
 
 
 class ImagesSection(Section):

@@ -20,11 +20,16 @@ from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
 from kdlm.methods.vision.affinity import Affinity, AffinitySection
 from kdlm.methods.vision.attention_transfer import AttentionTransfer, AttentionTransferSection
 from kdlm.methods.vision.crd import CRD, CRDSection
+from kdlm.methods.vision.defensive import DefensiveDistillation, DefensiveSection
+from kdlm.methods.vision.dho import DHO, DHOSection
 from kdlm.methods.vision.dmae import DMAE, DMAESection
 from kdlm.methods.vision.fitnet import FitNet, FitNetSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
+from kdlm.methods.vision.meal_v2 import MEALV2, MEALV2Section
 from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
+from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
 from kdlm.methods.vision.rkd import RKD, RKDSection
+from kdlm.methods.vision.uskd import USKD, USKDSection
 from kdlm.section import Custom
 
 
@@ -47,6 +52,7 @@ AnyMethod = Annotated[
     | GKDSection
     | DistiLLM2Section
     | TsdKDSection
+    | TokenPSKDSection
     | ImageKDSection
     | FitNetSection
     | AttentionTransferSection
@@ -55,6 +61,11 @@ AnyMethod = Annotated[
     | OFAKDSection
     | AffinitySection
     | DMAESection
+    | PSKDSection
+    | USKDSection
+    | MEALV2Section
+    | DHOSection
+    | DefensiveSection
     | DMDSection
     | CustomMethod,
     Field(discriminator="name"),
@@ -62,10 +73,14 @@ AnyMethod = Annotated[
 
 __all__ = [
     "CRD",
+    "DHO",
     "DMAE",
     "GKD",
+    "MEALV2",
     "OFAKD",
+    "PSKD",
     "RKD",
+    "USKD",
     "Affinity",
     "AffinitySection",
     "AnyMethod",
@@ -73,8 +88,11 @@ __all__ = [
     "AttentionTransferSection",
     "CRDSection",
     "CustomMethod",
+    "DHOSection",
     "DMAESection",
     "DMDSection",
+    "DefensiveDistillation",
+    "DefensiveSection",
     "DistiLLM2",
     "DistiLLM2Section",
     "DistributionMatching",
@@ -88,10 +106,12 @@ __all__ = [
     "ImageKDSection",
     "LogitKD",
     "LogitKDSection",
+    "MEALV2Section",
     "Method",
     "MiniLLM",
     "MiniLLMSection",
     "OFAKDSection",
+    "PSKDSection",
     "PolicyMethod",
     "RKDSection",
     "ReverseKLAdvantage",
@@ -106,7 +126,10 @@ __all__ = [
     "Term",
     "Terms",
     "TokenMethod",
+    "TokenPSKD",
+    "TokenPSKDSection",
     "Trainable",
     "TsdKD",
     "TsdKDSection",
+    "USKDSection",
 ]

@@ -34,12 +34,14 @@ class Step:
         total: how many there will be.
         epoch: whole passes over the data that are done.
         seed: of the run, for what is drawn at random in a step.
+        epochs: passes that the run will begin in all.
     """
 
     index: int
     total: int
     epoch: int = 0
     seed: int = 0
+    epochs: int = 1
 
     @property
     def progress(self) -> float:
@@ -170,6 +172,10 @@ class Method:
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Compute what evaluation reports on one batch, without gradients and without touching the state."""
         raise NotImplementedError
+
+    def summarised(self, means: dict[str, float]) -> dict[str, float]:
+        """Return what evaluation reports, from the means over all rows of all ranks: here the means themselves."""
+        return means
 
     def stepped(self, step: Step, means: dict[str, Tensor]) -> None:
         """Move the schedule state after an optimiser step; `means` (of `follows`) is equal on all ranks."""

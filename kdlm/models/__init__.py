@@ -1,9 +1,11 @@
 """Models: how they are opened, made, pruned, adapted, and read by methods."""
 
 from kdlm.models.adapters import Lora, adapt, merge
-from kdlm.models.classifiers import Classifier, ClassifierEnsemble, check_classes
+from kdlm.models.classifier_ensemble import ClassifierEnsemble, check_classes
+from kdlm.models.classifiers import Classifier
 from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
 from kdlm.models.dual_encoders import DualEncoder, DualEncoderSource, DualEncoderStudent, InheritedStudent, inherit
+from kdlm.models.dual_head import DualHead, DualHeadStudent
 from kdlm.models.heads import read_head
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
 from kdlm.models.loading import AnySource, AnyStudent, Fresh, Loading, Pretrained, Pruned, Sandbox, device_of, named
@@ -21,6 +23,8 @@ __all__ = [
     "DualEncoder",
     "DualEncoderSource",
     "DualEncoderStudent",
+    "DualHead",
+    "DualHeadStudent",
     "Fresh",
     "ImageClassifierSource",
     "ImageClassifierStudent",

@@ -9,6 +9,7 @@ from pydantic import Field
 from kdlm.models.adapters import Lora
 from kdlm.models.denoisers import DenoiserStudent
 from kdlm.models.dual_encoders import DualEncoderStudent, InheritedStudent
+from kdlm.models.dual_head import DualHeadStudent
 from kdlm.models.image_classifiers import ImageClassifierStudent
 from kdlm.models.masked_autoencoders import MaskedAutoencoderStudent
 from kdlm.sandbox import SandboxModel
@@ -249,6 +250,7 @@ AnyStudent = Annotated[
     | DualEncoderStudent
     | InheritedStudent
     | MaskedAutoencoderStudent
+    | DualHeadStudent
     | DenoiserStudent,
     Field(discriminator="name"),
 ]

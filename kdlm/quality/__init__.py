@@ -1,5 +1,7 @@
-"""How good generated samples are, and pictures of them."""
+"""How good generated samples are, and pictures of them; how far a classifier can be trusted."""
 
+from kdlm.quality.attacks import carlini_wagner, fgsm
+from kdlm.quality.calibration import calibration_sums, with_calibration_error
 from kdlm.quality.frechet import FrechetStats, frechet_distance
 from kdlm.quality.manifold import PrecisionRecall, precision_recall
 from kdlm.quality.measures import FeatureNet, accuracy_of, quality_of, seen_by
@@ -12,6 +14,9 @@ __all__ = [
     "ModeReport",
     "PrecisionRecall",
     "accuracy_of",
+    "calibration_sums",
+    "carlini_wagner",
+    "fgsm",
     "frechet_distance",
     "grid",
     "mode_report",
@@ -20,5 +25,6 @@ __all__ = [
     "scatter",
     "seen_by",
     "side_by_side",
+    "with_calibration_error",
     "write_png",
 ]
