@@ -40,6 +40,31 @@ def recorded(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Any]]
         raise ValueError(f"the module {missing[0]!r} of {type(model).__name__} was not run in the forward pass")
 
 
+class _Reached(Exception):
+    pass
+
+
+def run_until(model: nn.Module, path: str, *inputs: Any, **options: Any) -> Any:
+    """Call a network, but run it only as far as the module at `path`; return what that gives (of a tuple the first).
+
+    Raises ValueError for a path that is no module, and for a module that is not run.
+    """
+    features: dict[str, Any] = {}
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        _keep(features, path)(module, args, output)
+        raise _Reached
+
+    handle = module_at(model, path).register_forward_hook(stop)
+    try:
+        model(*inputs, **options)
+    except _Reached:
+        return features[path]
+    finally:
+        handle.remove()
+    raise ValueError(f"the module {path!r} of {type(model).__name__} was not run in the forward pass")
+
+
 def _keep(features: dict[str, Any], path: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         features[path] = output[0] if isinstance(output, tuple) else output
@@ -79,9 +104,9 @@ def aligned(student: Any, teacher: Any) -> tuple[Float[Tensor, "batch n ours"], 
         return as_vector(student)[:, None], as_vector(teacher)[:, None]
     if student.dim() == teacher.dim() == 3 and student.shape[1] == teacher.shape[1]:
         return student, teacher
-    maps = as_map(student), as_map(teacher)
-    size = [min(sides) for sides in zip(maps[0].shape[2:], maps[1].shape[2:], strict=True)]
-    ours, theirs = (adaptive_avg_pool2d(x, size).flatten(2).transpose(1, 2) for x in maps)
+    student, teacher = as_map(student), as_map(teacher)
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    ours, theirs = (adaptive_avg_pool2d(x, size).flatten(2).transpose(1, 2) for x in (student, teacher))
     return ours, theirs
 
 

@@ -65,7 +65,7 @@ class DistillTrainer(Trainer):
     Raises ValueError when the method needs what the teacher does not provide.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples"})
+    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples", "pairs"})
     """What a method may need that is not the teacher's: data may hold any of these."""
 
     def __init__(
@@ -372,7 +372,9 @@ class DistillTrainer(Trainer):
         if state_dict is not None:
             weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         if hasattr(self.student, "save_pretrained"):
-            self.student.save_pretrained(folder, state_dict=weights)
+            # Not by the names of an older release, which resuming would not find in the model.
+            plain = {} if hasattr(self.student, "peft_config") else {"save_original_format": False}
+            self.student.save_pretrained(folder, state_dict=weights, **plain)
         else:
             checkpoints.save_module(self.student, folder)
         if self.processing_class is not None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from kdlm.data.arrays import SamplesSection
+from kdlm.data.captions import CaptionsSection
 from kdlm.data.collate import Collator, Prefetched, collator_for, stacked
 from kdlm.data.image_files import ImageSource
 from kdlm.data.images import ImagesSection, PointsSection
@@ -19,13 +20,16 @@ def _text_by_default(value: Any) -> Any:
 
 
 AnyData = Annotated[
-    Annotated[DataSection | ImagesSection | PointsSection | SamplesSection, Field(discriminator="name")],
+    Annotated[
+        DataSection | ImagesSection | CaptionsSection | PointsSection | SamplesSection, Field(discriminator="name")
+    ],
     BeforeValidator(_text_by_default),
 ]
 """What a recipe trains on; a section without a `name` is text."""
 
 __all__ = [
     "AnyData",
+    "CaptionsSection",
     "Collator",
     "Data",
     "DataReport",

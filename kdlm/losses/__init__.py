@@ -5,7 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from kdlm.losses.adaptive import AdaptiveKL, adaptive_kl
+from kdlm.losses.affinity import affinity, clip_loss
+from kdlm.losses.attention import attention_transfer
 from kdlm.losses.chunked import chunked
+from kdlm.losses.contrastive import contrast_in_batch, contrast_with_bank
 from kdlm.losses.cross_entropy import CrossEntropy, cross_entropy
 from kdlm.losses.custom import CustomLoss
 from kdlm.losses.decoupled import DKD, decoupled_kl
@@ -81,9 +84,14 @@ __all__ = [
     "TowardsTeacher",
     "Weight",
     "adaptive_kl",
+    "affinity",
     "alpha_mixture",
+    "attention_transfer",
     "bucket",
     "chunked",
+    "clip_loss",
+    "contrast_in_batch",
+    "contrast_with_bank",
     "count_kept",
     "cross_entropy",
     "decoupled_kl",

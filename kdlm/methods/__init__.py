@@ -34,11 +34,18 @@ from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
+from kdlm.methods.vision.affinity import Affinity, AffinitySection
+from kdlm.methods.vision.attention_transfer import AttentionTransfer, AttentionTransferSection
+from kdlm.methods.vision.crd import CRD, CRDSection
 from kdlm.methods.vision.defensive import DefensiveDistillation, DefensiveSection
 from kdlm.methods.vision.dho import DHO, DHOSection
+from kdlm.methods.vision.dmae import DMAE, DMAESection
+from kdlm.methods.vision.fitnet import FitNet, FitNetSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
 from kdlm.methods.vision.meal_v2 import MEALV2, MEALV2Section
+from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
 from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
+from kdlm.methods.vision.rkd import RKD, RKDSection
 from kdlm.methods.vision.uskd import USKD, USKDSection
 from kdlm.section import Custom
 
@@ -66,6 +73,13 @@ AnyMethod = Annotated[
     | ImageKDSection
     | SDSSection
     | VSDSection
+    | FitNetSection
+    | AttentionTransferSection
+    | RKDSection
+    | CRDSection
+    | OFAKDSection
+    | AffinitySection
+    | DMAESection
     | PSKDSection
     | USKDSection
     | MEALV2Section
@@ -93,19 +107,29 @@ AnyMethod = Annotated[
 ]
 
 __all__ = [
+    "CRD",
     "DHO",
+    "DMAE",
     "GKD",
     "MEALV2",
+    "OFAKD",
     "PSKD",
+    "RKD",
     "USKD",
+    "Affinity",
+    "AffinitySection",
     "AnyMethod",
+    "AttentionTransfer",
+    "AttentionTransferSection",
     "CFGDistillationSection",
+    "CRDSection",
     "Consistency",
     "ConsistencySection",
     "ContinuousConsistency",
     "ContinuousConsistencySection",
     "CustomMethod",
     "DHOSection",
+    "DMAESection",
     "DMD2Section",
     "DMDSection",
     "DMSection",
@@ -118,6 +142,8 @@ __all__ = [
     "FDistillSection",
     "FTDSection",
     "FeatureMeanMatching",
+    "FitNet",
+    "FitNetSection",
     "GKDSection",
     "GuidanceDistillation",
     "HiddenKD",
@@ -136,12 +162,14 @@ __all__ = [
     "Method",
     "MiniLLM",
     "MiniLLMSection",
+    "OFAKDSection",
     "PSKDSection",
     "PolicyMethod",
     "Preparation",
     "Progressive",
     "ProgressiveSection",
     "RCMSection",
+    "RKDSection",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",

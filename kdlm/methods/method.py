@@ -160,7 +160,8 @@ class Method:
     paper: ClassVar[str] = ""
     needs: frozenset[str] = frozenset()
     """What must be there. Of the teacher: `teacher` (any signal over tokens), `teacher.layers` (its hidden layers),
-    `teacher.classes` (an image classifier), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`,
+    `teacher.classes` (an image classifier), `teacher.embeddings` (of images and texts), `teacher.masked` (a masked
+    autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `pairs` (of image and text),
     `samples` (of what a denoiser makes). `rollouts`: the student's own text."""
     computes: tuple[str, ...] = ()
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""

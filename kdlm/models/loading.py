@@ -8,8 +8,10 @@ from pydantic import Field
 
 from kdlm.models.adapters import Lora
 from kdlm.models.denoisers import DenoiserStudent
+from kdlm.models.dual_encoders import DualEncoderStudent, InheritedStudent
 from kdlm.models.dual_head import DualHeadStudent
 from kdlm.models.image_classifiers import ImageClassifierStudent
+from kdlm.models.masked_autoencoders import MaskedAutoencoderStudent
 from kdlm.models.synthetic import SyntheticStudent
 from kdlm.sandbox import SandboxModel
 from kdlm.section import Section
@@ -248,6 +250,9 @@ AnyStudent = Annotated[
     | ImageClassifierStudent
     | DualHeadStudent
     | DenoiserStudent
+    | DualEncoderStudent
+    | InheritedStudent
+    | MaskedAutoencoderStudent
     | SyntheticStudent,
     Field(discriminator="name"),
 ]

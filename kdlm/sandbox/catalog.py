@@ -10,6 +10,7 @@ from kdlm.sandbox.denoisers import ExactDenoiser, TrainedDenoiser
 from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
 from kdlm.sandbox.progress import Progress, console, silent
+from kdlm.sandbox.self_supervised import DualEncoderModel, MaskedAutoencoderModel
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
 from kdlm.sandbox.transformers_classifiers import TransformersClassifier
 
@@ -23,6 +24,8 @@ Spec = (
     | PaddedModel
     | ImageClassifier
     | TransformersClassifier
+    | DualEncoderModel
+    | MaskedAutoencoderModel
     | TrainedDenoiser
     | ExactDenoiser
 )
@@ -146,6 +149,40 @@ _ENTRIES = (
                 "intermediate_size": 96,
             },
             epochs=50,
+            learning_rate=3e-3,
+        ),
+    ),
+    Entry(
+        "digits-clip",
+        "embeds the digits and captions of them in one space",
+        "0.06 M parameters",
+        20,
+        DualEncoderModel(
+            vision={"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96},
+            text={"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+            embedding=32,
+            steps=700,
+            learning_rate=3e-3,
+        ),
+    ),
+    Entry(
+        "digits-mae",
+        "a masked autoencoder of the digits",
+        "0.11 M parameters",
+        32,
+        MaskedAutoencoderModel(
+            {
+                "hidden_size": 64,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "intermediate_size": 128,
+                "decoder_hidden_size": 32,
+                "decoder_num_hidden_layers": 1,
+                "decoder_num_attention_heads": 2,
+                "decoder_intermediate_size": 64,
+                "initializer_range": 0.08,  # at the usual 0.02 so small a net hardly begins
+            },
+            steps=2000,
             learning_rate=3e-3,
         ),
     ),

@@ -12,9 +12,11 @@ from kdlm.teachers.cached import CachedTeacher, CachedTeacherSection
 from kdlm.teachers.ensemble import Ensemble
 from kdlm.teachers.frozen import (
     DenoiserTeacherSection,
+    DualEncoderTeacherSection,
     FrozenNetwork,
     ImageClassifierTeacherSection,
     ImageEnsembleSection,
+    MaskedAutoencoderTeacherSection,
     freeze,
 )
 from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
@@ -129,7 +131,13 @@ def teachers_of(section: Any) -> list[tuple[str, Any]]:
 
 
 AnyTeacher = Annotated[
-    SingleTeacher | EnsembleSection | ImageClassifierTeacherSection | ImageEnsembleSection | DenoiserTeacherSection,
+    SingleTeacher
+    | EnsembleSection
+    | ImageClassifierTeacherSection
+    | ImageEnsembleSection
+    | DualEncoderTeacherSection
+    | MaskedAutoencoderTeacherSection
+    | DenoiserTeacherSection,
     Field(discriminator="name"),
 ]
 __all__ = [
@@ -140,6 +148,7 @@ __all__ = [
     "Confidence",
     "CustomTeacher",
     "DenoiserTeacherSection",
+    "DualEncoderTeacherSection",
     "Ensemble",
     "EnsembleSection",
     "FrozenNetwork",
@@ -148,6 +157,7 @@ __all__ = [
     "Learned",
     "LocalTeacher",
     "LocalTeacherSection",
+    "MaskedAutoencoderTeacherSection",
     "OpenAITeacher",
     "OpenAITeacherSection",
     "SandboxTeacherSection",

@@ -6,7 +6,18 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from kdlm.models import Classifier, ClassifierEnsemble, DenoiserSource, ImageClassifierSource, Predictor, view
+from kdlm.models import (
+    Classifier,
+    ClassifierEnsemble,
+    DenoiserSource,
+    DualEncoder,
+    DualEncoderSource,
+    ImageClassifierSource,
+    MaskedAutoencoder,
+    MaskedAutoencoderSource,
+    Predictor,
+    view,
+)
 from kdlm.section import Section
 from kdlm.teachers.local import LocalTeacher
 
@@ -58,6 +69,28 @@ class ImageClassifierTeacherSection(ImageClassifierSource):
     """A frozen image classifier."""
 
     provides: ClassVar[frozenset[str]] = Classifier.provides
+    """What a method may need of it, known without loading the weights."""
+
+    def build(self, device: torch.device) -> FrozenNetwork:
+        """Load the model and freeze it; `device` is where the student trains."""
+        return FrozenNetwork(self.load()).to(device)
+
+
+class DualEncoderTeacherSection(DualEncoderSource):
+    """A frozen model that embeds images and texts."""
+
+    provides: ClassVar[frozenset[str]] = DualEncoder.provides
+    """What a method may need of it, known without loading the weights."""
+
+    def build(self, device: torch.device) -> FrozenNetwork:
+        """Load the model and freeze it; `device` is where the student trains."""
+        return FrozenNetwork(self.load()).to(device)
+
+
+class MaskedAutoencoderTeacherSection(MaskedAutoencoderSource):
+    """A frozen masked autoencoder."""
+
+    provides: ClassVar[frozenset[str]] = MaskedAutoencoder.provides
     """What a method may need of it, known without loading the weights."""
 
     def build(self, device: torch.device) -> FrozenNetwork:

@@ -89,13 +89,13 @@ def trainer_of(method: Method, folder: Path, student: Callable = SmallCNN, **opt
     )
 
 
-def resumed_equals_whole(make: Callable[[], Method], folder: Path) -> None:
+def resumed_equals_whole(make: Callable[[], Method], folder: Path, student: Callable = SmallCNN) -> None:
     """Assert that four steps, and two with two more after a resume, end in the same weights of every role."""
-    whole = trainer_of(make(), folder / "whole")
+    whole = trainer_of(make(), folder / "whole", student)
     whole.train()
-    first = trainer_of(make(), folder / "cut", save_strategy="steps", save_steps=2)
+    first = trainer_of(make(), folder / "cut", student, save_strategy="steps", save_steps=2)
     first.train()
-    second = trainer_of(make(), folder / "cut")
+    second = trainer_of(make(), folder / "cut", student)
     second.train(resume_from_checkpoint=str(folder / "cut" / "checkpoint-2"))
     expected = whole.networks.state_dict()
     for name, tensor in second.networks.state_dict().items():
