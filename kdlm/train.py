@@ -11,7 +11,7 @@ from transformers.utils import logging as hf_logging
 
 from kdlm import checkpoints
 from kdlm.check import check
-from kdlm.data import Data, DataSection, load_data
+from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
@@ -141,7 +141,12 @@ def assemble(recipe: Recipe) -> Assembly:
 
 
 def loaded(recipe: Recipe) -> tuple[Any, Data]:
-    """Return the student's tokenizer, where its data are text, and the data."""
+    """Return the student's tokenizer, where its data are text, or its processor, with images; and the data."""
+    if isinstance(recipe.data, ImageTextSection):
+        processor = recipe.student.processor()
+        if recipe.data.chat_template is not None:
+            processor.chat_template = template_text(recipe.data.chat_template)
+        return processor, recipe.data.load(processor)
     if not isinstance(recipe.data, DataSection):
         return None, recipe.data.load(recipe.seed)
     tokenizer = recipe.student.tokenizer()
@@ -156,8 +161,9 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
 
     Raises ValueError, naming the teacher, where one cannot be compared.
     """
-    if not isinstance(recipe.data, DataSection):
+    if not isinstance(recipe.data, DataSection | ImageTextSection):
         return None
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     sections, built = teachers_of(recipe.teacher), getattr(teacher, "members", [teacher])
     ours = student.get_output_embeddings().weight.shape[0]
     shared = []

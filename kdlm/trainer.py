@@ -64,7 +64,7 @@ class DistillTrainer(Trainer):
     Raises ValueError when the method needs what the teacher does not provide.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples"})
+    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples", "visual"})
     """What a method may need that is not the teacher's: data may hold any of these."""
 
     def __init__(
@@ -83,7 +83,9 @@ class DistillTrainer(Trainer):
         args = args if args is not None else TrainingArguments(output_dir="runs/distill", report_to="none")
         args.remove_unused_columns = False
         if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = self.method.leaves_unused
+            # The last layers of a vision tower are often left out of what the language model reads.
+            sees = hasattr(getattr(model, "config", None), "vision_config")
+            args.ddp_find_unused_parameters = self.method.leaves_unused or sees
         check_needs(self.method, self.teacher, self.provides)
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         self.networks = Networks(model, self.method, self.teacher)

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from kdlm.data.collate import Collator, Prefetched, collator_for, stacked
+from kdlm.data.image_collate import ImageTextCollator
+from kdlm.data.image_text import ImageTextSection
 from kdlm.data.images import ImagesSection, PointsSection, TensorRows
 from kdlm.data.load import Data, load_data
 from kdlm.data.report import DataReport
@@ -16,7 +18,7 @@ def _text_by_default(value: Any) -> Any:
 
 
 AnyData = Annotated[
-    Annotated[DataSection | ImagesSection | PointsSection, Field(discriminator="name")],
+    Annotated[DataSection | ImageTextSection | ImagesSection | PointsSection, Field(discriminator="name")],
     BeforeValidator(_text_by_default),
 ]
 """What a recipe trains on; a section without a `name` is text."""
@@ -27,6 +29,8 @@ __all__ = [
     "Data",
     "DataReport",
     "DataSection",
+    "ImageTextCollator",
+    "ImageTextSection",
     "ImagesSection",
     "PointsSection",
     "Prefetched",

@@ -7,10 +7,12 @@ from typing import Any
 
 from kdlm.sandbox.datasets import CodeCorpus, CodeTokenizer, TaskSet
 from kdlm.sandbox.denoisers import ExactDenoiser, TrainedDenoiser
+from kdlm.sandbox.digits_questions import DigitsQuestions
 from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
+from kdlm.sandbox.vision_language import VisionLanguageModel
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
 
@@ -23,6 +25,8 @@ Spec = (
     | ImageClassifier
     | TrainedDenoiser
     | ExactDenoiser
+    | DigitsQuestions
+    | VisionLanguageModel
 )
 
 
@@ -115,6 +119,21 @@ _ENTRIES = (
         "0.02 M parameters",
         2,
         ImageClassifier(width=32, epochs=40, batch=64, learning_rate=3e-3, seed=0),
+    ),
+    Entry("digits-questions", "three questions about every digit, in words", "4311 + 1080 rows", 1, DigitsQuestions()),
+    Entry(
+        "digits-vlm-teacher",
+        "a LLaVA that answers digits-questions",
+        "0.2 M parameters",
+        60,
+        VisionLanguageModel(width=64, layers=2, heads=4, patch=2, seed=0, steps=1_200),
+    ),
+    Entry(
+        "digits-vlm-student",
+        "a smaller LLaVA, not trained",
+        "0.02 M parameters",
+        1,
+        VisionLanguageModel(width=32, layers=1, heads=2, patch=2, seed=1),
     ),
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}

@@ -11,7 +11,12 @@ from kdlm.signal import Dense, Hidden, Mixture, Rows, Signal
 from kdlm.teachers.cached import CachedTeacher, CachedTeacherSection
 from kdlm.teachers.ensemble import Ensemble
 from kdlm.teachers.frozen import DenoiserTeacherSection, FrozenNetwork, freeze
-from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
+from kdlm.teachers.local import (
+    LocalTeacher,
+    LocalTeacherSection,
+    SandboxTeacherSection,
+    VisionLanguageTeacherSection,
+)
 from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
 from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
 from kdlm.teachers.vllm import VLLMTeacher, VLLMTeacherSection
@@ -63,6 +68,7 @@ SingleTeacher = (
     | ServedTeacherSection
     | OpenAITeacherSection
     | VLLMTeacherSection
+    | VisionLanguageTeacherSection
     | CustomTeacher
 )
 """A teacher that can be a member of an ensemble."""
@@ -145,6 +151,7 @@ __all__ = [
     "Teacher",
     "VLLMTeacher",
     "VLLMTeacherSection",
+    "VisionLanguageTeacherSection",
     "freeze",
     "teachers_of",
 ]

@@ -8,7 +8,7 @@ import xxhash
 from pydantic import Field
 from torch import Tensor
 
-from kdlm.models import Predictor, Pretrained, Sandbox
+from kdlm.models import Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
 from kdlm.signal import Dense, Head, Hidden, Rows
 
@@ -125,7 +125,9 @@ class LocalOptions(Section):
     """`hidden` keeps teacher logits out of memory, `dense` computes them all, `auto` takes hidden where it is exact."""
 
 
-def _build(section: "LocalTeacherSection | SandboxTeacherSection", device: torch.device) -> LocalTeacher:
+def _build(
+    section: "LocalTeacherSection | SandboxTeacherSection | VisionLanguageTeacherSection", device: torch.device
+) -> LocalTeacher:
     placed: dict[str, Any] = {"device_map": section.device} if section.device is not None else {}
     if section.quantization != "none" and not placed:
         placed = {"device_map": {"": str(device)}}
@@ -148,4 +150,12 @@ class SandboxTeacherSection(Sandbox, LocalOptions):
 
     def build(self, device: torch.device) -> LocalTeacher:
         """Load the model, built at its first use, and freeze it; `device` is where the student trains."""
+        return _build(self, device)
+
+
+class VisionLanguageTeacherSection(VisionLanguage, LocalOptions):
+    """A frozen model that reads images and text."""
+
+    def build(self, device: torch.device) -> LocalTeacher:
+        """Load the model and freeze it; `device` is where the student trains."""
         return _build(self, device)

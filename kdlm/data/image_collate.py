@@ -1,0 +1,104 @@
+"""Collation of rows with images: the model's processor makes the batch, and the labels follow its image tokens."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdlm.data.chat import Span
+from kdlm.data.encoding import trained_tokens
+from kdlm.signal import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class ImageTextCollator:
+    """Makes a batch of rendered rows with the model's processor, padded on the right.
+
+    `input_ids`, `attention_mask` and `labels` are those of `Collator`; image tokens have no label. `visual`, of their
+    shape, is the number of the image in the batch that an image token belongs to, and -1 elsewhere. The rest is the
+    processor's own (`pixel_values`, `pixel_attention_mask`, `image_grid_thw` ...). Raises ValueError for a row whose
+    images do not fit into `max_length`, and for a processor that does not say where it puts images.
+    """
+
+    processor: Any
+    max_length: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = dict(
+            self.processor(
+                images=[[opened(one) for one in row["images"]] for row in rows],
+                text=[row["text"] for row in rows],
+                padding=True,
+                padding_side="right",
+                add_special_tokens=False,
+                return_tensors="pt",
+                return_offsets_mapping=True,
+                return_text_replacement_offsets=True,
+            )
+        )
+        if "text_replacement_offsets" not in batch:
+            raise ValueError(
+                f"{type(self.processor).__name__} does not say where it puts images "
+                "(text_replacement_offsets): this release of transformers cannot label its text"
+            )
+        offsets, placed = batch.pop("offset_mapping"), batch.pop("text_replacement_offsets")
+        ids = batch["input_ids"]
+        trained, visual = torch.zeros_like(ids, dtype=torch.bool), torch.full_like(ids, -1)
+        seen = 0
+        for number, (row, images) in enumerate(zip(rows, placed, strict=True)):
+            spans = expanded(list(zip(row["spans"][::2], row["spans"][1::2], strict=True)), images)
+            trained[number] = torch.from_numpy(trained_tokens(offsets[number].tolist(), spans))
+            for image in images:
+                begin, end = image["new_span"]
+                inside = (offsets[number, :, 0] >= begin) & (offsets[number, :, 1] <= end)
+                visual[number, inside & (ids[number] == self._image_id)] = seen
+                seen += 1
+        batch |= {"labels": torch.where(trained & (visual < 0), ids, IGNORE_INDEX), "visual": visual}
+        batch["labels"][:, 0] = IGNORE_INDEX
+        self._cut(batch, rows)
+        return batch | {name: torch.tensor([row[name] for row in rows]) for name in ("index", "domain")}
+
+    @property
+    def _image_id(self) -> int:
+        return self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
+
+    def _cut(self, batch: dict[str, Tensor], rows: Sequence[dict[str, Any]]) -> None:
+        """Cut what belongs to tokens at `max_length`."""
+        lost = (batch["visual"][:, self.max_length :] >= 0).any(-1)
+        if lost.any():
+            row = rows[int(lost.nonzero()[0])]
+            raise ValueError(f"{row['place']}: its images reach beyond {self.max_length} tokens: raise data.max_length")
+        shape = batch["input_ids"].shape
+        for name, value in batch.items():
+            if value.shape == shape:
+                batch[name] = value[:, : self.max_length]
+
+
+def expanded(spans: list[Span], images: list[dict[str, Any]]) -> list[Span]:
+    """Return where spans of a text are once the processor has put image tokens in the place of each image."""
+    ends = np.array([image["span"][1] for image in images], dtype=np.int64)
+    gained = np.array([0, *(image["new_span"][1] - image["span"][1] for image in images)])
+
+    def moved(place: int) -> int:
+        return place + int(gained[np.searchsorted(ends, place, side="right")])
+
+    return [(moved(start), moved(end)) for start, end in spans]
+
+
+def opened(reference: dict[str, Any]) -> Any:
+    """Return the image, in RGB. Raises ValueError where it is no image, ImportError without the library for them."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise ImportError("images are read with pillow: pip install pillow") from error
+
+    source = io.BytesIO(reference["bytes"]) if reference["bytes"] else reference["path"]
+    try:
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"{reference['path'] or 'an image'}: cannot be read: {error}") from error
