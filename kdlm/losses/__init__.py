@@ -21,7 +21,7 @@ from kdlm.losses.normalised import NKD, normalised_kd
 from kdlm.losses.objective import weighted_sum
 from kdlm.losses.ofa import OFA, ofa
 from kdlm.losses.policy import importance_weights, k3, returns
-from kdlm.losses.relational import rkd_angle, rkd_distance
+from kdlm.losses.relational import correlation_distance, rkd_angle, rkd_distance
 from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
 from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
@@ -84,6 +84,7 @@ __all__ = [
     "alpha_mixture",
     "bucket",
     "chunked",
+    "correlation_distance",
     "count_kept",
     "cross_entropy",
     "decoupled_kl",

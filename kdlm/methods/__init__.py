@@ -8,6 +8,7 @@ from kdlm.methods.diffusion.distribution_matching import DistributionMatching, D
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
+from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
 from kdlm.methods.method import EmaOf, Method, Role, SnapshotOf, Step, Term, Terms, Trainable
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
@@ -40,6 +41,7 @@ AnyMethod = Annotated[
     | GKDSection
     | DistiLLM2Section
     | TsdKDSection
+    | LlavaKDSection
     | ImageKDSection
     | DMDSection
     | CustomMethod,
@@ -60,6 +62,8 @@ __all__ = [
     "HiddenKDSection",
     "ImageKD",
     "ImageKDSection",
+    "LlavaKD",
+    "LlavaKDSection",
     "LogitKD",
     "LogitKDSection",
     "Method",
