@@ -333,7 +333,9 @@ class DistillTrainer(Trainer):
         if state_dict is not None:
             weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         if hasattr(self.student, "save_pretrained"):
-            self.student.save_pretrained(folder, state_dict=weights)
+            # Not by the names of an older release, which resuming would not find in the model.
+            plain = {} if hasattr(self.student, "peft_config") else {"save_original_format": False}
+            self.student.save_pretrained(folder, state_dict=weights, **plain)
         else:
             checkpoints.save_module(self.student, folder)
         if self.processing_class is not None:
@@ -360,6 +362,15 @@ class DistillTrainer(Trainer):
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
         if hasattr(self.teacher, "load_state_dict"):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse weights that the student has no place for: a run would go on from others."""
+        if load_result.unexpected_keys:
+            raise ValueError(
+                f"{type(self.student).__name__} has no place for {len(load_result.unexpected_keys)} weights of the "
+                f"checkpoint ({load_result.unexpected_keys[0]} ...): it is of another model or release of transformers"
+            )
+        super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self) -> None:
         """Take the best checkpoint's student; the run is over, so its method state is of no more use."""
