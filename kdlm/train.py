@@ -24,7 +24,7 @@ from kdlm.recipe import Recipe
 from kdlm.remote import ServerUnavailable
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samples import SampleLog
-from kdlm.teachers import CachedTeacher, teachers_of
+from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
 from kdlm.verifiers import Judge
 
@@ -146,7 +146,9 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
         processor = recipe.student.processor()
         if recipe.data.chat_template is not None:
             processor.chat_template = template_text(recipe.data.chat_template)
-        return processor, recipe.data.load(processor)
+        teacher = recipe.teacher
+        theirs = teacher.processor() if isinstance(teacher, VisionLanguageTeacherSection) else None
+        return processor, recipe.data.load(processor, theirs)
     if not isinstance(recipe.data, DataSection):
         return None, recipe.data.load(recipe.seed)
     tokenizer = recipe.student.tokenizer()

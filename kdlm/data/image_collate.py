@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kdlm.data.chat import Span
@@ -22,12 +23,26 @@ class ImageTextCollator:
     shape, is the number of the image in the batch that an image token belongs to, and -1 elsewhere. The rest is the
     processor's own (`pixel_values`, `pixel_attention_mask`, `image_grid_thw` ...). Raises ValueError for a row whose
     images do not fit into `max_length`, and for a processor that does not say where it puts images.
+
+    With the processor of a teacher, `theirs` is the teacher's batch of the same rows, uncut, and in it `at` says where
+    each of the student's tokens is (see `matched`).
     """
 
     processor: Any
     max_length: int
+    teacher: Any = None
+    """The teacher's processor, where it makes other tokens of an image than the student's."""
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch, of_image = self._read(rows)
+        if self.teacher is not None:
+            theirs, of_their_image = ImageTextCollator(self.teacher, self.max_length)._read(rows)
+            batch["theirs"] = theirs | {"at": matched(batch, of_image, theirs, of_their_image)}
+        self._cut(batch, rows)
+        return batch | {name: torch.tensor([row[name] for row in rows]) for name in ("index", "domain")}
+
+    def _read(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], Bool[Tensor, "batch length"]]:
+        """Return the whole rows as a batch, and which tokens the processor has put in the place of images."""
         batch = dict(
             self.processor(
                 images=[[opened(one) for one in row["images"]] for row in rows],
@@ -47,20 +62,22 @@ class ImageTextCollator:
             )
         offsets, placed = batch.pop("offset_mapping"), batch.pop("text_replacement_offsets")
         ids = batch["input_ids"]
-        trained, visual = torch.zeros_like(ids, dtype=torch.bool), torch.full_like(ids, -1)
+        trained, of_image = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+        visual = torch.full_like(ids, -1)
         seen = 0
         for number, (row, images) in enumerate(zip(rows, placed, strict=True)):
             spans = expanded(list(zip(row["spans"][::2], row["spans"][1::2], strict=True)), images)
             trained[number] = torch.from_numpy(trained_tokens(offsets[number].tolist(), spans))
             for image in images:
                 begin, end = image["new_span"]
-                inside = (offsets[number, :, 0] >= begin) & (offsets[number, :, 1] <= end)
+                begins, ends = offsets[number].unbind(-1)
+                inside = (begins >= begin) & (ends <= end) & (ends > begins)
+                of_image[number] |= inside
                 visual[number, inside & (ids[number] == self._image_id)] = seen
                 seen += 1
-        batch |= {"labels": torch.where(trained & (visual < 0), ids, IGNORE_INDEX), "visual": visual}
+        batch |= {"labels": torch.where(trained & ~of_image, ids, IGNORE_INDEX), "visual": visual}
         batch["labels"][:, 0] = IGNORE_INDEX
-        self._cut(batch, rows)
-        return batch | {name: torch.tensor([row[name] for row in rows]) for name in ("index", "domain")}
+        return batch, of_image
 
     @property
     def _image_id(self) -> int:
@@ -74,8 +91,34 @@ class ImageTextCollator:
             raise ValueError(f"{row['place']}: its images reach beyond {self.max_length} tokens: raise data.max_length")
         shape = batch["input_ids"].shape
         for name, value in batch.items():
-            if value.shape == shape:
+            if isinstance(value, Tensor) and value.shape == shape:
                 batch[name] = value[:, : self.max_length]
+        if "theirs" in batch:
+            batch["theirs"]["at"] = batch["theirs"]["at"][:, : self.max_length]
+
+
+def matched(
+    ours: dict[str, Tensor],
+    of_our_image: Bool[Tensor, "batch length"],
+    theirs: dict[str, Tensor],
+    of_their_image: Bool[Tensor, "batch other"],
+) -> Int[Tensor, "batch length"]:
+    """Return where each token of one reading is in another reading of the same rows: `b * other + t`, or -1.
+
+    Tokens of text follow one another in the same order; those of an image do where both have equally many of it.
+    Raises ValueError where the texts differ.
+    """
+    at = torch.full_like(ours["input_ids"], -1)
+    place = torch.arange(theirs["input_ids"].numel()).view_as(theirs["input_ids"])
+    text, other = (b["attention_mask"].bool() & ~m for b, m in ((ours, of_our_image), (theirs, of_their_image)))
+    if not torch.equal(ours["input_ids"][text], theirs["input_ids"][other]):
+        raise ValueError("the processors of student and teacher make different tokens of the same text")
+    at[text] = place[other]
+    for image in range(int(ours["visual"].amax()) + 1):
+        here, there = ours["visual"] == image, theirs["visual"] == image
+        if here.sum() == there.sum():
+            at[here] = place[there]
+    return at
 
 
 def expanded(spans: list[Span], images: list[dict[str, Any]]) -> list[Span]:

@@ -61,8 +61,8 @@ class ImageTextSection(Section):
             raise ValueError("image_text uses every row once, with its source's domain: remove `weight` and a `domain`")
         return self
 
-    def load(self, processor: Any) -> Data:
-        """Read and render what the section names; `processor` is the student's.
+    def load(self, processor: Any, teacher: Any = None) -> Data:
+        """Read and render what the section names; `processor` is the student's, `teacher` the teacher's, if it has one.
 
         Raises ValueError when a source is missing, empty, not of its format or without a usable row.
         """
@@ -72,7 +72,7 @@ class ImageTextSection(Section):
             splits["eval"] = self._table(self.eval, processor, report.eval)
         evaluated = splits["eval"][0] if "eval" in splits else None
         names = {key: name for key, (_, name) in splits.items()}
-        collator: Any = ImageTextCollator(processor, self.max_length)
+        collator: Any = ImageTextCollator(processor, self.max_length, _other(teacher, processor))
         return Data(splits["train"][0], evaluated, collator, report, names, {})
 
     def look(self) -> list[str]:
@@ -112,6 +112,19 @@ class ImageTextSection(Section):
             names.append(renderer.fingerprint)
         whole = datasets.concatenate_datasets(tables).remove_columns("key")
         return whole.add_column("index", np.arange(len(whole))), fingerprint(*names)
+
+
+def _other(teacher: Any, student: Any) -> Any:
+    """Return the teacher's processor where it reads images in another way than the student's, else None."""
+    if teacher is None:
+        return None
+    readings = [{k: v for k, v in one.to_dict().items() if k != "chat_template"} for one in (teacher, student)]
+    if teacher.image_token != student.image_token:
+        raise ValueError(
+            f"teacher: an image stands as {teacher.image_token!r} in its text, in the student's as "
+            f"{student.image_token!r}: take models of one family"
+        )
+    return teacher if readings[0] != readings[1] else None
 
 
 def _form(source: Source, opened: Opened, images: str) -> Form:

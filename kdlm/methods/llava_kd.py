@@ -65,7 +65,9 @@ class LlavaKD(TokenMethod):
         return self._match(nets, batch, step, measured=True)
 
     def _match(self, nets: Nets, batch: Batch, step: Step, *, measured: bool = False) -> Terms:
-        answers, seen = kept_rows(batch["labels"]), visual_rows(batch["visual"])
+        answers = kept_rows(batch["labels"])
+        looks = self.visual or self.relation
+        seen = visual_rows(batch["visual"] if looks else torch.full_like(batch["visual"], -1))
         # One pass of each model for both: the rows of the answers, and below them those of the images.
         every = Rows(torch.cat([answers.index, seen.index]), torch.cat([answers.labels, seen.labels]))
         teacher, student = nets["teacher"](batch, every), nets["student"](batch, every)

@@ -23,7 +23,8 @@ its engine gave it (0 elsewhere); `sequence`, the number of its sequence in the 
 of the row whose prompt a completion follows: equal for completions of one prompt.
 
 Of text with images, beside what the model's processor makes of them: `visual` `[batch, length]`, the number of the
-image in the batch that a token belongs to, and -1 at tokens of text."""
+image in the batch that a token belongs to, and -1 at tokens of text; and `theirs`, where the teacher reads images in
+another way: its own batch of the same rows."""
 Nets = Mapping[str, Any]
 """Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
 

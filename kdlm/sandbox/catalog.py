@@ -126,7 +126,7 @@ _ENTRIES = (
         "a LLaVA that answers digits-questions",
         "0.2 M parameters",
         60,
-        VisionLanguageModel(width=64, layers=2, heads=4, patch=2, seed=0, steps=1_200),
+        VisionLanguageModel(width=64, layers=2, heads=4, patch=2, seed=0, steps=1_800),
     ),
     Entry(
         "digits-vlm-student",

@@ -41,8 +41,8 @@ class VisionLanguageModel:
     patch: int
     seed: int
     steps: int = 0
-    batch: int = 64
-    learning_rate: float = 2e-3
+    batch: int = 32
+    learning_rate: float = 1e-3
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -80,6 +80,8 @@ class LocalTeacher:
         self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
     ) -> tuple[Hidden | Dense, list[Tensor]]:
         """Return the signal and the outputs of decoder layers `layers` at the kept rows."""
+        if "theirs" in batch:
+            batch, rows = own_reading(batch, rows)
         home, away = rows.index.device, self.model.device
         there = {key: value.to(away) for key, value in batch.items()}
         signal, hidden = self._predict.with_layers(there, Rows(rows.index.to(away), rows.labels.to(away)), layers)
@@ -109,6 +111,22 @@ class LocalTeacher:
         if self._head is None:
             self._head = head.to(device)
         return self._head
+
+
+def own_reading(batch: dict[str, Any], rows: Rows) -> tuple[dict[str, Tensor], Rows]:
+    """Return the teacher's own batch of the same text and images, and where the rows are in it.
+
+    Raises ValueError for rows at tokens of an image that the teacher has not: it makes more or fewer of the image.
+    """
+    theirs = batch["theirs"]
+    index = theirs["at"].flatten().index_select(0, rows.index)
+    if (index < 0).any():
+        ours, own = (int((one["visual"] == 0).sum()) for one in (batch, theirs))
+        raise ValueError(
+            f"the student reads an image as {ours} tokens, the teacher as {own}: they cannot be compared at images; "
+            "set method.visual: 0 and method.relation: 0, or take a pair with equal patches"
+        )
+    return theirs, Rows(index, rows.labels)
 
 
 class LocalOptions(Section):

@@ -168,3 +168,29 @@ def test_the_section_wants_a_loss_that_images_can_have() -> None:
     with pytest.raises(ValueError, match="compares distributions at images"):
         LlavaKDSection().build([CrossEntropy()], None)
     assert LlavaKDSection(visual=0.0).build([CrossEntropy()], None).visual == 0
+
+
+def test_a_teacher_of_another_patch_is_asked_at_the_same_words(nets) -> None:
+    """Its answers are those that it gives to its own reading alone, in the order of the labels."""
+    rows, own = rendered(3, images=2), processor(2)
+    teacher = LocalTeacher(tiny_vlm(2, width=24, patch=2))
+    batch, theirs = ImageTextCollator(READS, 200, own)(rows), ImageTextCollator(own, 200)(rows)
+    assert batch["input_ids"].shape[1] + 2 * 12 == theirs["input_ids"].shape[1]
+    ours, alone = kept_rows(batch["labels"]), kept_rows(theirs["labels"])
+    assert torch.equal(ours.labels, alone.labels)
+    found, expected = teacher(batch, ours), teacher(theirs, alone)
+    assert isinstance(found, Hidden) and isinstance(expected, Hidden)
+    torch.testing.assert_close(found.hidden, expected.hidden)
+    student = {"student": Predictor(tiny_vlm(1)), "teacher": teacher}
+    answers = LlavaKD([ForwardKL()], visual=0.0, relation=0.0).losses(student, batch, frozenset(), STEP)
+    assert answers.terms["token_loss"].sum > 0
+    with pytest.raises(ValueError, match="the student reads an image as 4 tokens, the teacher as 16"):
+        LlavaKD([ForwardKL()]).losses(student, batch, frozenset(), STEP)
+
+
+def test_two_readings_of_equal_grids_are_matched_at_images_too() -> None:
+    rows = rendered(3, images=2)
+    batch = ImageTextCollator(READS, 200, processor(4))(rows)
+    there = batch["attention_mask"].bool()
+    places = torch.arange(there.numel()).view_as(there)
+    assert torch.equal(batch["theirs"]["at"][there], places[there])
