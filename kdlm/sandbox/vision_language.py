@@ -72,7 +72,7 @@ class VisionLanguageModel:
     def config(self, tokenizer: Any) -> Any:
         from transformers import LlavaConfig, Qwen3Config, SiglipVisionConfig
 
-        shape = {
+        shape: dict[str, Any] = {
             "hidden_size": self.width,
             "intermediate_size": 2 * self.width,
             "num_hidden_layers": self.layers,
