@@ -83,7 +83,7 @@ class ImageTextCollator:
     def _image_id(self) -> int:
         return self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
 
-    def _cut(self, batch: dict[str, Tensor], rows: Sequence[dict[str, Any]]) -> None:
+    def _cut(self, batch: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         """Cut what belongs to tokens at `max_length`."""
         lost = (batch["visual"][:, self.max_length :] >= 0).any(-1)
         if lost.any():

@@ -28,7 +28,7 @@ def references(value: Any, folder: str | None) -> list[dict[str, Any]]:
         if given.get("bytes"):
             found.append({"bytes": given["bytes"], "path": None})
             continue
-        path = Path(folder or ".", given["path"]).expanduser()
+        path = Path(folder or ".", str(given["path"])).expanduser()
         if not path.is_file():
             raise Unusable("no such image", str(path))
         found.append({"bytes": None, "path": str(path)})
