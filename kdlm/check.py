@@ -6,12 +6,12 @@ from typing import Any
 from transformers.integrations import get_available_reporting_integrations
 
 from kdlm import teacher_checks
-from kdlm.data import DataSection, ImagesSection
+from kdlm.data import DataSection, ImagesSection, ImageTextSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import Method
-from kdlm.models import ImageClassifierSource, Loading
+from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
 from kdlm.recipe import Recipe
 from kdlm.section import Custom
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
@@ -34,7 +34,7 @@ def check(recipe: Recipe) -> list[str]:
         ("training", _training(recipe)),
         ("losses", _targets(recipe)),
         ("method", _needs(recipe, method)),
-        *(_text(recipe, method) if isinstance(recipe.data, DataSection) else _samples(recipe)),
+        *_looks(recipe, method),
     )
     for key, look in looks:
         try:
@@ -44,6 +44,13 @@ def check(recipe: Recipe) -> list[str]:
     if problems:
         raise ValueError("\n".join(problems))
     return lines
+
+
+def _looks(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
+    """Return what is looked at of this form of data."""
+    if isinstance(recipe.data, DataSection):
+        return _text(recipe, method)
+    return _image_text(recipe, method) if isinstance(recipe.data, ImageTextSection) else _samples(recipe)
 
 
 def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
@@ -57,6 +64,20 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
         ("teacher", teacher_checks.captured(recipe)),
         ("teacher", teacher_checks.ensemble(recipe)),
         ("data", _data(recipe, method)),
+    )
+
+
+def _image_text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
+    """Return what is looked at where a vision-language model learns from conversations about images."""
+    if not isinstance(recipe.student, VisionLanguageStudent):
+        raise ValueError(f"student: {recipe.student.name} reads no images with text: use name: vision_language")
+    if recipe.rollouts is not None:
+        raise ValueError("rollouts: the student's own text cannot be made of image_text data: remove the section")
+    return (
+        ("student", _student(recipe)),
+        ("losses", teacher_checks.signals(recipe, method)),
+        ("teacher", teacher_checks.tokenizers(recipe, method)),
+        ("data", recipe.data.look()),
     )
 
 
@@ -109,7 +130,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
         raise ValueError(f"training.report_to: {missing[0]} is not installed: pip install {missing[0]}")
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    rows = "sequences" if isinstance(recipe.data, DataSection) else "samples"
+    rows = "sequences" if isinstance(recipe.data, DataSection | ImageTextSection) else "samples"
     yield f"training: {length}, {batch} {rows} a step and device, learning rate {args.learning_rate:g}"
 
 

@@ -261,6 +261,7 @@ def common_vocab(views: dict[str, Any], tokenizer: Any) -> int | None:
     if not isinstance(views["student"], Predictor):
         return None
     theirs = getattr(views.get("teacher"), "vocab_size", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds one
     ours = views["student"].module.get_output_embeddings().weight.shape[0]
     if theirs is None or ours == theirs:
         return None

@@ -11,7 +11,7 @@ from transformers.utils import logging as hf_logging
 
 from kdlm import checkpoints
 from kdlm.check import check
-from kdlm.data import Data, DataSection, load_data
+from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
@@ -24,7 +24,7 @@ from kdlm.recipe import Recipe
 from kdlm.remote import ServerUnavailable
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samples import SampleLog
-from kdlm.teachers import CachedTeacher, teachers_of
+from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
 from kdlm.verifiers import Judge
 
@@ -156,7 +156,14 @@ def name_classes(trainer: DistillTrainer, classes: list[str]) -> None:
 
 
 def loaded(recipe: Recipe) -> tuple[Any, Data]:
-    """Return the student's tokenizer, where its data are text, and the data."""
+    """Return the student's tokenizer, where its data are text, or its processor, with images; and the data."""
+    if isinstance(recipe.data, ImageTextSection):
+        processor = recipe.student.processor()
+        if recipe.data.chat_template is not None:
+            processor.chat_template = template_text(recipe.data.chat_template)
+        teacher = recipe.teacher
+        theirs = teacher.processor() if isinstance(teacher, VisionLanguageTeacherSection) else None
+        return processor, recipe.data.load(processor, theirs)
     if not isinstance(recipe.data, DataSection):
         return None, recipe.data.load(recipe.seed)
     tokenizer = recipe.student.tokenizer()
@@ -177,8 +184,9 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
 
     Raises ValueError, naming the teacher, where one cannot be compared.
     """
-    if not isinstance(recipe.data, DataSection):
+    if not isinstance(recipe.data, DataSection | ImageTextSection):
         return None
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     sections, built = teachers_of(recipe.teacher), getattr(teacher, "members", [teacher])
     ours = student.get_output_embeddings().weight.shape[0]
     shared = []

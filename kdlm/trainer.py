@@ -65,7 +65,7 @@ class DistillTrainer(Trainer):
     Raises ValueError when the method needs what the teacher does not provide.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples", "pairs"})
+    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples", "pairs", "visual"})
     """What a method may need that is not the teacher's: data may hold any of these."""
 
     def __init__(
@@ -84,7 +84,9 @@ class DistillTrainer(Trainer):
         args = args if args is not None else TrainingArguments(output_dir="runs/distill", report_to="none")
         args.remove_unused_columns = False
         if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = self.method.leaves_unused
+            # The last layers of a vision tower are often left out of what the language model reads.
+            sees = hasattr(getattr(model, "config", None), "vision_config")
+            args.ddp_find_unused_parameters = self.method.leaves_unused or sees
         check_needs(self.method, self.teacher, self.provides)
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         self.networks = Networks(model, self.method, self.teacher)
@@ -405,6 +407,15 @@ class DistillTrainer(Trainer):
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
         if hasattr(self.teacher, "load_state_dict"):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse weights that the student has no place for: a run would go on from others."""
+        if load_result.unexpected_keys:
+            raise ValueError(
+                f"{type(self.student).__name__} has no place for {len(load_result.unexpected_keys)} weights of the "
+                f"checkpoint ({load_result.unexpected_keys[0]} ...): it is of another model or release of transformers"
+            )
+        super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self) -> None:
         """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""

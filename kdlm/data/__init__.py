@@ -7,7 +7,9 @@ from pydantic import BeforeValidator, Field
 from kdlm.data.arrays import SamplesSection
 from kdlm.data.captions import CaptionsSection
 from kdlm.data.collate import Collator, Prefetched, collator_for, stacked
+from kdlm.data.image_collate import ImageTextCollator
 from kdlm.data.image_files import ImageSource
+from kdlm.data.image_text import ImageTextSection
 from kdlm.data.images import ImagesSection, PointsSection
 from kdlm.data.load import Data, load_data
 from kdlm.data.report import DataReport
@@ -21,7 +23,8 @@ def _text_by_default(value: Any) -> Any:
 
 AnyData = Annotated[
     Annotated[
-        DataSection | ImagesSection | CaptionsSection | PointsSection | SamplesSection, Field(discriminator="name")
+        DataSection | ImageTextSection | ImagesSection | CaptionsSection | PointsSection | SamplesSection,
+        Field(discriminator="name"),
     ],
     BeforeValidator(_text_by_default),
 ]
@@ -35,6 +38,8 @@ __all__ = [
     "DataReport",
     "DataSection",
     "ImageSource",
+    "ImageTextCollator",
+    "ImageTextSection",
     "ImagesSection",
     "PointsSection",
     "Prefetched",

@@ -24,7 +24,7 @@ from kdlm.losses.normalised import NKD, normalised_kd
 from kdlm.losses.objective import weighted_sum
 from kdlm.losses.ofa import OFA, ofa
 from kdlm.losses.policy import importance_weights, k3, returns
-from kdlm.losses.relational import rkd_angle, rkd_distance
+from kdlm.losses.relational import correlation_distance, rkd_angle, rkd_distance
 from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
 from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
@@ -92,6 +92,7 @@ __all__ = [
     "clip_loss",
     "contrast_in_batch",
     "contrast_with_bank",
+    "correlation_distance",
     "count_kept",
     "cross_entropy",
     "decoupled_kl",

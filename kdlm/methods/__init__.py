@@ -25,6 +25,7 @@ from kdlm.methods.diffusion.score_regularised_consistency import RCMSection, Sco
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
+from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
 from kdlm.methods.method import EmaOf, Method, Preparation, Role, SnapshotOf, Step, Term, Terms, Trainable
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
@@ -70,6 +71,7 @@ AnyMethod = Annotated[
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
+    | LlavaKDSection
     | ImageKDSection
     | SDSSection
     | VSDSection
@@ -153,6 +155,8 @@ __all__ = [
     "LADDSection",
     "LatentConsistency",
     "LatentConsistencySection",
+    "LlavaKD",
+    "LlavaKDSection",
     "LogitKD",
     "LogitKDSection",
     "MEALV2Section",

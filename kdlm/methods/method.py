@@ -22,7 +22,11 @@ Of text: `input_ids`, `labels`, and `attention_mask` or `position_ids`. Where th
 is, for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether the student drew it; `log_probs`, what
 its engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence
 `truncated`, whether it was cut, and `reward` where there is a verifier (else NaN). `index`, where rows have it, is that
-of the row whose prompt a completion follows: equal for completions of one prompt."""
+of the row whose prompt a completion follows: equal for completions of one prompt.
+
+Of text with images, beside what the model's processor makes of them: `visual` `[batch, length]`, the number of the
+image in the batch that a token belongs to, and -1 at tokens of text; and `theirs`, where the teacher reads images in
+another way: its own batch of the same rows."""
 Nets = Mapping[str, Any]
 """Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
 
@@ -162,7 +166,7 @@ class Method:
     """What must be there. Of the teacher: `teacher` (any signal over tokens), `teacher.layers` (its hidden layers),
     `teacher.classes` (an image classifier), `teacher.embeddings` (of images and texts), `teacher.masked` (a masked
     autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `pairs` (of image and text),
-    `samples` (of what a denoiser makes). `rollouts`: the student's own text."""
+    `samples` (of what a denoiser makes), `visual` (images between the tokens). `rollouts`: the student's own text."""
     computes: tuple[str, ...] = ()
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
     paced_by: str = "tokens"

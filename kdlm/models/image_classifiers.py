@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from pydantic import Field, model_validator
 
+from kdlm.models.loading import open_pretrained
 from kdlm.section import Section
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class ImageClassifierSource(Section):
                 return AutoModelForImageClassification.from_config(self.configuration(), dtype=dtype)
             fresh = {} if self.num_labels is None else {"num_labels": self.num_labels}
             options = {"revision": self.revision, "dtype": self.dtype, "ignore_mismatched_sizes": bool(fresh)}
-            return _open(AutoModelForImageClassification, self.location(), **options, **fresh)
+            return open_pretrained(AutoModelForImageClassification, self.location(), **options, **fresh)
 
     def configuration(self) -> Any:
         """Return the configuration: sizes, without weights."""
@@ -75,7 +76,7 @@ class ImageClassifierSource(Section):
 
         if self.config is None:
             fresh = {} if self.num_labels is None else {"num_labels": self.num_labels}
-            return _open(AutoConfig, self.location(), revision=self.revision, **fresh)
+            return open_pretrained(AutoConfig, self.location(), revision=self.revision, **fresh)
         given = {key: value for key, value in self.config.items() if key != "model_type"}
         try:
             known = AutoConfig.for_model(self.config["model_type"])
@@ -110,17 +111,3 @@ class ImageClassifierSource(Section):
 
 class ImageClassifierStudent(ImageClassifierSource):
     """An image classifier to train."""
-
-
-def _open(auto: Any, path: str, **options: Any) -> Any:
-    """Call `auto.from_pretrained`, and say in one line what is wrong with `path` when it fails."""
-    local = Path(path).expanduser()
-    if path.startswith((".", "/", "~")) and not local.is_dir():
-        raise ValueError(f"{path}: no such model folder")
-    try:
-        return auto.from_pretrained(str(local) if local.is_dir() else path, **options)
-    except ImportError as error:
-        raise ValueError(f"{path}: a package is missing: pip install 'kdlm[vision]' ({error})") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: cannot open this model ({auto.__name__}): {reason}") from error

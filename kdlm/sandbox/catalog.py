@@ -7,12 +7,14 @@ from typing import Any
 
 from kdlm.sandbox.datasets import CodeCorpus, CodeTokenizer, TaskSet
 from kdlm.sandbox.denoisers import ExactDenoiser, TrainedDenoiser
+from kdlm.sandbox.digits_questions import DigitsQuestions
 from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.self_supervised import DualEncoderModel, MaskedAutoencoderModel
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
 from kdlm.sandbox.transformers_classifiers import TransformersClassifier
+from kdlm.sandbox.vision_language import VisionLanguageModel
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
 
@@ -28,6 +30,8 @@ Spec = (
     | MaskedAutoencoderModel
     | TrainedDenoiser
     | ExactDenoiser
+    | DigitsQuestions
+    | VisionLanguageModel
 )
 
 
@@ -185,6 +189,21 @@ _ENTRIES = (
             steps=2000,
             learning_rate=3e-3,
         ),
+    ),
+    Entry("digits-questions", "three questions about every digit, in words", "4314 + 1077 rows", 1, DigitsQuestions()),
+    Entry(
+        "digits-vlm-teacher",
+        "a LLaVA that answers digits-questions",
+        "0.2 M parameters",
+        60,
+        VisionLanguageModel(width=64, layers=2, heads=4, patch=2, seed=0, steps=1_800),
+    ),
+    Entry(
+        "digits-vlm-student",
+        "a smaller LLaVA, not trained",
+        "0.02 M parameters",
+        1,
+        VisionLanguageModel(width=32, layers=1, heads=2, patch=2, seed=1),
     ),
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}

@@ -19,7 +19,12 @@ from kdlm.teachers.frozen import (
     MaskedAutoencoderTeacherSection,
     freeze,
 )
-from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
+from kdlm.teachers.local import (
+    LocalTeacher,
+    LocalTeacherSection,
+    SandboxTeacherSection,
+    VisionLanguageTeacherSection,
+)
 from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
 from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
 from kdlm.teachers.vllm import VLLMTeacher, VLLMTeacherSection
@@ -71,6 +76,7 @@ SingleTeacher = (
     | ServedTeacherSection
     | OpenAITeacherSection
     | VLLMTeacherSection
+    | VisionLanguageTeacherSection
     | CustomTeacher
 )
 """A teacher that can be a member of an ensemble."""
@@ -166,6 +172,7 @@ __all__ = [
     "Teacher",
     "VLLMTeacher",
     "VLLMTeacherSection",
+    "VisionLanguageTeacherSection",
     "freeze",
     "teachers_of",
 ]
