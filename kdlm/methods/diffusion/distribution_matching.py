@@ -20,7 +20,7 @@ from kdlm.methods.diffusion.density_ratio import DensityRatio
 from kdlm.methods.diffusion.discriminator import Discriminator
 from kdlm.methods.diffusion.method import (
     DiffusionMethod,
-    DiffusionOptions,
+    WritingOptions,
     clean_of,
     condition_of,
     draws_of,
@@ -226,7 +226,7 @@ def _held(fake: Any) -> AbstractContextManager[None]:
     return nullcontext() if fake is None else held(fake)
 
 
-class MatchingOptions(DiffusionOptions):
+class MatchingOptions(WritingOptions):
     """What every recipe of the family can say."""
 
     method: ClassVar = DistributionMatching

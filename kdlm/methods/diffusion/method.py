@@ -123,8 +123,6 @@ class DiffusionOptions(Section):
 
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of the average of the student's weights, per step of the student; the average is what is exported."""
-    beside: list[AnyBeside] = []
-    """Distances between the samples that a step writes and the data, beside the method's own terms."""
 
     def build(self, losses: Sequence[Any], vocab: Any) -> DiffusionMethod:
         """Return the method. Raises ValueError when the recipe has token losses."""
@@ -137,10 +135,18 @@ class DiffusionOptions(Section):
         return {key: value for key, value in self if key != "name"}
 
 
+class WritingOptions(DiffusionOptions):
+    """Of the methods whose steps write samples, in the student's graph."""
+
+    beside: list[AnyBeside] = []
+    """Distances between the samples that a step writes and the data, beside the method's own terms."""
+
+
 __all__ = [
     "AnyTimes",
     "DiffusionMethod",
     "DiffusionOptions",
+    "WritingOptions",
     "clean_of",
     "condition_of",
     "draws_of",

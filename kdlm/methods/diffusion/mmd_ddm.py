@@ -7,7 +7,7 @@ from pydantic import Field
 
 from kdlm.diffusion import ODE, follow, guided, levels_of, over
 from kdlm.methods.diffusion.beside import MMD
-from kdlm.methods.diffusion.method import DiffusionMethod, DiffusionOptions, condition_of, draws_of
+from kdlm.methods.diffusion.method import DiffusionMethod, WritingOptions, condition_of, draws_of
 from kdlm.methods.method import Batch, Nets, Step, Terms
 
 
@@ -49,7 +49,7 @@ class MMDFineTuning(DiffusionMethod):
         return Terms(self.beside(nets, samples, batch, step))
 
 
-class MMDFineTuningSection(DiffusionOptions):
+class MMDFineTuningSection(WritingOptions):
     """A few-step sampler brought to the data by maximum mean discrepancy, through all of its steps."""
 
     method: ClassVar = MMDFineTuning
