@@ -72,7 +72,7 @@ def arms() -> dict[str, Arm]:
     return {
         BASELINE: Arm(lambda: ImageKD([hard]), gate=None, taught=False),
         "KD": Arm(lambda: ImageKD([CrossEntropy(weight=0.1), ForwardKL(weight=0.9, temperature=4.0)])),
-        "DKD": Arm(lambda: ImageKD([hard, DKD(alpha=1.0, beta=2.0, temperature=4.0, weight=warm_up)])),
+        "DKD": Arm(lambda: ImageKD([hard, DKD(weight=warm_up)])),
         "NKD": Arm(lambda: ImageKD([hard, NKD(gamma=1.5)])),
         "OFA": Arm(lambda: ImageKD([hard, OFA(eps=1.5)])),
     }
