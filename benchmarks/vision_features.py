@@ -5,8 +5,8 @@
 Two pairs of arms, each on several seeds, an equal number of steps and one trainer:
 
     affinity   50 pairs of a digit and a caption; a small dual encoder learns by CLIP's own loss, or mimics the
-               affinities of `digits-clip` (TinyCLIP). Judged by zero-shot accuracy on the 360 held-out digits.
-    dmae       1,437 digits without labels; a small masked autoencoder alone, or with features that follow
+               affinities of `digits-clip` (TinyCLIP). Judged by zero-shot accuracy on the 359 held-out digits.
+    dmae       1,438 digits without labels; a small masked autoencoder alone, or with features that follow
                `digits-mae`'s (DMAE). Judged by a linear probe on 200 labels, on the held-out digits.
 
 Gap closed is (taught - alone) / (teacher - alone).

@@ -9,6 +9,7 @@ from kdlm import teacher_checks
 from kdlm.data import DataSection, ImagesSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
+from kdlm.features import module_at
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import Method
 from kdlm.models import ImageClassifierSource, Loading
@@ -34,7 +35,7 @@ def check(recipe: Recipe) -> list[str]:
         ("training", _training(recipe)),
         ("losses", _targets(recipe)),
         ("method", _needs(recipe, method)),
-        *(_text(recipe, method) if isinstance(recipe.data, DataSection) else _samples(recipe)),
+        *(_text(recipe, method) if isinstance(recipe.data, DataSection) else _samples(recipe, method)),
     )
     for key, look in looks:
         try:
@@ -60,9 +61,31 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
     )
 
 
-def _samples(recipe: Recipe) -> tuple[tuple[str, Iterable[str]], ...]:
+def _samples(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
     """Return what is looked at where the data are images or other samples."""
-    return (("student", _networks(recipe)), ("data", _looked_at(recipe)))
+    return (
+        ("student", _networks(recipe)),
+        ("method", _features(recipe, method)),
+        ("data", _looked_at(recipe)),
+    )
+
+
+def _features(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    """Look for the modules that a method names in image classifiers whose configuration can be read here."""
+    problems = []
+    for key, model in (("student", recipe.student), *teachers_of(recipe.teacher)):
+        paths = getattr(method, f"{key}_features", ())
+        if not paths or not isinstance(model, ImageClassifierSource) or not model.on_this_machine:
+            continue
+        bare = model.skeleton()
+        for path in paths:
+            try:
+                module_at(bare, path)
+            except ValueError as error:
+                problems.append(f"method: {key}: {error}")
+        yield f"method: features of the {key}: {', '.join(paths)}"
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _networks(recipe: Recipe) -> Iterator[str]:
