@@ -108,7 +108,5 @@ def test_a_transformer_student_resumes_exactly(tmp_path: Path):
 def test_the_check_of_a_recipe_looks_for_the_modules():
     recipe = load(Path(__file__).parents[2] / "recipes" / "vision" / "fitnet.yaml")
     wrong = recipe.model_copy(update={"method": FitNetSection(layers=[("layer.1", "classifier")]), "teacher": None})
-    with pytest.raises(
-        ValueError, match=r"method: student: MLPFor\w+ has no module 'layer.1'; the nearest are layers.1"
-    ):
+    with pytest.raises(ValueError, match=r"student: MLPFor\w+ has no module 'layer.1'; the nearest are layers.1"):
         check(wrong)
