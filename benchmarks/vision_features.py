@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy, normalize
 ROOT = Path(__file__).resolve().parent.parent
 GATES = {"affinity": 0.60, "dmae": 0.15}
 PAIRS, PROBED = 50, 200
-WHOLE = {"seeds": 3, "affinity": 300, "dmae": 1000}
+WHOLE = {"seeds": 3, "affinity": 500, "dmae": 1000}
 QUICK = {"seeds": 1, "affinity": 3, "dmae": 3}
 
 CLIP = {
@@ -85,8 +85,8 @@ def affinity_arms(seed: int, steps: int) -> dict[str, float]:
     images = torch.randperm(len(every["index"]) // 3, generator=torch.Generator().manual_seed(seed))[:PAIRS]
     known = TensorRows({key: column[3 * images + images % 3] for key, column in every.items()})
     loose = {key: column[::3] for key, column in every.items()}
-    order = torch.randperm(len(loose["index"]), generator=torch.Generator().manual_seed(seed))
-    loose |= {key: every[key][1::3][order] for key in ("input_ids", "attention_mask")}  # no pair is known of these
+    order = torch.randperm(len(every["index"]), generator=torch.Generator().manual_seed(seed))[: len(loose["index"])]
+    loose |= {key: every[key][order] for key in ("input_ids", "attention_mask")}  # no pair is known of these
     teacher = DualEncoderSource(path="sandbox:digits-clip").load()
     config = {**CLIP, "text_config": {**CLIP["text_config"], "vocab_size": len(WORDS)}}
     found = {"teacher": zero_shot(teacher.eval())}
@@ -94,7 +94,7 @@ def affinity_arms(seed: int, steps: int) -> dict[str, float]:
         student = DualEncoderSource(config=config, seed=seed).load()
         asked = teacher if share else None
         rows = TensorRows(loose) if share else known
-        found[name] = zero_shot(trained(student, asked, Affinity(share=share), rows, steps, seed, PAIRS, 5e-3))
+        found[name] = zero_shot(trained(student, asked, Affinity(share=share), rows, steps, seed, PAIRS, 3e-3))
     return found
 
 
