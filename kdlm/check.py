@@ -9,6 +9,7 @@ from kdlm import teacher_checks
 from kdlm.data import DataSection, ImagesSection, ImageTextSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
+from kdlm.features import module_at
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
@@ -50,7 +51,7 @@ def _looks(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[s
     """Return what is looked at of this form of data."""
     if isinstance(recipe.data, DataSection):
         return _text(recipe, method)
-    return _image_text(recipe, method) if isinstance(recipe.data, ImageTextSection) else _samples(recipe)
+    return _image_text(recipe, method) if isinstance(recipe.data, ImageTextSection) else _samples(recipe, method)
 
 
 def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
@@ -81,9 +82,31 @@ def _image_text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Itera
     )
 
 
-def _samples(recipe: Recipe) -> tuple[tuple[str, Iterable[str]], ...]:
+def _samples(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
     """Return what is looked at where the data are images or other samples."""
-    return (("student", _networks(recipe)), ("data", _looked_at(recipe)))
+    return (
+        ("student", _networks(recipe)),
+        ("method", _features(recipe, method)),
+        ("data", _looked_at(recipe)),
+    )
+
+
+def _features(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    """Look for the modules that a method names in image classifiers whose configuration can be read here."""
+    problems = []
+    for key, model in (("student", recipe.student), *teachers_of(recipe.teacher)):
+        paths = getattr(method, f"{key}_features", ())
+        if not paths or not isinstance(model, ImageClassifierSource) or not model.on_this_machine:
+            continue
+        bare = model.skeleton()
+        for path in paths:
+            try:
+                module_at(bare, path)
+            except ValueError as error:
+                problems.append(f"method: {key}: {error}")
+        yield f"method: features of the {key}: {', '.join(paths)}"
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _networks(recipe: Recipe) -> Iterator[str]:

@@ -24,7 +24,7 @@ class CaptionsSection(Section):
 
     name: Literal["captions"] = "captions"
     images: int | None = Field(None, ge=1)
-    """Training images, the first of a fixed order; by default all 1,437."""
+    """Training images, the first of a fixed order; by default all 1,438."""
 
     def load(self, seed: int) -> Data:
         """Return the splits."""

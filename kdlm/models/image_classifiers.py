@@ -87,6 +87,13 @@ class ImageClassifierSource(Section):
             raise ValueError(f"config: {type(known).__name__} has no {', '.join(unknown)}")
         return AutoConfig.for_model(self.config["model_type"], **given)
 
+    def skeleton(self) -> "PreTrainedModel":
+        """Return the model without weights: its modules and their names."""
+        from transformers import AutoModelForImageClassification
+
+        with torch.device("meta"):
+            return AutoModelForImageClassification.from_config(self.configuration())
+
     def location(self) -> str:
         """Return the hub id or folder. Builds a sandbox model that is missing: seconds."""
         from kdlm.sandbox import build

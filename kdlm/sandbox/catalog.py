@@ -173,7 +173,7 @@ _ENTRIES = (
         "digits-mae",
         "a masked autoencoder of the digits",
         "0.11 M parameters",
-        32,
+        50,
         MaskedAutoencoderModel(
             {
                 "hidden_size": 64,

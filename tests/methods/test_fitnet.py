@@ -8,8 +8,10 @@ from safetensors import safe_open
 from small_images import STEP, SmallCNN, gradients, image_rows, nets_of, resumed_equals_whole, small_vit, trainer_of
 from torch import nn
 
+from kdlm.check import check
 from kdlm.losses import ForwardKL
-from kdlm.methods import FitNet
+from kdlm.methods import FitNet, FitNetSection
+from kdlm.recipe import load
 
 
 def identity(nets):
@@ -101,3 +103,10 @@ def test_a_transformer_student_resumes_exactly(tmp_path: Path):
     resumed_equals_whole(
         lambda: FitNet([ForwardKL()], layers=[("vit.layers.0", "coarse")]), tmp_path, student=small_vit
     )
+
+
+def test_the_check_of_a_recipe_looks_for_the_modules():
+    recipe = load(Path(__file__).parents[2] / "recipes" / "vision" / "fitnet.yaml")
+    wrong = recipe.model_copy(update={"method": FitNetSection(layers=[("layer.1", "classifier")]), "teacher": None})
+    with pytest.raises(ValueError, match=r"student: MLPFor\w+ has no module 'layer.1'; the nearest are layers.1"):
+        check(wrong)
