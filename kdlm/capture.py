@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from transformers.utils import logging as hf_logging
 
-from kdlm.data import Collator, Data, load_data
+from kdlm.data import Collator, Data, DataSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.load import pad_id
 from kdlm.data.vocabulary import shared_vocabulary
@@ -63,6 +63,8 @@ def capture(recipe: Recipe) -> Path:
     hf_logging.disable_progress_bar()
     section = section_of(recipe)
     assert section.of is not None
+    if not isinstance(recipe.data, DataSection):
+        raise ValueError(f"data: signals are captured of text, not of {recipe.data.name}: use the model as the teacher")
     tokenizer = recipe.student.tokenizer()
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = template_text(recipe.data.chat_template)

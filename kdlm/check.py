@@ -6,12 +6,12 @@ from typing import Any
 from transformers.integrations import get_available_reporting_integrations
 
 from kdlm import teacher_checks
-from kdlm.data import DataSection
+from kdlm.data import DataSection, ImagesSection, ImageTextSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import Method
-from kdlm.models import Loading
+from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
 from kdlm.recipe import Recipe
 from kdlm.section import Custom
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
@@ -34,7 +34,7 @@ def check(recipe: Recipe) -> list[str]:
         ("training", _training(recipe)),
         ("losses", _targets(recipe)),
         ("method", _needs(recipe, method)),
-        *(_text(recipe, method) if isinstance(recipe.data, DataSection) else _samples(recipe)),
+        *_looks(recipe, method),
     )
     for key, look in looks:
         try:
@@ -44,6 +44,13 @@ def check(recipe: Recipe) -> list[str]:
     if problems:
         raise ValueError("\n".join(problems))
     return lines
+
+
+def _looks(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
+    """Return what is looked at of this form of data."""
+    if isinstance(recipe.data, DataSection):
+        return _text(recipe, method)
+    return _image_text(recipe, method) if isinstance(recipe.data, ImageTextSection) else _samples(recipe)
 
 
 def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
@@ -60,9 +67,49 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
     )
 
 
+def _image_text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
+    """Return what is looked at where a vision-language model learns from conversations about images."""
+    if not isinstance(recipe.student, VisionLanguageStudent):
+        raise ValueError(f"student: {recipe.student.name} reads no images with text: use name: vision_language")
+    if recipe.rollouts is not None:
+        raise ValueError("rollouts: the student's own text cannot be made of image_text data: remove the section")
+    return (
+        ("student", _student(recipe)),
+        ("losses", teacher_checks.signals(recipe, method)),
+        ("teacher", teacher_checks.tokenizers(recipe, method)),
+        ("data", recipe.data.look()),
+    )
+
+
 def _samples(recipe: Recipe) -> tuple[tuple[str, Iterable[str]], ...]:
     """Return what is looked at where the data are images or other samples."""
-    return (("student", [f"student: {recipe.student.describe()}"]), ("data", recipe.data.look()))
+    return (("student", _networks(recipe)), ("data", _looked_at(recipe)))
+
+
+def _networks(recipe: Recipe) -> Iterator[str]:
+    """Look at student and teacher without their weights: what a denoiser is, how many classes a classifier knows."""
+    names = recipe.data.classes() if isinstance(recipe.data, ImagesSection) else None
+    problems = []
+    for key, model in (("student", recipe.student), *teachers_of(recipe.teacher)):
+        model = getattr(model, "of", model)
+        said = f"{key}: {model.describe() if hasattr(model, 'describe') else model.name}"
+        try:
+            kind, why = opened(model.look, model) if hasattr(model, "look") else ("", "")
+            if isinstance(model, ImageClassifierSource):
+                why = "" if model.on_this_machine else "not on this machine yet"
+                known = model.configuration().num_labels if model.on_this_machine else None
+                if known is not None and names is not None and known != len(names):
+                    problems.append(f"{key}: it tells {known} classes apart, and the data have {len(names)}")
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+            continue
+        yield f"{said} not looked at here ({why})" if why else f"{said} ({kind})" if kind else said
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _looked_at(recipe: Recipe) -> Iterator[str]:
+    yield from recipe.data.look()
 
 
 def _keyed(key: str, error: ValueError) -> list[str]:
@@ -83,7 +130,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
         raise ValueError(f"training.report_to: {missing[0]} is not installed: pip install {missing[0]}")
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    rows = "sequences" if isinstance(recipe.data, DataSection) else "samples"
+    rows = "sequences" if isinstance(recipe.data, DataSection | ImageTextSection) else "samples"
     yield f"training: {length}, {batch} {rows} a step and device, learning rate {args.learning_rate:g}"
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import safetensors.torch
 import xxhash
 from torch import Tensor, nn
@@ -16,12 +17,15 @@ AUXILIARY = "kdlm"
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def save_auxiliary(folder: Path, networks: dict[str, nn.Module], states: dict[str, dict[str, Tensor]]) -> None:
-    """Write the networks beside the student, and the states of what has one by its name, into a checkpoint."""
+def save_auxiliary(folder: Path, networks: dict[str, dict[str, Tensor]], states: dict[str, dict[str, Tensor]]) -> None:
+    """Write the weights beside the student, and the states of what has one by its name, into a checkpoint."""
     if networks or any(states.values()):
         (folder / AUXILIARY).mkdir(exist_ok=True)
-    for name, module in networks.items():
-        safetensors.torch.save_model(module, str(folder / AUXILIARY / f"{name}.safetensors"))  # knows tied weights
+    for name, weights in networks.items():  # hub's function knows tied weights
+        pattern = f"{name}{{suffix}}.safetensors"
+        huggingface_hub.save_torch_state_dict(
+            weights, folder / AUXILIARY, filename_pattern=pattern, max_shard_size=2**62
+        )
     for name, state in states.items():
         if state:
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}

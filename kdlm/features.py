@@ -1,11 +1,17 @@
-"""Features: the outputs of a network's inner modules, by their dotted paths."""
+"""Features: the outputs of a network's inner modules by their dotted paths, and what makes those of two comparable."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+LEADING = 5
+"""The most tokens that lead those of the image: of the class and four registers."""
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
@@ -34,8 +40,84 @@ def recorded(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Any]]
         raise ValueError(f"the module {missing[0]!r} of {type(model).__name__} was not run in the forward pass")
 
 
+class _Reached(Exception):
+    pass
+
+
+def run_until(model: nn.Module, path: str, *inputs: Any, **options: Any) -> Any:
+    """Call a network, but run it only as far as the module at `path`; return what that gives (of a tuple the first).
+
+    Raises ValueError for a path that is no module, and for a module that is not run.
+    """
+    features: dict[str, Any] = {}
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        _keep(features, path)(module, args, output)
+        raise _Reached
+
+    handle = module_at(model, path).register_forward_hook(stop)
+    try:
+        model(*inputs, **options)
+    except _Reached:
+        return features[path]
+    finally:
+        handle.remove()
+    raise ValueError(f"the module {path!r} of {type(model).__name__} was not run in the forward pass")
+
+
 def _keep(features: dict[str, Any], path: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         features[path] = output[0] if isinstance(output, tuple) else output
 
     return hook
+
+
+def as_map(feature: Any) -> Float[Tensor, "batch channels height width"]:
+    """Return features with their places on a grid; tokens `[batch, tokens, width]` are laid out as a square.
+
+    Tokens that lead the others (of the class, of distillation, registers) are left out. Raises ValueError where at most
+    5 such tokens do not make the rest a square, and for what has no places.
+    """
+    x = _checked(feature)
+    if x.dim() == 4:
+        return x
+    side = math.isqrt(x.shape[1]) if x.dim() == 3 else 0
+    if side == 0 or x.shape[1] - side * side > LEADING:
+        raise ValueError(f"features of shape {list(x.shape)} are no map, nor tokens that make a square")
+    return x[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def as_vector(feature: Any) -> Float[Tensor, "batch width"]:
+    """Return one vector for each row: the mean over the places of a map, or over tokens."""
+    x = _checked(feature)
+    return x if x.dim() == 2 else x.mean((2, 3)) if x.dim() == 4 else x.mean(1)
+
+
+def aligned(student: Any, teacher: Any) -> tuple[Float[Tensor, "batch n ours"], Float[Tensor, "batch n theirs"]]:
+    """Return the features of two networks at the same places, the channels last.
+
+    Tokens of equal number correspond as they are; else both become maps and the larger is averaged down to the smaller.
+    Where one side is a vector, the other becomes one.
+    """
+    student, teacher = _checked(student), _checked(teacher)
+    if 2 in (student.dim(), teacher.dim()):
+        return as_vector(student)[:, None], as_vector(teacher)[:, None]
+    if student.dim() == teacher.dim() == 3 and student.shape[1] == teacher.shape[1]:
+        return student, teacher
+    student, teacher = as_map(student), as_map(teacher)
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    ours, theirs = (adaptive_avg_pool2d(x, size).flatten(2).transpose(1, 2) for x in (student, teacher))
+    return ours, theirs
+
+
+def width_of(feature: Any) -> int:
+    """Return the number of channels of a feature: of maps `[batch, channels, height, width]` the second size."""
+    x = _checked(feature)
+    return x.shape[1] if x.dim() == 4 else x.shape[-1]
+
+
+def _checked(feature: Any) -> Tensor:
+    if not isinstance(feature, Tensor) or feature.dim() not in (2, 3, 4):
+        what = f"a tensor of shape {list(feature.shape)}" if isinstance(feature, Tensor) else type(feature).__name__
+        raise ValueError(f"a module gave {what}, not vectors, tokens or maps: name a module inside it")
+    return feature

@@ -12,8 +12,8 @@ from kdlm.sandbox import is_built
 def opened(read: Callable[[], Any], model: Any) -> tuple[Any, str]:
     """Return what `read` reads, or None and why not: a sandbox model not built yet, a hub that cannot be reached."""
     source = model.source if isinstance(model, Pruned) else getattr(model, "of", None) or model
-    if isinstance(source, Sandbox):
-        return (read(), "") if is_built(source.model) else (None, "the sandbox has not built it yet")
+    if name := source.model if isinstance(source, Sandbox) else getattr(source, "in_sandbox", None):
+        return (read(), "") if is_built(name) else (None, "the sandbox has not built it yet")
     try:
         return read(), ""
     except ValueError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
@@ -77,6 +78,11 @@ class Networks(nn.Module):
         """Return what belongs into a checkpoint but not into the exported student."""
         return {**{name: module for name, module in self.role.items() if name != "student"}, **self.averages}
 
+    def auxiliary_weights(self) -> dict[str, dict[str, Tensor]]:
+        """Return the weights of `auxiliary`, gathered where they are sharded; every rank must ask."""
+        states = {name: module.state_dict() for name, module in self.auxiliary().items()}
+        return {name: {key: whole(value) for key, value in state.items()} for name, state in states.items()}
+
     def to(self, *args: Any, **kwargs: Any) -> "Networks":
         for average in self.averages.values():
             average.to(*args, **kwargs)
@@ -114,9 +120,14 @@ def _average(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 def _move(average: nn.Module, source: nn.Module, decay: float) -> None:
     for target, value in zip(average.parameters(), source.parameters(), strict=True):
-        target.lerp_(value.detach().to(target), 1 - decay)
+        target.lerp_(whole(value.detach()).to(target), 1 - decay)
     for target, value in zip(average.buffers(), source.buffers(), strict=True):
         target.copy_(value)
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a tensor that FSDP2 has sharded as each rank's own copy of all of it; every rank must ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def trainable_names(networks: Networks) -> dict[str, set[str]]:
@@ -186,13 +197,14 @@ def _curve(args: TrainingArguments, count: Callable[[int], int], total: int) -> 
     return lambda step: curve(count(step))
 
 
-def clip_by_role(networks: Networks, method: Method, default: float) -> Tensor:
-    """Clip each role's gradient to its own norm; return the norm over all roles before clipping."""
-    norms = []
-    for name, module in networks.role.items():
+def clip_by_role(networks: Networks, method: Method, active: frozenset[str], default: float) -> dict[str, Tensor]:
+    """Clip each active role's gradient to its own norm; return the norms before clipping."""
+    norms = {}
+    for name in sorted(active):
         limit = trainable(method, name).max_grad_norm
-        norms.append(nn.utils.clip_grad_norm_(module.parameters(), default if limit is None else limit))
-    return torch.stack([n.detach() for n in norms]).norm()
+        parameters = networks.role[name].parameters()
+        norms[name] = whole(nn.utils.clip_grad_norm_(parameters, default if limit is None else limit).detach())
+    return norms
 
 
 def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
@@ -249,6 +261,7 @@ def common_vocab(views: dict[str, Any], tokenizer: Any) -> int | None:
     if not isinstance(views["student"], Predictor):
         return None
     theirs = getattr(views.get("teacher"), "vocab_size", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds one
     ours = views["student"].module.get_output_embeddings().weight.shape[0]
     if theirs is None or ours == theirs:
         return None

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ import torch
 
 from kdlm import checkpoints
 from kdlm.disk import flush, write_text
+from kdlm.models import SyntheticImages
+from kdlm.quality import grid, write_image_folder, write_png
 from kdlm.recipe import Recipe, load, resolved
 from kdlm.section import Section
 
@@ -76,7 +79,8 @@ class RunFolder:
     def export(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", card: str) -> None:
         """Write the student as a folder that its kind opens (a plain Hugging Face one of a transformers model).
 
-        It replaces an older one in one move.
+        A student that is a set of images is there to be seen too (see `draw`), where Pillow is installed. It replaces
+        an older one in one move.
         """
         incoming, outgoing = self.path / ".student.incoming", self.path / ".student.outgoing"
         for leftover in (incoming, outgoing):
@@ -85,6 +89,8 @@ class RunFolder:
             model.save_pretrained(incoming)
         else:
             checkpoints.save_module(model, incoming)
+        if isinstance(model, SyntheticImages) and find_spec("PIL") is not None:
+            draw(model, incoming)
         if tokenizer is not None:
             tokenizer.save_pretrained(incoming)
         (incoming / "README.md").write_text(card, encoding="utf-8")
@@ -97,6 +103,17 @@ class RunFolder:
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write the figures of the finished run."""
         write_text(self.path / "results.json", json.dumps(results, indent=1))
+
+
+def draw(student: SyntheticImages, folder: Path) -> None:
+    """Write a set of images as `sheet.png`, and one by one below `images`, as the data section `images` reads them.
+
+    Values are clipped to [-1, 1] and rounded to 8 bits; `model.safetensors` keeps them as they were learned.
+    """
+    per_class = len(student.labels) // student.num_classes
+    across = per_class if per_class > 1 else student.num_classes  # a row for each class, or one row of all
+    write_png(folder / "sheet.png", grid(student.pixel_values, across))
+    write_image_folder(folder / "images", student.pixel_values, student.labels)
 
 
 def environment() -> dict[str, Any]:
@@ -155,7 +172,7 @@ A student distilled with kdlm {version("kdlm")}.
 ## Figures
 {table}
 
-Values are means per held-out token, natural logarithms. The whole recipe is `recipe.yaml` of the run folder.
+Values are means per held-out token or image, natural logarithms. The whole recipe is `recipe.yaml` of the run folder.
 """
 
 

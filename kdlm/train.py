@@ -11,12 +11,12 @@ from transformers.utils import logging as hf_logging
 
 from kdlm import checkpoints
 from kdlm.check import check
-from kdlm.data import Data, DataSection, load_data
+from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.methods.diffusion.method import DiffusionMethod
-from kdlm.models import adapt, merge
+from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
 from kdlm.progress import Display, MetricsFile
@@ -24,7 +24,7 @@ from kdlm.recipe import Recipe
 from kdlm.remote import ServerUnavailable
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samples import SampleLog
-from kdlm.teachers import CachedTeacher, teachers_of
+from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
 from kdlm.verifiers import Judge
 
@@ -115,7 +115,7 @@ def assemble(recipe: Recipe) -> Assembly:
     args.accelerator_config = AcceleratorConfig(dispatch_batches=False)
     set_seed(recipe.seed)
     tokenizer, data = loaded(recipe)
-    student, lora = recipe.student.load(), getattr(recipe.student, "lora", None)
+    student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
     if lora is not None:
         student = adapt(student, lora)
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
@@ -139,13 +139,31 @@ def assemble(recipe: Recipe) -> Assembly:
         data_collator=data.collator,
         callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
     )
+    if "classes" in data.made_with:
+        name_classes(trainer, data.made_with["classes"])
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return Assembly(trainer, data, tokenizer)
 
 
+def name_classes(trainer: DistillTrainer, classes: list[str]) -> None:
+    """Tell a student that is an image classifier what its classes are called. Raises ValueError if it has others."""
+    check_classes(trainer.networks.views, classes)
+    config = trainer.networks.config
+    if getattr(config, "id2label", None):
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+
+
 def loaded(recipe: Recipe) -> tuple[Any, Data]:
-    """Return the student's tokenizer, where its data are text, and the data."""
+    """Return the student's tokenizer, where its data are text, or its processor, with images; and the data."""
+    if isinstance(recipe.data, ImageTextSection):
+        processor = recipe.student.processor()
+        if recipe.data.chat_template is not None:
+            processor.chat_template = template_text(recipe.data.chat_template)
+        teacher = recipe.teacher
+        theirs = teacher.processor() if isinstance(teacher, VisionLanguageTeacherSection) else None
+        return processor, recipe.data.load(processor, theirs)
     if not isinstance(recipe.data, DataSection):
         return None, recipe.data.load(recipe.seed)
     tokenizer = recipe.student.tokenizer()
@@ -155,13 +173,20 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
     return tokenizer, load_data(recipe.data.with_reference(column), tokenizer, seed=recipe.seed)
 
 
+def loaded_student(recipe: Recipe, data: Data) -> Any:
+    """Return the student as it begins: its weights, or what its section makes of the training rows."""
+    section: Any = recipe.student
+    return section.load_from(data.train, recipe.seed) if hasattr(section, "load_from") else section.load()
+
+
 def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> Any:
     """Return the ids that student and teacher, or all its members, share; None where nothing is known of a tokenizer.
 
     Raises ValueError, naming the teacher, where one cannot be compared.
     """
-    if not isinstance(recipe.data, DataSection):
+    if not isinstance(recipe.data, DataSection | ImageTextSection):
         return None
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     sections, built = teachers_of(recipe.teacher), getattr(teacher, "members", [teacher])
     ours = student.get_output_embeddings().weight.shape[0]
     shared = []

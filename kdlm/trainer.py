@@ -65,7 +65,7 @@ class DistillTrainer(Trainer):
     Raises ValueError when the method needs what the teacher does not provide.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples"})
+    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples", "pairs", "visual"})
     """What a method may need that is not the teacher's: data may hold any of these."""
 
     def __init__(
@@ -84,7 +84,9 @@ class DistillTrainer(Trainer):
         args = args if args is not None else TrainingArguments(output_dir="runs/distill", report_to="none")
         args.remove_unused_columns = False
         if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = self.method.leaves_unused
+            # The last layers of a vision tower are often left out of what the language model reads.
+            sees = hasattr(getattr(model, "config", None), "vision_config")
+            args.ddp_find_unused_parameters = self.method.leaves_unused or sees
         check_needs(self.method, self.teacher, self.provides)
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         self.networks = Networks(model, self.method, self.teacher)
@@ -111,6 +113,7 @@ class DistillTrainer(Trainer):
         self._followed: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # as they are, and not logged
         self._count = torch.zeros(())  # of what is trained on in the step, by all ranks
         self._computed: set[str] = set()  # names of the terms that some step had
+        self._norms: dict[str, Tensor] = {}  # of each role's last gradient
         self._window = Window(self.method.paced_by)
         self._prepared = type(self.method).prepare is Method.prepare
         self.add_callback(_AfterStep(self))
@@ -216,7 +219,8 @@ class DistillTrainer(Trainer):
     def _step(self, index: int | None = None) -> Step:
         """Return where the run stands, or will stand after `index` optimiser steps."""
         epoch, index = int(self.state.epoch or 0), self.state.global_step if index is None else index
-        return Step(index, max(1, self.state.max_steps), epoch, self.args.seed)
+        epochs = max(1, int(self.state.num_train_epochs or 1))
+        return Step(index, max(1, self.state.max_steps), epoch, self.args.seed, epochs)
 
     def _activate(self, index: int) -> frozenset[str]:
         active = self.method.active(index)
@@ -259,7 +263,7 @@ class DistillTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the named losses' means since the last log, and the pace in trained tokens per second."""
         if "loss" in logs and self._window.steps:
-            logs |= self._window.readings(self._reduced)
+            logs |= self._window.readings(self._reduced) | {name: norm.item() for name, norm in self._norms.items()}
             self._window = Window(self.method.paced_by)
         super().log(logs, start_time)
 
@@ -286,7 +290,9 @@ class DistillTrainer(Trainer):
         if len(self.networks.role) == 1:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
-        return clip_by_role(self.networks, self.method, self.args.max_grad_norm)
+        norms = clip_by_role(self.networks, self.method, self._active or frozenset(), self.args.max_grad_norm)
+        self._norms |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+        return torch.stack(list(norms.values())).norm()
 
     # Evaluation
 
@@ -339,8 +345,8 @@ class DistillTrainer(Trainer):
         totals = {name: value.item() for name, value in self._reduced(dict(sums)).items()}
         means = {name: totals[name] / max(1.0, totals[f"count/{unit}"]) for name, unit in units.items()}
         loss = sum(value for name, value in means.items() if name.startswith("loss/"))
-        means |= self.method.derived(means)
-        metrics = {"loss": loss, **{name: value for name, value in means.items() if not name.startswith("loss/")}}
+        others = {name: value for name, value in means.items() if not name.startswith("loss/")}
+        metrics = {"loss": loss, **self.method.summarised(others)}
         return EvalLoopOutput(
             predictions=None,  # pyright: ignore[reportArgumentType]  never kept: they would be [rows, vocab]
             label_ids=None,
@@ -353,12 +359,13 @@ class DistillTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
+        weights = self.networks.auxiliary_weights() if _internal_call else {}
         if _internal_call and self.args.should_save:
             states = {"method": self.method.state_dict()}
             if hasattr(self.teacher, "state_dict"):
                 states["teacher"] = self.teacher.state_dict()
             folder = Path(output_dir or str(self.args.output_dir))
-            checkpoints.save_auxiliary(folder, self.networks.auxiliary(), states)
+            checkpoints.save_auxiliary(folder, weights, states)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
@@ -367,7 +374,9 @@ class DistillTrainer(Trainer):
         if state_dict is not None:
             weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         if hasattr(self.student, "save_pretrained"):
-            self.student.save_pretrained(folder, state_dict=weights)
+            # Not by the names of an older release, which resuming would not find in the model.
+            plain = {} if hasattr(self.student, "peft_config") else {"save_original_format": False}
+            self.student.save_pretrained(folder, state_dict=weights, **plain)
         else:
             checkpoints.save_module(self.student, folder)
         if self.processing_class is not None:
@@ -389,15 +398,29 @@ class DistillTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
-        self._load_student(resume_from_checkpoint)
-        checkpoints.load_auxiliary(folder, self.networks.auxiliary())
+        if self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        else:
+            self._load_student(resume_from_checkpoint)
+            checkpoints.load_auxiliary(folder, self.networks.auxiliary())
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
         if hasattr(self.teacher, "load_state_dict"):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse weights that the student has no place for: a run would go on from others."""
+        if load_result.unexpected_keys:
+            raise ValueError(
+                f"{type(self.student).__name__} has no place for {len(load_result.unexpected_keys)} weights of the "
+                f"checkpoint ({load_result.unexpected_keys[0]} ...): it is of another model or release of transformers"
+            )
+        super()._issue_warnings_after_load(load_result)
+
     def _load_best_model(self) -> None:
-        """Take the best checkpoint's student; the run is over, so its method state is of no more use."""
+        """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""
         self._load_student(str(self.state.best_model_checkpoint))
+        checkpoints.load_auxiliary(Path(str(self.state.best_model_checkpoint)), self.networks.auxiliary())
 
     def _load_student(self, folder: str) -> None:
         if isinstance(self.student, PushToHubMixin):  # transformers' models and PEFT's
@@ -417,6 +440,8 @@ class _AfterStep(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         check_plan(self.trainer.method, state.max_steps)
         self.began_at = state.global_step
+        if state.global_step and float(state.epoch).is_integer():  # saved with an epoch's last step, before it ended
+            self.trainer.networks.take_snapshots(self.trainer.method)
         self.trainer.fit_teacher()
         self.trainer._window = Window(self.trainer.method.paced_by)
 

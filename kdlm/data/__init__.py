@@ -4,11 +4,17 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from kdlm.data.arrays import SamplesSection
+from kdlm.data.captions import CaptionsSection
 from kdlm.data.collate import Collator, Prefetched, collator_for, stacked
-from kdlm.data.images import ImagesSection, PointsSection, TensorRows
+from kdlm.data.image_collate import ImageTextCollator
+from kdlm.data.image_files import ImageSource
+from kdlm.data.image_text import ImageTextSection
+from kdlm.data.images import ImagesSection, PointsSection
 from kdlm.data.load import Data, load_data
 from kdlm.data.report import DataReport
 from kdlm.data.sections import DataSection, Source
+from kdlm.data.tensor_rows import TensorRows
 
 
 def _text_by_default(value: Any) -> Any:
@@ -16,20 +22,28 @@ def _text_by_default(value: Any) -> Any:
 
 
 AnyData = Annotated[
-    Annotated[DataSection | ImagesSection | PointsSection, Field(discriminator="name")],
+    Annotated[
+        DataSection | ImageTextSection | ImagesSection | CaptionsSection | PointsSection | SamplesSection,
+        Field(discriminator="name"),
+    ],
     BeforeValidator(_text_by_default),
 ]
 """What a recipe trains on; a section without a `name` is text."""
 
 __all__ = [
     "AnyData",
+    "CaptionsSection",
     "Collator",
     "Data",
     "DataReport",
     "DataSection",
+    "ImageSource",
+    "ImageTextCollator",
+    "ImageTextSection",
     "ImagesSection",
     "PointsSection",
     "Prefetched",
+    "SamplesSection",
     "Source",
     "TensorRows",
     "collator_for",

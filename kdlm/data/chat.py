@@ -89,7 +89,7 @@ class ChatTemplate:
 
     def _turn(self, template: str, full: str, messages: list[Message], index: int, tools: Any) -> Span | None:
         content = messages[index]["content"]
-        text = content if isinstance(content, str) else ""
+        text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
         before = self._text(template, messages[:index], tools)
         opened = self._text(template, messages[:index], tools, prompt=True)
         done = self._text(template, messages[: index + 1], tools)
@@ -99,7 +99,9 @@ class ChatTemplate:
             return found
         said = text.rpartition("</think>")[2]  # what may be taken out of a turn is reasoning, never what follows it
         begin, end = len(text) - len(said.lstrip()), len(text.rstrip())
-        marked = f"{text[:begin]}{BEGIN}{text[begin:end]}{END}{text[end:]}"
+        marked: Any = f"{text[:begin]}{BEGIN}{text[begin:end]}{END}{text[end:]}"
+        if not isinstance(content, str):
+            marked = [{"type": "text", "text": marked}]
         changed = [*messages[:index], {**messages[index], "content": marked}, *messages[index + 1 :]]
         whole, done = (self._text(template, some, tools) for some in (changed, changed[: index + 1]))
         return self._between_marks(full, before, opened, whole, done)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kdlm.data.tensor_rows import TensorRows
 from kdlm.signal import IGNORE_INDEX
 
 
@@ -71,8 +72,10 @@ class Collator:
         }
 
 
-def stacked(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+def stacked(rows: Sequence[dict[str, Any]] | TensorRows) -> dict[str, Tensor]:
     """Make a batch of rows whose values all have one shape: images, their classes, their numbers."""
+    if isinstance(rows, TensorRows):
+        return rows.columns
     return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
 
 

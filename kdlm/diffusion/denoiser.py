@@ -99,11 +99,15 @@ class Denoiser(nn.Module):
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the network as a folder that `load_denoiser` opens."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps(self.configuration(), indent=1) + "\n", encoding="utf-8")
+        self.write_configuration(folder)
         weights = self.state_dict() if state_dict is None else state_dict
-        safetensors.torch.save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS)
+        safetensors.torch.save_file({k: value.contiguous() for k, value in weights.items()}, Path(folder) / WEIGHTS)
+
+    def write_configuration(self, folder: str | Path) -> None:
+        """Create the folder and write `denoiser.json`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.configuration(), indent=1) + "\n"
+        (Path(folder) / CONFIG).write_text(text, encoding="utf-8")
 
     def load_weights(self, folder: Path) -> None:
         """Read the weights that `save_pretrained` wrote."""

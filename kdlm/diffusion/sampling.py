@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kdlm.diffusion.boundary import Boundary
 from kdlm.diffusion.denoiser import Condition, guided
 from kdlm.diffusion.draws import Draws
 from kdlm.diffusion.level import Level, moved, over
@@ -31,15 +32,27 @@ def follow(
     evaluations (arXiv 2206.00364, algorithm 1). The step to the clean sample, after the last level, is Euler's.
     """
     for at, to in pairwise(levels):
-        clean = predict(noised, at)
-        there = moved(noised, clean, at, to)
-        if second_order and bool((at.alpha > 0).all()):
-            # dy/dr = (y - x_0) / r with y = x_t / alpha and r = sigma / alpha: the mean of both ends' slopes.
-            slope = at.noise_in(noised, clean) + to.noise_in(there, predict(there, to))
-            y = noised / over(at.alpha, noised) + over((to.ratio - at.ratio) / 2, noised) * slope
-            there = y * over(to.alpha, noised)
-        noised = there
+        noised = stepped(predict, noised, at, to, second_order=second_order)
     return predict(noised, levels[-1])
+
+
+def stepped(
+    predict: Step, noised: Float[Tensor, "batch *shape"], at: Level, to: Level, *, second_order: bool = True
+) -> Float[Tensor, "batch *shape"]:
+    """Take one step of the probability flow from `x_t` at one level to another; see `follow`.
+
+    From pure noise, whose ratio of noise to signal is infinite, a step is Euler's.
+    """
+    clean = predict(noised, at)
+    there = moved(noised, clean, at, to)
+    partial = at.alpha > 0
+    if not second_order or not bool(partial.any()):
+        return there
+    # dy/dr = (y - x_0) / r with y = x_t / alpha and r = sigma / alpha: the mean of both ends' slopes.
+    finite = Level(torch.where(partial, at.alpha, 1), at.sigma)
+    slope = at.noise_in(noised, clean) + to.noise_in(there, predict(there, to))
+    y = noised / over(finite.alpha, noised) + over((to.ratio - finite.ratio) / 2, noised) * slope
+    return torch.where(over(partial, noised), y * over(to.alpha, noised), there)
 
 
 def generate(
@@ -72,19 +85,27 @@ class FewSteps:
 
     Attributes:
         times: see above.
-        guidance: the scale w that a student which takes one is asked with.
+        guidance: the scale w that a denoiser which takes one is asked with; of no meaning to others.
+        boundary: of the consistency function, for a student that was trained with one.
     """
 
     times: tuple[float, ...]
     guidance: float | None = None
+    boundary: Boundary | None = None
 
     def __call__(
         self, denoiser: Any, draws: Draws, condition: Condition | None, *, live: int | None = None
     ) -> Float[Tensor, "batch *shape"]:
         """Return a sample for each of `draws`; see `generate` for `live`."""
         levels = levels_of(denoiser, self.times, len(draws.index), draws.index)
-        scale = None if self.guidance is None else torch.full((len(draws.index),), self.guidance).to(draws.index.device)
-        predict = lambda noised, level: denoiser(noised, level, condition, guidance=scale)  # noqa: E731
+        told = {}
+        if self.guidance is not None and denoiser.takes_guidance:
+            told["guidance"] = torch.full((len(draws.index),), self.guidance, device=draws.index.device)
+
+        def predict(noised: Tensor, level: Level) -> Tensor:
+            clean = denoiser(noised, level, condition, **told)
+            return clean if self.boundary is None else self.boundary(denoiser, noised, level, clean)
+
         return generate(predict, lambda k: draws.normal(f"written {k}", denoiser.shape), levels, live=live)
 
 

@@ -53,8 +53,9 @@ class ResidualDenoiser(Denoiser):
         return {"kind": "residual", "shape": list(self.shape), **own, "guided": self.takes_guidance}
 
     def with_guidance(self) -> "ResidualDenoiser":
-        made = self.configuration() | {"guided": True}
-        denoiser = ResidualDenoiser(**{key: value for key, value in made.items() if key != "kind"})
+        made: dict[str, Any] = self.configuration() | {"guided": True}
+        del made["kind"]
+        denoiser = ResidualDenoiser(**made)
         own = self.state_dict()
         denoiser.load_state_dict({key: own.get(key, value) for key, value in denoiser.state_dict().items()})
         return denoiser

@@ -5,7 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from kdlm.losses.adaptive import AdaptiveKL, adaptive_kl
+from kdlm.losses.affinity import affinity, clip_loss
+from kdlm.losses.attention import attention_transfer
 from kdlm.losses.chunked import chunked
+from kdlm.losses.contrastive import contrast_in_batch, contrast_with_bank
 from kdlm.losses.cross_entropy import CrossEntropy, cross_entropy
 from kdlm.losses.custom import CustomLoss
 from kdlm.losses.decoupled import DKD, decoupled_kl
@@ -21,7 +24,7 @@ from kdlm.losses.normalised import NKD, normalised_kd
 from kdlm.losses.objective import weighted_sum
 from kdlm.losses.ofa import OFA, ofa
 from kdlm.losses.policy import importance_weights, k3, returns
-from kdlm.losses.relational import rkd_angle, rkd_distance
+from kdlm.losses.relational import correlation_distance, rkd_angle, rkd_distance
 from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
 from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
@@ -81,9 +84,15 @@ __all__ = [
     "TowardsTeacher",
     "Weight",
     "adaptive_kl",
+    "affinity",
     "alpha_mixture",
+    "attention_transfer",
     "bucket",
     "chunked",
+    "clip_loss",
+    "contrast_in_batch",
+    "contrast_with_bank",
+    "correlation_distance",
     "count_kept",
     "cross_entropy",
     "decoupled_kl",

@@ -4,17 +4,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
+from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
 from kdlm.methods.diffusion.cfg_distillation import CFGDistillationSection, GuidanceDistillation
+from kdlm.methods.diffusion.consistency import (
+    Consistency,
+    ConsistencySection,
+    LatentConsistency,
+    LatentConsistencySection,
+)
+from kdlm.methods.diffusion.continuous_consistency import ContinuousConsistency, ContinuousConsistencySection
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 from kdlm.methods.diffusion.mmd_ddm import MMDFineTuning, MMDFineTuningSection
 from kdlm.methods.diffusion.progressive import Progressive, ProgressiveSection
 from kdlm.methods.diffusion.reflow import Reflow, ReflowSection
 from kdlm.methods.diffusion.reverse_kl import DMDSection, SDSSection, VSDSection
 from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
+from kdlm.methods.diffusion.score_regularised_consistency import RCMSection, ScoreRegularisedConsistency
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
+from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
 from kdlm.methods.method import EmaOf, Method, Preparation, Role, SnapshotOf, Step, Term, Terms, Trainable
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
@@ -24,7 +35,19 @@ from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
+from kdlm.methods.vision.affinity import Affinity, AffinitySection
+from kdlm.methods.vision.attention_transfer import AttentionTransfer, AttentionTransferSection
+from kdlm.methods.vision.crd import CRD, CRDSection
+from kdlm.methods.vision.defensive import DefensiveDistillation, DefensiveSection
+from kdlm.methods.vision.dho import DHO, DHOSection
+from kdlm.methods.vision.dmae import DMAE, DMAESection
+from kdlm.methods.vision.fitnet import FitNet, FitNetSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
+from kdlm.methods.vision.meal_v2 import MEALV2, MEALV2Section
+from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
+from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
+from kdlm.methods.vision.rkd import RKD, RKDSection
+from kdlm.methods.vision.uskd import USKD, USKDSection
 from kdlm.section import Custom
 
 
@@ -47,9 +70,23 @@ AnyMethod = Annotated[
     | GKDSection
     | DistiLLM2Section
     | TsdKDSection
+    | TokenPSKDSection
+    | LlavaKDSection
     | ImageKDSection
     | SDSSection
     | VSDSection
+    | FitNetSection
+    | AttentionTransferSection
+    | RKDSection
+    | CRDSection
+    | OFAKDSection
+    | AffinitySection
+    | DMAESection
+    | PSKDSection
+    | USKDSection
+    | MEALV2Section
+    | DHOSection
+    | DefensiveSection
     | DMDSection
     | DMD2Section
     | FDistillSection
@@ -60,22 +97,55 @@ AnyMethod = Annotated[
     | ReflowSection
     | ProgressiveSection
     | CFGDistillationSection
+    | ConsistencySection
+    | LatentConsistencySection
+    | ContinuousConsistencySection
+    | RCMSection
+    | DMSection
+    | MTTSection
+    | FTDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
 
 __all__ = [
+    "CRD",
+    "DHO",
+    "DMAE",
     "GKD",
+    "MEALV2",
+    "OFAKD",
+    "PSKD",
+    "RKD",
+    "USKD",
+    "Affinity",
+    "AffinitySection",
     "AnyMethod",
+    "AttentionTransfer",
+    "AttentionTransferSection",
     "CFGDistillationSection",
+    "CRDSection",
+    "Consistency",
+    "ConsistencySection",
+    "ContinuousConsistency",
+    "ContinuousConsistencySection",
     "CustomMethod",
+    "DHOSection",
+    "DMAESection",
     "DMD2Section",
     "DMDSection",
+    "DMSection",
+    "DefensiveDistillation",
+    "DefensiveSection",
     "DistiLLM2",
     "DistiLLM2Section",
     "DistributionMatching",
     "EmaOf",
     "FDistillSection",
+    "FTDSection",
+    "FeatureMeanMatching",
+    "FitNet",
+    "FitNetSection",
     "GKDSection",
     "GuidanceDistillation",
     "HiddenKD",
@@ -83,17 +153,27 @@ __all__ = [
     "ImageKD",
     "ImageKDSection",
     "LADDSection",
+    "LatentConsistency",
+    "LatentConsistencySection",
+    "LlavaKD",
+    "LlavaKDSection",
     "LogitKD",
     "LogitKDSection",
+    "MEALV2Section",
     "MMDFineTuning",
     "MMDFineTuningSection",
+    "MTTSection",
     "Method",
     "MiniLLM",
     "MiniLLMSection",
+    "OFAKDSection",
+    "PSKDSection",
     "PolicyMethod",
     "Preparation",
     "Progressive",
     "ProgressiveSection",
+    "RCMSection",
+    "RKDSection",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",
@@ -101,6 +181,7 @@ __all__ = [
     "Role",
     "SDSSection",
     "SIMSection",
+    "ScoreRegularisedConsistency",
     "SequenceKD",
     "SequenceKDSection",
     "SiDSection",
@@ -111,8 +192,12 @@ __all__ = [
     "Term",
     "Terms",
     "TokenMethod",
+    "TokenPSKD",
+    "TokenPSKDSection",
     "Trainable",
+    "TrajectoryMatching",
     "TsdKD",
     "TsdKDSection",
+    "USKDSection",
     "VSDSection",
 ]

@@ -22,7 +22,11 @@ Of text: `input_ids`, `labels`, and `attention_mask` or `position_ids`. Where th
 is, for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether the student drew it; `log_probs`, what
 its engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence
 `truncated`, whether it was cut, and `reward` where there is a verifier (else NaN). `index`, where rows have it, is that
-of the row whose prompt a completion follows: equal for completions of one prompt."""
+of the row whose prompt a completion follows: equal for completions of one prompt.
+
+Of text with images, beside what the model's processor makes of them: `visual` `[batch, length]`, the number of the
+image in the batch that a token belongs to, and -1 at tokens of text; and `theirs`, where the teacher reads images in
+another way: its own batch of the same rows."""
 Nets = Mapping[str, Any]
 """Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
 
@@ -36,12 +40,14 @@ class Step:
         total: how many there will be.
         epoch: whole passes over the data that are done.
         seed: of the run, for what is drawn at random in a step.
+        epochs: passes that the run will begin in all.
     """
 
     index: int
     total: int
     epoch: int = 0
     seed: int = 0
+    epochs: int = 1
 
     @property
     def progress(self) -> float:
@@ -149,7 +155,7 @@ class Preparation:
     def batch(self, numbers: Iterable[int]) -> Batch:
         """Return the given rows of these numbers as a batch on the device."""
         batch = self.collate([self.rows[number] for number in numbers])
-        return {key: value.to(self.device) for key, value in batch.items()}
+        return {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 class Method:
@@ -158,8 +164,9 @@ class Method:
     paper: ClassVar[str] = ""
     needs: frozenset[str] = frozenset()
     """What must be there. Of the teacher: `teacher` (any signal over tokens), `teacher.layers` (its hidden layers),
-    `teacher.classes` (an image classifier), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`,
-    `samples` (of what a denoiser makes). `rollouts`: the student's own text."""
+    `teacher.classes` (an image classifier), `teacher.embeddings` (of images and texts), `teacher.masked` (a masked
+    autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `pairs` (of image and text),
+    `samples` (of what a denoiser makes), `visual` (images between the tokens). `rollouts`: the student's own text."""
     computes: tuple[str, ...] = ()
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
     paced_by: str = "tokens"
@@ -215,9 +222,9 @@ class Method:
         """Compute what evaluation reports on one batch, without gradients and without touching the state."""
         raise NotImplementedError
 
-    def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """Return what evaluation reports beside its means over all rows, made of them: ratios of means."""
-        return {}
+    def summarised(self, means: dict[str, float]) -> dict[str, float]:
+        """Return what evaluation reports, from the means over all rows of all ranks: here the means themselves."""
+        return means
 
     def stepped(self, step: Step, means: dict[str, Tensor]) -> None:
         """Move the schedule state after an optimiser step; `means` (of `follows`) is equal on all ranks."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -51,3 +52,36 @@ class Classifier:
         with recorded(self.module, paths) as features:
             output = self.module(images)
         return getattr(output, "logits", output), features
+
+    @torch.no_grad()
+    def probed(self, paths: Sequence[str]) -> dict[str, Any]:
+        """Return what the modules at `paths` return for one blank image: their widths, before any data are seen.
+
+        Raises ValueError for a path that is no module, with the nearest ones that are.
+        """
+        parameter = next(self.module.parameters())
+        blank = torch.zeros(1, *image_shape(self.module), dtype=parameter.dtype, device=parameter.device)
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            return self.with_features(blank, paths)[1]
+        finally:
+            self.module.train(was_training)
+
+
+def image_shape(module: Any) -> tuple[int, int, int]:
+    """Return the channels, height and width of the images that a network takes.
+
+    From its attribute `image_shape`, or as transformers and timm say it; 224 x 224 where a transformers model takes any
+    size. Raises ValueError where nothing says it.
+    """
+    if (own := getattr(module, "image_shape", None)) is not None:
+        return tuple(own)
+    if (timm := getattr(module, "default_cfg", None)) is not None:
+        return tuple(timm["input_size"])
+    config = getattr(module, "config", None)
+    if (channels := getattr(config, "num_channels", None)) is None:
+        raise ValueError(f"{type(module).__name__}: give it an attribute `image_shape` (channels, height, width)")
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return channels, height, width

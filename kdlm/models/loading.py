@@ -7,7 +7,6 @@ import torch
 from pydantic import Field
 
 from kdlm.models.adapters import Lora
-from kdlm.models.denoisers import DenoiserStudent
 from kdlm.sandbox import SandboxModel
 from kdlm.section import Section
 from kdlm.section_loader import suggestion
@@ -70,21 +69,21 @@ class Pretrained(Loading):
         """Open the weights. Raises ValueError naming the path when there is no such model."""
         from transformers import AutoModelForCausalLM
 
-        return _open(AutoModelForCausalLM, self.location(), revision=self.revision, **self.options(), **extra)
+        return open_pretrained(AutoModelForCausalLM, self.location(), revision=self.revision, **self.options(), **extra)
 
     def config(self) -> Any:
         """Open only the configuration: sizes, without weights."""
         from transformers import AutoConfig
 
         code = self.trust_remote_code
-        return _open(AutoConfig, self.location(), revision=self.revision, trust_remote_code=code)
+        return open_pretrained(AutoConfig, self.location(), revision=self.revision, trust_remote_code=code)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Open the tokenizer that belongs to the weights."""
         from transformers import AutoTokenizer
 
         code = self.trust_remote_code
-        return _open(AutoTokenizer, self.location(), revision=self.revision, trust_remote_code=code)
+        return open_pretrained(AutoTokenizer, self.location(), revision=self.revision, trust_remote_code=code)
 
     def describe(self) -> str:
         """Return the name a reader knows this model by."""
@@ -183,7 +182,7 @@ class Fresh(StudentOptions):
     def config(self) -> Any:
         from transformers import AutoConfig
 
-        config = _open(AutoConfig, self.config_from)
+        config = open_pretrained(AutoConfig, self.config_from)
         if unknown := [key for key in self.sizes if not hasattr(config, key)]:
             raise ValueError(f"student.sizes: {type(config).__name__} has no {', '.join(unknown)}")
         for key, value in self.sizes.items():
@@ -203,7 +202,7 @@ class Fresh(StudentOptions):
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         from transformers import AutoTokenizer
 
-        return _open(AutoTokenizer, self.tokenizer_from or self.config_from)
+        return open_pretrained(AutoTokenizer, self.tokenizer_from or self.config_from)
 
     def describe(self) -> str:
         return f"fresh {self.config_from} {self.sizes or ''}".strip()
@@ -237,12 +236,7 @@ class Pruned(StudentOptions):
         return f"pruned from {self.source.describe()}"
 
 
-AnyStudent = Annotated[
-    PretrainedStudent | SandboxStudent | Fresh | Pruned | DenoiserStudent, Field(discriminator="name")
-]
-
-
-def _open(auto: Any, path: str, **options: Any) -> Any:
+def open_pretrained(auto: Any, path: str, **options: Any) -> Any:
     """Call `auto.from_pretrained`, and say in one line what is wrong with `path` when it fails."""
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise ValueError(f"{path}: no such model folder")

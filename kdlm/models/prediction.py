@@ -1,5 +1,6 @@
-"""Predictor: reads a causal language model as signals on the kept rows of a batch."""
+"""Predictor: reads a causal language model, or one that sees images too, as signals on the kept rows of a batch."""
 
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ logger = logging.getLogger(__name__)
 LanguageModel = Any
 """A transformers causal language model, or a PEFT model around one: neither has a type that says what both can do."""
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "pixel_values", "token_type_ids")
+MODEL_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "pixel_values", "token_type_ids"})
+"""What any model may be given; a model's own forward may name more (`image_grid_thw`, `pixel_attention_mask` ...)."""
 
 
 class Predictor:
@@ -29,6 +31,7 @@ class Predictor:
 
     def __init__(self, model: LanguageModel):
         self.module = model
+        self.inputs = _inputs(model)
         self.reads_hidden = _head_explains_logits(model)
         if not self.reads_hidden:
             logger.warning("%s: logits are not head(hidden); falling back to whole logits", type(model).__name__)
@@ -41,7 +44,7 @@ class Predictor:
         self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
     ) -> tuple[Hidden | Dense, list[Float[Tensor, "rows hidden"]]]:
         """Return the signal and, at the same rows, the outputs of decoder layers `layers` (0 is the first layer)."""
-        inputs = {key: batch[key] for key in MODEL_INPUTS if key in batch}
+        inputs = {key: batch[key] for key in batch if key in self.inputs}
         with _recorded(decoder_layers(self.module) if layers else nn.ModuleList(), layers) as outputs:
             if self.reads_hidden:
                 last = backbone(self.module)(**inputs, use_cache=False).last_hidden_state
@@ -72,11 +75,19 @@ def backbone(model: LanguageModel) -> Any:
 def decoder_layers(model: LanguageModel) -> nn.ModuleList:
     """Return the decoder layers of a causal LM. Raises ValueError when the model keeps them under an unknown name."""
     body = backbone(model)
-    body = getattr(body, "language_model", body)
+    for text in ("language_model", "text_model"):  # of a vision-language model
+        body = getattr(body, text, body)
     for name in ("layers", "h", "blocks"):
         if isinstance(found := getattr(body, name, None), nn.ModuleList):
             return found
     raise ValueError(f"{type(plain(model)).__name__}: no decoder layers found under .layers, .h or .blocks")
+
+
+def _inputs(model: LanguageModel) -> frozenset[str]:
+    """Return the entries of a batch that the model takes: what its forward names, but for the labels."""
+    forwards = (plain(model).forward, backbone(model).forward)
+    named = {name for forward in forwards for name in inspect.signature(forward).parameters}
+    return (MODEL_INPUTS | named) - {"labels"}
 
 
 def head(model: LanguageModel) -> Head:

@@ -5,16 +5,23 @@ from typing import Any
 from torch import nn
 
 from kdlm.models.classifiers import Classifier, is_image_classifier
+from kdlm.models.dual_encoders import DualEncoder, is_dual_encoder
+from kdlm.models.masked_autoencoders import MaskedAutoencoder, is_masked_autoencoder
 from kdlm.models.prediction import Predictor
 
 
 def view(module: nn.Module) -> Any:
-    """Return what methods call: a `Predictor` of a language model, a `Classifier` of an image classifier, else itself.
+    """Return what methods call: a `Predictor` of a language model, a `Classifier`, a `DualEncoder`, a
+    `MaskedAutoencoder`, else the module itself.
 
     A module that says what it `provides` (a denoiser, a set of synthetic images) has the methods' interface already.
     """
     if hasattr(module, "provides"):
         return module
+    if is_dual_encoder(module):
+        return DualEncoder(module)
+    if is_masked_autoencoder(module):
+        return MaskedAutoencoder(module)
     if hasattr(module, "get_output_embeddings") and module.get_output_embeddings() is not None:
         return Predictor(module)
     return Classifier(module) if is_image_classifier(module) else module

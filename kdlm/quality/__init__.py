@@ -1,10 +1,12 @@
-"""How good generated samples are, and pictures of them."""
+"""How good generated samples are, and pictures of them; how far a classifier can be trusted."""
 
+from kdlm.quality.attacks import carlini_wagner, fgsm
+from kdlm.quality.calibration import calibration_sums, with_calibration_error
 from kdlm.quality.frechet import FrechetStats, frechet_distance
 from kdlm.quality.manifold import PrecisionRecall, precision_recall
 from kdlm.quality.measures import FeatureNet, accuracy_of, quality_of, seen_by
 from kdlm.quality.modes import ModeReport, mode_report
-from kdlm.quality.pictures import grid, scatter, side_by_side, write_png
+from kdlm.quality.pictures import grid, scatter, side_by_side, write_image_folder, write_png
 from kdlm.quality.sampling import SamplingSection, Yardstick, yardstick
 
 __all__ = [
@@ -15,6 +17,9 @@ __all__ = [
     "SamplingSection",
     "Yardstick",
     "accuracy_of",
+    "calibration_sums",
+    "carlini_wagner",
+    "fgsm",
     "frechet_distance",
     "grid",
     "mode_report",
@@ -23,6 +28,8 @@ __all__ = [
     "scatter",
     "seen_by",
     "side_by_side",
+    "with_calibration_error",
+    "write_image_folder",
     "write_png",
     "yardstick",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from kdlm.disk import write_bytes
@@ -116,6 +116,21 @@ def write_png(path: str | Path, picture: Picture) -> None:
     content = BytesIO()
     _pillow("Image").fromarray(picture).save(content, format="PNG")
     write_bytes(Path(path), content.getvalue())
+
+
+def write_image_folder(
+    folder: str | Path, images: Float[Tensor, "n channels height width"], labels: Int[Tensor, "n"]
+) -> None:
+    """Write each image as a PNG file in a folder named for its class, as `datasets` and torchvision read them.
+
+    Values are read in [-1, 1] and clipped to it; a pixel keeps 8 bits. Classes are numbered with leading zeros, so that
+    their order by name is theirs by number. Raises ValueError without Pillow, and as `grid` does.
+    """
+    tiles, digits = _tiles(images, 1), len(str(int(labels.max())))
+    for number, (tile, label) in enumerate(zip(tiles, labels.tolist(), strict=True)):
+        content, grey = BytesIO(), images.shape[1] == 1
+        _pillow("Image").fromarray(tile[..., 0] if grey else tile).save(content, format="PNG")
+        write_bytes(Path(folder) / f"{label:0{digits}}" / f"{number:05}.png", content.getvalue())
 
 
 def _tiles(images: Tensor, scale: int | None) -> UInt8[np.ndarray, "n down across 3"]:

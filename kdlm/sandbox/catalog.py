@@ -7,10 +7,14 @@ from typing import Any
 
 from kdlm.sandbox.datasets import CodeCorpus, CodeTokenizer, TaskSet
 from kdlm.sandbox.denoisers import ExactDenoiser, TrainedDenoiser
+from kdlm.sandbox.digits_questions import DigitsQuestions
 from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
 from kdlm.sandbox.progress import Progress, console, silent
+from kdlm.sandbox.self_supervised import DualEncoderModel, MaskedAutoencoderModel
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
+from kdlm.sandbox.transformers_classifiers import TransformersClassifier
+from kdlm.sandbox.vision_language import VisionLanguageModel
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
 
@@ -21,8 +25,13 @@ Spec = (
     | LanguageModel
     | PaddedModel
     | ImageClassifier
+    | TransformersClassifier
+    | DualEncoderModel
+    | MaskedAutoencoderModel
     | TrainedDenoiser
     | ExactDenoiser
+    | DigitsQuestions
+    | VisionLanguageModel
 )
 
 
@@ -115,6 +124,86 @@ _ENTRIES = (
         "0.02 M parameters",
         2,
         ImageClassifier(width=32, epochs=40, batch=64, learning_rate=3e-3, seed=0),
+    ),
+    Entry(
+        "digits-resnet",
+        "a convolutional teacher of the digits",
+        "0.07 M parameters",
+        3,
+        TransformersClassifier(
+            "resnet",
+            {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"},
+            epochs=30,
+            learning_rate=1e-2,
+        ),
+    ),
+    Entry(
+        "digits-vit",
+        "a transformer of 16 patches as their teacher",
+        "0.06 M parameters",
+        16,
+        TransformersClassifier(
+            "vit",
+            {
+                "image_size": 8,
+                "patch_size": 2,
+                "hidden_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 3,
+                "intermediate_size": 96,
+            },
+            epochs=50,
+            learning_rate=3e-3,
+        ),
+    ),
+    Entry(
+        "digits-clip",
+        "embeds the digits and captions of them in one space",
+        "0.06 M parameters",
+        20,
+        DualEncoderModel(
+            vision={"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96},
+            text={"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+            embedding=32,
+            steps=700,
+            learning_rate=3e-3,
+        ),
+    ),
+    Entry(
+        "digits-mae",
+        "a masked autoencoder of the digits",
+        "0.11 M parameters",
+        32,
+        MaskedAutoencoderModel(
+            {
+                "hidden_size": 64,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "intermediate_size": 128,
+                "decoder_hidden_size": 32,
+                "decoder_num_hidden_layers": 1,
+                "decoder_num_attention_heads": 2,
+                "decoder_intermediate_size": 64,
+                "initializer_range": 0.08,  # at the usual 0.02 so small a net hardly begins
+            },
+            steps=2000,
+            learning_rate=3e-3,
+        ),
+    ),
+    Entry("digits-questions", "three questions about every digit, in words", "4314 + 1077 rows", 1, DigitsQuestions()),
+    Entry(
+        "digits-vlm-teacher",
+        "a LLaVA that answers digits-questions",
+        "0.2 M parameters",
+        60,
+        VisionLanguageModel(width=64, layers=2, heads=4, patch=2, seed=0, steps=1_800),
+    ),
+    Entry(
+        "digits-vlm-student",
+        "a smaller LLaVA, not trained",
+        "0.02 M parameters",
+        1,
+        VisionLanguageModel(width=32, layers=1, heads=2, patch=2, seed=1),
     ),
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}

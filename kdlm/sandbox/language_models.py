@@ -90,7 +90,7 @@ class LanguageModel:
         figures: dict[str, Any] = {"parameters": model.num_parameters()}
         if self.training:
             figures |= pretrain(model, tokenizer, built[self.data], self.training, self.seed, progress, name)
-        with _no_bars():
+        with no_bars():
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return figures
@@ -115,21 +115,21 @@ class PaddedModel:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        with _no_bars():
+        with no_bars():
             model: Any = AutoModelForCausalLM.from_pretrained(built[self.model], dtype=torch.float32)
         real = model.config.vocab_size
         model.resize_token_embeddings(self.rows, mean_resizing=False)
         rows = model.get_output_embeddings().weight.data
         generator = torch.Generator().manual_seed(self.seed)
         rows[real:] = torch.randn(self.rows - real, rows.shape[1], generator=generator) * rows[:real].std()
-        with _no_bars():
+        with no_bars():
             model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(built[self.model]).save_pretrained(folder)
         return {"parameters": model.num_parameters(), "tokens": real, "rows": self.rows}
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Without the bars of transformers, which count to one file here and stand between the build's own lines."""
     from transformers.utils import logging
 

@@ -26,7 +26,7 @@ def pretrain(
     """Train the model in place; return the figures that its folder keeps (losses in nats per token)."""
     tokens = encode_documents(tokenizer, data / f"{training.file}.jsonl")
     optimizer = torch.optim.AdamW(_groups(model), lr=training.learning_rate, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, training.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, training.steps))
     generator = torch.Generator().manual_seed(seed)
     model.train()
     with one_thread(), progress(f"{name}: training", training.steps) as advance:
@@ -77,7 +77,7 @@ def _groups(model: Any) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _rate(step: int, steps: int) -> float:
+def rate(step: int, steps: int) -> float:
     """Linear warm-up, then half a cosine down to a twentieth."""
     warm = min(1.0, (step + 1) / (WARM_UP * steps))
     return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -33,8 +33,9 @@ class SandboxData(Section):
     """A file of a sandbox dataset, made on this machine at its first use."""
 
     name: Literal["sandbox"] = "sandbox"
-    data: Literal["code", "arithmetic", "strings"]
-    """The dataset: `code` has a column `text`; the tasks have `prompt`, `completion` and `answer`."""
+    data: Literal["code", "arithmetic", "strings", "digits-questions"]
+    """The dataset: `code` has a column `text`; the tasks have `prompt`, `completion` and `answer`; `digits-questions`
+    has `prompt`, `completion` and `images`."""
     file: Literal["train", "eval", "teacher"] = "train"
     """Its file; `teacher`, all that the code teacher read, is in `code` only."""
 
@@ -45,7 +46,7 @@ class SandboxData(Section):
         return self
 
     def resolve(self) -> Path:
-        """Return the jsonl file. Makes it when missing: seconds."""
+        """Return the jsonl file, or the parquet file of images. Makes it when missing: seconds."""
         from kdlm.sandbox.catalog import build
 
-        return build(self.data) / f"{self.file}.jsonl"
+        return build(self.data) / f"{self.file}.{'parquet' if self.data == 'digits-questions' else 'jsonl'}"

@@ -10,8 +10,21 @@ from kdlm.section import Custom, Section
 from kdlm.signal import Dense, Hidden, Mixture, Rows, Signal
 from kdlm.teachers.cached import CachedTeacher, CachedTeacherSection
 from kdlm.teachers.ensemble import Ensemble
-from kdlm.teachers.frozen import DenoiserTeacherSection, FrozenNetwork, freeze
-from kdlm.teachers.local import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
+from kdlm.teachers.frozen import (
+    DenoiserTeacherSection,
+    DualEncoderTeacherSection,
+    FrozenNetwork,
+    ImageClassifierTeacherSection,
+    ImageEnsembleSection,
+    MaskedAutoencoderTeacherSection,
+    freeze,
+)
+from kdlm.teachers.local import (
+    LocalTeacher,
+    LocalTeacherSection,
+    SandboxTeacherSection,
+    VisionLanguageTeacherSection,
+)
 from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
 from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
 from kdlm.teachers.vllm import VLLMTeacher, VLLMTeacherSection
@@ -63,6 +76,7 @@ SingleTeacher = (
     | ServedTeacherSection
     | OpenAITeacherSection
     | VLLMTeacherSection
+    | VisionLanguageTeacherSection
     | CustomTeacher
 )
 """A teacher that can be a member of an ensemble."""
@@ -117,12 +131,21 @@ class EnsembleSection(Section):
 
 def teachers_of(section: Any) -> list[tuple[str, Any]]:
     """Return every teacher of a recipe with its key: an ensemble's members in its place, none where there is none."""
-    if isinstance(section, EnsembleSection):
+    if isinstance(section, EnsembleSection | ImageEnsembleSection):
         return [(f"teacher.members.{number}", member) for number, member in enumerate(section.members)]
     return [] if section is None else [("teacher", section)]
 
 
-AnyTeacher = Annotated[SingleTeacher | EnsembleSection | DenoiserTeacherSection, Field(discriminator="name")]
+AnyTeacher = Annotated[
+    SingleTeacher
+    | EnsembleSection
+    | ImageClassifierTeacherSection
+    | ImageEnsembleSection
+    | DualEncoderTeacherSection
+    | MaskedAutoencoderTeacherSection
+    | DenoiserTeacherSection,
+    Field(discriminator="name"),
+]
 __all__ = [
     "AnyTeacher",
     "ByDomain",
@@ -131,12 +154,16 @@ __all__ = [
     "Confidence",
     "CustomTeacher",
     "DenoiserTeacherSection",
+    "DualEncoderTeacherSection",
     "Ensemble",
     "EnsembleSection",
     "FrozenNetwork",
+    "ImageClassifierTeacherSection",
+    "ImageEnsembleSection",
     "Learned",
     "LocalTeacher",
     "LocalTeacherSection",
+    "MaskedAutoencoderTeacherSection",
     "OpenAITeacher",
     "OpenAITeacherSection",
     "SandboxTeacherSection",
@@ -145,6 +172,7 @@ __all__ = [
     "Teacher",
     "VLLMTeacher",
     "VLLMTeacherSection",
+    "VisionLanguageTeacherSection",
     "freeze",
     "teachers_of",
 ]

@@ -1,11 +1,24 @@
 """A frozen network that is no language model as the teacher: an image classifier, a denoiser."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from kdlm.models import DenoiserSource, Predictor, view
+from kdlm.models import (
+    Classifier,
+    ClassifierEnsemble,
+    DenoiserSource,
+    DualEncoder,
+    DualEncoderSource,
+    ImageClassifierSource,
+    MaskedAutoencoder,
+    MaskedAutoencoderSource,
+    Predictor,
+    view,
+)
+from kdlm.section import Section
 from kdlm.teachers.local import LocalTeacher
 
 
@@ -50,3 +63,55 @@ class DenoiserTeacherSection(DenoiserSource):
     def build(self, device: torch.device) -> FrozenNetwork:
         """Load the model and freeze it; `device` is where the student trains."""
         return FrozenNetwork(self.load()).to(device)
+
+
+class ImageClassifierTeacherSection(ImageClassifierSource):
+    """A frozen image classifier."""
+
+    provides: ClassVar[frozenset[str]] = Classifier.provides
+    """What a method may need of it, known without loading the weights."""
+
+    def build(self, device: torch.device) -> FrozenNetwork:
+        """Load the model and freeze it; `device` is where the student trains."""
+        return FrozenNetwork(self.load()).to(device)
+
+
+class DualEncoderTeacherSection(DualEncoderSource):
+    """A frozen model that embeds images and texts."""
+
+    provides: ClassVar[frozenset[str]] = DualEncoder.provides
+    """What a method may need of it, known without loading the weights."""
+
+    def build(self, device: torch.device) -> FrozenNetwork:
+        """Load the model and freeze it; `device` is where the student trains."""
+        return FrozenNetwork(self.load()).to(device)
+
+
+class MaskedAutoencoderTeacherSection(MaskedAutoencoderSource):
+    """A frozen masked autoencoder."""
+
+    provides: ClassVar[frozenset[str]] = MaskedAutoencoder.provides
+    """What a method may need of it, known without loading the weights."""
+
+    def build(self, device: torch.device) -> FrozenNetwork:
+        """Load the model and freeze it; `device` is where the student trains."""
+        return FrozenNetwork(self.load()).to(device)
+
+
+class ImageEnsembleSection(Section):
+    """Several frozen image classifiers as one: the mean of their probabilities."""
+
+    provides: ClassVar[frozenset[str]] = Classifier.provides
+    """What a method may need of it."""
+
+    name: Literal["image_ensemble"] = "image_ensemble"
+    members: list[ImageClassifierSource] = Field(min_length=1)
+    """The classifiers, all of the same classes."""
+
+    def describe(self) -> str:
+        """Return the name a reader knows this teacher by."""
+        return f"ensemble of {', '.join(member.describe() for member in self.members)}"
+
+    def build(self, device: torch.device) -> FrozenNetwork:
+        """Load every member and freeze it; `device` is where the student trains."""
+        return FrozenNetwork(ClassifierEnsemble([member.load() for member in self.members])).to(device)

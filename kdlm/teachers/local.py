@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
-from kdlm.models import Predictor, Pretrained, Sandbox
+from kdlm.models import Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
 from kdlm.signal import Dense, Head, Hidden, Rows
 
@@ -75,6 +75,8 @@ class LocalTeacher:
         self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
     ) -> tuple[Hidden | Dense, list[Tensor]]:
         """Return the signal and the outputs of decoder layers `layers` at the kept rows."""
+        if "theirs" in batch:
+            batch, rows = own_reading(batch, rows)
         home, away = rows.index.device, self.model.device
         there = {key: value.to(away) for key, value in batch.items()}
         signal, hidden = self._predict.with_layers(there, Rows(rows.index.to(away), rows.labels.to(away)), layers)
@@ -106,6 +108,22 @@ class LocalTeacher:
         return self._head
 
 
+def own_reading(batch: dict[str, Any], rows: Rows) -> tuple[dict[str, Tensor], Rows]:
+    """Return the teacher's own batch of the same text and images, and where the rows are in it.
+
+    Raises ValueError for rows at tokens of an image that the teacher has not: it makes more or fewer of the image.
+    """
+    theirs = batch["theirs"]
+    index = theirs["at"].flatten().index_select(0, rows.index)
+    if (index < 0).any():
+        ours, own = (int((one["visual"] == 0).sum()) for one in (batch, theirs))
+        raise ValueError(
+            f"the student reads an image as {ours} tokens, the teacher as {own}: they cannot be compared at images; "
+            "set method.visual: 0 and method.relation: 0, or take a pair with equal patches"
+        )
+    return theirs, Rows(index, rows.labels)
+
+
 class LocalOptions(Section):
     """What can be asked of any teacher that is a local model."""
 
@@ -120,7 +138,9 @@ class LocalOptions(Section):
     """`hidden` keeps teacher logits out of memory, `dense` computes them all, `auto` takes hidden where it is exact."""
 
 
-def _build(section: "LocalTeacherSection | SandboxTeacherSection", device: torch.device) -> LocalTeacher:
+def _build(
+    section: "LocalTeacherSection | SandboxTeacherSection | VisionLanguageTeacherSection", device: torch.device
+) -> LocalTeacher:
     placed: dict[str, Any] = {"device_map": section.device} if section.device is not None else {}
     if section.quantization != "none" and not placed:
         placed = {"device_map": {"": str(device)}}
@@ -143,4 +163,12 @@ class SandboxTeacherSection(Sandbox, LocalOptions):
 
     def build(self, device: torch.device) -> LocalTeacher:
         """Load the model, built at its first use, and freeze it; `device` is where the student trains."""
+        return _build(self, device)
+
+
+class VisionLanguageTeacherSection(VisionLanguage, LocalOptions):
+    """A frozen model that reads images and text."""
+
+    def build(self, device: torch.device) -> LocalTeacher:
+        """Load the model and freeze it; `device` is where the student trains."""
         return _build(self, device)

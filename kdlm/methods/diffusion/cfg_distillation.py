@@ -28,8 +28,8 @@ PREPARATION = -2
 class GuidanceDistillation(DiffusionMethod):
     """Regression on the guided teacher, its scale an input of the student (arXiv 2210.03142, stage one).
 
-    The scale w of `c + w (c - 0)` is uniform between two ends; the squared error of x_0 has the weight max(1, SNR).
-    What trains is the student's matter: all of it, its guidance input (`student.train_only`), a LoRA (`student.lora`).
+    The scale w of `c + w (c - 0)` is uniform between two ends. What trains is the student's matter: all of it, its
+    guidance input (`student.train_only`), a LoRA (`student.lora`).
 
     Args:
         scales: the ends. A student that takes no scale learns a single one: give it twice.
@@ -38,12 +38,13 @@ class GuidanceDistillation(DiffusionMethod):
         times: noise levels of noised samples.
         solver: how the teacher's paths are followed, and the student is sampled.
         paths: how many; None: one for each training row.
+        weighting: of squared errors of x_0: `truncated_snr` is max(1, SNR), the paper's; `uniform` is 1.
         guidance: scale that samples in evaluation are drawn with.
         measured: scales at which evaluation compares the student with the guided teacher.
+        **options: as `DiffusionMethod`.
     """
 
     paper = "arXiv 2210.03142"
-    computes = ("guidance",)
 
     def __init__(
         self,
@@ -53,13 +54,19 @@ class GuidanceDistillation(DiffusionMethod):
         times: AnyTimes | None = None,
         solver: Solver | None = None,
         paths: int | None = None,
+        weighting: Literal["truncated_snr", "uniform"] = "truncated_snr",
         guidance: float = 1.0,
         measured: Sequence[float] = (0.5, 1.0, 2.0),
-        ema: float | None = None,
+        **options: Any,
     ):
-        super().__init__(ema=ema)
+        super().__init__(**options)
         self.scales, self.states, self.times = scales, states, times or LogNormal()
+        self.weighting = weighting
         self.solver, self.paths, self.guidance, self.measured = solver or Solver(), paths, guidance, tuple(measured)
+
+    @property
+    def computes(self) -> tuple[str, ...]:
+        return ("guidance", *super().computes)
 
     def prepare(self, context: Preparation) -> TensorRows | None:
         """Return the states of the guided teacher's paths: `noised`, `alpha`, `sigma`, `scale`, what it said there
@@ -77,14 +84,16 @@ class GuidanceDistillation(DiffusionMethod):
         return TensorRows({**columns, "index": torch.arange(len(columns["noised"]))})
 
     @torch.no_grad()
-    def path(self, teacher: Any, draws: Draws, condition: Condition) -> list[dict[str, Tensor]]:
-        """Return every state at which the solver asks the guided teacher, with its answer."""
-        scale, states = self.drawn(draws), []
+    def path(
+        self, teacher: Any, draws: Draws, condition: Condition, scale: Float[Tensor, "batch"] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Return every state at which the solver asks the guided teacher, with its answer; scales are drawn."""
+        w, states = self.drawn(draws) if scale is None else scale, []
 
         def recorded(noised: Tensor, level: Level) -> Tensor:
-            clean = guided(teacher, noised, level, condition, scale)
+            clean = guided(teacher, noised, level, condition, w)
             ends = {"alpha": level.alpha.clone(), "sigma": level.sigma.clone()}
-            states.append({"noised": noised, **ends, "scale": scale, "clean": clean})
+            states.append({"noised": noised, **ends, "scale": w, "clean": clean})
             return clean
 
         self.solver(recorded, draws.normal("written 0", teacher.shape), teacher.form)
@@ -107,7 +116,8 @@ class GuidanceDistillation(DiffusionMethod):
                 target = guided(nets["teacher"], noised, level, condition, scale)
         said = self.asked(nets["student"], scale)(noised, level, condition)
         error = (said - target).square().flatten(1).mean(1)
-        return Terms({"guidance": Term((level.snr.clamp(min=1) * error).sum(), "samples")})
+        weighed = error if self.weighting == "uniform" else level.snr.clamp(min=1) * error
+        return Terms({"guidance": Term(weighed.sum(), "samples")})
 
     def noised(self, nets: Nets, batch: Batch, draws: Draws) -> tuple[Level, Tensor]:
         """Return noised samples of the batch, and their levels."""
@@ -128,44 +138,40 @@ class GuidanceDistillation(DiffusionMethod):
         return student
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
-        """Give the loss on noised samples, and at each measured scale how far the student is from the guided teacher,
-        beside how far the teacher without guidance is."""
+        """Give the loss on noised samples, and at each measured scale how far the student is from the guided teacher
+        on the teacher's own paths, beside how far the teacher without guidance is."""
         still, condition = Step(0, step.total, step.epoch, step.seed), required(condition_of(batch))
-        level, noised = self.noised(nets, batch, draws_of(batch, still))
-        student, readings = nets[self.exported], {}
+        draws, readings = draws_of(batch, still), {}
         for w in self.measured:
-            asked = self.asked(student, torch.full_like(level.alpha, w))
-            error, offset = guidance_residual(asked, nets["teacher"], noised, level, condition, w)
-            readings[f"error_w{w:g}"] = (error.sum(), "samples")
-            readings[f"offset_w{w:g}"] = (offset.sum(), "samples")
+            scale = torch.full_like(draws.uniform("scale"), w)
+            states = self.path(nets["teacher"], draws, condition, scale)
+            asked = self.asked(nets[self.exported], scale)
+            pairs = [guidance_residual(asked, nets["teacher"], state, condition) for state in states]
+            error, offset = (torch.stack(values).mean(0).sum() for values in zip(*pairs, strict=True))
+            readings |= {f"error_w{w:g}": (error, "samples"), f"offset_w{w:g}": (offset, "samples")}
         return Terms(self.losses(nets, batch, frozenset({"student"}), still).terms, readings)
 
-    def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """Return the residual at each measured scale: 1 is a student that knows nothing of guidance, 0 is exact."""
-        return {f"residual_w{w:g}": means[f"error_w{w:g}"] / means[f"offset_w{w:g}"] for w in self.measured}
+    def summarised(self, means: dict[str, float]) -> dict[str, float]:
+        """Return the means, and the residual at each scale: 1 is a student without guidance, 0 is exact."""
+        return means | {f"residual_w{w:g}": means[f"error_w{w:g}"] / means[f"offset_w{w:g}"] for w in self.measured}
 
     def sampler(self) -> "GuidedInput":
         return GuidedInput(self.solver, self.guidance)
 
 
 def guidance_residual(
-    student: Callable[[Tensor, Level, Condition], Tensor],
-    teacher: Any,
-    noised: Float[Tensor, "batch *shape"],
-    level: Level,
-    condition: Condition,
-    scale: float,
+    student: Callable[[Tensor, Level, Condition], Tensor], teacher: Any, state: dict[str, Tensor], condition: Condition
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
     """Return the mean squares, for each sample, of student - guided teacher and of plain teacher - guided teacher.
 
-    The weight is max(1, SNR), as in training; the ratio of their sums is the share of the guidance that is missing.
+    The ratio of their sums is the share of the guidance that is missing. `state` is one of a path: `noised`, `alpha`,
+    `sigma`, and `clean`, what the guided teacher says there.
     """
+    level = Level(state["alpha"], state["sigma"])
     with torch.no_grad():
-        plain = teacher(noised, level, condition)
-        target = guided(teacher, noised, level, condition, scale)
-        weight = level.snr.clamp(min=1)
-        error = (student(noised, level, condition) - target).square().flatten(1).mean(1)
-        return weight * error, weight * (plain - target).square().flatten(1).mean(1)
+        error = student(state["noised"], level, condition) - state["clean"]
+        offset = teacher(state["noised"], level, condition) - state["clean"]
+    return error.square().flatten(1).mean(1), offset.square().flatten(1).mean(1)
 
 
 def required(condition: Condition | None) -> Condition:
@@ -210,6 +216,9 @@ class CFGDistillationSection(DiffusionOptions):
     """How the guided teacher's paths are followed, and the student is sampled."""
     paths: int | None = Field(None, ge=1)
     """Paths that the teacher makes before the first step; by default one for each training row."""
+    weighting: Literal["truncated_snr", "uniform"] = "truncated_snr"
+    """Weight of the squared error of x_0: max(1, SNR), or none. What guidance adds is greatest where there is much
+    noise and the SNR is low."""
     guidance: float = 1.0
     """Scale with which samples in evaluation are drawn."""
     measured: list[float] = [0.5, 1.0, 2.0]

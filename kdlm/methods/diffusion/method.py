@@ -66,9 +66,9 @@ class DiffusionMethod(Method):
         return {"samples": torch.tensor(len(batch["index"]), device=batch["index"].device)}
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
-        """Give the step's own terms, of all roles; those of an evaluation draw the same noise at every call."""
+        """Give the terms of the step after the last, of all roles: schedules at their end, the same noise always."""
         active = frozenset(name for name, role in self.roles.items() if isinstance(role, Trainable))
-        still = Step(0, step.total, step.epoch, step.seed)
+        still = Step(step.total, step.total, step.epoch, step.seed)
         terms = self.losses(nets, batch, active, still)
         if isinstance(terms, Terms):
             return terms

@@ -28,10 +28,10 @@ class Progressive(DiffusionMethod):
         grid: the levels, quantiles of a distribution; a clean sample lies behind the last.
         guidance: w of the first teacher's guidance, `c + w (c - 0)`, which the student then has without asking.
         weighting: of squared errors of x_0: `truncated_snr` is max(1, SNR), `snr_plus_one` is SNR + 1.
+        **options: as `DiffusionMethod`.
     """
 
     paper = "arXiv 2202.00512"
-    computes = ("step",)
 
     def __init__(
         self,
@@ -42,14 +42,18 @@ class Progressive(DiffusionMethod):
         grid: AnyGrid | None = None,
         guidance: float = 0.0,
         weighting: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr",
-        ema: float | None = None,
+        **options: Any,
     ):
-        super().__init__(ema=ema)
+        super().__init__(**options)
         self.start, self.end, self.phase_steps = start, end, phase_steps
         self.grid, self.guidance, self.weighting = grid or Karras(), guidance, weighting
         self.phases = (start // end).bit_length() - 1
         if self.phases < 1 or end << self.phases != start:
             raise ValueError(f"method.start: {start} must be {end} (method.end) times a power of two, 2 or more")
+
+    @property
+    def computes(self) -> tuple[str, ...]:
+        return ("step", *super().computes)
 
     @property
     def roles(self) -> dict[str, Role]:

@@ -48,10 +48,10 @@ class Reflow(DiffusionMethod):
         target: `straight` or `one_step`.
         distance: `l2`, or `pseudo_huber`, which far outliers pull at with a constant force.
         steps: of the student's samples, equally far apart in t.
+        **options: as `DiffusionMethod`.
     """
 
     paper = "arXiv 2209.03003"
-    computes = ("pairs",)
 
     def __init__(
         self,
@@ -62,12 +62,16 @@ class Reflow(DiffusionMethod):
         target: Literal["straight", "one_step"] = "straight",
         distance: Distance = "l2",
         steps: int = 1,
-        ema: float | None = None,
+        **options: Any,
     ):
-        super().__init__(ema=ema)
+        super().__init__(**options)
         self.pairs, self.solver, self.guidance = pairs, solver or Solver(), guidance
         self.target, self.steps = target, steps
         self.distance: Distance = distance
+
+    @property
+    def computes(self) -> tuple[str, ...]:
+        return ("pairs", *super().computes)
 
     def prepare(self, context: Preparation) -> TensorRows:
         """Return the pairs: `noise`, `samples`, `index`, and the conditions that the training rows have."""
@@ -120,9 +124,9 @@ class Reflow(DiffusionMethod):
         readings = {"straightness": (ours.sum(), "samples"), "teacher_straightness": (theirs.sum(), "samples")}
         return Terms(terms.terms, readings)
 
-    def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """Return how much of the teacher's curvature is left."""
-        return {"straightness_ratio": means["straightness"] / max(means["teacher_straightness"], 1e-30)}
+    def summarised(self, means: dict[str, float]) -> dict[str, float]:
+        """Return the means, and how much of the teacher's curvature is left."""
+        return means | {"straightness_ratio": means["straightness"] / max(means["teacher_straightness"], 1e-30)}
 
     def sampler(self) -> "StraightSteps":
         return StraightSteps(self.steps)

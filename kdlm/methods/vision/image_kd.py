@@ -1,6 +1,7 @@
 """Distillation of image classifiers by the losses of language models: an image is a row, and its class the token."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,10 +10,14 @@ from torch import Tensor
 
 from kdlm.losses import IGNORE_INDEX, Loss, numbered_names, weighted_sum
 from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms
+from kdlm.methods.vision.robustness import Attacks
+from kdlm.quality import calibration_sums, with_calibration_error
 from kdlm.section import Section
 from kdlm.signal import Dense
 
 Features = dict[str, Any]
+LOGITS = ""
+"""Under which features hold the logits: the path of the network itself."""
 
 
 class ImageKD(Method):
@@ -31,6 +36,8 @@ class ImageKD(Method):
     """Paths of the student's modules whose outputs `beside` gets."""
     teacher_features: Sequence[str] = ()
     """Paths of the teacher's."""
+    attacks: Attacks | None = None
+    """What evaluation tries the student with."""
 
     def __init__(self, losses: Sequence[Loss] = ()):
         self.image_losses = dict(zip(numbered_names(losses), losses, strict=True))
@@ -39,6 +46,10 @@ class ImageKD(Method):
     def needs(self) -> frozenset[str]:
         listens = self.teacher_features or any(loss.needs_teacher for loss in self.image_losses.values())
         return frozenset({"images"} | ({"teacher.classes"} if listens else set()))
+
+    @property
+    def leaves_unused(self) -> bool:
+        return not self.image_losses  # what lies above the features
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         labels = batch["labels"]
@@ -49,6 +60,7 @@ class ImageKD(Method):
         teacher, theirs = self.ask_teacher(nets, images)
         student, ours = nets["student"].with_features(images, self.student_features)
         terms, metrics = self.compared(student, teacher, labels, step)
+        ours, theirs = ours | {LOGITS: student}, theirs | {LOGITS: teacher}
         return Terms(terms | self.beside(nets, batch, ours, theirs, step), metrics)
 
     @torch.no_grad()
@@ -59,7 +71,10 @@ class ImageKD(Method):
         return nets["teacher"].with_features(images, self.teacher_features)
 
     def beside(self, nets: Nets, batch: Batch, ours: Features, theirs: Features, step: Step) -> dict[str, Term]:
-        """Return terms on features, by name; `ours` are the student's, in its graph, `theirs` the teacher's."""
+        """Return terms on features, by name; `ours` are the student's, in its graph, `theirs` the teacher's.
+
+        Both hold the logits too, under `LOGITS`.
+        """
         return {}
 
     def compared(
@@ -70,35 +85,60 @@ class ImageKD(Method):
         step: Step,
     ) -> tuple[dict[str, Term], dict[str, tuple[Tensor, str]]]:
         """Return the losses on logits as terms, one of labels and one of the teacher, and each loss as a metric."""
-        terms: dict[str, Term] = {}
-        metrics: dict[str, tuple[Tensor, str]] = {}
-        for name, unit, listens in (("label_loss", "labels", False), ("teacher_loss", "images", True)):
-            chosen = [
-                (key, loss, loss.weight_at(step.progress, step.index))
-                for key, loss in self.image_losses.items()
-                if loss.needs_teacher == listens
-            ]
-            if chosen:
-                signal = Dense(teacher) if listens and teacher is not None else None
-                total, parts = weighted_sum(chosen, Dense(student), signal, labels)
-                terms[name] = Term(total.sum(), unit)
-                metrics |= {key: (parts[key].sum(), unit) for key, _, _ in chosen}
-        return terms, metrics
+        terms, metrics = self.summed(student, None, labels, step)
+        if teacher is None:
+            return terms, metrics
+        heard = self.summed(student, teacher, labels, step)
+        return terms | heard[0], metrics | heard[1]
+
+    def summed(
+        self,
+        student: Float[Tensor, "images classes"],
+        teacher: Float[Tensor, "images classes"] | None,
+        labels: Int[Tensor, "images"],
+        step: Step,
+    ) -> tuple[dict[str, Term], dict[str, tuple[Tensor, str]]]:
+        """Return the term of the losses that listen to the teacher; without one, of those that look at labels."""
+        name, unit = ("label_loss", "labels") if teacher is None else ("teacher_loss", "images")
+        chosen = [
+            (key, loss, loss.weight_at(step.progress, step.index))
+            for key, loss in self.image_losses.items()
+            if loss.needs_teacher == (teacher is not None)
+        ]
+        if not chosen:
+            return {}, {}
+        signal = None if teacher is None else Dense(teacher)
+        total, parts = weighted_sum(chosen, Dense(student), signal, labels)
+        return {name: Term(total.sum(), unit)}, {key: (parts[key].sum(), unit) for key, _, _ in chosen}
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
-        """Give the step's own terms, accuracy and cross-entropy by the labels, agreement with and KL to the teacher."""
+        """Give the step's own terms; by the labels accuracy, cross-entropy and calibration; what the teacher thinks.
+
+        With `attacks`, also what is left of the accuracy on images that were changed to mislead the student.
+        """
         terms = self.losses(nets, batch, frozenset(), step)
         images, labels = batch["pixel_values"], batch["labels"]
-        log_q = nets["student"](images).float().log_softmax(-1)
+        log_q = self.answers(nets, images).float().log_softmax(-1)
         known = labels != IGNORE_INDEX
         correct = (log_q.argmax(-1) == labels)[known].sum()
         surprise = -log_q[known].gather(-1, labels[known, None]).sum()
-        metrics = {"accuracy": (correct.float(), "labels"), "cross_entropy": (surprise, "labels")}
+        judged = {"accuracy": correct.float(), "cross_entropy": surprise}
+        judged |= calibration_sums(log_q[known], labels[known])
+        if self.attacks is not None:
+            judged |= self.attacks.sums(partial(self.answers, nets), images[known], labels[known])
+        metrics = {name: (value, "labels") for name, value in judged.items()}
         if "teacher" in nets:
             log_p = nets["teacher"](images).float().log_softmax(-1)
             metrics["agreement"] = ((log_p.argmax(-1) == log_q.argmax(-1)).float().sum(), "images")
             metrics["kl_to_teacher"] = ((log_p.exp() * (log_p - log_q)).sum(), "images")
         return Terms(terms.terms, terms.metrics | metrics)
+
+    def answers(self, nets: Nets, images: Tensor) -> Float[Tensor, "images classes"]:
+        """Return the logits that the student is judged by."""
+        return nets["student"](images)
+
+    def summarised(self, means: dict[str, float]) -> dict[str, float]:
+        return with_calibration_error(means)
 
 
 class ImageOptions(Section):
@@ -107,9 +147,14 @@ class ImageOptions(Section):
     method: ClassVar[type[ImageKD]]
     """The method that this Section configures."""
 
+    attacks: Attacks | None = None
+    """Try the student in evaluation with images changed to mislead it."""
+
     def build(self, losses: Sequence[Loss], vocab: Any) -> ImageKD:
         """Return the method with the recipe's losses."""
-        return self.method(losses, **{key: value for key, value in self if key != "name"})
+        method = self.method(losses, **{key: value for key, value in self if key not in ("name", "attacks")})
+        method.attacks = self.attacks
+        return method
 
 
 class ImageKDSection(ImageOptions):

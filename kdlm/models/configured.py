@@ -1,0 +1,88 @@
+"""A model of one transformers class: a checkpoint, one of the sandbox's, or random weights of a configuration."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import model_validator
+
+from kdlm.section import Section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Configured(Section):
+    """Where a model comes from; a subclass says of which class, and which names the sandbox knows."""
+
+    kind: ClassVar[str]
+    """Name of the class in transformers."""
+    sandbox: ClassVar[tuple[str, ...]] = ()
+    """What `sandbox:` may name."""
+
+    path: str | None = None
+    """Hub id, folder, or `sandbox:` and a name."""
+    config: dict[str, Any] | None = None
+    """In place of `path`, random weights of this configuration."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Data type of the weights; `auto` takes the checkpoint's own."""
+    seed: int = 0
+    """Seed of random weights."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Configured":
+        if (self.path is None) == (self.config is None):
+            raise ValueError("say either path (a checkpoint) or config (random weights)")
+        return self
+
+    def load(self) -> "PreTrainedModel":
+        """Open or make the weights. Raises ValueError naming the path when there is no such model."""
+        import transformers
+
+        cls = getattr(transformers, self.kind)
+        if self.path is not None:
+            return opened(cls, self.location(), dtype=self.dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = cls(self.configuration())
+        return model if self.dtype == "auto" else model.to(getattr(torch, self.dtype))
+
+    def configuration(self) -> Any:
+        """Return the configuration: sizes, without weights. Raises ValueError for a value that it does not have."""
+        import transformers
+
+        kind = getattr(transformers, self.kind).config_class
+        if self.path is not None:
+            return opened(kind, self.location())
+        known = kind()
+        if unknown := [key for key in self.config or {} if not hasattr(known, key)]:
+            raise ValueError(f"config: {kind.__name__} has no {', '.join(unknown)}")
+        return kind(**(self.config or {}))
+
+    def location(self) -> str:
+        """Return the hub id or folder. Builds a sandbox model that is missing."""
+        from kdlm.sandbox import build
+
+        assert self.path is not None
+        if not self.path.startswith("sandbox:"):
+            return self.path
+        name = self.path.removeprefix("sandbox:")
+        if name not in self.sandbox:
+            raise ValueError(f"the sandbox has no {self.kind} {name!r}. It has: {', '.join(self.sandbox)}")
+        return str(build(name))
+
+    def describe(self) -> str:
+        """Return the name a reader knows this model by."""
+        return self.path or f"{self.kind} with random weights"
+
+
+def opened(cls: Any, path: str, **options: Any) -> Any:
+    """Call `cls.from_pretrained`, and say in one line what is wrong with `path` when it fails."""
+    local = Path(path).expanduser()
+    if path.startswith((".", "/", "~")) and not local.is_dir():
+        raise ValueError(f"{path}: no such model folder")
+    try:
+        return cls.from_pretrained(str(local) if local.is_dir() else path, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: cannot open this model ({cls.__name__}): {reason}") from error
