@@ -125,7 +125,7 @@ class Same(nn.Module):
         super().__init__()
         self.samples = samples
 
-    def forward(self, noised, level, condition=None, *, guidance=None):
+    def forward(self, noised, level, condition=None):
         return self.samples
 
 
@@ -148,8 +148,8 @@ class Watched(nn.Module):
         self.inner, self.calls, self.given = inner, [], []
         self.form, self.shape = inner.form, inner.shape
 
-    def forward(self, noised, level, condition=None, *, guidance=None):
-        clean = self.inner(noised, level, condition)
+    def forward(self, noised, level, condition=None, **options):
+        clean = self.inner(noised, level, condition, **options)
         self.given.append(noised.requires_grad)
         self.calls.append((clean.requires_grad, level.ratio[0].item()))
         return clean
@@ -183,7 +183,7 @@ class Shifted(nn.Module):
         self.mean, self.std = nn.Parameter(torch.tensor(mean)), nn.Parameter(torch.tensor(std))
         self.form, self.shape = Normal(0.0, 1.0).form, (1,)
 
-    def forward(self, noised, level, condition=None, *, guidance=None):
+    def forward(self, noised, level, condition=None):
         return self.mean + self.std * noised / level.scale[:, None]
 
 
@@ -236,7 +236,7 @@ def test_guidance_is_the_teachers_alone() -> None:
     asked: dict[str, list] = {"teacher": [], "fake": []}
 
     class Asked(Watched):
-        def forward(self, noised, level, condition=None, *, guidance=None):
+        def forward(self, noised, level, condition=None):
             asked[self.of].append(condition["labels"].tolist())
             return self.inner(noised, level, condition)
 
