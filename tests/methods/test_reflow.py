@@ -173,3 +173,8 @@ def test_level_of_pure_noise_is_asked_where_the_students_own_form_ends() -> None
     assert first.item() == pytest.approx(0.002 / 1.002) and last.item() == pytest.approx(80 / 81)
     level = FlowMatching().level(last[None])
     assert isinstance(level, Level) and level.ratio.item() == pytest.approx(80, rel=1e-4)
+
+
+def test_a_student_of_one_step_is_not_asked_for_its_path(tmp_path: Path) -> None:
+    trainer = run(tmp_path, Reflow(target="one_step", solver=Solver(steps=2)), denoiser(1), denoiser(2), rows())
+    assert not any("straightness" in name for name in trainer.evaluate())

@@ -110,10 +110,13 @@ class Reflow(DiffusionMethod):
         return velocity(student, noised, time, condition) - (noise - samples)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
-        """Give the loss on new pairs of the evaluation rows' conditions, and how straight both flows are."""
+        """Give the loss on new pairs of the evaluation rows' conditions, and how straight both flows are, where paths
+        are learnt."""
         still, condition = Step(0, step.total, step.epoch, step.seed), condition_of(batch)
         noise, samples = self.pair(nets, draws_of(batch, still), condition)
         terms = self.losses(nets, {**batch, "noise": noise, "samples": samples}, frozenset({"student"}), still)
+        if self.target == "one_step":
+            return terms
 
         def free(noised: Tensor, level: Level) -> Tensor:
             return guided(nets["teacher"], noised, level, condition, self.guidance)
@@ -126,6 +129,8 @@ class Reflow(DiffusionMethod):
 
     def summarised(self, means: dict[str, float]) -> dict[str, float]:
         """Return the means, and how much of the teacher's curvature is left."""
+        if "straightness" not in means:
+            return means
         return means | {"straightness_ratio": means["straightness"] / max(means["teacher_straightness"], 1e-30)}
 
     def sampler(self) -> "StraightSteps":
