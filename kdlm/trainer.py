@@ -11,13 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import PushToHubMixin
 
@@ -42,9 +42,6 @@ from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.signal import Rows
 from kdlm.teachers import freeze
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Counts = dict[str, Tensor]
 
@@ -97,7 +94,7 @@ class DistillTrainer(Trainer):
         if hasattr(self.teacher, "prefetch"):
             data_collator = Prefetched(data_collator, self.teacher.prefetch)
         super().__init__(
-            model=cast("PreTrainedModel", self.networks),  # stands in for one, see Networks
+            model=cast(PreTrainedModel, self.networks),  # stands in for one, see Networks
             args=args,
             data_collator=data_collator,
             processing_class=processing_class,
@@ -375,7 +372,7 @@ class DistillTrainer(Trainer):
             weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         if hasattr(self.student, "save_pretrained"):
             # Not by the names of an older release, which resuming would not find in the model.
-            plain = {} if hasattr(self.student, "peft_config") else {"save_original_format": False}
+            plain = {"save_original_format": False} if isinstance(self.student, PreTrainedModel) else {}
             self.student.save_pretrained(folder, state_dict=weights, **plain)
         else:
             checkpoints.save_module(self.student, folder)
