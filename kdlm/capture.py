@@ -65,7 +65,8 @@ def capture(recipe: Recipe) -> Path:
     assert section.of is not None
     if not isinstance(recipe.data, DataSection):
         raise ValueError(f"data: signals are captured of text, not of {recipe.data.name}: use the model as the teacher")
-    tokenizer = recipe.student.tokenizer()
+    student: Any = recipe.student  # a language model: the data are text
+    tokenizer = student.tokenizer()
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = template_text(recipe.data.chat_template)
     data = load_data(recipe.data, tokenizer, seed=recipe.seed)
@@ -82,7 +83,7 @@ def capture(recipe: Recipe) -> Path:
     ]
     if left or fresh:
         model: Any = section.of.build(_device(recipe))
-        ours, theirs = recipe.student.config().get_text_config().vocab_size, section.of.tokenizer()
+        ours, theirs = student.config().get_text_config().vocab_size, section.of.tokenizer()
         shared = shared_vocabulary(tokenizer, theirs, ours, model.vocab_size).require()
         about = described(section, model, shared if isinstance(shared, int) else shared.tolist(), data)
         enter(section.path, about, model, theirs)

@@ -158,7 +158,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
 
 
 def _student(recipe: Recipe) -> Iterator[str]:
-    student = recipe.student
+    student: Any = recipe.student  # of text, with images or without
     if student.lora is not None and student.lora.export == "merged" and _quantised(student):
         raise ValueError("student.lora.export: merging into quantised weights loses precision; set export: adapter")
     if student.lora is None and _quantised(student):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from kdlm.data import DataSection
 from kdlm.data.tokenised import made_with
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.looking import opened
@@ -82,7 +83,7 @@ def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> It
 def ensemble(recipe: Recipe) -> Iterator[str]:
     """See that an ensemble's weights can be had from the data: for every domain, or from evaluation rows."""
     teacher, data = recipe.teacher, recipe.data
-    if not isinstance(teacher, EnsembleSection):
+    if not isinstance(teacher, EnsembleSection) or not isinstance(data, DataSection):
         return
     weights = teacher.weights
     if getattr(recipe.method, "impl", "auto") == "triton" and (
@@ -118,8 +119,8 @@ def _routes(weights: ByDomain, of_sources: set[str | None]) -> None:
 
 def captured(recipe: Recipe) -> Iterator[str]:
     """Compare a cached teacher with what its folder holds; sequence by sequence, `kdlm train` does before it starts."""
-    teacher = recipe.teacher
-    if not isinstance(teacher, CachedTeacherSection):
+    teacher, data = recipe.teacher, recipe.data
+    if not isinstance(teacher, CachedTeacherSection) or not isinstance(data, DataSection):
         return
     about = read_about(teacher.path)
     if about is None:
@@ -133,7 +134,7 @@ def captured(recipe: Recipe) -> Iterator[str]:
     if tokenizer is None:
         yield f"teacher: {teacher.path} not compared with the data, no tokenizer ({why_not})"
         return
-    now = made_with(recipe.data, tokenizer)
+    now = made_with(data, tokenizer)
     if now["tokenizer"] != about.tokenizer:
         raise ValueError(
             f"teacher.path: {teacher.path} was captured with another tokenizer than the student's: its ids mean other "

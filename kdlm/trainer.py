@@ -2,29 +2,23 @@
 
 Runs any method on given data. What differs from `transformers.Trainer`: the loss is a sum of named terms, each divided
 by one global count of the whole optimiser step (so that micro-batches, padding, packing and ranks do not change the
-gradient); several networks train under one optimiser, by role; evaluation weighs tokens, not batches; checkpoints are
-sealed and hold the method's state.
+gradient); several networks train under one optimiser, by role; evaluation weighs tokens, not batches
+(`kdlm.evaluation`); checkpoints are sealed and hold the method's state (`kdlm.role_checkpoints`).
 """
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import PushToHubMixin
+from transformers import TrainerCallback, TrainingArguments
 
-from kdlm import checkpoints
 from kdlm.data import Prefetched, collator_for
-from kdlm.data.share import Share
-from kdlm.losses import ForwardKL, kept_rows
+from kdlm.evaluation import SummedEvaluation
+from kdlm.losses import ForwardKL
 from kdlm.methods import LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.networks import (
@@ -40,13 +34,16 @@ from kdlm.networks import (
 )
 from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
-from kdlm.signal import Rows
+from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.teachers import freeze
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Counts = dict[str, Tensor]
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(SummedEvaluation, RoleCheckpoints):
     """Trains a student with a method.
 
     Args:
@@ -94,7 +91,7 @@ class DistillTrainer(Trainer):
         if hasattr(self.teacher, "prefetch"):
             data_collator = Prefetched(data_collator, self.teacher.prefetch)
         super().__init__(
-            model=cast(PreTrainedModel, self.networks),  # stands in for one, see Networks
+            model=cast("PreTrainedModel", self.networks),  # stands in for one, see Networks
             args=args,
             data_collator=data_collator,
             processing_class=processing_class,
@@ -124,35 +121,6 @@ class DistillTrainer(Trainer):
     def exported(self) -> Any:
         """The network that a finished run hands out: the student, or what the method says in its place."""
         return self.networks.module_of(self.method.exported)
-
-    def fit_teacher(self) -> None:
-        """Let a teacher that learns something from evaluation rows do so: once, and the same on every rank.
-
-        Called before the first step, and before an evaluation that comes earlier; a resumed run has it from its
-        checkpoint. Raises ValueError without evaluation rows.
-        """
-        if not getattr(self.teacher, "needs_fit", False):
-            return
-        if self.eval_dataset is None:
-            raise ValueError(f"{type(self.teacher).__name__} is fitted on evaluation rows, and there are none")
-        with self.accelerator.autocast():
-            self.teacher.fit(self._held_out(), getattr(self.method, "vocab", None))
-        state = {name: value.to(self.args.device) for name, value in self.teacher.state_dict().items()}
-        self.teacher.load_state_dict({name: broadcast(value).cpu() for name, value in state.items()})
-        if hasattr(self.teacher, "readings"):
-            self.log(self.teacher.readings())
-
-    def _held_out(self) -> Iterator[tuple[dict[str, Tensor], Rows]]:
-        """Yield the batches of all evaluation rows, the same on every rank, with their kept rows."""
-        splits = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        own = torch.Generator()  # a loader draws a seed; the run's own numbers are left alone
-        for rows in splits.values():
-            loader = DataLoader(
-                cast("Any", rows), self.args.eval_batch_size, collate_fn=self.data_collator, generator=own
-            )
-            for batch in loader:
-                batch = self._prepare_inputs(batch)
-                yield batch, kept_rows(batch["labels"])
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, after the method has prepared its rows."""
@@ -290,142 +258,6 @@ class DistillTrainer(Trainer):
         norms = clip_by_role(self.networks, self.method, self._active or frozenset(), self.args.max_grad_norm)
         self._norms |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
         return torch.stack(list(norms.values())).norm()
-
-    # Evaluation
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Give each rank its share of the rows, none of them twice."""
-        splits: Any = self.eval_dataset
-        dataset: Any = splits if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            dataset = splits[dataset]
-        if not hasattr(dataset, "__len__"):
-            return super().get_eval_dataloader(eval_dataset)
-        if self.args.world_size > 1:
-            dataset = Share(dataset, self.args.process_index, self.args.world_size)
-        return DataLoader(dataset, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the Trainer's; the time it takes is not counted into the pace of training."""
-        began = time.perf_counter()
-        metrics = super().evaluate(*args, **kwargs)
-        self._window.began += time.perf_counter() - began
-        return metrics
-
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Sum every reading over all rows of all ranks, then divide: a long batch counts for what it holds."""
-        self.fit_teacher()
-        self.networks.eval()
-        step = self._step()
-        sums: dict[str, Tensor] = defaultdict(partial(torch.zeros, (), dtype=torch.float64))  # on the CPU
-        units: dict[str, str] = {}
-        samples = 0
-        for batch in dataloader:
-            batch = self._prepare_inputs(batch)
-            with self.accelerator.autocast():
-                terms = self.method.evaluate(self.networks.views, batch, step)
-            readings = terms.readings()
-            readings |= {f"loss/{name}": (term.weight * term.sum, term.unit) for name, term in terms.terms.items()}
-            for name, (value, unit) in readings.items():
-                sums[name], units[name] = sums[name] + value.item(), unit
-            for unit, count in self.method.counts(batch).items():
-                sums[f"count/{unit}"] = sums[f"count/{unit}"] + count.item()
-            samples += len(next(iter(batch.values())))
-        totals = {name: value.item() for name, value in self._reduced(dict(sums)).items()}
-        means = {name: totals[name] / max(1.0, totals[f"count/{unit}"]) for name, unit in units.items()}
-        loss = sum(value for name, value in means.items() if name.startswith("loss/"))
-        others = {name: value for name, value in means.items() if not name.startswith("loss/")}
-        metrics = {"loss": loss, **self.method.summarised(others)}
-        return EvalLoopOutput(
-            predictions=None,  # pyright: ignore[reportArgumentType]  never kept: they would be [rows, vocab]
-            label_ids=None,
-            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
-            num_samples=samples,
-        )
-
-    # Checkpoints
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the student; into a checkpoint also what belongs to the run and not to the student."""
-        super().save_model(output_dir, _internal_call)
-        weights = self.networks.auxiliary_weights() if _internal_call else {}
-        if _internal_call and self.args.should_save:
-            states = {"method": self.method.state_dict()}
-            if hasattr(self.teacher, "state_dict"):
-                states["teacher"] = self.teacher.state_dict()
-            folder = Path(output_dir or str(self.args.output_dir))
-            checkpoints.save_auxiliary(folder, weights, states)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir or ".")
-        prefix = "role.student."
-        weights = None
-        if state_dict is not None:
-            weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        if hasattr(self.student, "save_pretrained"):
-            # Not by the names of an older release, which resuming would not find in the model.
-            plain = {"save_original_format": False} if isinstance(self.student, PreTrainedModel) else {}
-            self.student.save_pretrained(folder, state_dict=weights, **plain)
-        else:
-            checkpoints.save_module(self.student, folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save, seal, and only then delete old checkpoints."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            run = Path(self._get_output_dir(trial))
-            checkpoints.seal(run / f"checkpoint-{self.state.global_step}")
-            checkpoints.prune(run, limit, self.state.best_model_checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        checkpoints.verify(folder)
-        if self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            checkpoints.load_auxiliary(folder, self.networks.averages)
-        else:
-            self._load_student(resume_from_checkpoint)
-            checkpoints.load_auxiliary(folder, self.networks.auxiliary())
-        self.method.load_state_dict(checkpoints.load_state(folder, "method"))
-        if hasattr(self.teacher, "load_state_dict"):
-            self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse weights that the student has no place for: a run would go on from others."""
-        if load_result.unexpected_keys:
-            raise ValueError(
-                f"{type(self.student).__name__} has no place for {len(load_result.unexpected_keys)} weights of the "
-                f"checkpoint ({load_result.unexpected_keys[0]} ...): it is of another model or release of transformers"
-            )
-        super()._issue_warnings_after_load(load_result)
-
-    def _load_best_model(self) -> None:
-        """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""
-        self._load_student(str(self.state.best_model_checkpoint))
-        checkpoints.load_auxiliary(Path(str(self.state.best_model_checkpoint)), self.networks.auxiliary())
-
-    def _load_student(self, folder: str) -> None:
-        if isinstance(self.student, PushToHubMixin):  # transformers' models and PEFT's
-            super()._load_from_checkpoint(folder, model=self.student)
-        elif hasattr(self.student, "load_weights"):
-            self.student.load_weights(Path(folder))
-        else:
-            checkpoints.load_module(self.student, Path(folder))
 
 
 class _AfterStep(TrainerCallback):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -16,6 +16,8 @@ from kdlm.data.sections import Source
 from kdlm.data.sources import HUB_ID, _load, _load_folder, _near
 from kdlm.section import Section
 from kdlm.signal import IGNORE_INDEX
+
+Columns = dict[Literal["image", "label"], str]
 
 
 class ImageSource(Section):
@@ -58,7 +60,7 @@ class Table:
     fingerprint: str
 
 
-def opened_images(source: ImageSource, columns: dict[str, str]) -> Table:
+def opened_images(source: ImageSource, columns: Columns) -> Table:
     """Find a source of images. Raises ValueError when it is not there, is empty, or has no images or labels."""
     found = _opened(source)
     if source.limit is not None:

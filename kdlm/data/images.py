@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from kdlm.data.cache import fingerprint
 from kdlm.data.collate import stacked
-from kdlm.data.image_files import ImageSource, Table, decoded, normalisation_of, opened_images
+from kdlm.data.image_files import Columns, ImageSource, Table, decoded, normalisation_of, opened_images
 from kdlm.data.load import Data
 from kdlm.data.report import DataReport
 from kdlm.data.tensor_rows import TensorRows
@@ -32,7 +32,7 @@ class ImagesSection(Section):
     `save_to_disk` wrote, a hub id, or `sandbox:digits/train`."""
     eval: str | ImageSource | None = None
     """The images to evaluate on."""
-    columns: dict[Literal["image", "label"], str] = {}
+    columns: Columns = {}
     """What kdlm calls a column -> what the source calls it, e.g. `{image: img, label: fine_label}`; by default the one
     that holds images, and `label` or `labels`."""
     size: int | None = Field(None, ge=1)
@@ -102,7 +102,7 @@ class ImagesSection(Section):
         return [(name, ImageSource(path=s) if isinstance(s, str) else s) for name, s in named if s is not None]
 
     def _table(self, source: ImageSource) -> Table:
-        return _digits(source) if source.path.startswith("sandbox:") else opened_images(source, dict(self.columns))
+        return _digits(source) if source.path.startswith("sandbox:") else opened_images(source, self.columns)
 
     def _rows(self, table: Table, labels: np.ndarray, channels: int) -> Any:
         mean, std = (self.mean, self.std) if self.processor is None else normalisation_of(self.processor)
@@ -136,9 +136,9 @@ class ImagesSection(Section):
 def _digits(source: ImageSource) -> Table:
     from kdlm.sandbox.digits import digits
 
-    kept = dict(zip(SANDBOX, digits(), strict=True)).get(source.path)
-    if kept is None:
+    if source.path not in SANDBOX:
         raise ValueError(f"{source.path}: no such images, the sandbox has {' and '.join(SANDBOX)}")
+    kept = digits()[SANDBOX.index(source.path)]
     count = min(len(kept.labels), source.limit or len(kept.labels))
     names = [str(digit) for digit in range(10)]
     return Table(kept.images[:count], kept.labels[:count].numpy(), names, 1, fingerprint(source.path, count))

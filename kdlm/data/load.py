@@ -1,6 +1,6 @@
 """Loading: from a recipe's data section to tokenised splits, and the collator that makes batches of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.cache import PACKED, cached_table, fingerprint
@@ -17,6 +18,7 @@ from kdlm.data.mixing import held_out, mixed
 from kdlm.data.packing import best_fit, packed_row
 from kdlm.data.report import DataReport, SourceReport
 from kdlm.data.sections import DataSection, Source
+from kdlm.data.tensor_rows import TensorRows
 from kdlm.data.tokenised import Tokenised, made_with, tokenised
 from kdlm.disk import cache_folder
 
@@ -29,9 +31,10 @@ class Data:
     """What a run trains and evaluates on.
 
     Attributes:
-        train: rows with `input_ids`, `labels`, `length`, `index`, the number of the sequence among all those of its
-            sources, and `domain`, the number of its domain (lists of them, and `seq_lengths`, in a packed row). When
-            streaming, an IterableDataset whose `index` is the place in the mix.
+        train: of text, rows with `input_ids`, `labels`, `length`, `index`, the number of the sequence among all those
+            of its sources, and `domain`, the number of its domain (lists of them, and `seq_lengths`, in a packed row).
+            When streaming, an IterableDataset whose `index` is the place in the mix. Of anything else, what the
+            section says that its rows hold.
         eval: the same, never a stream; None without evaluation data.
         collator: makes a batch of rows, in the layout that the section asks for.
         report: what became of the rows of every source. `print(data.report)`.
@@ -39,9 +42,9 @@ class Data:
         made_with: the settings behind the tokens, by name.
     """
 
-    train: datasets.Dataset | datasets.IterableDataset
-    eval: datasets.Dataset | None
-    collator: Collator
+    train: datasets.Dataset | datasets.IterableDataset | TensorRows
+    eval: datasets.Dataset | TensorRows | None
+    collator: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
     report: DataReport
     fingerprints: dict[str, str]
     made_with: dict[str, Any]

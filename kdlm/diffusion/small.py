@@ -23,6 +23,7 @@ class ResidualDenoiser(Denoiser):
     """
 
     prediction = "sample"
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -113,6 +114,8 @@ class MixtureDenoiser(Denoiser):
     """
 
     prediction = "sample"
+    centres: Tensor
+    shares: Tensor
 
     def __init__(self, centres: Float[Tensor, "modes width"], std: float, weights: Float[Tensor, "modes"]):
         super().__init__()

@@ -171,14 +171,20 @@ class Method:
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
     paced_by: str = "tokens"
     """The unit whose number per second is the pace of a run."""
-    exported: str = "student"
-    """The role whose weights a finished run hands out: the student, or an average that follows it."""
+    ema: float | None = None
+    """Decay of an average of the student, the role `average`, which a finished run hands out; None keeps none."""
     follows: tuple[str, ...] = ()
     """Names of the terms, metrics or `followed` sums whose global mean `stepped` wants after every optimiser step."""
 
     @property
     def roles(self) -> dict[str, Role]:
-        return {"student": Trainable()}
+        average: dict[str, Role] = {} if self.ema is None else {"average": EmaOf("student", self.ema)}
+        return {"student": Trainable(), **average}
+
+    @property
+    def exported(self) -> str:
+        """The role whose weights a finished run hands out: the student, or an average that follows it."""
+        return "student" if self.ema is None else "average"
 
     def active(self, step: int) -> frozenset[str]:
         """Return the roles that update at this optimiser step. A rule of the step alone, the same on every rank."""

@@ -1,11 +1,11 @@
 """A model of one transformers class: a checkpoint, one of the sandbox's, or random weights of a configuration."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
 
+from kdlm.models.loading import open_pretrained
 from kdlm.section import Section
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Configured(Section):
 
         cls = getattr(transformers, self.kind)
         if self.path is not None:
-            return opened(cls, self.location(), dtype=self.dtype)
+            return open_pretrained(cls, self.location(), dtype=self.dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = cls(self.configuration())
@@ -53,7 +53,7 @@ class Configured(Section):
 
         kind = getattr(transformers, self.kind).config_class
         if self.path is not None:
-            return opened(kind, self.location())
+            return open_pretrained(kind, self.location())
         known = kind()
         if unknown := [key for key in self.config or {} if not hasattr(known, key)]:
             raise ValueError(f"config: {kind.__name__} has no {', '.join(unknown)}")
@@ -74,15 +74,3 @@ class Configured(Section):
     def describe(self) -> str:
         """Return the name a reader knows this model by."""
         return self.path or f"{self.kind} with random weights"
-
-
-def opened(cls: Any, path: str, **options: Any) -> Any:
-    """Call `cls.from_pretrained`, and say in one line what is wrong with `path` when it fails."""
-    local = Path(path).expanduser()
-    if path.startswith((".", "/", "~")) and not local.is_dir():
-        raise ValueError(f"{path}: no such model folder")
-    try:
-        return cls.from_pretrained(str(local) if local.is_dir() else path, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: cannot open this model ({cls.__name__}): {reason}") from error

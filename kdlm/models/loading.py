@@ -243,7 +243,7 @@ def open_pretrained(auto: Any, path: str, **options: Any) -> Any:
     local = Path(path).expanduser()
     try:
         return auto.from_pretrained(str(local) if local.is_dir() else path, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: cannot open this model ({auto.__name__}): {reason}") from error
 

@@ -83,7 +83,7 @@ class Yardstick:
 
     def picture(self, sets: Mapping[str, Float[Tensor, "n *shape"]], shown: int) -> Picture | None:
         """Return the first samples of each set side by side, or the last set's points on data; None of other shapes."""
-        last = next(reversed(sets.values()))
+        last = sets[next(reversed(list(sets)))]
         if self.reference.dim() == 2 and self.reference.shape[1] == 2:
             return scatter(last.cpu(), self.reference)
         if self.reference.dim() == 4 and self.reference.shape[1] in (1, 3):

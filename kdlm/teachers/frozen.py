@@ -1,6 +1,6 @@
 """A frozen network that is no language model as the teacher: an image classifier, a denoiser."""
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -20,6 +20,9 @@ from kdlm.models import (
 )
 from kdlm.section import Section
 from kdlm.teachers.local import LocalTeacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class FrozenNetwork:
@@ -51,7 +54,9 @@ class FrozenNetwork:
 
 def freeze(model: nn.Module) -> LocalTeacher | FrozenNetwork:
     """Return the teacher that a model is."""
-    return LocalTeacher(model) if isinstance(view(model), Predictor) else FrozenNetwork(model)
+    if isinstance(view(model), Predictor):
+        return LocalTeacher(cast("PreTrainedModel", model))
+    return FrozenNetwork(model)
 
 
 class DenoiserTeacherSection(DenoiserSource):

@@ -37,6 +37,7 @@ AFTER = {
     "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],
     "vision_language/finetune": ["student.path=sandbox:digits-vlm-student"],
+    "diffusion/digits_instaflow": ["student.path=sandbox:digits-denoiser", "teacher.path=sandbox:digits-denoiser"],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],
 }
 """What stands in for the folder that another recipe leaves behind; `tests/train/test_chains.py` runs them in order."""

@@ -32,11 +32,11 @@ class Turns(Method):
     needs = frozenset({"samples"})
     computes = ("student", "critic")
     paced_by = "samples"
-    exported = "average"
+    ema = 0.7
     roles = {
         "student": Trainable(),
         "critic": Trainable(make=lambda student, teacher: tied(7), learning_rate=0.02),
-        "average": EmaOf("student", decay=0.7),
+        "average": EmaOf("student", decay=ema),
         "before": SnapshotOf("student"),
     }
 

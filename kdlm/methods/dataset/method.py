@@ -12,7 +12,7 @@ from kdlm.diffusion import Draws
 from kdlm.methods.dataset.augmentation import Augmentation
 from kdlm.methods.dataset.evaluation import Evaluation, answers
 from kdlm.methods.dataset.networks import MLP, AnyNetwork, ConvNet, Vectors
-from kdlm.methods.method import Batch, EmaOf, Method, Nets, Role, Step, Term, Terms, Trainable
+from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms
 from kdlm.models.synthetic import SyntheticImages
 from kdlm.section import Section
 
@@ -40,15 +40,6 @@ class DatasetMethod(Method):
     ):
         self.network, self.augmentation, self.evaluation, self.ema = network, augmentation, evaluation, ema
         self._known: dict[str, tuple[list[Tensor], Tensor]] = {}
-
-    @property
-    def roles(self) -> dict[str, Role]:
-        average: dict[str, Role] = {} if self.ema is None else {"average": EmaOf("student", self.ema)}
-        return {"student": Trainable(), **average}
-
-    @property
-    def exported(self) -> str:
-        return "student" if self.ema is None else "average"
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"images": torch.tensor(len(batch["index"]), device=batch["index"].device)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlm.diffusion import AnyTimes, Condition, Draws
 from kdlm.methods.diffusion.beside import AnyBeside
-from kdlm.methods.method import Batch, EmaOf, Method, Nets, Role, Step, Term, Terms, Trainable
+from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms, Trainable
 from kdlm.section import Section
 
 CONDITIONS = ("labels", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
@@ -52,15 +52,6 @@ class DiffusionMethod(Method):
         return {
             name: Term(value * len(written), "samples", self.distances[name].weight) for name, value in values.items()
         }
-
-    @property
-    def roles(self) -> dict[str, Role]:
-        average: dict[str, Role] = {} if self.ema is None else {"average": EmaOf("student", self.ema)}
-        return {"student": Trainable(), **average}
-
-    @property
-    def exported(self) -> str:
-        return "student" if self.ema is None else "average"
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"samples": torch.tensor(len(batch["index"]), device=batch["index"].device)}

@@ -1,6 +1,6 @@
 """DHO: dual-head optimisation, labels and the teacher each with a head of their own (2025, arXiv 2505.07675)."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from kdlm.losses import CrossEntropy, ForwardKL
 from kdlm.methods.method import Batch, Nets, Step, Terms
@@ -29,7 +29,7 @@ class DHO(ImageKD):
         return len(self.computes) < 2  # a head
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        student = getattr(nets["student"], "module", None)
+        student: Any = getattr(nets["student"], "module", None)
         if not hasattr(student, "heads"):
             raise ValueError("student: dho trains two heads: use {name: dual_head, of: ..., feature: ...}")
         images, labels = batch["pixel_values"], batch["labels"]

@@ -1,0 +1,117 @@
+"""SummedEvaluation: the Trainer's evaluation, as sums over all rows of all ranks that are divided once."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, cast
+
+import torch
+from accelerate.utils import broadcast
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from kdlm.data.share import Share
+from kdlm.losses import kept_rows
+from kdlm.methods import Method
+from kdlm.networks import Networks
+from kdlm.progress import Window
+from kdlm.signal import Rows
+
+
+class SummedEvaluation(Trainer):
+    """The part of a `DistillTrainer` that evaluates, and that fits a teacher on evaluation rows."""
+
+    networks: Networks
+    method: Method
+    teacher: Any
+    _window: Window
+
+    def fit_teacher(self) -> None:
+        """Let a teacher that learns something from evaluation rows do so: once, and the same on every rank.
+
+        Called before the first step, and before an evaluation that comes earlier; a resumed run has it from its
+        checkpoint. Raises ValueError without evaluation rows.
+        """
+        if not getattr(self.teacher, "needs_fit", False):
+            return
+        if self.eval_dataset is None:
+            raise ValueError(f"{type(self.teacher).__name__} is fitted on evaluation rows, and there are none")
+        with self.accelerator.autocast():
+            self.teacher.fit(self._held_out(), getattr(self.method, "vocab", None))
+        state = {name: value.to(self.args.device) for name, value in self.teacher.state_dict().items()}
+        self.teacher.load_state_dict({name: broadcast(value).cpu() for name, value in state.items()})
+        if hasattr(self.teacher, "readings"):
+            self.log(self.teacher.readings())
+
+    def _held_out(self) -> Iterator[tuple[dict[str, Tensor], Rows]]:
+        """Yield the batches of all evaluation rows, the same on every rank, with their kept rows."""
+        splits = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        own = torch.Generator()  # a loader draws a seed; the run's own numbers are left alone
+        for rows in splits.values():
+            loader = DataLoader(
+                cast("Any", rows), self.args.eval_batch_size, collate_fn=self.data_collator, generator=own
+            )
+            for batch in loader:
+                batch = self._prepare_inputs(batch)
+                yield batch, kept_rows(batch["labels"])
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Give each rank its share of the rows, none of them twice."""
+        splits: Any = self.eval_dataset
+        dataset: Any = splits if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = splits[dataset]
+        if not hasattr(dataset, "__len__"):
+            return super().get_eval_dataloader(eval_dataset)
+        if self.args.world_size > 1:
+            dataset = Share(dataset, self.args.process_index, self.args.world_size)
+        return DataLoader(dataset, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the Trainer's; the time it takes is not counted into the pace of training."""
+        began = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        self._window.began += time.perf_counter() - began
+        return metrics
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Sum every reading over all rows of all ranks, then divide: a long batch counts for what it holds."""
+        self.fit_teacher()
+        self.networks.eval()
+        step = self._step()
+        sums: dict[str, Tensor] = defaultdict(partial(torch.zeros, (), dtype=torch.float64))  # on the CPU
+        units: dict[str, str] = {}
+        samples = 0
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            with self.accelerator.autocast():
+                terms = self.method.evaluate(self.networks.views, batch, step)
+            readings = terms.readings()
+            readings |= {f"loss/{name}": (term.weight * term.sum, term.unit) for name, term in terms.terms.items()}
+            for name, (value, unit) in readings.items():
+                sums[name], units[name] = sums[name] + value.item(), unit
+            for unit, count in self.method.counts(batch).items():
+                sums[f"count/{unit}"] = sums[f"count/{unit}"] + count.item()
+            samples += len(next(iter(batch.values())))
+        totals = {name: value.item() for name, value in self._reduced(dict(sums)).items()}
+        means = {name: totals[name] / max(1.0, totals[f"count/{unit}"]) for name, unit in units.items()}
+        loss = sum(value for name, value in means.items() if name.startswith("loss/"))
+        others = {name: value for name, value in means.items() if not name.startswith("loss/")}
+        metrics = {"loss": loss, **self.method.summarised(others)}
+        return EvalLoopOutput(
+            predictions=None,  # pyright: ignore[reportArgumentType]  never kept: they would be [rows, vocab]
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            num_samples=samples,
+        )

@@ -1,0 +1,97 @@
+"""RoleCheckpoints: the Trainer's checkpoints, sealed, of several networks and with the state of method and teacher."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.utils import PushToHubMixin
+
+from kdlm import checkpoints
+from kdlm.methods import Method
+from kdlm.networks import Networks
+
+
+class RoleCheckpoints(Trainer):
+    """The part of a `DistillTrainer` that saves and loads."""
+
+    networks: Networks
+    method: Method
+    teacher: Any
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the student; into a checkpoint also what belongs to the run and not to the student."""
+        super().save_model(output_dir, _internal_call)
+        weights = self.networks.auxiliary_weights() if _internal_call else {}
+        if _internal_call and self.args.should_save:
+            states = {"method": self.method.state_dict()}
+            if hasattr(self.teacher, "state_dict"):
+                states["teacher"] = self.teacher.state_dict()
+            folder = Path(output_dir or str(self.args.output_dir))
+            checkpoints.save_auxiliary(folder, weights, states)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir or ".")
+        prefix = "role.student."
+        weights = None
+        if state_dict is not None:
+            weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        student = self.networks.student
+        if isinstance(student, PreTrainedModel):
+            # Not by the names of an older release, which resuming would not find in the model.
+            student.save_pretrained(folder, state_dict=weights, save_original_format=False)
+        elif hasattr(student, "save_pretrained"):
+            student.save_pretrained(folder, state_dict=weights)
+        else:
+            checkpoints.save_module(student, folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save, seal, and only then delete old checkpoints."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            run = Path(self._get_output_dir(trial))
+            checkpoints.seal(run / f"checkpoint-{self.state.global_step}")
+            checkpoints.prune(run, limit, self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        checkpoints.verify(folder)
+        if self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        else:
+            self._load_student(resume_from_checkpoint)
+            checkpoints.load_auxiliary(folder, self.networks.auxiliary())
+        self.method.load_state_dict(checkpoints.load_state(folder, "method"))
+        if hasattr(self.teacher, "load_state_dict"):
+            self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse weights that the student has no place for: a run would go on from others."""
+        if foreign := load_result.unexpected_keys:
+            raise ValueError(
+                f"{type(self.networks.student).__name__} has no place for {len(foreign)} weights of the checkpoint "
+                f"({foreign[0]} ...): it is of another model or release of transformers"
+            )
+        super()._issue_warnings_after_load(load_result)
+
+    def _load_best_model(self) -> None:
+        """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""
+        self._load_student(str(self.state.best_model_checkpoint))
+        checkpoints.load_auxiliary(Path(str(self.state.best_model_checkpoint)), self.networks.auxiliary())
+
+    def _load_student(self, folder: str) -> None:
+        student = self.networks.student
+        if isinstance(student, PushToHubMixin):  # transformers' models and PEFT's
+            super()._load_from_checkpoint(folder, model=cast("nn.Module", student))
+        elif hasattr(student, "load_weights"):
+            student.load_weights(Path(folder))
+        else:
+            checkpoints.load_module(student, Path(folder))
