@@ -16,7 +16,7 @@ from kdlm import __version__
 if TYPE_CHECKING:
     from kdlm.recipe import Recipe
 
-DESCRIPTION = "Distil a language model into a smaller one, from a recipe."
+DESCRIPTION = "Distil a model into a smaller one, from a recipe."
 OVERRIDES = "After the recipe, keys may be overridden: losses.0.temperature=2 training.max_steps=10"
 
 
