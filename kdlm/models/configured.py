@@ -1,5 +1,6 @@
 """A model of one transformers class: a checkpoint, one of the sandbox's, or random weights of a configuration."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -35,6 +36,15 @@ class Configured(Section):
             raise ValueError("say either path (a checkpoint) or config (random weights)")
         return self
 
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether its configuration can be read without a network and without building anything."""
+        from kdlm.sandbox import is_built
+
+        if self.path is None:
+            return True
+        return Path(self.path).expanduser().is_dir() if self._in_sandbox is None else is_built(self._in_sandbox)
+
     def load(self) -> "PreTrainedModel":
         """Open or make the weights. Raises ValueError naming the path when there is no such model."""
         import transformers
@@ -54,23 +64,31 @@ class Configured(Section):
         kind = getattr(transformers, self.kind).config_class
         if self.path is not None:
             return open_pretrained(kind, self.location())
-        known = kind()
-        if unknown := [key for key in self.config or {} if not hasattr(known, key)]:
-            raise ValueError(f"config: {kind.__name__} has no {', '.join(unknown)}")
-        return kind(**(self.config or {}))
+        return kind(**self._known_to(kind(), self.config or {}))
 
     def location(self) -> str:
-        """Return the hub id or folder. Builds a sandbox model that is missing."""
+        """Return the hub id or folder. Builds a sandbox model that is missing: seconds."""
         from kdlm.sandbox import build
 
         assert self.path is not None
-        if not self.path.startswith("sandbox:"):
-            return self.path
-        name = self.path.removeprefix("sandbox:")
-        if name not in self.sandbox:
-            raise ValueError(f"the sandbox has no {self.kind} {name!r}. It has: {', '.join(self.sandbox)}")
-        return str(build(name))
+        return self.path if self._in_sandbox is None else str(build(self._in_sandbox))
 
     def describe(self) -> str:
         """Return the name a reader knows this model by."""
         return self.path or f"{self.kind} with random weights"
+
+    @property
+    def _in_sandbox(self) -> str | None:
+        """The name that the sandbox has for it. Raises ValueError for a sandbox model that there is not."""
+        if self.path is None or not self.path.startswith("sandbox:"):
+            return None
+        name = self.path.removeprefix("sandbox:")
+        if name not in self.sandbox:
+            raise ValueError(f"the sandbox has no {self.kind} {name!r}. It has: {', '.join(self.sandbox)}")
+        return name
+
+    def _known_to(self, config: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values. Raises ValueError for one that the configuration does not have."""
+        if unknown := [key for key in values if not hasattr(config, key)]:
+            raise ValueError(f"config: {type(config).__name__} has no {', '.join(unknown)}")
+        return values

@@ -1,22 +1,22 @@
 """Where an image classifier comes from: a hub id or folder, the sandbox, or a configuration with random weights."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 
+from kdlm.models.configured import Configured
 from kdlm.models.loading import open_pretrained
-from kdlm.section import Section
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SandboxClassifier = Literal["digits-vit", "digits-resnet"]
 
-
-class ImageClassifierSource(Section):
+class ImageClassifierSource(Configured):
     """A model of transformers that tells images apart; a `timm/...` hub id is one too, where timm is installed."""
+
+    kind: ClassVar = "AutoModelForImageClassification"
+    sandbox: ClassVar = ("digits-vit", "digits-resnet")
 
     name: Literal["image_classifier"] = "image_classifier"
     path: str | None = None
@@ -28,30 +28,14 @@ class ImageClassifierSource(Section):
     values of that configuration, e.g. {model_type: mlp, hidden_sizes: [8, 8], num_labels: 10}."""
     num_labels: int | None = Field(None, ge=2)
     """Put a fresh head of so many classes on the weights of `path`, in place of one of another size."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """Data type of the weights; `auto` takes the checkpoint's own."""
-    seed: int = 0
-    """Seed of random weights."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "ImageClassifierSource":
-        if (self.path is None) == (self.config is None):
-            raise ValueError("say either path (a checkpoint) or config (random weights)")
+    def _whole_configuration(self) -> "ImageClassifierSource":
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config.model_type: missing; e.g. {model_type: vit, image_size: 32, num_labels: 10}")
         if self.config is not None and self.num_labels is not None:
             raise ValueError("num_labels: of random weights, say it in config")
         return self
-
-    @property
-    def on_this_machine(self) -> bool:
-        """Whether its configuration can be read without a network and without building anything."""
-        from kdlm.sandbox import is_built
-
-        if self.path is None:
-            return True
-        name = self.path.removeprefix("sandbox:")
-        return is_built(self._known(name)) if name != self.path else Path(self.path).expanduser().is_dir()
 
     def load(self) -> "PreTrainedModel":
         """Open or make the weights. Raises ValueError naming the path when there is no such model."""
@@ -64,28 +48,30 @@ class ImageClassifierSource(Section):
             if self.path is None:
                 dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
                 return AutoModelForImageClassification.from_config(self.configuration(), dtype=dtype)
-            fresh = {} if self.num_labels is None else {"num_labels": self.num_labels}
-            options = {"revision": self.revision, "dtype": self.dtype, "ignore_mismatched_sizes": bool(fresh)}
-            return open_pretrained(AutoModelForImageClassification, self.location(), **options, **fresh)
+            options = {"dtype": self.dtype, "ignore_mismatched_sizes": self.num_labels is not None}
+            return open_pretrained(AutoModelForImageClassification, self.location(), **options, **self._of_hub())
 
     def configuration(self) -> Any:
-        """Return the configuration: sizes, without weights."""
+        """Return the configuration: sizes, without weights. Raises ValueError for a value that it does not have."""
         from transformers import AutoConfig
 
         import kdlm.models.mlp  # noqa: F401  makes it known to transformers
 
         if self.config is None:
-            fresh = {} if self.num_labels is None else {"num_labels": self.num_labels}
-            return open_pretrained(AutoConfig, self.location(), revision=self.revision, **fresh)
-        given = {key: value for key, value in self.config.items() if key != "model_type"}
+            return open_pretrained(AutoConfig, self.location(), **self._of_hub())
+        given, kind = (
+            {key: value for key, value in self.config.items() if key != "model_type"},
+            self.config["model_type"],
+        )
         try:
-            known = AutoConfig.for_model(self.config["model_type"])
+            known = AutoConfig.for_model(kind)
         except ValueError as error:
-            kind = self.config["model_type"]
             raise ValueError(f"config.model_type: transformers has no {kind!r}") from error
-        if unknown := [key for key in given if not hasattr(known, key)]:
-            raise ValueError(f"config: {type(known).__name__} has no {', '.join(unknown)}")
-        return AutoConfig.for_model(self.config["model_type"], **given)
+        return AutoConfig.for_model(kind, **self._known_to(known, given))
+
+    def _of_hub(self) -> dict[str, Any]:
+        """Return what weights and configuration of a path are opened with."""
+        return {"revision": self.revision} | ({} if self.num_labels is None else {"num_labels": self.num_labels})
 
     def skeleton(self) -> "PreTrainedModel":
         """Return the model without weights: its modules and their names."""
@@ -93,21 +79,6 @@ class ImageClassifierSource(Section):
 
         with torch.device("meta"):
             return AutoModelForImageClassification.from_config(self.configuration())
-
-    def location(self) -> str:
-        """Return the hub id or folder. Builds a sandbox model that is missing: seconds."""
-        from kdlm.sandbox import build
-
-        assert self.path is not None
-        name = self.path.removeprefix("sandbox:")
-        return self.path if name == self.path else str(build(self._known(name)))
-
-    def _known(self, name: str) -> str:
-        if name not in get_args(SandboxClassifier):
-            raise ValueError(
-                f"the sandbox has no classifier {name!r}. One of: {', '.join(get_args(SandboxClassifier))}"
-            )
-        return name
 
     def describe(self) -> str:
         """Return the name a reader knows this model by."""

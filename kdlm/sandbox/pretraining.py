@@ -1,7 +1,7 @@
 """A small pretraining loop for the sandbox's own models: packed random windows, AdamW, cosine decay, fp32."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,34 @@ def pretrain(
     optimizer = torch.optim.AdamW(_groups(model), lr=training.learning_rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, training.steps))
     generator = torch.Generator().manual_seed(seed)
+
+    def loss() -> Tensor:
+        windows = _draw(tokens, training, generator)
+        logits = model(input_ids=windows[:, :-1]).logits
+        return cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+    with one_thread():
+        descend(model, loss, optimizer, schedule, training.steps, progress, name)
+        held_out = held_out_loss(model, encode_documents(tokenizer, data / "eval.jsonl"), training.window)
+    seen = training.steps * training.batch * training.window
+    return {"tokens_in_data": len(tokens), "tokens_seen": seen, "held_out_loss": round(held_out, 4)}
+
+
+def descend(
+    model: Any, loss_of: Callable[[], Tensor], optimizer: Any, schedule: Any, steps: int, progress: Progress, name: str
+) -> None:
+    """Take steps along the gradient of what `loss_of` draws, its norm cut at 1; leave the model in eval mode."""
     model.train()
-    with one_thread(), progress(f"{name}: training", training.steps) as advance:
-        for _ in range(training.steps):
-            windows = _draw(tokens, training, generator)
-            logits = model(input_ids=windows[:, :-1]).logits
-            loss = cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    with progress(f"{name}: training", steps) as advance:
+        for _ in range(steps):
+            loss = loss_of()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             advance(1, f"loss {loss.item():.3f}")
-        model.eval()
-        held_out = held_out_loss(model, encode_documents(tokenizer, data / "eval.jsonl"), training.window)
-    seen = training.steps * training.batch * training.window
-    return {"tokens_in_data": len(tokens), "tokens_seen": seen, "held_out_loss": round(held_out, 4)}
+    model.eval()
 
 
 def encode_documents(tokenizer: Any, path: Path) -> Int[Tensor, "tokens"]:

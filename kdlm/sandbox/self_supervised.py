@@ -62,7 +62,6 @@ class DualEncoderModel:
                 return cross(scores, own) + cross(scores.T, own)
 
             _fit(model, contrast, len(train.labels), self, progress, name)
-            model.eval()
             with torch.no_grad():
                 asked = {"input_ids": ids[:, 0], "attention_mask": (ids[:, 0] != 0).long()}
                 scores = model(**asked, pixel_values=test.images * 2 - 1).logits_per_image
@@ -107,7 +106,6 @@ class MaskedAutoencoderModel:
                 return model(train.images[chosen] * 2 - 1).loss
 
             _fit(model, error_of, len(train.labels), self, progress, name)
-            model.eval()
             with torch.no_grad():
                 error = model(test.images * 2 - 1).loss.item()
         model.save_pretrained(folder)
@@ -118,17 +116,9 @@ def _fit(model: Any, loss_of: Callable[[Any], Any], rows: int, spec: Any, progre
     """Train by AdamW with a rate that rises and falls once, on batches drawn from the rows."""
     import torch
 
-    from kdlm.sandbox.pretraining import one_thread
+    from kdlm.sandbox.pretraining import descend, one_thread
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, spec.learning_rate, total_steps=spec.steps)
-    model.train()
-    with one_thread(), progress(f"{name}: training", spec.steps) as advance:
-        for _ in range(spec.steps):
-            loss = loss_of(torch.randint(rows, (BATCH,)))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            advance(1, f"loss {loss.item():.3f}")
+    with one_thread():
+        descend(model, lambda: loss_of(torch.randint(rows, (BATCH,))), optimizer, schedule, spec.steps, progress, name)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from kdlm.sandbox.pretraining import one_thread, rate
+from kdlm.sandbox.pretraining import descend, one_thread, rate
 from kdlm.sandbox.progress import Progress
 
 EVALUATED = 300
@@ -19,21 +19,16 @@ def train(model: Any, processor: Any, data: Path, spec: Any, progress: Progress,
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, spec.steps))
     generator = torch.Generator().manual_seed(spec.seed)
-    model.train()
-    with one_thread(), progress(f"{name}: training", spec.steps) as advance:
-        for _ in range(spec.steps):
-            chosen = torch.randint(len(rows["input_ids"]), (spec.batch,), generator=generator)
-            batch = {key: value[chosen] for key, value in rows.items()}
-            answers = batch.pop("answers")
-            logits = model(**batch).logits[:, :-1]
-            loss = cross_entropy(logits.flatten(0, 1), answers[:, 1:].flatten())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            advance(1, f"loss {loss.item():.3f}")
-        model.eval()
+
+    def loss() -> torch.Tensor:
+        chosen = torch.randint(len(rows["input_ids"]), (spec.batch,), generator=generator)
+        batch = {key: value[chosen] for key, value in rows.items()}
+        answers = batch.pop("answers")
+        logits = model(**batch).logits[:, :-1]
+        return cross_entropy(logits.flatten(0, 1), answers[:, 1:].flatten())
+
+    with one_thread():
+        descend(model, loss, optimizer, schedule, spec.steps, progress, name)
         accuracy = answered(model, encoded(processor, data / "eval.parquet", EVALUATED))
     return {"questions_seen": spec.steps * spec.batch, "held_out_accuracy": round(accuracy, 4)}
 

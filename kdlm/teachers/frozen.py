@@ -59,48 +59,40 @@ def freeze(model: nn.Module) -> LocalTeacher | FrozenNetwork:
     return FrozenNetwork(model)
 
 
-class DenoiserTeacherSection(DenoiserSource):
+class _Frozen:
+    """The part of a source's teacher that all have in common."""
+
+    def build(self, device: torch.device) -> FrozenNetwork:
+        """Load the model and freeze it; `device` is where the student trains."""
+        return FrozenNetwork(self.load()).to(device)
+
+
+class DenoiserTeacherSection(_Frozen, DenoiserSource):
     """A frozen diffusion or flow model."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"teacher.denoiser"})
     """What a method may need of it, known without loading the weights."""
 
-    def build(self, device: torch.device) -> FrozenNetwork:
-        """Load the model and freeze it; `device` is where the student trains."""
-        return FrozenNetwork(self.load()).to(device)
 
-
-class ImageClassifierTeacherSection(ImageClassifierSource):
+class ImageClassifierTeacherSection(_Frozen, ImageClassifierSource):
     """A frozen image classifier."""
 
     provides: ClassVar[frozenset[str]] = Classifier.provides
     """What a method may need of it, known without loading the weights."""
 
-    def build(self, device: torch.device) -> FrozenNetwork:
-        """Load the model and freeze it; `device` is where the student trains."""
-        return FrozenNetwork(self.load()).to(device)
 
-
-class DualEncoderTeacherSection(DualEncoderSource):
+class DualEncoderTeacherSection(_Frozen, DualEncoderSource):
     """A frozen model that embeds images and texts."""
 
     provides: ClassVar[frozenset[str]] = DualEncoder.provides
     """What a method may need of it, known without loading the weights."""
 
-    def build(self, device: torch.device) -> FrozenNetwork:
-        """Load the model and freeze it; `device` is where the student trains."""
-        return FrozenNetwork(self.load()).to(device)
 
-
-class MaskedAutoencoderTeacherSection(MaskedAutoencoderSource):
+class MaskedAutoencoderTeacherSection(_Frozen, MaskedAutoencoderSource):
     """A frozen masked autoencoder."""
 
     provides: ClassVar[frozenset[str]] = MaskedAutoencoder.provides
     """What a method may need of it, known without loading the weights."""
-
-    def build(self, device: torch.device) -> FrozenNetwork:
-        """Load the model and freeze it; `device` is where the student trains."""
-        return FrozenNetwork(self.load()).to(device)
 
 
 class ImageEnsembleSection(Section):

@@ -3,23 +3,16 @@
 from typing import Any
 
 import torch
+from small_denoisers import denoiser
 from torch import Tensor, nn
 
-from kdlm.diffusion import Denoiser, Karras, ResidualDenoiser, VarianceExploding
+from kdlm.diffusion import Denoiser, Karras, VarianceExploding
 from kdlm.methods import Step, Trainable
 from kdlm.methods.diffusion.method import DiffusionMethod
 
 TIMES = Karras(low=0.1, high=2.5)
 STEP = Step(0, 10, seed=3)
 FIELDS = {"steps": [2.5], "times": TIMES}
-
-
-def denoiser(seed: int, width: int = 16) -> ResidualDenoiser:
-    """A denoiser of points in the plane whose last layer is not zero."""
-    torch.manual_seed(seed)
-    made = ResidualDenoiser((2,), width=width, depth=2, num_classes=3)
-    nn.init.normal_(made.leave.weight, std=0.3)
-    return made
 
 
 def networks(method: DiffusionMethod, **given: nn.Module) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.methods import Method
 
 
-def denoiser(seed: int = 0, *, classes: int = 3, shape: tuple[int, ...] = (2,), **options: Any) -> ResidualDenoiser:
+def denoiser(
+    seed: int = 0, width: int = 16, *, classes: int = 3, shape: tuple[int, ...] = (2,), **options: Any
+) -> ResidualDenoiser:
     """A denoiser with random weights in its last layer too."""
     torch.manual_seed(seed)
-    made = ResidualDenoiser(shape, width=16, depth=2, num_classes=classes, **options)
-    nn.init.normal_(made.leave.weight, std=0.2)
+    made = ResidualDenoiser(shape, width=width, depth=2, num_classes=classes, **options)
+    nn.init.normal_(made.leave.weight, std=0.3)
     return made
 
 

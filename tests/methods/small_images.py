@@ -74,12 +74,17 @@ def gradients(method: Method, nets: dict[str, Any], rows: TensorRows) -> dict[st
     return {name: p.grad for name, p in found.items() if p.grad is not None} | {"loss": loss.detach()}
 
 
-def trainer_of(method: Method, folder: Path, student: Callable = SmallCNN, **options: Any) -> DistillTrainer:
-    """Return a trainer of small nets; `options` are training arguments."""
-    args = TrainingArguments(
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    """Return those of four plain steps on a CPU, but for `options`."""
+    return TrainingArguments(
         output_dir=str(folder), report_to="none", use_cpu=True, per_device_train_batch_size=8,
         **{"max_steps": 4, "learning_rate": 0.01, "save_strategy": "no", "disable_tqdm": True, "seed": 3} | options,
     )  # fmt: skip
+
+
+def trainer_of(method: Method, folder: Path, student: Callable = SmallCNN, **options: Any) -> DistillTrainer:
+    """Return a trainer of small nets; `options` are training arguments."""
+    args = arguments(folder, **options)
     torch.manual_seed(7)
     teacher = SmallCNN(6, seed=1).float()
     rows = {split: image_rows(count) for split, count in (("train", 16), ("eval", 6))}
@@ -90,15 +95,23 @@ def trainer_of(method: Method, folder: Path, student: Callable = SmallCNN, **opt
 
 
 def resumed_equals_whole(make: Callable[[], Method], folder: Path, student: Callable = SmallCNN) -> None:
-    """Assert that four steps, and two with two more after a resume, end in the same weights of every role."""
-    whole = trainer_of(make(), folder / "whole", student)
+    """Assert of small nets what `resumed` does."""
+    resumed(lambda place, **options: trainer_of(make(), place, student, **options), folder)
+
+
+def resumed(trainer: Callable[..., DistillTrainer], folder: Path) -> tuple[DistillTrainer, DistillTrainer]:
+    """Assert that four steps, and two with two more after a resume, end in the same weights of every role.
+
+    `trainer` makes one of a folder and training arguments; returned are the one of four steps and the one that resumed.
+    """
+    whole = trainer(folder / "whole")
     whole.train()
-    first = trainer_of(make(), folder / "cut", student, save_strategy="steps", save_steps=2)
-    first.train()
-    second = trainer_of(make(), folder / "cut", student)
+    trainer(folder / "cut", save_strategy="steps", save_steps=2).train()
+    second = trainer(folder / "cut")
     second.train(resume_from_checkpoint=str(folder / "cut" / "checkpoint-2"))
     expected = whole.networks.state_dict()
     for name, tensor in second.networks.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     for name, tensor in second.method.state_dict().items():
         assert torch.equal(tensor, whole.method.state_dict()[name]), name
+    return whole, second

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_images import STEP
+from small_images import STEP, arguments, resumed
 from small_pairs import pairs, small_clip
-from transformers import TrainingArguments
 
 from kdlm import DistillTrainer
 from kdlm.data import CaptionsSection, TensorRows, stacked
@@ -67,22 +66,13 @@ def test_the_affinities_have_the_fixed_scale_of_both_sides():
 def test_a_run_resumes_exactly(tmp_path: Path):
     rows = TensorRows(pairs(16, torch.float32))
 
-    def trainer(folder: str, **options) -> DistillTrainer:
-        args = TrainingArguments(
-            output_dir=str(tmp_path / folder), report_to="none", use_cpu=True, per_device_train_batch_size=8,
-            **{"max_steps": 4, "learning_rate": 0.01, "save_strategy": "no", "disable_tqdm": True} | options,
-        )  # fmt: skip
+    def trainer(folder: Path, **options) -> DistillTrainer:
+        args = arguments(folder, **options)
         both, data = (small_clip(), small_clip(24, seed=1)), {"train_dataset": rows, "eval_dataset": rows}
         return DistillTrainer(*both, args, method=Affinity(share=0.5), data_collator=stacked, **data)
 
-    whole = trainer("whole")
-    whole.train()
+    whole, _ = resumed(trainer, tmp_path)
     assert 0 <= whole.evaluate()["eval_matched"] <= 1
-    trainer("cut", save_strategy="steps", save_steps=2).train()
-    second = trainer("cut")
-    second.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
-    for name, tensor in second.networks.state_dict().items():
-        assert torch.equal(tensor, whole.networks.state_dict()[name]), name
 
 
 def test_inherited_weights_are_slices_of_the_source_bit_for_bit():

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from matching import FIELDS, STEP, batch, denoiser, gradient, networks
+from matching import FIELDS, STEP, batch, gradient, networks
+from small_denoisers import denoiser
 from test_distribution_matching import Watched
 
 from kdlm.diffusion import Draws

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from matching import STEP, TIMES, batch, denoiser, gradient, networks
+from matching import STEP, TIMES, batch, gradient, networks
+from small_denoisers import denoiser
 from torch import nn
 
 from kdlm.diffusion import Level

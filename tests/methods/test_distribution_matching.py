@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from matching import FIELDS, STEP, TIMES, Normal, batch, denoiser, gradient, networks, reached
+from matching import FIELDS, STEP, TIMES, Normal, batch, gradient, networks, reached
+from small_denoisers import denoiser
 from torch import nn
 
 from kdlm.diffusion import Draws, Karras

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_images import STEP
+from small_images import STEP, arguments, resumed
 from torch import nn
-from transformers import TrainingArguments, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from kdlm import DistillTrainer
 from kdlm.data import TensorRows
@@ -105,23 +105,14 @@ def test_networks_that_do_not_fit_are_errors():
 def test_a_run_resumes_exactly_and_exports_no_projector(tmp_path: Path):
     rows = TensorRows(images(16, torch.float32))
 
-    def trainer(folder: str, **options) -> DistillTrainer:
-        args = TrainingArguments(
-            output_dir=str(tmp_path / folder), report_to="none", use_cpu=True, per_device_train_batch_size=8,
-            **{"max_steps": 4, "learning_rate": 0.01, "save_strategy": "no", "disable_tqdm": True} | options,
-        )  # fmt: skip
+    def trainer(folder: Path, **options) -> DistillTrainer:
+        args = arguments(folder, **options)
         torch.manual_seed(5)
         return DistillTrainer(
             small_mae(), small_mae(12, 5, seed=1), args, method=DMAE(), train_dataset=rows, eval_dataset=rows
         )
 
-    whole = trainer("whole")
-    whole.train()
+    whole, second = resumed(trainer, tmp_path)
     assert whole.evaluate()["eval_features"] == whole.evaluate()["eval_features"], "the same patches are hidden"
-    trainer("cut", save_strategy="steps", save_steps=2).train()
-    second = trainer("cut")
-    second.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
-    for name, tensor in second.networks.state_dict().items():
-        assert torch.equal(tensor, whole.networks.state_dict()[name]), name
     second.save_model(str(tmp_path / "out"))
     assert set(ViTMAEForPreTraining.from_pretrained(tmp_path / "out").state_dict()) == set(second.student.state_dict())

@@ -76,7 +76,7 @@ def test_an_origin_is_said_once(options, said):
         ({"config": {"model_type": "vitt"}}, "transformers has no 'vitt'"),
         ({"config": {"model_type": "vit", "widht": 3}}, "ViTConfig has no widht"),
         ({"path": "./nowhere"}, "no such model folder"),
-        ({"path": "sandbox:digits-mlp"}, "One of: digits-vit, digits-resnet"),
+        ({"path": "sandbox:digits-mlp"}, "It has: digits-vit, digits-resnet"),
     ],
 )
 def test_what_cannot_be_opened_is_named(options, said):
