@@ -1,4 +1,4 @@
-"""Verbs in processes of their own that can be killed, and scripts in two processes that are ranks of one run.
+"""Verbs in processes of their own that can be killed, and scripts in several that are ranks of one run.
 
 They are forked from a server that has imported everything and does nothing else. A fork of the test's own process would
 share its locks: tqdm's lies in shared memory, and whoever is killed with it keeps it from every test that follows.
@@ -42,15 +42,17 @@ def _quietly(words: tuple[str, ...], temporary: str) -> None:
         os._exit(code)
 
 
-def on_two_ranks(script: Path, folder: Path, *words: str, seconds: float = 110) -> None:
-    """Run `script FOLDER WORDS` as rank 0 and rank 1 of gloo on this machine, as torchrun does but for its imports.
+def on_ranks(count: int, script: Path, folder: Path, *words: str, seconds: float = 110) -> None:
+    """Run `script FOLDER WORDS` as so many ranks of gloo on this machine, as torchrun does; as one, without gloo.
 
     Raises AssertionError with what a rank said when it failed, or when they are not done in time.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    ranks = [CONTEXT.Process(target=_rank, args=(rank, port, script, folder, words)) for rank in range(2)]
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    places = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {} for rank in range(count)]
+    ranks = [CONTEXT.Process(target=_rank, args=(place, script, folder, words)) for place in places]
     for process in ranks:
         process.start()
     end = time.monotonic() + seconds
@@ -63,16 +65,16 @@ def on_two_ranks(script: Path, folder: Path, *words: str, seconds: float = 110) 
         process.kill()
         process.join()
     said = "\n".join(path.read_text() for path in sorted(folder.glob("failed-*")))
-    assert [process.exitcode for process in ranks] == [0, 0], said or f"not done after {seconds} seconds"
+    assert [process.exitcode for process in ranks] == [0] * count, said or f"not done after {seconds} seconds"
 
 
-def _rank(rank: int, port: str, script: Path, folder: Path, words: tuple[str, ...]) -> None:
-    here = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {**here, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def _rank(place: dict[str, str], script: Path, folder: Path, words: tuple[str, ...]) -> None:
+    os.environ |= place
     sys.argv = [str(script), str(folder), *words]
     sys.path.insert(0, str(script.parent))
     try:
         runpy.run_path(str(script), run_name="__main__")
     except BaseException:
+        rank = place.get("RANK", "0")
         (folder / f"failed-{rank}").write_text(f"rank {rank}: {traceback.format_exc()}")
         os._exit(1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forks import on_two_ranks
+from forks import on_ranks
 from safetensors.torch import load_file
 from small_images import SmallCNN, gradients, image_rows, nets_of
 from torch import nn
@@ -55,7 +55,7 @@ def test_nothing_is_learned_beside_the_student():
 def ranks(tmp_path_factory) -> Path:
     """What two gloo ranks of four images each computed, of every method that compares images."""
     folder = tmp_path_factory.mktemp("ranks")
-    on_two_ranks(Path(__file__).with_name("two_ranks_images.py"), folder)
+    on_ranks(2, Path(__file__).with_name("two_ranks_images.py"), folder)
     return folder
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forks import on_two_ranks
+from forks import on_ranks
 from matching_runs import FIELDS, HEADS, SECTIONS, denoiser, trainer, weights
 from safetensors.torch import load_file
 
@@ -70,7 +70,7 @@ def test_evaluation_does_not_touch_the_state(arguments) -> None:
 def test_two_ranks_take_the_steps_of_one_process(arguments, tmp_path: Path) -> None:
     """Two gloo ranks of 1x4 against 1x8 here, student and critics by turns; the ratio's means are of both ranks."""
     name = "f_distill by turns"
-    on_two_ranks(Path(__file__).with_name("two_ranks_matching.py"), tmp_path, name)
+    on_ranks(2, Path(__file__).with_name("two_ranks_matching.py"), tmp_path, name)
     run = trainer(arguments, SECTIONS[name].build([], None), max_steps=4, per_device_train_batch_size=8)
     run.train()
     here = {**weights(run), **{f"state.{key}": value for key, value in run.method.state_dict().items()}}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forks import on_two_ranks
+from forks import on_ranks
 from safetensors.torch import load_file
 from tiny_models import rows, tiny_model
 
@@ -96,7 +96,7 @@ def ensemble():
 @pytest.mark.parametrize("kind", ["model", "ensemble"])
 def test_two_ranks_equal_one_process(arguments, tmp_path: Path, kind: str) -> None:
     """Two gloo ranks of 1x4 against 1x8 here: three TAID steps, then evaluation of three rows, which ranks share."""
-    on_two_ranks(Path(__file__).with_name("two_ranks.py"), tmp_path, "3", kind)
+    on_ranks(2, Path(__file__).with_name("two_ranks.py"), tmp_path, "3", kind)
     trainer = DistillTrainer(
         tiny_model(1).double(),
         ensemble() if kind == "ensemble" else tiny_model(2, hidden=24, layers=3).double(),

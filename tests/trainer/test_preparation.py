@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forks import on_two_ranks
+from forks import on_ranks
 from torch import nn
 
 from kdlm import DistillTrainer, preparation
@@ -112,5 +112,5 @@ def test_a_run_resumed_on_made_rows_ends_as_an_unbroken_one(arguments) -> None:
 
 
 def test_two_ranks_train_on_the_same_rows_made_once(tmp_path: Path) -> None:
-    on_two_ranks(Path(__file__).with_name("two_ranks_prepared.py"), tmp_path)
+    on_ranks(2, Path(__file__).with_name("two_ranks_prepared.py"), tmp_path)
     assert sorted(path.name for path in tmp_path.glob("made-*")) == ["made-0"]

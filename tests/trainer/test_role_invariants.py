@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forks import on_two_ranks
+from forks import on_ranks
 from rich.console import Console
 from role_models import Turns, adam_steps, samples, tied, weights
 from safetensors.torch import load_file
@@ -195,7 +195,7 @@ def test_settings_of_one_role_do_not_reach_another(arguments) -> None:
 
 def test_two_ranks_with_roles_that_take_turns_equal_one_process(tmp_path: Path) -> None:
     """Under DDP, and under FSDP2 with several roles in one parent: 2 x 4 samples against 1 x 8."""
-    on_two_ranks(Path(__file__).with_name("two_ranks_roles.py"), tmp_path)
+    on_ranks(2, Path(__file__).with_name("two_ranks_roles.py"), tmp_path)
     run = made(tmp_path, batch=8)
     start = everything(run)
     run.train()
