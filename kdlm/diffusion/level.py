@@ -8,7 +8,7 @@ from the origin differ by a factor on x_t only, so a denoiser trained on one pat
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -64,7 +64,7 @@ class Level:
         return Level(self.alpha.to(other.device), self.sigma.to(other.device))
 
 
-def over(values: Float[Tensor, "batch"], samples: Float[Tensor, "batch *shape"]) -> Tensor:
+def over(values: Shaped[Tensor, "batch"], samples: Float[Tensor, "batch *shape"]) -> Tensor:
     """Return one value per sample, shaped to be multiplied with samples."""
     return values.reshape(-1, *([1] * (samples.dim() - 1)))
 

@@ -1,5 +1,6 @@
 """Small denoisers for a CPU: a residual MLP in EDM's preconditioning, and the exact one of a Gaussian mixture."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class ResidualDenoiser(Denoiser):
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        shape: Sequence[int],
         *,
         width: int = 128,
         depth: int = 3,

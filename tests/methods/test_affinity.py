@@ -126,6 +126,7 @@ def test_the_section_makes_a_model_or_says_what_is_wrong():
         DualEncoderSource()
 
 
+@pytest.mark.slow
 def test_the_captions_of_the_digits_are_those_that_the_teacher_reads():
     student = InheritedStudent(of=DualEncoderSource(path="sandbox:digits-clip"), vision=Tower(layers=1), embedding=8)
     assert student.load().config.projection_dim == 8

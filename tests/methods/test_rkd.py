@@ -1,11 +1,10 @@
 """Relational KD as a method: what is inert, and two ranks against one process."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import on_ranks
 from safetensors.torch import load_file
 from small_images import SmallCNN, gradients, image_rows, nets_of
 from torch import nn
@@ -56,13 +55,10 @@ def test_nothing_is_learned_beside_the_student():
 def ranks(tmp_path_factory) -> Path:
     """What two gloo ranks of four images each computed, of every method that compares images."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("two_ranks_images.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    subprocess.run([*command, str(folder)], check=True, timeout=200)
+    on_ranks(2, Path(__file__).with_name("two_ranks_images.py"), folder)
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_ranks_have_the_gradient_of_one_process(ranks: Path, name: str):
     gradient, state = batch_gradients(name, slice(0, 8))

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as processes
+from forks import CONTEXT
 
 from kdlm.quality import FrechetStats, frechet_distance
 
@@ -21,7 +21,12 @@ def gather(rank: int, folder: str) -> None:
 
 
 def test_ranks_that_add_up_have_the_statistics_of_the_whole_set(tmp_path):
-    processes.spawn(gather, args=(str(tmp_path),), nprocs=2)
+    ranks = [CONTEXT.Process(target=gather, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
     for rank in range(2):
         stats = FrechetStats.load(tmp_path / f"{rank}.safetensors")
         assert stats.count == 12

@@ -1,11 +1,10 @@
 """Distribution matching through the trainer: steps that do not depend on how they are cut, resumes that do not show."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import on_ranks
 from matching_runs import FIELDS, HEADS, SECTIONS, denoiser, trainer, weights
 from safetensors.torch import load_file
 
@@ -71,9 +70,7 @@ def test_evaluation_does_not_touch_the_state(arguments) -> None:
 def test_two_ranks_take_the_steps_of_one_process(arguments, tmp_path: Path) -> None:
     """Two gloo ranks of 1x4 against 1x8 here, student and critics by turns; the ratio's means are of both ranks."""
     name = "f_distill by turns"
-    script = str(Path(__file__).with_name("two_ranks_matching.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
-    subprocess.run([*command, str(tmp_path), name], check=True, timeout=110)
+    on_ranks(2, Path(__file__).with_name("two_ranks_matching.py"), tmp_path, name)
     run = trainer(arguments, SECTIONS[name].build([], None), max_steps=4, per_device_train_batch_size=8)
     run.train()
     here = {**weights(run), **{f"state.{key}": value for key, value in run.method.state_dict().items()}}

@@ -1,11 +1,10 @@
 """The gradient is that of one global mean: how the rows are cut into batches must not show in the weights."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import on_ranks
 from safetensors.torch import load_file
 from tiny_models import rows, tiny_model
 
@@ -97,9 +96,7 @@ def ensemble():
 @pytest.mark.parametrize("kind", ["model", "ensemble"])
 def test_two_ranks_equal_one_process(arguments, tmp_path: Path, kind: str) -> None:
     """Two gloo ranks of 1x4 against 1x8 here: three TAID steps, then evaluation of three rows, which ranks share."""
-    script = Path(__file__).with_name("two_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    subprocess.run([*command, str(tmp_path), "3", kind], check=True, timeout=240)
+    on_ranks(2, Path(__file__).with_name("two_ranks.py"), tmp_path, "3", kind)
     trainer = DistillTrainer(
         tiny_model(1).double(),
         ensemble() if kind == "ensemble" else tiny_model(2, hidden=24, layers=3).double(),

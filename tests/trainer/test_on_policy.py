@@ -1,14 +1,12 @@
 """OnPolicyTrainer: batches of the student's own text, and a gradient that does not show how they were cut."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import on_ranks
 from loopback import source
 from safetensors.torch import load_file
 from scripted import openai_api, running
@@ -251,17 +249,13 @@ def test_a_teacher_that_knows_given_text_only_is_refused(arguments) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_two_ranks_write_and_learn_what_one_process_does(tmp_path: Path) -> None:
     """Greedy, so that which rank writes a completion does not matter; some steps are on the data's text."""
-    script = str(Path(__file__).with_name("two_ranks_on_policy.py"))
+    script = Path(__file__).with_name("two_ranks_on_policy.py")
     source("code-student-tiny").load(), source().load()  # built before two processes want them
-    rank = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    for name, command in (("one", [sys.executable, script]), ("two", rank)):
+    for count, name in enumerate(("one", "two"), 1):
         (tmp_path / name).mkdir()
-        words = [*command, str(tmp_path / name), "8" if name == "one" else "4"]
-        subprocess.run(words, check=True, timeout=100, env=environment, stdout=subprocess.DEVNULL)
+        on_ranks(count, script, tmp_path / name, str(8 // count))
     one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
     assert_same(one, two, 1e-7)
     first, second = (json.loads((tmp_path / name / "logs.json").read_text()) for name in ("one", "two"))

@@ -1,11 +1,10 @@
 """Rows that a method makes before its first step: once, the same again after a kill, and put in place of the given."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import on_ranks
 from torch import nn
 
 from kdlm import DistillTrainer, preparation
@@ -113,7 +112,5 @@ def test_a_run_resumed_on_made_rows_ends_as_an_unbroken_one(arguments) -> None:
 
 
 def test_two_ranks_train_on_the_same_rows_made_once(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("two_ranks_prepared.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    subprocess.run([*command, str(tmp_path)], check=True, timeout=240)
+    on_ranks(2, Path(__file__).with_name("two_ranks_prepared.py"), tmp_path)
     assert sorted(path.name for path in tmp_path.glob("made-*")) == ["made-0"]

@@ -1,13 +1,12 @@
 """What holds of several roles under one optimiser, whatever the method: each broke in a peer."""
 
 import io
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from forks import on_ranks
 from rich.console import Console
 from role_models import Turns, adam_steps, samples, tied, weights
 from safetensors.torch import load_file
@@ -196,9 +195,7 @@ def test_settings_of_one_role_do_not_reach_another(arguments) -> None:
 
 def test_two_ranks_with_roles_that_take_turns_equal_one_process(tmp_path: Path) -> None:
     """Under DDP, and under FSDP2 with several roles in one parent: 2 x 4 samples against 1 x 8."""
-    script = Path(__file__).with_name("two_ranks_roles.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    subprocess.run([*command, str(tmp_path)], check=True, timeout=240)
+    on_ranks(2, Path(__file__).with_name("two_ranks_roles.py"), tmp_path)
     run = made(tmp_path, batch=8)
     start = everything(run)
     run.train()

@@ -1,4 +1,4 @@
-"""One rank of `test_two_ranks_equal_one_process`; started by torchrun, writes the weights of rank 0.
+"""One rank of `test_two_ranks_equal_one_process`; started by `forks.on_ranks`, writes the weights of rank 0.
 
 `two_ranks.py FOLDER [STEPS [ensemble]]`: the teacher is a model, or two of them with learned weights.
 """

@@ -1,4 +1,4 @@
-"""One rank of `test_two_ranks_take_the_steps_of_one_process`; started by torchrun, writes what rank 0 ends with."""
+"""One rank of `test_two_ranks_take_the_steps_of_one_process`, by `forks.on_ranks`: writes what rank 0 ends with."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""One rank of `test_two_ranks_train_on_the_same_rows_made_once`; started by torchrun."""
+"""One rank of `test_two_ranks_train_on_the_same_rows_made_once`; started by `forks.on_ranks`."""
 
 import os
 import sys

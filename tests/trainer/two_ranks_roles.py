@@ -1,4 +1,4 @@
-"""One rank of `test_two_ranks_with_roles_that_take_turns_equal_one_process`; started by torchrun.
+"""One rank of `test_two_ranks_with_roles_that_take_turns_equal_one_process`; started by `forks.on_ranks`.
 
 `two_ranks_roles.py FOLDER`: five steps of distribution matching in which student and fake network take turns, under DDP
 and again under FSDP2, resumed once; rank 0 writes the weights of every role.
