@@ -219,7 +219,7 @@ def summary(found: dict[str, list[Any]], ceiling: float) -> dict[str, dict[str, 
         table[name] = {
             "accuracy": mean(accuracy),
             "spread": stdev(accuracy),
-            "gap_closed": (mean(accuracy) - mean(start)) / (ceiling - mean(start)),
+            "gap_closed": (mean(accuracy) - mean(start)) / max(ceiling - mean(start), 1e-9),
             "wins": sum(a > b for a, b in zip(accuracy, start, strict=True)),
             **{key: mean(each[key] for each in figures) for key in ("cross_entropy", "ece", "brier")},
         }

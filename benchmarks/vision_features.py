@@ -32,7 +32,8 @@ from torch.nn.functional import cross_entropy, normalize
 ROOT = Path(__file__).resolve().parent.parent
 GATES = {"affinity": 0.60, "dmae": 0.15}
 PAIRS, PROBED = 50, 200
-WHOLE = {"seeds": 3, "affinity": 500, "dmae": 1000}
+BATCH, RATE = 128, 3e-3
+WHOLE = {"seeds": 3, "affinity": 800, "dmae": 800}
 QUICK = {"seeds": 1, "affinity": 3, "dmae": 3}
 
 CLIP = {
@@ -53,23 +54,24 @@ MAE = {
 }  # fmt: skip
 
 
-def trained(student: Any, teacher: Any, method: Any, rows: Any, steps: int, seed: int, batch: int, rate: float) -> Any:
-    """Return the student after some steps of a method."""
-    from transformers import TrainingArguments
+def trained(student: Any, teacher: Any, method: Any, rows: Any, steps: int, seed: int) -> Any:
+    """Return the student after some steps of a method, on all rows at once where they are fewer than a batch."""
+    from transformers import PrinterCallback, TrainingArguments
 
     from kdlm import DistillTrainer
     from kdlm.data import stacked
 
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
-            output_dir=folder, report_to="none", use_cpu=True, max_steps=steps, per_device_train_batch_size=batch,
-            learning_rate=rate, lr_scheduler_type="cosine", save_strategy="no", logging_strategy="no",
-            disable_tqdm=True, seed=seed,
+            output_dir=folder, report_to="none", use_cpu=True, max_steps=steps, per_device_train_batch_size=BATCH,
+            learning_rate=RATE, lr_scheduler_type="cosine", save_strategy="no", logging_strategy="no",
+            disable_tqdm=True, seed=seed, dataloader_pin_memory=False,
         )  # fmt: skip
         torch.manual_seed(seed)
         trainer = DistillTrainer(
             student, teacher, args, method=method, train_dataset=rows, data_collator=stacked,
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return student.eval()
 
@@ -94,7 +96,7 @@ def affinity_arms(seed: int, steps: int) -> dict[str, float]:
         student = DualEncoderSource(config=config, seed=seed).load()
         asked = teacher if share else None
         rows = TensorRows(loose) if share else known
-        found[name] = zero_shot(trained(student, asked, Affinity(share=share), rows, steps, seed, PAIRS, 3e-3))
+        found[name] = zero_shot(trained(student, asked, Affinity(share=share), rows, steps, seed))
     return found
 
 
@@ -125,7 +127,7 @@ def dmae_arms(seed: int, steps: int) -> dict[str, float]:
     for name, weight in (("alone", 0.0), ("taught", 1.0)):
         student = MaskedAutoencoderSource(config=MAE, seed=seed).load()
         asked = teacher if weight else None
-        student = trained(student, asked, DMAE(weight=weight), rows, steps, seed, 128, 3e-3)
+        student = trained(student, asked, DMAE(weight=weight), rows, steps, seed)
         found[name] = probe(student, seed)
     return found
 

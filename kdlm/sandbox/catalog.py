@@ -186,8 +186,8 @@ _ENTRIES = (
                 "decoder_intermediate_size": 64,
                 "initializer_range": 0.08,  # at the usual 0.02 so small a net hardly begins
             },
-            steps=2000,
-            learning_rate=3e-3,
+            steps=2400,
+            learning_rate=4e-3,
         ),
     ),
     Entry("digits-questions", "three questions about every digit, in words", "4314 + 1077 rows", 1, DigitsQuestions()),

@@ -61,7 +61,7 @@ class DualEncoderModel:
                 own, cross = torch.arange(len(chosen)), torch.nn.functional.cross_entropy
                 return cross(scores, own) + cross(scores.T, own)
 
-            _fit(model, contrast, len(train.labels), self, progress, name)
+            _fit(model, contrast, len(train.labels), self, progress, name, weight_decay=0.05)
             with torch.no_grad():
                 asked = {"input_ids": ids[:, 0], "attention_mask": (ids[:, 0] != 0).long()}
                 scores = model(**asked, pixel_values=test.images * 2 - 1).logits_per_image
@@ -73,7 +73,7 @@ class DualEncoderModel:
 
 @dataclass(frozen=True)
 class MaskedAutoencoderModel:
-    """A ViTMAEForPreTraining of transformers, trained on the digits without their labels.
+    """A ViTMAEForPreTraining of transformers that also learns its places, trained on the digits without their labels.
 
     Attributes:
         sizes: of its configuration.
@@ -101,6 +101,8 @@ class MaskedAutoencoderModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = embed_places(ViTMAEForPreTraining(ViTMAEConfig(**IMAGES, **self.sizes)))
+            for places in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+                places.requires_grad_(True)  # on a grid of 4 most of the sines hardly tell one place from the next
 
             def error_of(chosen: Any) -> Any:
                 return model(train.images[chosen] * 2 - 1).loss
@@ -112,13 +114,16 @@ class MaskedAutoencoderModel:
         return {"parameters": sum(p.numel() for p in model.parameters()), "held_out_error": round(error, 4)}
 
 
-def _fit(model: Any, loss_of: Callable[[Any], Any], rows: int, spec: Any, progress: Progress, name: str) -> None:
+def _fit(
+    model: Any, loss_of: Callable[[Any], Any], rows: int, spec: Any, progress: Progress, name: str,
+    weight_decay: float = 0.0,
+) -> None:  # fmt: skip
     """Train by AdamW with a rate that rises and falls once, on batches drawn from the rows."""
     import torch
 
     from kdlm.sandbox.pretraining import descend, one_thread
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, spec.learning_rate, total_steps=spec.steps)
     with one_thread():
         descend(model, lambda: loss_of(torch.randint(rows, (BATCH,))), optimizer, schedule, spec.steps, progress, name)
