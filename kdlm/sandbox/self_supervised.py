@@ -115,9 +115,14 @@ class MaskedAutoencoderModel:
 
 
 def _fit(
-    model: Any, loss_of: Callable[[Any], Any], rows: int, spec: Any, progress: Progress, name: str,
+    model: Any,
+    loss_of: Callable[[Any], Any],
+    rows: int,
+    spec: Any,
+    progress: Progress,
+    name: str,
     weight_decay: float = 0.0,
-) -> None:  # fmt: skip
+) -> None:
     """Train by AdamW with a rate that rises and falls once, on batches drawn from the rows."""
     import torch
 
