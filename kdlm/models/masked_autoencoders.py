@@ -50,13 +50,13 @@ class MaskedAutoencoder:
 
     def encoded(
         self, images: Float[Tensor, "batch channels height width"], noise: Float[Tensor, "batch patches"], block: int
-    ) -> Float[Tensor, "batch seen width"]:
+    ) -> Float[Tensor, "batch seen hidden"]:
         """Return what a block of the encoder gives for the class and the patches that are seen; no later one is run."""
         return run_until(self.module, f"vit.layers.{block}", images, noise=noise)
 
     def reconstructed(
         self, images: Float[Tensor, "batch channels height width"], noise: Float[Tensor, "batch patches"], block: int
-    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch seen width"]]:
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch seen hidden"]]:
         """Return each image's mean squared error over the pixels of hidden patches, and what `encoded` gives.
 
         The pixels are normalised within a patch where the model's configuration says so (`norm_pix_loss`).

@@ -6,7 +6,7 @@ import pytest
 import torch
 from forks import on_ranks
 from safetensors.torch import load_file
-from small_images import SmallCNN, gradients, image_rows, nets_of
+from small_images import STEP, SmallCNN, gradients, image_rows, nets_of
 from torch import nn
 from two_ranks_images import METHODS, batch_gradients
 
@@ -43,7 +43,7 @@ def test_a_weight_of_zero_leaves_its_term_out():
     section = RKDSection(layer=("embedding", "embedding"), angle_weight=0)
     method = section.build([], None)
     assert method.computes == ("distance",)
-    terms = method.losses(nets_of(method, SmallCNN(), SmallCNN()), image_rows().columns, frozenset(), None)
+    terms = method.losses(nets_of(method, SmallCNN(), SmallCNN()), image_rows().columns, frozenset(), STEP)
     assert set(terms.terms) == {"distance"}
 
 
@@ -76,5 +76,5 @@ def test_in_evaluation_each_rank_compares_its_own_rows(monkeypatch):
     method = RKD(layer=("embedding", "embedding"))
     with torch.no_grad():
         nets = nets_of(method, SmallCNN(), SmallCNN(5, seed=1))
-        assert method.losses(nets, image_rows().columns, frozenset(), None).terms["distance"].sum > 0
+        assert method.losses(nets, image_rows().columns, frozenset(), STEP).terms["distance"].sum > 0
     assert isinstance(nets["student"].module, nn.Module)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from small_images import SmallCNN, gradients, image_rows, nets_of
+from small_images import STEP, SmallCNN, gradients, image_rows, nets_of
 
 from kdlm.methods import CRD, RKD
 
@@ -26,7 +26,7 @@ def batch_gradients(name: str, part: slice) -> tuple[dict[str, torch.Tensor], ..
     nets = nets_of(method, SmallCNN(), SmallCNN(5, seed=1))
     rows = image_rows()
     found = gradients(method, nets, rows.select(range(8)[part]))
-    method.stepped(None, {})
+    method.stepped(STEP, {})
     return {key: tensor.contiguous() for key, tensor in found.items()}, method.state_dict()
 
 

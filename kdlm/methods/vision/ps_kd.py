@@ -10,6 +10,7 @@ from kdlm.losses import CrossEntropy, Loss, cross_entropy, kept_rows, progressiv
 from kdlm.methods.method import Batch, Nets, Role, SnapshotOf, Step, Term, Terms, Trainable
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.methods.vision.image_kd import ImageKD, ImageOptions
+from kdlm.section import Section
 from kdlm.signal import IGNORE_INDEX
 
 ROLES: dict[str, Role] = {"student": Trainable(), "previous": SnapshotOf("student")}
@@ -63,18 +64,21 @@ class PSKD(ImageKD):
         return Terms(terms)
 
 
-class PSKDSection(ImageOptions):
+class _EarlierSelf(Section):
+    end: float = Field(0.8, ge=0, lt=1)
+    """Share of the earlier predictions in the target after the last epoch; it grows from 0 in even steps."""
+
+    def build(self, losses: Sequence[Loss], vocab: Any) -> Any:
+        if losses:
+            raise ValueError(f"losses: {self.name} has a loss of its own: leave them out")
+        return super().build(losses, vocab)
+
+
+class PSKDSection(_EarlierSelf, ImageOptions):
     """Learn from labels softened by the student's own predictions of an epoch ago; no teacher, no `losses`."""
 
     method: ClassVar = PSKD
     name: Literal["ps_kd"] = "ps_kd"
-    end: float = Field(0.8, ge=0, lt=1)
-    """Share of the earlier predictions in the target after the last epoch; it grows from 0 in even steps."""
-
-    def build(self, losses: Sequence[Loss], vocab: Any) -> ImageKD:
-        if losses:
-            raise ValueError("losses: ps_kd has a loss of its own: leave them out")
-        return super().build(losses, vocab)
 
 
 class TokenPSKD(TokenMethod):
@@ -118,15 +122,8 @@ def _softened(student: Any, previous: Any, labels: Any, *, share: float) -> Any:
     return progressive_cross_entropy(student, previous, labels, share=share)
 
 
-class TokenPSKDSection(TokenOptions):
+class TokenPSKDSection(_EarlierSelf, TokenOptions):
     """Learn from next tokens softened by the student's own predictions of an epoch ago; no teacher, no `losses`."""
 
     method: ClassVar = TokenPSKD
     name: Literal["token_ps_kd"] = "token_ps_kd"
-    end: float = Field(0.8, ge=0, lt=1)
-    """Share of the earlier predictions in the target after the last epoch; it grows from 0 in even steps."""
-
-    def build(self, losses: Sequence[Loss], vocab: Any) -> TokenMethod:
-        if losses:
-            raise ValueError("losses: token_ps_kd has a loss of its own: leave them out")
-        return super().build(losses, vocab)
