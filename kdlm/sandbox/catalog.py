@@ -173,7 +173,7 @@ _ENTRIES = (
         "digits-mae",
         "a masked autoencoder of the digits",
         "0.11 M parameters",
-        50,
+        72,
         MaskedAutoencoderModel(
             {
                 "hidden_size": 64,
