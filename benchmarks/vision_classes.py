@@ -7,7 +7,8 @@ from all labels; students are of 64-8-8-10. Every arm trains five students throu
 steps, batches and rates as the others, so they are compared in pairs. "Gap closed" is (accuracy - that of
 cross-entropy on the 100 labels) / (the teacher's - that of cross-entropy). Attention has no place on a perceptron: the
 arm of attention transfer has convolutions of 8, 12 and 12 channels, a teacher of 16, 32 and 32, and cross-entropy on
-the same student beside it. What a method adds is added to cross-entropy on the labels alone; no arm but KD has KD in it.
+the same student beside it. What a method adds is added to cross-entropy on the labels alone; no arm but KD has KD in
+it.
 
 PS-KD has no teacher, and a setting of its own: the 100 labelled images alone, epoch after epoch, compared with
 cross-entropy on the same by the negative log-likelihood of held-out labels.
