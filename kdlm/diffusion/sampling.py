@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -128,5 +129,5 @@ class ODE:
         """Return a sample for each of `draws`, from the noise that `FewSteps` begins with."""
         levels = levels_of(denoiser, self.times, len(draws.index), draws.index)
         noise = draws.normal("written 0", denoiser.shape)
-        predict = lambda noised, level: guided(denoiser, noised, level, condition, self.guidance)  # noqa: E731
+        predict = partial(guided, denoiser, condition=condition, scale=self.guidance)
         return follow(predict, over(levels[0].scale, noise) * noise, levels, second_order=self.second_order)

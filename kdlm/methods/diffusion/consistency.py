@@ -5,6 +5,7 @@ What it says at a level is held against what it says one step nearer to the data
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -97,7 +98,7 @@ class Consistency(DiffusionMethod):
         self, teacher: Any, noised: Tensor, at: Level, to: Level, condition: Condition | None, scale: float | Tensor
     ) -> Tensor:
         """Return the point one step of the guided teacher nearer to the data."""
-        predict = lambda x, level: guided(teacher, x, level, condition, scale)  # noqa: E731
+        predict = partial(guided, teacher, condition=condition, scale=scale)
         return stepped(predict, noised, at, to, second_order=self.solver == "heun")
 
     def far_end(self, nets: Nets) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -141,7 +142,7 @@ class GridSteps:
         """Return a sample for each of `draws`, from the noise that the other samplers begin with."""
         noise = draws.normal("written 0", denoiser.shape)
         levels = grid_levels(self.grid, self.steps * self.stride, denoiser.form, noise)[:: self.stride]
-        predict = lambda noised, level: denoiser(noised, level, condition)  # noqa: E731
+        predict = partial(denoiser, condition=condition)
         return follow(predict, over(levels[0].scale, noise) * noise, levels, second_order=False)
 
 

@@ -6,6 +6,7 @@ own: asked for x_0 at that level, a denoiser D has the velocity `(x_t - D) / t`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -91,7 +92,7 @@ class Reflow(DiffusionMethod):
         """Return noise and the sample that the teacher's flow leads it to."""
         teacher = nets["teacher"]
         noise = draws.normal("written 0", teacher.shape)
-        predict = lambda noised, level: guided(teacher, noised, level, condition, self.guidance)  # noqa: E731
+        predict = partial(guided, teacher, condition=condition, scale=self.guidance)
         return noise, self.solver(predict, noise, teacher.form)
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
@@ -147,7 +148,7 @@ class StraightSteps:
     def __call__(self, denoiser: Any, draws: Draws, condition: Condition | None) -> Float[Tensor, "batch *shape"]:
         """Return a sample for each of `draws`, from the noise that the other samplers begin with."""
         noise = draws.normal("written 0", denoiser.shape)
-        predict = lambda noised, level: denoiser(noised, level, condition)  # noqa: E731
+        predict = partial(denoiser, condition=condition)
         *_, (noised, time, velocity) = walk(denoiser, noise, predict, self.steps)
         return noised - over(time, noised) * velocity
 
