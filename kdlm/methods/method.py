@@ -31,6 +31,11 @@ Nets = Mapping[str, Any]
 """Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
 
 
+def rows_in(batch: Batch) -> Tensor:
+    """Return how many rows a batch of images or samples has, on its device: a count for `Method.counts`."""
+    return torch.tensor(len(batch["index"]), device=batch["index"].device)
+
+
 @dataclass(frozen=True)
 class Step:
     """Where a run stands.

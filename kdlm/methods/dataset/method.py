@@ -12,7 +12,7 @@ from kdlm.diffusion import Draws
 from kdlm.methods.dataset.augmentation import Augmentation
 from kdlm.methods.dataset.evaluation import Evaluation, answers
 from kdlm.methods.dataset.networks import MLP, AnyNetwork, ConvNet, Vectors
-from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms
+from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms, rows_in
 from kdlm.models.synthetic import SyntheticImages
 from kdlm.section import Section
 
@@ -42,7 +42,7 @@ class DatasetMethod(Method):
         self._known: dict[str, tuple[list[Tensor], Tensor]] = {}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"images": torch.tensor(len(batch["index"]), device=batch["index"].device)}
+        return {"images": rows_in(batch)}
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give cross-entropy and accuracy of fresh networks that trained on the set, and on the one it began as."""

@@ -15,7 +15,7 @@ from kdlm.losses import IGNORE_INDEX
 from kdlm.methods.dataset.experts import Experts
 from kdlm.methods.dataset.method import DatasetMethod, DatasetOptions, networks_for, seed_of, synthetic_of
 from kdlm.methods.dataset.networks import Vectors
-from kdlm.methods.method import Batch, Nets, Preparation, Step, Term, Terms
+from kdlm.methods.method import Batch, Nets, Preparation, Step, Term, Terms, rows_in
 from kdlm.models.synthetic import SyntheticImages
 
 
@@ -66,7 +66,7 @@ class TrajectoryMatching(DatasetMethod):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count experts as samples, and images where evaluation sees them."""
-        count = torch.tensor(len(batch["index"]), device=batch["index"].device)
+        count = rows_in(batch)
         return {"samples" if "weights" in batch else "images": count}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:

@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from kdlm.diffusion import AnyTimes, Condition, Draws
 from kdlm.methods.diffusion.beside import AnyBeside
-from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms, Trainable
+from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms, Trainable, rows_in
 from kdlm.section import Section
 
 CONDITIONS = ("labels", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
@@ -54,7 +53,7 @@ class DiffusionMethod(Method):
         }
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"samples": torch.tensor(len(batch["index"]), device=batch["index"].device)}
+        return {"samples": rows_in(batch)}
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give the terms of the step after the last, of all roles: schedules at their end, the same noise always."""

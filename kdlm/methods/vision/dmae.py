@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kdlm.diffusion import Draws
-from kdlm.methods.method import Batch, Method, Nets, Role, Step, Term, Terms, Trainable
+from kdlm.methods.method import Batch, Method, Nets, Role, Step, Term, Terms, Trainable, rows_in
 from kdlm.section import Section
 
 DEPTH = 2 / 3
@@ -55,7 +55,7 @@ class DMAE(Method):
         return {"student": Trainable(), "projector": Trainable(self._projector, self.projector_learning_rate)}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"images": torch.tensor(len(batch["index"]), device=batch["index"].device)}
+        return {"images": rows_in(batch)}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         return self._compared(nets, batch, step)
