@@ -15,7 +15,7 @@ class ImageClassifier:
 
     Attributes:
         width: of its features.
-        epochs: passes over the 1,437 images.
+        epochs: passes over the 1,438 images.
         batch: images a step.
         learning_rate: at the first step; it falls to 0 by half a cosine.
     """

@@ -21,7 +21,7 @@ class TransformersClassifier:
     Attributes:
         model_type: of transformers.
         sizes: of its configuration.
-        epochs: passes over the 1,437 images.
+        epochs: passes over the 1,438 images.
         learning_rate: at its peak.
     """
 
