@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from kdlm.data import DataSection
+from kdlm.data.alignment import Aligner
+from kdlm.data.spelling import Spelling
 from kdlm.data.tokenised import made_with
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.looking import opened
-from kdlm.methods import Method, PolicyMethod, Step, TokenMethod
+from kdlm.methods import AlignedMethod, Method, PolicyMethod, Step, TokenMethod
 from kdlm.recipe import Recipe
 from kdlm.signal import Sampled, TopK
 from kdlm.store import read_about
@@ -19,6 +21,9 @@ def signals(recipe: Recipe, method: Method | None) -> Iterator[str]:
     given = getattr(recipe.teacher, "signals", None)
     if not isinstance(method, TokenMethod) or given is None:
         return
+    if isinstance(method, AlignedMethod) and not method.signals & given:
+        accepted, offered = (", ".join(sorted(s.__name__ for s in kinds)) for kinds in (method.signals, given))
+        raise ValueError(f"method: {recipe.method.name} takes a signal of {accepted}; this teacher gives {offered}")
     if isinstance(method, PolicyMethod) and not method.signals & given:
         accepted, offered = (", ".join(sorted(s.__name__ for s in kinds)) for kinds in (method.signals, given))
         raise ValueError(f"method: {recipe.method.name} takes a signal of {accepted}; this teacher gives {offered}")
@@ -71,6 +76,10 @@ def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> It
             return
         found.append(tokenizer)
     (ours, our_config), (theirs, their_config) = found
+    if isinstance(method, AlignedMethod):
+        Aligner(Spelling(ours), Spelling(theirs))
+        yield f"{what}: {len(ours)} and {len(theirs)} ids, their readings aligned by the bytes of the text"
+        return
     sizes = (c.get_text_config().vocab_size for c in (our_config, their_config))
     shared = shared_vocabulary(ours, theirs, *sizes)
     if method is not None and "teacher" in method.needs:

@@ -15,6 +15,7 @@ from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
+from kdlm.methods import AlignedMethod
 from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
@@ -170,7 +171,13 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = template_text(recipe.data.chat_template)  # the student is saved with what it learnt
     column = recipe.verifier.column if recipe.verifier is not None else None
-    return tokenizer, load_data(recipe.data.with_reference(column), tokenizer, seed=recipe.seed)
+    theirs = recipe.teacher.tokenizer() if across(recipe) else None  # pyright: ignore[reportOptionalMemberAccess]
+    return tokenizer, load_data(recipe.data.with_reference(column), tokenizer, theirs, seed=recipe.seed)
+
+
+def across(recipe: Recipe) -> bool:
+    """Whether the method compares two readings of the text, the student's and the teacher's."""
+    return issubclass(getattr(recipe.method, "method", object), AlignedMethod)
 
 
 def loaded_student(recipe: Recipe, data: Data) -> Any:
@@ -184,7 +191,7 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
 
     Raises ValueError, naming the teacher, where one cannot be compared.
     """
-    if not isinstance(recipe.data, DataSection | ImageTextSection):
+    if not isinstance(recipe.data, DataSection | ImageTextSection) or across(recipe):
         return None
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     sections, built = teachers_of(recipe.teacher), getattr(teacher, "members", [teacher])

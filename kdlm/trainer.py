@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from kdlm.data import Prefetched, collator_for
+from kdlm.data import PairCollator, Prefetched, collator_for
 from kdlm.evaluation import SummedEvaluation
 from kdlm.losses import ForwardKL
 from kdlm.methods import LogitKD, Method, Preparation, Step, Terms, TokenMethod
@@ -53,6 +53,8 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         args: `transformers.TrainingArguments`.
         train_dataset, eval_dataset: rows with `input_ids` and `labels` (unshifted; -100 where not trained on).
         processing_class: the student's tokenizer; saved with it, and its pad token pads batches.
+        teacher_processing_class: the teacher's tokenizer, where it is another one: batches then hold both readings of
+            the text, aligned (see `kdlm.data.two_readings`), for methods across tokenizers.
         data_collator: rows -> batch; by default `kdlm.data.Collator` of rows with `input_ids`, else `stacked`.
         **options: handed to `transformers.Trainer`.
 
@@ -70,6 +72,7 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         *,
         method: Method | None = None,
         processing_class: Any = None,
+        teacher_processing_class: Any = None,
         data_collator: Callable | None = None,
         **options: Any,
     ):
@@ -81,13 +84,14 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
             # The last layers of a vision tower are often left out of what the language model reads.
             sees = hasattr(getattr(model, "config", None), "vision_config")
             args.ddp_find_unused_parameters = self.method.leaves_unused or sees
-        check_needs(self.method, self.teacher, self.provides)
+        if data_collator is None:
+            data_collator = collator_for(options.get("train_dataset"), processing_class, teacher_processing_class)
+        aligned = {"alignment"} if isinstance(data_collator, PairCollator) else set()
+        check_needs(self.method, self.teacher, self.provides | aligned)
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         self.networks = Networks(model, self.method, self.teacher)
-        if isinstance(self.method, TokenMethod) and self.method.vocab is None:
+        if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:
             self.method.vocab = common_vocab(self.networks.views, processing_class)
-        if data_collator is None:
-            data_collator = collator_for(options.get("train_dataset"), processing_class)
         if hasattr(self.teacher, "prefetch"):
             data_collator = Prefetched(data_collator, self.teacher.prefetch)
         super().__init__(

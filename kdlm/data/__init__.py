@@ -6,15 +6,16 @@ from pydantic import BeforeValidator, Field
 
 from kdlm.data.arrays import SamplesSection
 from kdlm.data.captions import CaptionsSection
-from kdlm.data.collate import Collator, Prefetched, collator_for, stacked
+from kdlm.data.collate import Collator, Prefetched, stacked
 from kdlm.data.image_collate import ImageTextCollator
 from kdlm.data.image_files import ImageSource
 from kdlm.data.image_text import ImageTextSection
 from kdlm.data.images import ImagesSection, PointsSection
-from kdlm.data.load import Data, load_data
+from kdlm.data.load import Data, collator_for, load_data
 from kdlm.data.report import DataReport
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.tensor_rows import TensorRows
+from kdlm.data.two_readings import PairCollator
 
 
 def _text_by_default(value: Any) -> Any:
@@ -41,6 +42,7 @@ __all__ = [
     "ImageTextCollator",
     "ImageTextSection",
     "ImagesSection",
+    "PairCollator",
     "PointsSection",
     "Prefetched",
     "SamplesSection",

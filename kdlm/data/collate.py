@@ -45,6 +45,15 @@ class Collator:
                 batch[name] = torch.cat([_flat(row[name]) for row in rows])
         return batch
 
+    def beside(self, values: Sequence[Any], batch: dict[str, Tensor], fill: int) -> Int[Tensor, "batch length"]:
+        """Lay out numbers, one for each token of each row, as `batch` lays out its tokens; `fill` on padding."""
+        if self.layout == "padding_free":
+            return torch.cat([_flat(numbers) for numbers in values])[None]
+        out = torch.full_like(batch["input_ids"], fill)
+        for place, numbers in enumerate(values):
+            out[place, : len(numbers)] = _flat(numbers)
+        return out
+
     def _padded(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         if any(len(_lengths(row)) > 1 for row in rows):
             raise ValueError("packed rows cannot be padded apart: use Collator(layout='padding_free')")
@@ -79,14 +88,6 @@ def stacked(rows: Sequence[dict[str, Any]] | TensorRows) -> dict[str, Tensor]:
     return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
 
 
-def collator_for(rows: Any, tokenizer: Any) -> Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]:
-    """Return the collator that rows want: of token ids `Collator`, of anything else `stacked`."""
-    first = next(iter(rows), {}) if rows is not None else {}
-    if first and "input_ids" not in first:
-        return stacked
-    return Collator(getattr(tokenizer, "pad_token_id", None) or 0)
-
-
 @dataclass(frozen=True)
 class Prefetched:
     """Adds what a teacher says about a batch to the batch itself, under `teacher`.
@@ -103,8 +104,10 @@ class Prefetched:
     prefetch: Callable[[dict[str, Tensor]], Any]
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collate(rows)
-        return batch | {"teacher": self.prefetch(batch)}
+        batch: dict[str, Any] = self.collate(rows)
+        read = batch.get("theirs", batch)  # what the teacher reads, where that is another tokenization
+        read["teacher"] = self.prefetch(read)
+        return batch
 
 
 def _flat(values: Any) -> Int[Tensor, "n"]:

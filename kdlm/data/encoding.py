@@ -9,7 +9,7 @@ pieces that share one token, so that every token but the text's first is trained
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -38,10 +38,11 @@ LOSS_ON = {"chat": ("assistant", "all"), "completion": ("completion", "all"), "t
 
 @dataclass(frozen=True)
 class Sequence:
-    """Token ids and labels, of the same length."""
+    """Token ids and labels, of the same length; and what a row has beside them, by column."""
 
     ids: list[int]
     labels: list[int]
+    beside: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,13 @@ class Encoder:
             else:
                 encoded.append(Encoded([Sequence(ids, [IGNORE_INDEX] * len(ids))]))
         return encoded
+
+    def documents(self, rows: list[Row]) -> list[list[int] | Unusable]:
+        """Return all tokens of each row of plain text, however long it is."""
+        prepared: list[Any] = [self._prepare(place, row) for place, row in rows]
+        texts = [text for text in prepared if isinstance(text, str)]
+        tokens = iter(self._tokens(texts) if texts else [])
+        return [self._ended(next(tokens)) if isinstance(one, str) else one for one in prepared]
 
     def _texts(self, texts: list[str]) -> list[Encoded | Unusable]:
         size = self.section.max_length

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
@@ -12,14 +12,15 @@ import pyarrow as pa
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.cache import PACKED, cached_table, fingerprint
-from kdlm.data.collate import Collator
+from kdlm.data.cache import PACKED, TOKENS, cached_table, fingerprint
+from kdlm.data.collate import Collator, stacked
 from kdlm.data.mixing import held_out, mixed
 from kdlm.data.packing import best_fit, packed_row
 from kdlm.data.report import DataReport, SourceReport
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.tensor_rows import TensorRows
 from kdlm.data.tokenised import Tokenised, made_with, tokenised
+from kdlm.data.two_readings import COLUMNS, PairCollator
 from kdlm.disk import cache_folder
 
 PACKED_AT_ONCE = 1000
@@ -50,6 +51,10 @@ class Data:
     made_with: dict[str, Any]
 
 
+Read = Callable[..., Tokenised]
+"""A source -> what becomes of its rows."""
+
+
 class Split(NamedTuple):
     """The rows of a split, and the hash of all that determines them."""
 
@@ -57,43 +62,65 @@ class Split(NamedTuple):
     fingerprint: str
 
 
-def load_data(section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> Data:
+def load_data(
+    section: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase | None = None,
+    *,
+    seed: int = 0,
+) -> Data:
     """Read, tokenise, split, mix and pack what a data section names; `tokenizer` is the student's.
 
+    With `teacher`, another tokenizer, every row is read twice and aligned (see `kdlm.data.two_readings`).
     `seed` shuffles a stream; stored rows are left in the order of their sources, for a sampler to shuffle.
     Raises ValueError when a source is missing, empty, not of its format or without a usable row.
     """
     report = DataReport([])
-    if section.streaming:
-        splits = {"train": _streamed(section, tokenizer, seed, report)}
-    else:
-        splits = _stored(section, tokenizer, report)
+    read = partial(tokenised, section=section, tokenizer=tokenizer, teacher=teacher)
+    splits = {"train": _streamed(section, read, seed, report)} if section.streaming else _stored(section, read, report)
     if section.eval:
-        table, _, name = _table(section.eval, section, tokenizer, report.eval)
+        table, _, name = _table(section.eval, section, read, report.eval)
         splits["eval"] = _packed(Split(table, name), section, report, "eval")
     return Data(
         train=splits["train"].rows,
         eval=splits["eval"].rows if "eval" in splits else None,
-        collator=Collator(pad_id(tokenizer), "padded" if section.packing == "none" else "padding_free"),
+        collator=text_collator("padded" if section.packing == "none" else "padding_free", tokenizer, teacher),
         report=report,
         fingerprints={name: split.fingerprint for name, split in splits.items()},
         made_with=made_with(section, tokenizer),
     )
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to pad with: any would do, since neither attention nor loss sees it."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+def collator_for(rows: Any, tokenizer: Any, teacher: Any = None) -> Callable[[Sequence[dict[str, Any]]], dict]:
+    """Return the collator that rows want: `stacked` without token ids, `PairCollator` with a teacher's tokenizer."""
+    first = next(iter(rows), {}) if rows is not None else {}
+    if first and "input_ids" not in first:
+        return stacked
+    return text_collator("padded", tokenizer, teacher)
+
+
+def text_collator(
+    layout: Literal["padded", "padding_free"], tokenizer: Any, teacher: Any = None
+) -> Collator | PairCollator:
+    """Return what makes batches of one reading of text, or of two where the teacher has a tokenizer of its own."""
+    ours = Collator(pad_id(tokenizer), layout)
+    return ours if teacher is None else PairCollator(ours, Collator(pad_id(teacher), layout), tokenizer, teacher)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return the id to pad with: any would do, since neither attention nor loss sees it; 0 without a tokenizer."""
+    pad = getattr(tokenizer, "pad_token_id", None)
+    pad = getattr(tokenizer, "eos_token_id", None) if pad is None else pad
     return pad if isinstance(pad, int) else 0
 
 
 def _table(
-    sources: list[Source], section: DataSection, tokenizer: PreTrainedTokenizerBase, reports: list[SourceReport]
+    sources: list[Source], section: DataSection, read: Read, reports: list[SourceReport]
 ) -> tuple[datasets.Dataset, list[int], str]:
     """Return the sequences of all sources below one another, how many each has, and their fingerprint."""
     root, tables, names = cache_folder("data", section.cache), [], []
     for source in sources:
-        found = tokenised(source, section, tokenizer)
+        found = read(source)
         table, report = found.table(root)
         if found.domain is not None:
             table = table.add_column("domain", np.full(len(table), found.domain))
@@ -104,9 +131,9 @@ def _table(
     return whole.add_column("index", np.arange(len(whole))), [len(table) for table in tables], fingerprint(*names)
 
 
-def _stored(section: DataSection, tokenizer: PreTrainedTokenizerBase, report: DataReport) -> dict[str, Split]:
+def _stored(section: DataSection, read: Read, report: DataReport) -> dict[str, Split]:
     """Return the training rows, and the rows held out from them if any are."""
-    table, sizes, name = _table(section.train, section, tokenizer, report.train)
+    table, sizes, name = _table(section.train, section, read, report.train)
     keys = table.data.column("key").to_numpy()
     out = np.zeros(len(table), dtype=bool)
     if section.eval_rows or section.eval_fraction:
@@ -140,11 +167,15 @@ def _packed(split: Split, section: DataSection, report: DataReport, name: str) -
         return Split(rows, split.fingerprint)
     packed_name = fingerprint(split.fingerprint, "packed", section.max_length)
 
+    schema = PACKED
+    for name in (*COLUMNS, "their_lengths") if "chunks" in rows.column_names else ():
+        schema = schema.append(pa.field(name, TOKENS))
+
     def packed() -> Iterator[dict[str, Any]]:
         for members in best_fit(rows["length"][:].tolist(), section.max_length):
             yield packed_row(rows[i] for i in members)
 
-    table, _ = cached_table(cache_folder("data", section.cache), packed_name, PACKED, packed(), dict)
+    table, _ = cached_table(cache_folder("data", section.cache), packed_name, schema, packed(), dict)
     # Not in the cache: what a domain is called changes nothing about how rows are packed.
     domains, index = _by_index(rows), table.data.column("index").combine_chunks()
     ids = pa.array(domains[index.values.to_numpy()])
@@ -162,9 +193,9 @@ def _by_index(rows: datasets.Dataset) -> np.ndarray:
     return found
 
 
-def _streamed(section: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, report: DataReport) -> Split:
+def _streamed(section: DataSection, read: Read, seed: int, report: DataReport) -> Split:
     """Return the training rows as a stream, whose reports grow as it is read."""
-    found = [tokenised(source, section, tokenizer, stored=False) for source in section.train]
+    found = [read(source, stored=False) for source in section.train]
     report.train.extend(one.report for one in found)
     name = fingerprint(
         [one.fingerprint for one in found], _weights(section), section.stopping_strategy, section.packing

@@ -44,6 +44,7 @@ def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
 def packed_row(sequences: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return sequences as one row, `seq_lengths` telling them apart; their domains are a list, where they have any."""
     rows = list(sequences)
+    paired = _second_reading(rows) if rows and "chunks" in rows[0] else {}
     domains = {"domain": [int(row["domain"]) for row in rows]} if rows and "domain" in rows[0] else {}
     return {
         "input_ids": np.concatenate([row["input_ids"] for row in rows]),
@@ -52,4 +53,22 @@ def packed_row(sequences: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "index": [int(row["index"]) for row in rows],
         "length": sum(len(row["input_ids"]) for row in rows),
         **domains,
+        **paired,
     }
+
+
+def _second_reading(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what rows of two readings have of the teacher's, their chunks numbered over all of them."""
+    counts = [int(np.max(row["chunks"], initial=-1)) + 1 for row in rows]
+    starts = np.cumsum([0, *counts])
+    numbered = {
+        name: np.concatenate(
+            [
+                np.where(np.asarray(row[name]) < 0, -1, np.asarray(row[name]) + start)
+                for row, start in zip(rows, starts, strict=False)
+            ]
+        )
+        for name in ("chunks", "their_chunks")
+    }
+    theirs = {name: np.concatenate([row[name] for row in rows]) for name in ("their_ids", "their_labels")}
+    return {**numbered, **theirs, "their_lengths": [len(row["their_ids"]) for row in rows]}

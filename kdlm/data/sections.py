@@ -50,8 +50,8 @@ class Source(Section):
 class DataSection(Section):
     """Which rows are trained and evaluated on, and how they become tokens."""
 
-    provides: ClassVar[frozenset[str]] = frozenset({"labels"})
-    """What a method may need of it."""
+    provides: ClassVar[frozenset[str]] = frozenset({"labels", "alignment"})
+    """What a method may need of it; alignment with the reading of a teacher that has a tokenizer."""
 
     name: Literal["text"] = Field("text", json_schema_extra={"optional": True})
     """What the data are; text where nothing is said."""
@@ -79,6 +79,10 @@ class DataSection(Section):
     """Jinja chat template, or the path of a `.jinja` file, instead of the tokenizer's own."""
     chat_template_args: dict[str, Any] = {}
     """Variables for the chat template, e.g. `{enable_thinking: false}`."""
+    teacher_chat_template: str | None = None
+    """The same for a teacher that reads the text with a tokenizer of its own, instead of that tokenizer's template."""
+    teacher_max_length: int | None = Field(default=None, ge=2)
+    """Most tokens of such a teacher in one sequence; by default `max_length`."""
     stopping_strategy: Literal["first_exhausted", "all_exhausted"] = "all_exhausted"
     """Where a weighted mix ends: with the first source that is used up (no row twice), or with the last one (no row
     left out; smaller sources start again)."""

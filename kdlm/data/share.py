@@ -22,4 +22,9 @@ class Share(Dataset):
         if place < len(self.rows):
             return self.rows[place]
         row = dict(self.rows[0])
-        return {**row, "labels": [IGNORE_INDEX] * len(row["input_ids"])}
+        nothing = {"labels": [IGNORE_INDEX] * len(row["input_ids"])}
+        if "chunks" in row:  # two readings
+            size = len(row["their_ids"])
+            nothing |= {"chunks": [-1] * len(row["input_ids"]), "their_chunks": [-1] * size}
+            nothing["their_labels"] = [IGNORE_INDEX] * size
+        return {**row, **nothing}

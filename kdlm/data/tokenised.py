@@ -13,13 +13,14 @@ import datasets
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.cache import BESIDE, SEQUENCES, cached_table, fingerprint, tokenizer_fingerprint
+from kdlm.data.cache import BESIDE, SEQUENCES, TOKENS, cached_table, fingerprint, tokenizer_fingerprint
 from kdlm.data.chat import template_text
 from kdlm.data.encoding import Encoder
 from kdlm.data.forms import read_domain, read_reference, recognise
 from kdlm.data.report import SourceReport, Unusable
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.sources import Opened, open_source
+from kdlm.data.two_readings import COLUMNS, PairEncoder
 from kdlm.signal import domain_id
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Tokenised:
 
     source: Source
     opened: Opened
-    encoder: Encoder
+    encoder: Encoder | PairEncoder
     fingerprint: str
     report: SourceReport
 
@@ -75,7 +76,7 @@ class Tokenised:
                 if "reference" in named:
                     about["reference"] = read_reference({"reference": row[named["reference"]]})
                 for one in encoded.sequences:
-                    yield {"input_ids": one.ids, "labels": one.labels, "length": len(one.ids), **about}
+                    yield {"input_ids": one.ids, "labels": one.labels, "length": len(one.ids), **one.beside, **about}
         if not report.kept:
             raise ValueError("\n".join([f"data source {self.source.path!r}: no usable row", *report.lines()]))
 
@@ -89,6 +90,9 @@ class Tokenised:
         for name, kind in BESIDE.items():
             if name in self.encoder.form.columns:
                 schema = schema.append(pa.field(name, kind))
+        if isinstance(self.encoder, PairEncoder):
+            for name in COLUMNS:
+                schema = schema.append(pa.field(name, TOKENS))
         table, about = cached_table(
             root, self.fingerprint, schema, self.sequences(), lambda: {"report": asdict(self.report)}
         )
@@ -96,9 +100,14 @@ class Tokenised:
 
 
 def tokenised(
-    source: Source, section: DataSection, tokenizer: PreTrainedTokenizerBase, *, stored: bool = True
+    source: Source,
+    section: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase | None = None,
+    *,
+    stored: bool = True,
 ) -> Tokenised:
-    """Find a source, recognise its columns and fit an encoder to them.
+    """Find a source, recognise its columns and fit an encoder to them: for two readings where `teacher` is a tokenizer.
 
     The fingerprint is of the content when the sequences are to be `stored`, else of names, sizes and times of files:
     a stream may be too long to be read twice. Raises ValueError when something does not fit.
@@ -106,7 +115,9 @@ def tokenised(
     opened = open_source(source, stream=section.streaming)
     form = recognise(source, opened.columns)
     try:
-        encoder = Encoder(tokenizer, section, form)
+        encoder = (
+            Encoder(tokenizer, section, form) if teacher is None else PairEncoder(tokenizer, teacher, section, form)
+        )
     except ValueError as error:
         raise ValueError(f"data source {source.path!r}: {error}") from error
     name = fingerprint(
@@ -116,8 +127,18 @@ def tokenised(
         section.model_dump(include={"max_length", "truncation", "loss_on", "chat_template_args"}, mode="json"),
         template_text(section.chat_template),
         tokenizer_fingerprint(tokenizer),
+        *([] if teacher is None else second_reading(section, teacher)),
     )
     return Tokenised(source, opened, encoder, name, SourceReport(source.path, form.name))
+
+
+def second_reading(section: DataSection, teacher: PreTrainedTokenizerBase) -> list[Any]:
+    """Return all that determines what a teacher's tokenizer makes of the rows."""
+    return [
+        tokenizer_fingerprint(teacher),
+        section.teacher_max_length or section.max_length,
+        template_text(section.teacher_chat_template),
+    ]
 
 
 def made_with(section: DataSection, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

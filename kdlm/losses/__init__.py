@@ -7,6 +7,7 @@ from pydantic import Field
 from kdlm.losses.adaptive import AdaptiveKL, adaptive_kl
 from kdlm.losses.affinity import affinity, clip_loss
 from kdlm.losses.attention import attention_transfer
+from kdlm.losses.chunk_likelihood import chunk_likelihood
 from kdlm.losses.chunked import chunked
 from kdlm.losses.contrastive import contrast_in_batch, contrast_with_bank
 from kdlm.losses.cross_entropy import CrossEntropy, cross_entropy
@@ -88,6 +89,7 @@ __all__ = [
     "alpha_mixture",
     "attention_transfer",
     "bucket",
+    "chunk_likelihood",
     "chunked",
     "clip_loss",
     "contrast_in_batch",

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
+from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
@@ -71,6 +73,7 @@ AnyMethod = Annotated[
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
+    | ALMSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
@@ -109,6 +112,7 @@ AnyMethod = Annotated[
 ]
 
 __all__ = [
+    "ALM",
     "CRD",
     "DHO",
     "DMAE",
@@ -118,8 +122,10 @@ __all__ = [
     "PSKD",
     "RKD",
     "USKD",
+    "ALMSection",
     "Affinity",
     "AffinitySection",
+    "AlignedMethod",
     "AnyMethod",
     "AttentionTransfer",
     "AttentionTransferSection",

@@ -1,0 +1,1 @@
+"""Methods for a student and a teacher with different tokenizers."""

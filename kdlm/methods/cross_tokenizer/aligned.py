@@ -1,0 +1,164 @@
+"""Methods that compare a student and a teacher with another tokenizer, where their readings of a text meet."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kdlm.losses import count_kept, kept_rows, token_log_probs
+from kdlm.methods.method import Batch, Nets, Step, Terms
+from kdlm.methods.tokens import TokenMethod, TokenOptions
+from kdlm.signal import Dense, Hidden, LogProbs, Rows, Signal
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What student and teacher say of the trained tokens of a batch, each of its own tokens.
+
+    A chunk is a span of text whose ends are token boundaries of both (`kdlm.data.alignment`); chunks are numbered from
+    0 over the batch.
+
+    Attributes:
+        rows, their_rows: the kept positions of either reading.
+        student, teacher: their signals there.
+        chunks, their_chunks: the chunk of the token that each row predicts; -1 where it is in none.
+    """
+
+    rows: Rows
+    student: Hidden | Dense
+    chunks: Int[Tensor, "rows"]
+    their_rows: Rows
+    teacher: Signal
+    their_chunks: Int[Tensor, "their_rows"]
+
+    @property
+    def size(self) -> int:
+        """At least the number of chunks, known without waiting for the device."""
+        return min(len(self.rows), len(self.their_rows))
+
+    def over_chunks(self, values: Float[Tensor, "rows"]) -> Float[Tensor, "chunks"]:
+        """Sum a value of each row over the rows of each chunk; places beyond the last chunk are 0."""
+        return _sums(values, self.chunks, self.size)
+
+    def over_their_chunks(self, values: Float[Tensor, "their_rows"]) -> Float[Tensor, "chunks"]:
+        """Sum a value of each of the teacher's rows over the rows of each chunk."""
+        return _sums(values, self.their_chunks, self.size)
+
+    def starts(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
+        """Return, of each chunk, the student's and the teacher's row that predicts its first token.
+
+        There, both have read the same text, and say what follows. Waits for the device.
+        """
+        count = int(self.chunks.max()) + 1 if len(self.chunks) else 0
+        return _first(self.chunks, count), _first(self.their_chunks, count)
+
+    def lengths(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
+        """Return how many tokens of the student and of the teacher each chunk has; 0 beyond the last one."""
+        ours, theirs = (torch.ones_like(c) for c in (self.chunks, self.their_chunks))
+        return self.over_chunks(ours), self.over_their_chunks(theirs)
+
+
+def _sums(values: Tensor, chunks: Tensor, size: int) -> Tensor:
+    places = chunks.where(chunks >= 0, size)
+    return values.new_zeros(size + 1).index_add(0, places, values)[:size]
+
+
+def _first(chunks: Tensor, count: int) -> Tensor:
+    rows = torch.arange(len(chunks), device=chunks.device)
+    first = rows.new_full((count + 1,), len(chunks))
+    return first.scatter_reduce(0, chunks.where(chunks >= 0, count), rows, "amin")[:count]
+
+
+class AlignedMethod(TokenMethod):
+    """Base of the methods across tokenizers: `match` compares what both say; cross-entropy is the student's own.
+
+    Evaluation adds what can be compared across tokenizers: the bits per byte that student and teacher need for the
+    text.
+    """
+
+    signals: frozenset[type] = frozenset({Hidden, Dense})
+    """What the teacher may answer with."""
+
+    def __init__(self, losses=(), **options: Any):
+        super().__init__(losses, **options)
+        if wrong := [name for name, loss in self.token_losses.items() if loss.needs_teacher]:
+            raise ValueError(
+                f"losses: {', '.join(wrong)} compares token by token, which needs one tokenizer; "
+                f"{type(self).__name__} takes losses of the student alone, such as cross_entropy"
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"labels", "teacher", "alignment"})
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Count trained tokens of either reading, chunks, and bytes of text."""
+        theirs: Any = batch["theirs"]
+        return {
+            "tokens": count_kept(batch["labels"]),
+            "their_tokens": count_kept(theirs["labels"]),
+            "chunks": batch["chunks"].max() + 1,
+            "bytes": batch["bytes"].sum(),
+        }
+
+    def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
+        """Return the terms, and what to log, of one micro-batch."""
+        raise NotImplementedError
+
+    def read(self, nets: Nets, batch: Batch) -> Readings:
+        """Ask both networks about their own reading of the batch."""
+        theirs: Any = batch["theirs"]
+        rows, their_rows = kept_rows(batch["labels"]), kept_rows(theirs["labels"])
+        teacher = nets["teacher"](theirs, their_rows)
+        return Readings(
+            rows,
+            nets["student"](batch, rows),
+            rows.of_labels(batch["chunks"]),
+            their_rows,
+            teacher,
+            their_rows.of_labels(theirs["chunks"]),
+        )
+
+    def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
+        readings = self.read(nets, batch)
+        terms = self.match(readings, nets, batch, step)
+        if not self.token_losses:
+            return terms
+        own = self.compare(readings.student, None, readings.rows, step)
+        return Terms(terms.terms | own.terms, terms.metrics | own.metrics)
+
+    def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
+        """Give the step's own terms, and the bits per byte of both."""
+        readings = self.read(nets, batch)
+        terms = self.match(readings, nets, batch, step)
+        nats = -self.token_log_probs(readings).sum()
+        metrics = {"cross_entropy": (nats, "tokens"), "bits_per_byte": (nats / math.log(2), "bytes")}
+        if isinstance(readings.teacher, Hidden | Dense | LogProbs):
+            theirs = -self.teacher_log_probs(readings).sum() / math.log(2)
+            metrics["teacher_bits_per_byte"] = (theirs, "bytes")
+        return Terms(terms.terms, terms.metrics | metrics)
+
+    def token_log_probs(self, readings: Readings) -> Float[Tensor, "rows"]:
+        """Return the student's log-probability of each of its tokens."""
+        return self._log_probs(readings.student, readings.rows)
+
+    @torch.no_grad()
+    def teacher_log_probs(self, readings: Readings) -> Float[Tensor, "their_rows"]:
+        """Return the teacher's log-probability of each of its own tokens."""
+        teacher = readings.teacher
+        if isinstance(teacher, LogProbs):
+            return teacher.log_probs
+        assert isinstance(teacher, Hidden | Dense)
+        return self._log_probs(teacher, readings.their_rows)
+
+    def _log_probs(self, signal: Hidden | Dense, rows: Rows) -> Tensor:
+        return token_log_probs(signal, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)[0]
+
+
+class AlignedOptions(TokenOptions):
+    """What can be asked of any method across tokenizers."""
+
+    method: ClassVar[type[AlignedMethod]]
