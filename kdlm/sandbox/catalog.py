@@ -73,6 +73,12 @@ _ENTRIES = (
     Entry("code-tokenizer-1k", "coarser, for pairs that do not share a tokenizer", "1024 ids", 6, CodeTokenizer(1024)),
     Entry("code-tokenizer-4k", "finer, for pairs that do not share a tokenizer", "4096 ids", 6, CodeTokenizer(4096)),
     Entry("code-tokenizer-tiny", "of the tiny models", "512 ids", 1, CodeTokenizer(512, file="train")),
+    Entry("code-tokenizer-bytes", "one id per byte", "260 ids", 1, CodeTokenizer(260, "train", "bytes")),
+    Entry("code-tokenizer-unigram-1k", "after SentencePiece", "1024 ids", 2, CodeTokenizer(1024, "train", "unigram")),
+    Entry("code-tokenizer-spbpe-1k", "after Llama 2", "1024 ids", 1, CodeTokenizer(1024, "train", "spbpe")),
+    Entry("code-tokenizer-nfkc-1k", "after XLM-R; lossy", "1024 ids", 2, CodeTokenizer(1024, "train", "nfkc")),
+    Entry("code-tokenizer-wordpiece-1k", "after BERT; lossy", "1024 ids", 1, CodeTokenizer(1024, "train", "wordpiece")),
+    Entry("code-tokenizer-unigram-tiny", "for tests", "448 ids", 2, CodeTokenizer(448, "train", "unigram")),
     Entry(
         "code-teacher",
         "trained on the library",
