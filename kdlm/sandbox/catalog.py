@@ -15,6 +15,7 @@ from kdlm.sandbox.self_supervised import DualEncoderModel, MaskedAutoencoderMode
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
 from kdlm.sandbox.transformers_classifiers import TransformersClassifier
 from kdlm.sandbox.vision_language import VisionLanguageModel
+from kdlm.sandbox.written import WrittenText
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
 
@@ -32,6 +33,7 @@ Spec = (
     | ExactDenoiser
     | DigitsQuestions
     | VisionLanguageModel
+    | WrittenText
 )
 
 
@@ -88,6 +90,35 @@ _ENTRIES = (
     ),
     Entry("code-student", "not trained", "0.4 M parameters", 1, LanguageModel("code-tokenizer-2k", STUDENT, seed=0)),
     Entry(
+        "code-teacher-4k",
+        "code-teacher on the finer tokenizer",
+        "2.6 M parameters",
+        240,
+        LanguageModel("code-tokenizer-4k", TEACHER, seed=0, training=_TEACHER_TRAINING),
+    ),
+    Entry("code-student-4k", "not trained", "0.6 M parameters", 1, LanguageModel("code-tokenizer-4k", STUDENT, seed=0)),
+    Entry(
+        "code-student-unigram",
+        "not trained, reads another tokenizer than its teachers",
+        "0.3 M parameters",
+        1,
+        LanguageModel("code-tokenizer-unigram-1k", STUDENT, seed=0, positions=2048),
+    ),
+    Entry(
+        "code-student-bytes",
+        "not trained, reads bytes",
+        "0.25 M parameters",
+        1,
+        LanguageModel("code-tokenizer-bytes", STUDENT, seed=0, positions=4096),
+    ),
+    Entry(
+        "code-written",
+        "text sampled from code-teacher-4k",
+        "310 k characters",
+        60,
+        WrittenText("code-teacher-4k", chars=310_000, seed=0),
+    ),
+    Entry(
         "code-teacher-padded",
         "code-teacher with 128 rows of noise in its head",
         "2176 rows",
@@ -107,6 +138,20 @@ _ENTRIES = (
         "0.03 M parameters",
         1,
         LanguageModel("code-tokenizer-tiny", TINY_STUDENT, seed=0),
+    ),
+    Entry(
+        "code-student-tiny-unigram",
+        "for tests, not trained, reads another tokenizer than code-teacher-tiny",
+        "0.02 M parameters",
+        1,
+        LanguageModel("code-tokenizer-unigram-tiny", TINY_STUDENT, seed=0, positions=2048),
+    ),
+    Entry(
+        "code-student-tiny-bytes",
+        "for tests, not trained, reads bytes",
+        "0.02 M parameters",
+        1,
+        LanguageModel("code-tokenizer-bytes", TINY_STUDENT, seed=0, positions=4096),
     ),
     Entry(
         "code-teacher-tiny-padded",
