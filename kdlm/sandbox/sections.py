@@ -7,7 +7,6 @@ from pydantic import model_validator
 
 from kdlm.section import Section
 
-
 FILES = {"code": ("train", "eval", "teacher"), "code-written": ("train",)}  # of the others: train and eval
 
 
@@ -43,8 +42,8 @@ class SandboxData(Section):
 
     name: Literal["sandbox"] = "sandbox"
     data: Literal["code", "code-written", "arithmetic", "strings", "digits-questions"]
-    """The dataset: `code` and `code-written`, which `code-teacher-4k` wrote, have a column `text`; the tasks have `prompt`,
-    `completion` and `answer`; `digits-questions` has `prompt`, `completion` and `images`."""
+    """The dataset: `code` and `code-written`, the words of `code-teacher-4k`, have a column `text`; the tasks have
+    `prompt`, `completion` and `answer`; `digits-questions` has `prompt`, `completion` and `images`."""
     file: Literal["train", "eval", "teacher"] = "train"
     """Its file; `teacher`, all that the code teacher read, is in `code` only; `code-written` is `train` alone."""
 
@@ -52,7 +51,7 @@ class SandboxData(Section):
     def _has_file(self) -> Self:
         files = FILES.get(self.data, ("train", "eval"))
         if self.file not in files:
-            raise ValueError(f"{self.data} has no {self.file}, it has: {', '.join(files)}")
+            raise ValueError(f"{self.data} has the files {' and '.join(files)}, not {self.file}")
         return self
 
     def resolve(self) -> Path:

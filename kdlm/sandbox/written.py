@@ -56,7 +56,7 @@ class WrittenText:
         tokenizer: Any = AutoTokenizer.from_pretrained(built[self.model])
         with no_bars():
             model: Any = AutoModelForCausalLM.from_pretrained(built[self.model], dtype=torch.float32).eval()
-        openings = _openings(tokenizer, built[self.data] / "train.jsonl")
+        openings = line_openings(tokenizer, built[self.data] / "train.jsonl")
         with torch.random.fork_rng(devices=[]), one_thread():
             torch.manual_seed(self.seed)
             while True:
@@ -66,8 +66,8 @@ class WrittenText:
                 yield from (text for text in texts if "\ufffd" not in text)  # bytes that are no letter
 
 
-def _openings(tokenizer: Any, path: Path) -> Any:
-    """The first tokens of every line that is not blank, as [lines, OPENING]."""
+def line_openings(tokenizer: Any, path: Path) -> Any:
+    """Return the first tokens of every line that is not blank, [lines, OPENING]."""
     import torch
 
     texts = [row["text"] for row in read_jsonl(path)]
