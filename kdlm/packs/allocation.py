@@ -43,7 +43,7 @@ class Survey:
     Attributes:
         shape: rows and columns.
         energy: squared norm.
-        squares: squared singular values, descending.
+        squares: squared singular values, descending; none of what has no factors.
         choices: ways to keep it other than by factors.
     """
 
@@ -54,20 +54,21 @@ class Survey:
 
     def at(self, price: float) -> Choice:
         """Return what is cheapest in error + price * bytes."""
-        return min((*self.choices, self._factors(price)), key=lambda choice: choice.error + price * choice.bytes)
+        choices = (*self.choices, self._factors(price)) if len(self.squares) else self.choices
+        return min(choices, key=lambda choice: choice.error + price * choice.bytes)
 
     def _factors(self, price: float) -> Choice:
         losses = np.array([1.0, *(1 - (1 - LOSS[bits]) ** 2 for bits in DIRECTION_BITS)])  # both factors are rounded
         costs = np.array([0.0, *(_direction_bytes(self.shape, bits) for bits in DIRECTION_BITS)])
-        if not len(self.squares):
-            return Choice(None, 0, self.energy)
         chosen = (np.outer(self.squares, losses) + price * costs).argmin(axis=1)
         error = float((self.squares * losses[chosen]).sum())
-        counts = [(bits, int((chosen == place).sum())) for place, bits in enumerate(DIRECTION_BITS, start=1)]
-        bands: tuple[tuple[Bits, int], ...] = tuple((bits, count) for bits, count in counts if count)
+        bands: list[tuple[Bits, int]] = []
+        for place, bits in enumerate(DIRECTION_BITS, start=1):
+            if count := int((chosen == place).sum()):
+                bands.append((bits, count))
         if not bands:
             return Choice(None, 0, self.energy)
-        how = LowRank(bands=bands)
+        how = LowRank(bands=tuple(bands))
         return Choice(how, how.bytes(self.shape), error)
 
 

@@ -119,7 +119,7 @@ class ModelFolder:
         for name in self.names:
             dtype, shape = self.kind(name)
             digest = xxhash.xxh3_64(f"{dtype} {shape}".encode())
-            digest.update(memoryview(as_bytes(self.read(name)).numpy()))
+            digest.update(as_bytes(self.read(name)).numpy().data)
             found[name] = digest.hexdigest()
         return found
 

@@ -71,7 +71,7 @@ class TensorFile:
         dtype, shape = self._kinds[name]
         assert (tensor.dtype, tuple(tensor.shape)) == (DTYPES[dtype], tuple(shape)), (name, tensor.dtype, tensor.shape)
         self._file.seek(self._data + self._starts[name])
-        self._file.write(memoryview(as_bytes(tensor).numpy()))
+        self._file.write(as_bytes(tensor).numpy().data)
         self._missing.discard(name)
 
     def write_all(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
