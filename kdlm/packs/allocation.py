@@ -9,6 +9,7 @@ leading ones get more bits: GraftLLM's order (arXiv 2505.18502), with the counts
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdlm.packs.compression import Bits, Compressed, Dense, LowRank, Pruned, Shape, spectrum
-from kdlm.packs.quantization import GROUP, LOSS, count_of_steps, dequantize, quantize
+from kdlm.packs.quantization import LOSS, count_of_steps, lost
 
 DIRECTION_BITS: tuple[Bits, ...] = (16, 8, 4, 3, 2)
 ENTRY_BITS: tuple[Bits, ...] = (16, 8, 4, 3, 2)
 KEPT = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 """Shares of the entries that pruning may keep, beside all that are not zero."""
-SAMPLE = 1 << 19
+SAMPLE = 1 << 16
 """Entries that an error is estimated from."""
 PRICES = 60
 """Halvings of the range of prices."""
@@ -43,7 +44,7 @@ class Survey:
     Attributes:
         shape: rows and columns.
         energy: squared norm.
-        squares: squared singular values, descending; none of what has no factors.
+        squares: squared singular values, descending; none of a vector.
         choices: ways to keep it other than by factors.
     """
 
@@ -54,22 +55,44 @@ class Survey:
 
     def at(self, price: float) -> Choice:
         """Return what is cheapest in error + price * bytes."""
-        choices = (*self.choices, self._factors(price)) if len(self.squares) else self.choices
-        return min(choices, key=lambda choice: choice.error + price * choice.bytes)
+        best = min(self.choices, key=lambda choice: choice.error + price * choice.bytes)
+        if len(self.squares):
+            factors = self._factors(price)
+            if factors.error + price * factors.bytes < best.error + price * best.bytes:
+                return factors
+        return best
 
     def _factors(self, price: float) -> Choice:
-        losses = np.array([1.0, *(1 - (1 - LOSS[bits]) ** 2 for bits in DIRECTION_BITS)])  # both factors are rounded
-        costs = np.array([0.0, *(_direction_bytes(self.shape, bits) for bits in DIRECTION_BITS)])
-        chosen = (np.outer(self.squares, losses) + price * costs).argmin(axis=1)
-        error = float((self.squares * losses[chosen]).sum())
-        bands: list[tuple[Bits, int]] = []
-        for place, bits in enumerate(DIRECTION_BITS, start=1):
-            if count := int((chosen == place).sum()):
-                bands.append((bits, count))
+        """Give each singular direction the bits that are worth it: those with s_i^2 above a threshold for each step."""
+        bits, losses, steps = self._hull
+        ends = np.searchsorted(-self.squares, [-price * step for step in steps])  # how many are worth so many bits
+        bounds, bands, error = [*ends[::-1].tolist(), len(self.squares)], [], 0.0
+        for start, end, width, loss in zip([0, *bounds[:-1]], bounds, bits[::-1], losses[::-1], strict=True):
+            if end > start:
+                error += loss * (self._sums[end] - self._sums[start])
+                bands += [(width, end - start)] if width else []
         if not bands:
             return Choice(None, 0, self.energy)
         how = LowRank(bands=tuple(bands))
-        return Choice(how, how.bytes(self.shape), error)
+        return Choice(how, how.bytes(self.shape), float(error))
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        return np.concatenate([[0.0], np.cumsum(self.squares)])
+
+    @cached_property
+    def _hull(self) -> tuple[list[int], list[float], list[float]]:
+        """Return the bits that are best at some price, ascending, their losses, and bytes over gain of each step."""
+        points = [(0, 1.0, 0.0)]  # bits, loss, bytes
+        steps: list[float] = []
+        for bits in DIRECTION_BITS[::-1]:
+            loss, cost = 1 - (1 - LOSS[bits]) ** 2, _direction_bytes(self.shape, bits)  # both factors are rounded
+            while steps and (cost - points[-1][2]) / (points[-1][1] - loss) <= steps[-1]:
+                points.pop()
+                steps.pop()
+            steps.append((cost - points[-1][2]) / (points[-1][1] - loss))
+            points.append((bits, loss, cost))
+        return [point[0] for point in points], [point[1] for point in points], steps
 
 
 def _direction_bytes(shape: Shape, bits: int) -> float:
@@ -83,6 +106,8 @@ def survey(matrix: Float[Tensor, "rows columns"], vector: bool) -> Survey:
     """
     shape = (matrix.shape[0], matrix.shape[1])
     energy = float(matrix.double().square().sum())
+    if not energy:
+        return Survey(shape, energy, np.zeros(0), (Choice(None, 0, energy),))
     if vector:
         how = Dense(bits=16)
         return Survey(shape, energy, np.zeros(0), (Choice(how, how.bytes(shape), LOSS[16] * energy),))
@@ -92,7 +117,7 @@ def survey(matrix: Float[Tensor, "rows columns"], vector: bool) -> Survey:
     choices = [Choice(None, 0, energy), Choice(whole, whole.bytes(shape), 0.0)]
     for bits in ENTRY_BITS:
         dense = Dense(bits=bits)
-        choices.append(Choice(dense, dense.bytes(shape), energy * _lost(sample, bits)))
+        choices.append(Choice(dense, dense.bytes(shape), energy * lost(sample, bits)))
     choices += _pruned(sample, int(flat.count_nonzero()), shape, energy)
     tall = matrix if shape[0] >= shape[1] else matrix.T
     return Survey(shape, energy, spectrum(tall)[0].cpu().numpy(), tuple(choices))
@@ -111,28 +136,16 @@ def _pruned(sample: Tensor, nonzero: int, shape: Shape, energy: float) -> list[C
         covered = float(largest.double().square().sum()) / total
         for bits in ENTRY_BITS[1:]:
             pruned = Pruned(kept=kept, bits=bits)
-            error = energy * (1 - covered * (1 - _lost(largest, bits)))
+            error = energy * (1 - covered * (1 - lost(largest, bits)))
             found.append(Choice(pruned, pruned.bytes(shape), error))
     return found
-
-
-def _lost(sample: Tensor, bits: int) -> float:
-    """Return the share of the energy that rounding loses."""
-    if bits == 16:
-        return LOSS[16]
-    row = sample[: len(sample) // GROUP * GROUP or len(sample)].reshape(1, -1)
-    lost = row - dequantize(*quantize(row, bits), 1, row.shape[1], bits).to(row.device)
-    energy = float(row.double().square().sum())
-    return float(lost.double().square().sum()) / energy if energy else 0.0
 
 
 def allocate(surveys: Mapping[str, Survey], budget: int) -> dict[str, Choice]:
     """Return how to keep each delta within `budget` bytes. Raises ValueError where not even the vectors fit."""
     least = sum(min(choice.bytes for choice in survey.choices) for survey in surveys.values())
     if least > budget:
-        raise ValueError(
-            f"the budget leaves {budget} bytes, and what is kept of every pack takes {least}: raise --share"
-        )
+        raise ValueError(f"a pack of these models takes {least - budget} bytes more than its share: raise --share")
     low, high = 1e-40, 1.0 + max((survey.energy for survey in surveys.values()), default=0.0)
     for _ in range(PRICES):
         price = math.sqrt(low * high)

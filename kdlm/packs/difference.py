@@ -40,7 +40,7 @@ class Difference:
                 continue
             self._require_one_shape(name)
             digests = base.digests[name], tuned.digests[name]
-            if digests[0] == digests[1]:
+            if digests[0] == digests[1] or self._same_numbers(name):
                 self.unchanged.append(name)
             elif digests in first:
                 self.same_as[name] = first[digests]
@@ -52,7 +52,7 @@ class Difference:
     def _require_one_shape(self, name: str) -> None:
         (was, old), (now, new) = self.base.kind(name), self.tuned.kind(name)
         if old != new:
-            rows = old[1:] == new[1:] and len(old) == len(new)
+            rows = len(old) == len(new) > 1 and old[1:] == new[1:]
             mend = (
                 "; where tokens were added, give the base as many rows (resize_token_embeddings, save_pretrained)"
                 if rows
@@ -65,11 +65,21 @@ class Difference:
                 "float64, float32, float16 and bfloat16: save both in one of these"
             )
 
+    def _same_numbers(self, name: str) -> bool:
+        """Return whether a tensor was merely saved in another type."""
+        if self.base.kind(name)[0] == self.tuned.kind(name)[0]:
+            return False
+        return torch.equal(self.base.read(name).double(), self.tuned.read(name).double())
+
     def _place_one_sided(self) -> None:
         """Say of each tensor that only one of the two has whose copy it is."""
         sides = (self.base, self.tuned), (self.tuned, self.base)
         for having, lacking in sides:
-            copies = {having.digests[name]: name for name in having.names if name in lacking}
+            copies = {  # norms of one value are copies of one another by chance
+                having.digests[name]: name
+                for name in having.names
+                if name in lacking and len(having.kind(name)[1]) > 1
+            }
             for name in having.names:
                 if name in lacking:
                     continue

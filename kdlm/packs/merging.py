@@ -56,9 +56,9 @@ def merge(
     """
     if weights is not None and len(weights) != len(parts):
         raise ValueError(f"--weights: {len(weights)} for {len(parts)} packs and models, expected one for each")
-    target = open_model(base)
-    deltas = _opened(parts, target, minus, any_base)
     with new_folder(Path(output)) as folder:
+        target = open_model(base)
+        deltas = _opened(parts, target, minus, any_base)
         for path in sorted(target.folder.iterdir()):
             if path.is_file() and (path.name == INDEX or any(fnmatch(path.name, pattern) for pattern in BESIDE)):
                 copyfile(path, folder / path.name)

@@ -69,11 +69,10 @@ def pack(
     if share is not None and rank is not None:
         raise ValueError("--share and --rank exclude each other: one sets the bytes, the other the rank")
     place = device_of(device)
-    source, other = open_model(base), open_model(tuned)
-    difference = Difference(other, source)
-    if not difference.changed:
-        raise ValueError(f"{tuned} does not differ from {base}: there is nothing to pack")
     with new_folder(Path(output)) as folder:
+        difference = Difference(open_model(tuned), open_model(base))
+        if not difference.changed:
+            raise ValueError(f"{tuned} does not differ from {base}: there is nothing to pack")
         if rank is not None:
             plan = _cut(difference, rank)
         else:

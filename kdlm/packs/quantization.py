@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import BFloat16, Bool, Float, Shaped, UInt8
+from jaxtyping import BFloat16, Bool, Float, UInt8
 from torch import Tensor
 
 GROUP = 128
@@ -17,7 +17,8 @@ BLOCK = 1 << 15
 
 
 def bytes_of_codes(rows: int, length: int, bits: int) -> int:
-    return -(-rows * length * bits // 8)
+    """Return the bytes of so many codes; eight of them fill as many bytes as each has bits."""
+    return -(-rows * length // 8) * bits if bits < 8 else rows * length * bits // 8
 
 
 def count_of_steps(rows: int, length: int, bits: int) -> int:
@@ -38,11 +39,9 @@ def quantize(
         kept = values.to(torch.float32 if bits == 32 else torch.bfloat16).contiguous().cpu()
         return kept.reshape(-1).view(torch.uint8), torch.zeros(0, dtype=torch.bfloat16)
     rows, length = values.shape
-    groups = -(-length // GROUP)
-    padded = torch.nn.functional.pad(values.float(), (0, groups * GROUP - length)).reshape(-1, GROUP)
-    valid = (torch.arange(groups * GROUP, device=values.device) < length).float().reshape(groups, GROUP).repeat(rows, 1)
+    groups, valid = _grouped(values)
     codes, steps = [], []
-    for some, mask in zip(padded.split(BLOCK), valid.split(BLOCK), strict=True):
+    for some, mask in zip(groups.split(BLOCK), valid.split(BLOCK), strict=True):
         levels, step = _best(some, mask, bits)
         codes.append((levels - 0.5 + 2 ** (bits - 1)).to(torch.uint8).cpu())
         steps.append(step.bfloat16().cpu())
@@ -60,6 +59,25 @@ def dequantize(
     levels = _unpacked(codes, bits, rows * length).float() - (2 ** (bits - 1) - 0.5)
     wide = steps.float().reshape(rows, -1).repeat_interleave(GROUP, dim=1)[:, :length]
     return levels.reshape(rows, length) * wide
+
+
+def lost(sample: Float[Tensor, "count"], bits: int) -> float:
+    """Return the share of the energy of some numbers that rounding loses."""
+    energy = float(sample.double().square().sum())
+    if bits >= 16 or not energy:
+        return LOSS[bits]
+    groups, mask = _grouped(sample.reshape(1, -1))
+    levels, step = _best(groups, mask, bits)
+    return float(((levels * step - groups) * mask).double().square().sum()) / energy
+
+
+def _grouped(rows: Float[Tensor, "rows length"]) -> tuple[Float[Tensor, "groups 128"], Float[Tensor, "groups 128"]]:
+    """Return the groups of all rows, filled up with zeros, and ones where there is a number."""
+    count, length = rows.shape
+    groups = -(-length // GROUP)
+    padded = torch.nn.functional.pad(rows.float(), (0, groups * GROUP - length)).reshape(-1, GROUP)
+    valid = (torch.arange(groups * GROUP, device=rows.device) < length).float().reshape(groups, GROUP)
+    return padded, valid.repeat(count, 1)
 
 
 def _best(values: Tensor, mask: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -88,28 +106,25 @@ def _levels(values: Tensor, step: Tensor, half: int) -> Tensor:
     return ratio.floor().clamp(-half, half - 1) + 0.5
 
 
-def _packed(codes: Shaped[Tensor, "count"], bits: int) -> UInt8[Tensor, "bytes"]:
-    """Return codes below 2^bits as bits behind one another."""
+def _packed(codes: UInt8[Tensor, "count"], bits: int) -> UInt8[Tensor, "bytes"]:
+    """Return codes below 2^bits, one of each eighth to a word of as many bytes as a code has bits, the first lowest."""
     if bits == 8:
         return codes
-    places = np.arange(bits, dtype=np.uint8)
-    pieces = [  # a piece is a whole number of bytes
-        np.packbits((piece.numpy()[:, None] >> places) & 1) for piece in codes.split(GROUP * BLOCK)
-    ]
-    return torch.from_numpy(np.concatenate(pieces))
+    eighths = torch.nn.functional.pad(codes, (0, -len(codes) % 8)).reshape(8, -1)
+    words = torch.zeros(eighths.shape[1], dtype=torch.int32)
+    for place, eighth in enumerate(eighths):
+        words |= eighth.to(torch.int32) << bits * place
+    return words[:, None].view(torch.uint8)[:, :bits].reshape(-1)
 
 
 def _unpacked(packed: UInt8[Tensor, "bytes"], bits: int, count: int) -> UInt8[Tensor, "count"]:
     if bits == 8:
         return packed
-    weights = (1 << np.arange(bits)).astype(np.uint8)
-    codes, size = np.empty(count, np.uint8), GROUP * BLOCK
-    for start in range(0, count, size):
-        some = min(size, count - start)
-        at = start * bits // 8
-        read = np.unpackbits(packed[at : at + bytes_of_codes(1, some, bits)].numpy(), count=some * bits)
-        codes[start : start + some] = read.reshape(some, bits) @ weights
-    return torch.from_numpy(codes)
+    words = torch.nn.functional.pad(packed.reshape(-1, bits), (0, 4 - bits)).view(torch.int32).reshape(-1)
+    eighths = torch.empty(8, len(words), dtype=torch.uint8)
+    for place, eighth in enumerate(eighths):
+        eighth.copy_(words >> bits * place & 2**bits - 1)
+    return eighths.reshape(-1)[:count]
 
 
 def to_bits(mask: Bool[Tensor, "count"]) -> UInt8[Tensor, "bytes"]:
