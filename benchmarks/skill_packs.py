@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
     rows: int
 
 
-WHOLE = Sizes("code-teacher", 150, 40, 100)
+WHOLE = Sizes("code-teacher", 100, 25, 80)
 QUICK = Sizes("code-teacher-tiny", 4, 2, 4)
 
 

@@ -66,8 +66,9 @@ class Compressed(Section):
     def _read(self, coded: Coded, shape: Shape) -> Iterator[Tensor]:
         """Yield the numbers of each part."""
         code = step = 0
+        steps = coded.get("steps", torch.zeros(0, dtype=torch.bfloat16))
         for part in self.parts(shape):
-            codes, steps = coded["codes"][code : code + part.codes], coded.get("steps", torch.zeros(0))
+            codes = coded["codes"][code : code + part.codes]
             yield dequantize(codes, steps[step : step + part.steps], *part)
             code, step = code + part.codes, step + part.steps
 

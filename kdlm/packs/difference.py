@@ -76,9 +76,7 @@ class Difference:
         sides = (self.base, self.tuned), (self.tuned, self.base)
         for having, lacking in sides:
             copies = {  # norms of one value are copies of one another by chance
-                having.digests[name]: name
-                for name in having.names
-                if name in lacking and len(having.kind(name)[1]) > 1
+                having.digests[name]: name for name in having.names if name in lacking and len(having.kind(name)[1]) > 1
             }
             for name in having.names:
                 if name in lacking:

@@ -58,10 +58,11 @@ class Router:
         weights = self.model.state_dict(keep_vars=True)
         changed = {name for pack in self.packs.values() for name in pack.changed}
         for name in sorted(changed):
-            if name not in weights or weights[name].shape != self.base.kind(name)[1]:
+            live = weights.get(name)
+            if live is None or live.shape != self.base.kind(name)[1] or live.is_meta:
                 raise ValueError(
-                    f"{name}: transformers renames or joins this tensor when it opens {self.base.called}, so packs "
-                    "cannot be switched on the live model; write a model for each with `kdlm merge`"
+                    f"{name}: transformers renames, joins, quantises or offloads this tensor when it opens "
+                    f"{self.base.called}, so packs cannot be switched on it; write a model for each with `kdlm merge`"
                 )
         return {name: weights[name] for name in changed}
 
