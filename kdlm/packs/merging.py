@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from shutil import copyfile
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from kdlm.packs.new_folder import new_folder
 from kdlm.packs.tensor_files import TensorFile
 
 
+@runtime_checkable
 class Deltas(Protocol):
     """What can be added to a base: a `Pack`, or the `Difference` of two models."""
 
