@@ -44,7 +44,9 @@ def open_model(given: str | Path) -> "ModelFolder":
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        fetched = huggingface_hub.snapshot_download(str(given), allow_patterns=["*.safetensors", INDEX, *BESIDE])
+        fetched = huggingface_hub.snapshot_download(
+            str(given), allow_patterns=["*.safetensors", INDEX, *BESIDE], ignore_patterns=["*/*", "consolidated*"]
+        )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{given}: there is no such folder, and no such model on the hub ({reason})") from error

@@ -51,8 +51,8 @@ def pack(
 ) -> list[str]:
     """Write the difference of two models as a pack and return lines that say what was kept.
 
-    Two passes over the two models, one tensor at a time: the first looks at every delta and settles how each is kept,
-    the second writes. Memory is that of the largest tensor, a few times, and not of the models.
+    Both models are read three times, one tensor at a time: for their checksums, to settle how each delta is kept, to
+    write. Memory is that of the largest tensor, a few times, and not of the models.
 
     Args:
         base, tuned: folder, hub id, or `sandbox:code-teacher`; two models of one architecture.
