@@ -75,7 +75,9 @@ def retokenise(model: Any, rows: TokenRows, tokenizer: "PreTrainedTokenizerBase"
     """
     embedding = model.get_input_embeddings()
     if others := _other_tables(model, embedding):
-        raise ValueError(f"student.source: {type(model).__name__} looks its tokens up in {others[0]} too: not supported")
+        raise ValueError(
+            f"student.source: {type(model).__name__} looks its tokens up in {others[0]} too: not supported"
+        )
     head = model.get_output_embeddings()
     weight, bias = rows.of(head.weight), None if head.bias is None else rows.of(head.bias)
     inputs = rows.of(embedding.weight)
@@ -120,7 +122,9 @@ def _generating(config: Any, rows: TokenRows, tokenizer: Any) -> Any:
     ends = config.eos_token_id
     old = set() if ends is None else set(ends) if isinstance(ends, list) else {ends}
     new = {new for new, partner in rows.partners.items() if partner in old} | {tokenizer.eos_token_id} - {None}
-    named = [key for key in config.to_dict() if key.endswith(("token_id", "words_ids", "suppress_tokens", "sequence_bias"))]
+    named = [
+        key for key in config.to_dict() if key.endswith(("token_id", "words_ids", "suppress_tokens", "sequence_bias"))
+    ]
     for key in named:
         setattr(config, key, None)
     config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id

@@ -1,7 +1,7 @@
 """Rows of embedding and head for the tokens of another tokenizer, each a mixture of the rows that a model has.
 
 A token that spells what an old one spells takes its row; bytes decide, never strings. A special token takes the row of
-the one with its role, or its name. Any other is a mixture:
+the one with its name, or else its role. Any other is a mixture:
 
 - `fvt`: the mean of the tokens that the old tokenizer splits it into (fast vocabulary transfer, arXiv 2402.09977).
 - `focus`: tokens that both have, weighted by the sparsemax of their similarity to it (FOCUS, arXiv 2305.14481). The
@@ -21,15 +21,16 @@ from transformers import PreTrainedTokenizerBase
 from kdlm.spelling import Spelling
 
 ROLES = {
+    "eos": ("eos", "sep"),
     "bos": ("bos", "cls", "eos"),
     "cls": ("cls", "bos", "eos"),
-    "eos": ("eos", "sep"),
     "sep": ("sep", "eos"),
-    "pad": ("pad", "eos"),
     "unk": ("unk",),
     "mask": ("mask",),
+    "pad": ("pad", "eos"),
 }
-"""Role of a special token -> whose row it takes, the first that the old tokenizer has."""
+"""Role of a special token -> whose row it takes, the first that the old tokenizer has. A token of two roles goes by the
+first."""
 
 AT_ONCE = 1024
 """Tokens that are compared with all shared ones at a time."""
@@ -78,7 +79,7 @@ def token_rows(
     rows = embeddings.shape[0]
     known = {i: piece for i, piece in enumerate(theirs.pieces[:rows]) if piece and i not in theirs.control}
     spelt = _first_of_each(known, old)
-    partners = dict(_partners(tokenizer, old, ours, theirs, rows))
+    partners = _partners(tokenizer, old, ours, theirs, rows)
     mixtures: list[Mixture] = []
     shared, others = [], []
     for new, piece in enumerate(ours.pieces):
@@ -112,18 +113,17 @@ def _first_of_each(known: dict[int, bytes], old: PreTrainedTokenizerBase) -> dic
 
 def _partners(
     tokenizer: PreTrainedTokenizerBase, old: PreTrainedTokenizerBase, ours: Spelling, theirs: Spelling, rows: int
-) -> Iterator[tuple[int, int]]:
-    """Yield special tokens and the old ones that mean the same: by name (markers of turns), then by role."""
-    named: dict[str, int] = {token.content: i for i, token in old.added_tokens_decoder.items() if i < rows}
-    for number, token in tokenizer.added_tokens_decoder.items():
-        if number in ours.control and token.content in named:
-            yield number, named[token.content]
+) -> dict[int, int]:
+    """Return which old special token each new one takes the row of: the one of its name, else of its role."""
+    named = {theirs.pieces[i]: i for i in theirs.control if i < rows}
+    found = {number: named[piece] for number in ours.control if (piece := ours.pieces[number]) in named}
     for role, candidates in ROLES.items():
         number: Any = getattr(tokenizer, f"{role}_token_id")
-        found: list[Any] = [getattr(old, f"{candidate}_token_id") for candidate in candidates]
-        partner = next((i for i in found if i is not None and i < rows), None)
+        those: list[Any] = [getattr(old, f"{candidate}_token_id") for candidate in candidates]
+        partner = next((i for i in those if i is not None and i < rows), None)
         if number is not None and partner is not None:
-            yield number, partner
+            found.setdefault(number, partner)
+    return found
 
 
 def _split(piece: bytes, old: Spelling, spelt: dict[bytes, int]) -> list[int]:

@@ -103,17 +103,19 @@ def test_every_byte_has_the_row_of_the_token_that_is_this_byte(tmp_path):
         assert torch.equal(after[new.pieces.index(piece)], before[old.pieces.index(piece)])
 
 
-def test_special_tokens_are_matched_by_their_role_and_markers_by_their_name():
+def test_special_tokens_are_matched_by_their_name_or_else_their_role():
     old, unigram, byte = (open_tokenizer(given) for given in (OLD, UNIGRAM, BYTES))
-    partners = token_rows(unigram, old, torch.randn(512, 4)).partners
+    weight, turn = torch.randn(512, 4), "<|im_end|>"
+    assert token_rows(byte, old, weight).partners[byte.vocab[turn]] == old.vocab[turn]
+    assert unigram.eos_token != old.eos_token
+    partners = token_rows(unigram, old, weight).partners
     assert partners[unigram.eos_token_id] == old.eos_token_id
     assert partners[unigram.pad_token_id] == old.pad_token_id
-    turn = "<|im_end|>"
-    assert token_rows(byte, old, torch.randn(512, 4)).partners[byte.vocab[turn]] == old.vocab[turn]
-    old.bos_token = None
-    unigram.bos_token = "<s>" if "<s>" in unigram.vocab else unigram.unk_token
-    begin = token_rows(unigram, old, torch.randn(512, 4)).partners[unigram.bos_token_id]
+    unigram.bos_token = unigram.unk_token
+    begin = token_rows(unigram, old, weight).partners[unigram.bos_token_id]
     assert begin == old.eos_token_id  # what stands before a text where nothing else does
+    unigram.pad_token = unigram.eos_token
+    assert token_rows(unigram, old, weight).partners[unigram.eos_token_id] == old.eos_token_id
 
 
 def test_a_token_that_none_spells_is_the_mean_of_those_it_was_split_into():
