@@ -5,13 +5,13 @@ from typing import Any
 
 from kdlm.data import DataSection
 from kdlm.data.alignment import Aligner
-from kdlm.data.spelling import Spelling
 from kdlm.data.tokenised import made_with
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.looking import opened
 from kdlm.methods import AlignedMethod, Method, PolicyMethod, Step, TokenMethod
 from kdlm.recipe import Recipe
 from kdlm.signal import Sampled, TopK
+from kdlm.spelling import Spelling
 from kdlm.store import read_about
 from kdlm.teachers import ByDomain, CachedTeacherSection, Confidence, EnsembleSection, Learned, teachers_of
 from kdlm.teachers.cached import differences_of

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from kdlm.data.spelling import Spelling
 from kdlm.signal import IGNORE_INDEX
+from kdlm.spelling import Spelling
 
 NONE = -1
 """The chunk of a token that is in none."""

@@ -23,8 +23,8 @@ from kdlm.data.files import Row
 from kdlm.data.forms import Form
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
-from kdlm.data.spelling import Spelling
 from kdlm.signal import IGNORE_INDEX
+from kdlm.spelling import Spelling
 
 COLUMNS = ("chunks", "their_ids", "their_labels", "their_chunks")
 """What a row of two readings carries beside those of one, a number for each token."""

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
+from kdlm.methods.cross_tokenizer.tokenizer_transfer import TokenizerTransfer, TokenizerTransferSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
@@ -74,6 +75,7 @@ AnyMethod = Annotated[
     | TsdKDSection
     | TokenPSKDSection
     | ALMSection
+    | TokenizerTransferSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
@@ -200,6 +202,8 @@ __all__ = [
     "TokenMethod",
     "TokenPSKD",
     "TokenPSKDSection",
+    "TokenizerTransfer",
+    "TokenizerTransferSection",
     "Trainable",
     "TrajectoryMatching",
     "TsdKD",
