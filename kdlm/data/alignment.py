@@ -10,7 +10,7 @@ guessed: where two readings do not spell the same text, from where one begins up
 aligned at all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,16 +141,17 @@ class Shared:
 
     def chunks(self, first: int) -> tuple[Chunks, Chunks, int]:
         """Return the chunk of each token, numbered from `first`, and how many there are."""
-        borders = np.intersect1d(self.ends, self.their_ends)
-        borders = borders[(borders > 0) & (borders <= self.size)]
+        border = _marked(self.ends, self.size) & _marked(self.their_ends, self.size)
         # 1 where a token reaches into the first chunk from before the shared text
         dropped = int(self.late and not (_begins(self.ends) and _begins(self.their_ends)))
+        number = np.cumsum(border)  # of the chunk that holds the byte at a place
+        count = int(number[-1])
         numbers = []
         for ends in (self.ends, self.their_ends):
-            found = np.searchsorted(borders, ends)
-            inside = (found >= dropped) & (found < len(borders)) & ((ends > 0) | (not self.late))
+            found = number[np.clip(ends - 1, 0, self.size)]
+            inside = (found >= dropped) & (found < count) & ((ends > 0) | (not self.late)) & (ends <= self.size)
             numbers.append(np.where(inside, found - dropped + first, NONE))
-        return numbers[0], numbers[1], max(len(borders) - dropped, 0)
+        return numbers[0], numbers[1], max(count - dropped, 0)
 
 
 def overlap(text: bytes, other: bytes, closed: bool) -> tuple[int, int] | None:
@@ -211,11 +212,19 @@ def _answers(
     answered: Bool[np.ndarray, "tokens"], control: Bool[np.ndarray, "tokens"]
 ) -> Iterator[tuple[slice, slice]]:
     """Yield the tokens of each answer that are text, and those that close it."""
-    edges = np.flatnonzero(np.diff(answered, prepend=False, append=False)).tolist()
+    edges = np.flatnonzero(answered[1:] != answered[:-1]) + 1
+    edges = [*([0] if answered[:1].any() else []), *edges.tolist(), *([len(answered)] if answered[-1:].any() else [])]
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
         text = np.flatnonzero(~control[start:stop])
         begin, end = (start + int(text[0]), start + int(text[-1]) + 1) if len(text) else (start, start)
         yield slice(begin, end), slice(end, stop)
+
+
+def _marked(ends: np.ndarray, size: int) -> Bool[np.ndarray, "places"]:
+    """Return at which places of a text tokens end."""
+    marks = np.zeros(size + 1, dtype=bool)
+    marks[ends[(ends > 0) & (ends <= size)]] = True
+    return marks
 
 
 def _begins(ends: np.ndarray) -> bool:
@@ -232,6 +241,8 @@ def _holding(chunks: Chunks, marked: Bool[np.ndarray, "tokens"], count: int) -> 
 
 def _without(dropped: Bool[np.ndarray, "chunks"], chunks: Chunks) -> Chunks:
     """Leave chunks out, and number the others anew."""
+    if not dropped[:-1].any():
+        return chunks
     number = np.where(dropped, NONE, np.cumsum(~dropped) - 1)
     number[NONE] = NONE
     return number[chunks]

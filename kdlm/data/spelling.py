@@ -131,14 +131,16 @@ class Spelling:
         if said.encode() != text or not self.tokenizer.is_fast:
             return None
         read = self.tokenizer(said, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        if list(read["input_ids"][: len(ids)]) != list(ids):
+        if not np.array_equal(read["input_ids"][: len(ids)], np.asarray(ids)):
             return None
         begins, ends = np.asarray(read["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
         if not len(ends):
             return ends
         ends = _with_left_out(said, np.maximum.accumulate(ends), begins)
         later = np.append(np.minimum.accumulate(begins[::-1])[::-1][1:], len(said))
-        border = (ends <= later) & ~np.isin(ends, [i for i, letter in enumerate(said) if _joins(letter)])
+        border = ends <= later
+        if not said.isascii():
+            border &= ~np.isin(ends, [place for place, letter in enumerate(said) if _joins(letter)])
         border[-1] = True
         places = np.flatnonzero(border)
         ends = ends[places[np.searchsorted(places, np.arange(len(ends)))]]
@@ -149,9 +151,9 @@ class Spelling:
 def _with_left_out(text: str, ends: np.ndarray, begins: np.ndarray) -> np.ndarray:
     """Put the end of each token behind what was left out after it, up to white space; the last one's at the text's."""
     following = np.append(begins[1:], len(text))
-    for place in np.flatnonzero(ends < following):
-        end, stop = int(ends[place]), int(following[place])
-        while end < stop and not text[end].isspace():
+    for place in np.flatnonzero(ends < following).tolist():
+        end = ends[place]
+        while end < following[place] and not text[end].isspace():
             end += 1
         ends[place] = end
     ends[-1] = len(text)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.alignment import NONE, Aligner, Chunks, count_answers
@@ -278,5 +277,5 @@ class Reader:
 
 def _last_run(trained: Bool[np.ndarray, "tokens"]) -> int:
     """Return where the last run of trained tokens begins; the number of tokens if there is none."""
-    begins = np.flatnonzero(trained & ~np.roll(trained, 1) | (trained & (np.arange(len(trained)) == 0)))
+    begins = np.flatnonzero(np.diff(trained, prepend=False) & trained)
     return int(begins[-1]) if len(begins) else len(trained)
