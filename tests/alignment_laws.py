@@ -114,7 +114,7 @@ def _read_otherwise(spelling: Any, ids: list, chunks: list[int], borders: dict[i
     normalize = spelling.tokenizer.backend_tokenizer.normalizer.normalize_str
     wrong = []
     for chunk, end in borders.items():
-        before = [token for token, number in zip(ids, chunks, strict=True) if number <= chunk]
+        before = ids[: len(chunks) - chunks[::-1].index(chunk)]
         if spelling.tokenizer.unk_token_id in before:
             break
         said = raw[:end].decode(errors="replace")

@@ -195,7 +195,9 @@ def _found(text: bytes, longer: bytes, closed: bool) -> tuple[int, int] | None:
 def _reread(spelling: Spelling, ids: np.ndarray, exact: Spelling, exact_ids: np.ndarray) -> "Shared | None":
     """Return where tokens end in the text that another reading spells, if their tokenizer reads it as these tokens."""
     text = exact.text(exact_ids)
-    for skipped in () if text is None else (1, 0) if exact.begins_with_space and text[:1] == b" " else (0,):
+    if text is None:
+        return None
+    for skipped in (1, 0) if exact.begins_with_space and text[:1] == b" " else (0,):
         ends = spelling.ends_in(text[skipped:], ids)
         if ends is not None:
             size = int(ends[-1]) if len(ends) else 0
