@@ -49,22 +49,20 @@ class Aligner:
                 "does, or train on its text with sequence_kd"
             )
 
-    def __call__(
-        self, ids: Ids, labels: Ids, their_ids: Ids, their_labels: Ids, *, whole: bool = False
-    ) -> tuple[Chunks, Chunks]:
+    def __call__(self, ids: Ids, labels: Ids, their_ids: Ids, their_labels: Ids) -> tuple[Chunks, Chunks]:
         """Return the chunk of every token of either reading, numbered from 0 without gaps.
 
         Labels say which tokens are trained on: each run of them is an answer, and the answers of both readings are
-        matched in their order. With `whole`, either sequence is one text, whose first token is not trained on but
-        belongs to it. A chunk with a token that is not trained on is none, as is one with a control token on one side
-        only: there, the other side reads its name as text.
+        matched in their order. The first token of a sequence is never trained on; where both readings are answers from
+        the second one on, it belongs to their text. A chunk with a token that is not trained on is none, as is one with
+        a control token on one side only: there, the other side reads its name as text.
         """
         ids, their_ids = np.asarray(ids, dtype=np.int64), np.asarray(their_ids, dtype=np.int64)
         trained, their_trained = np.asarray(labels) != IGNORE_INDEX, np.asarray(their_labels) != IGNORE_INDEX
         control, their_control = self.ours.is_control(ids), self.theirs.is_control(their_ids)
         chunks, their_chunks = np.full(len(ids), NONE), np.full(len(their_ids), NONE)
-        count = 0
-        pairs = zip(_answers(trained | whole, control), _answers(their_trained | whole, their_control), strict=False)
+        count, whole = 0, bool(trained[1:2].any() and their_trained[1:2].any())
+        pairs = zip(_answers(trained, control, whole), _answers(their_trained, their_control, whole), strict=False)
         for (mine, closing), (their, their_closing) in pairs:
             closed = closing.start < closing.stop and their_closing.start < their_closing.stop
             shared = self._shared(ids[mine], their_ids[their], closed)
@@ -90,7 +88,7 @@ class Aligner:
         texts = []
         for spelling, some, marks in ((self.ours, ids, labels), (self.theirs, their_ids, their_labels)):
             trained = np.asarray(marks) != IGNORE_INDEX
-            spans = [span for span, _ in _answers(trained, spelling.is_control(some))]
+            spans = [span for span, _ in _answers(trained, spelling.is_control(some), bool(trained[1:2].any()))]
             some = np.asarray(some)[spans[0]] if spans else np.asarray([], dtype=np.int64)
             texts.append((spelling.text(some[: spelling.known(some)]) or b"")[:40].decode(errors="replace"))
         return f"the student reads {texts[0]!r}, the teacher {texts[1]!r}"
@@ -163,9 +161,11 @@ def overlap(text: bytes, other: bytes, closed: bool) -> tuple[int, int] | None:
     for start, their_start in starts:
         if len(text) - start == len(other) - their_start and text[start:] == other[their_start:]:
             return start, their_start
-    starts = [both for both in starts if _agree(text[both[0] :], other[both[1] :])]
-    if starts:
-        return starts[0] if len(starts) == 1 else None  # spaces alone do not say which of the other's they are
+    if not text.strip() or not other.strip():
+        return None  # spaces alone do not say which of the other's they are
+    for start, their_start in starts:
+        if _agree(text[start:], other[their_start:]):
+            return start, their_start
     if (found := _found(text, other, closed)) is not None:
         return found
     return None if (found := _found(other, text, closed)) is None else (found[1], found[0])
@@ -210,10 +210,9 @@ def count_answers(labels: Ids) -> int:
     return int(np.diff(np.asarray(labels) != IGNORE_INDEX, prepend=False, append=False).sum()) // 2
 
 
-def _answers(
-    answered: Bool[np.ndarray, "tokens"], control: Bool[np.ndarray, "tokens"]
-) -> Iterator[tuple[slice, slice]]:
-    """Yield the tokens of each answer that are text, and those that close it."""
+def _answers(trained: np.ndarray, control: np.ndarray, whole: bool) -> Iterator[tuple[slice, slice]]:
+    """Yield the tokens of each answer that are text, and those that close it; `whole` if the first token is of one."""
+    answered = np.concatenate([trained[:1] | whole, trained[1:]])
     edges = np.flatnonzero(answered[1:] != answered[:-1]) + 1
     edges = [*([0] if answered[:1].any() else []), *edges.tolist(), *([len(answered)] if answered[-1:].any() else [])]
     for start, stop in zip(edges[::2], edges[1::2], strict=True):

@@ -53,7 +53,6 @@ class PairEncoder:
         except ValueError as error:
             raise ValueError(f"the teacher's tokenizer: {error}") from error
         self.align = Aligner(spelling_of(tokenizer), spelling_of(teacher))
-        self.whole = form.name == "text" or section.loss_on == "all"
 
     def __call__(self, rows: list[Row]) -> list[Encoded | Unusable]:
         """Return what became of each row."""
@@ -71,7 +70,7 @@ class PairEncoder:
             return Unusable(
                 "not aligned", f"{counts[0]} answers by the student's template, {counts[1]} by the teacher's"
             )
-        chunks, their_chunks = self.align(*both, whole=self.whole)
+        chunks, their_chunks = self.align(*both)
         if ours.trained and chunks.max(initial=NONE) == NONE:
             return Unusable("not aligned", self.align.apart(*both))
         beside = {"chunks": chunks, "their_ids": other.ids, "their_labels": other.labels, "their_chunks": their_chunks}
@@ -94,7 +93,7 @@ class PairEncoder:
         self, ids: list[int], labels: list[int], their_ids: list[int], their_labels: list[int]
     ) -> Iterator[Tokens]:
         """Yield consecutive pieces of a text that are short enough for both, each with one token of the one before."""
-        chunks, their_chunks = self.align(ids, labels, their_ids, their_labels, whole=True)
+        chunks, their_chunks = self.align(ids, labels, their_ids, their_labels)
         count = int(chunks.max(initial=NONE)) + 1
         stops, their_stops = (_stops(c, count) for c in (chunks, their_chunks))
         begin, their_begin, first = 0, 0, 0
@@ -224,8 +223,8 @@ class Reader:
         ids, labels = (np.asarray(row[name], dtype=np.int64) for name in ("input_ids", "labels"))
         control = self.spelling.is_control(ids)
         start = _last_run(labels != IGNORE_INDEX)
-        whole = "their_prompt" not in row and start == 1 and not control[0]  # a text, which has nothing before it
-        start = 0 if whole else start
+        if start == 1 and not control[0] and "their_prompt" not in row:  # a text, with nothing before it
+            start = 0
         stop = len(ids)
         while stop > start and control[stop - 1]:
             stop -= 1
@@ -236,7 +235,7 @@ class Reader:
         their_labels = [*[IGNORE_INDEX] * len(prompt), *their_ids[len(prompt) :]]
         their_labels[:1] = [IGNORE_INDEX] * len(their_labels[:1])
         earlier = np.where(np.arange(len(ids)) < start, IGNORE_INDEX, labels)  # answers of turns before are prompt
-        chunks, their_chunks = self.align(ids, earlier, their_ids, their_labels, whole=whole)
+        chunks, their_chunks = self.align(ids, earlier, their_ids, their_labels)
         return {"chunks": chunks, "their_ids": their_ids, "their_labels": their_labels, "their_chunks": their_chunks}
 
     def _prompt(self, ids: np.ndarray) -> list[int]:

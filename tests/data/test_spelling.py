@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from alignment_laws import PARTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from readers import EXACT, LOSSY, fresh, reader
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from alignment_laws import PARTS
 from kdlm.data.spelling import Spelling, spelling_of
 
 texts = st.text(max_size=20) | st.lists(st.sampled_from(PARTS) | st.text(max_size=3), max_size=8).map("".join)
@@ -44,7 +44,7 @@ def test_a_lossy_tokenizers_tokens_end_in_order_and_at_the_end_of_the_text(text)
         ids = spelling.ids(text)
         ends = spelling.ends_in(text.encode(), ids)
         assert ends is not None and len(ends) == len(ids)
-        assert not ids or (np.diff(ends) >= 0).all() and ends[-1] == len(text.encode())
+        assert not ids or ((np.diff(ends) >= 0).all() and ends[-1] == len(text.encode()))
 
 
 def test_an_accent_belongs_to_the_letter_before_and_white_space_to_the_word_after():
