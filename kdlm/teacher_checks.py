@@ -5,7 +5,7 @@ from typing import Any
 
 from kdlm.data import DataSection
 from kdlm.data.alignment import Aligner
-from kdlm.data.spelling import Spelling
+from kdlm.data.spelling import spelling_of
 from kdlm.data.tokenised import made_with
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.looking import opened
@@ -77,7 +77,7 @@ def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> It
         found.append(tokenizer)
     (ours, our_config), (theirs, their_config) = found
     if isinstance(method, AlignedMethod):
-        Aligner(Spelling(ours), Spelling(theirs))
+        Aligner(spelling_of(ours), spelling_of(theirs))
         yield f"{what}: {len(ours)} and {len(theirs)} ids, their readings aligned by the bytes of the text"
         return
     sizes = (c.get_text_config().vocab_size for c in (our_config, their_config))

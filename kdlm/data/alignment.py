@@ -75,11 +75,7 @@ class Aligner:
                 count += 1
         if not count:
             return chunks, their_chunks
-        with_control, with_their_control = (
-            _holding(chunks, control, count),
-            _holding(their_chunks, their_control, count),
-        )
-        dropped = with_control ^ with_their_control
+        dropped = _holding(chunks, control, count) ^ _holding(their_chunks, their_control, count)
         dropped |= _holding(chunks, ~trained, count) | _holding(their_chunks, ~their_trained, count)
         return _without(dropped, chunks), _without(dropped, their_chunks)
 
