@@ -11,7 +11,7 @@ from kdlm.looking import opened
 from kdlm.methods import AlignedMethod, Method, PolicyMethod, Step, TokenMethod
 from kdlm.recipe import Recipe
 from kdlm.signal import Sampled, TopK
-from kdlm.spelling import Spelling
+from kdlm.spelling import spelling_of
 from kdlm.store import read_about
 from kdlm.teachers import ByDomain, CachedTeacherSection, Confidence, EnsembleSection, Learned, teachers_of
 from kdlm.teachers.cached import differences_of
@@ -77,7 +77,7 @@ def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> It
         found.append(tokenizer)
     (ours, our_config), (theirs, their_config) = found
     if isinstance(method, AlignedMethod):
-        Aligner(Spelling(ours), Spelling(theirs))
+        Aligner(spelling_of(ours), spelling_of(theirs))
         yield f"{what}: {len(ours)} and {len(theirs)} ids, their readings aligned by the bytes of the text"
         return
     sizes = (c.get_text_config().vocab_size for c in (our_config, their_config))
