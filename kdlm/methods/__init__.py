@@ -6,6 +6,7 @@ from pydantic import Field
 
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
+from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
@@ -74,6 +75,7 @@ AnyMethod = Annotated[
     | TsdKDSection
     | TokenPSKDSection
     | ALMSection
+    | DSKDSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
@@ -116,6 +118,7 @@ __all__ = [
     "CRD",
     "DHO",
     "DMAE",
+    "DSKD",
     "GKD",
     "MEALV2",
     "OFAKD",
@@ -141,6 +144,7 @@ __all__ = [
     "DMD2Section",
     "DMDSection",
     "DMSection",
+    "DSKDSection",
     "DefensiveDistillation",
     "DefensiveSection",
     "DistiLLM2",
