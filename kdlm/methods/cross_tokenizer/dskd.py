@@ -99,7 +99,9 @@ class DSKD(AlignedMethod):
         }
         return Terms(terms, {"t2s_accuracy": (right.sum(), "tokens")})
 
-    def _projected(self, readings: Readings, ours: Hidden, theirs: Hidden, nets: Nets, batch: Batch):
+    def _projected(
+        self, readings: Readings, ours: Hidden, theirs: Hidden, nets: Nets, batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what either says in the other's space, and which rows of either have rows of the other to look at."""
         projectors, rows, their_rows = nets["projectors"], readings.rows, readings.their_rows
         dtype = projectors["t2s"].weight.dtype  # of a bf16 student the projectors are fp32
@@ -163,7 +165,8 @@ def cross_attention(
 
 def _scaled(vectors: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
     """Divide each vector by its own standard deviation."""
-    return vectors / vectors.std(-1, keepdim=True).clamp(min=1e-6)
+    centred = vectors - vectors.mean(-1, keepdim=True)  # `std` itself warns where there are no rows
+    return vectors / centred.square().sum(-1, keepdim=True).div(vectors.shape[-1] - 1).sqrt().clamp(min=1e-6)
 
 
 def _pairs(model: Any, batch: Batch, rows: Rows) -> Float[Tensor, "rows width"]:
