@@ -7,6 +7,7 @@ from pydantic import Field
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
 from kdlm.methods.cross_tokenizer.tokenizer_transfer import TokenizerTransfer, TokenizerTransferSection
+from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
@@ -76,6 +77,7 @@ AnyMethod = Annotated[
     | TokenPSKDSection
     | ALMSection
     | TokenizerTransferSection
+    | DSKDSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
@@ -118,6 +120,7 @@ __all__ = [
     "CRD",
     "DHO",
     "DMAE",
+    "DSKD",
     "GKD",
     "MEALV2",
     "OFAKD",
@@ -143,6 +146,7 @@ __all__ = [
     "DMD2Section",
     "DMDSection",
     "DMSection",
+    "DSKDSection",
     "DefensiveDistillation",
     "DefensiveSection",
     "DistiLLM2",

@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
 TINY = {
     "cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
+    "dskd": ["teacher.model=code-teacher-tiny", "student.model=code-student-tiny-bytes"],
     "ensemble": ["teacher.members.0.model=code-teacher-tiny", "teacher.members.1.model=code-student-tiny"],
     "hidden_kd": ["method.layers=[[0, 1]]"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],
