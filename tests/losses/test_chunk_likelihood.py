@@ -1,4 +1,4 @@
-"""The probability of a chunk as one yes or no, matched: what the paper's card says of it, and its numbers at the ends."""
+"""The probability of a chunk as one yes or no, matched: what the card says of it, and its numbers at the ends."""
 
 import math
 
@@ -139,4 +139,5 @@ def test_absolute_is_the_difference_of_the_log_probabilities_at_any_temperature(
 def test_of_the_k_best_only_labels_among_them_have_a_log_probability() -> None:
     best = TopK(torch.tensor([[4, 2], [1, 3]]), torch.tensor([[-0.1, -3.0], [-0.5, -1.0]]))
     torch.testing.assert_close(label_log_probs(best, torch.tensor([2, 7])), torch.tensor([-3.0, -math.inf]))
-    assert label_log_probs(TopK(torch.empty(0, 2, dtype=torch.long), torch.empty(0, 2)), torch.empty(0).long()).shape == (0,)
+    nothing = TopK(torch.empty(0, 2, dtype=torch.long), torch.empty(0, 2))
+    assert label_log_probs(nothing, torch.empty(0, dtype=torch.long)).shape == (0,)

@@ -143,9 +143,7 @@ class AlignedMethod(TokenMethod):
 
     def token_log_probs(self, readings: Readings) -> Float[Tensor, "rows"]:
         """Return the student's log-probability of each of its tokens."""
-        return token_log_probs(
-            readings.student, readings.rows.labels, chunk_rows=self.chunk_rows, impl=self.impl
-        )[0]
+        return token_log_probs(readings.student, readings.rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)[0]
 
     @torch.no_grad()
     def teacher_log_probs(self, readings: Readings) -> Float[Tensor, "their_rows"]:
