@@ -166,6 +166,11 @@ class PairCollator:
         batch["bytes"] = self._bytes(both)
         return batch | {"theirs": theirs}
 
+    @property
+    def spellings(self) -> tuple[Spelling, Spelling]:
+        """What the tokens of the student's and of the teacher's tokenizer spell."""
+        return self.read.spelling, Spelling(self.teacher)
+
     def _bytes(self, rows: Sequence[dict[str, Any]]) -> Tensor:
         lengths = self.read.spelling.lengths
         ids, labels = _arrays(rows, "input_ids"), _arrays(rows, "labels")
