@@ -177,6 +177,11 @@ class PairCollator:
         batch["bytes"] = torch.tensor([spelling.count(i[mask]) for i, mask in zip(ids, trained, strict=True)])
         return batch | {"theirs": theirs}
 
+    @property
+    def spellings(self) -> tuple[Spelling, Spelling]:
+        """What the tokens of the student's and of the teacher's tokenizer spell."""
+        return self.read.spelling, spelling_of(self.teacher)
+
 
 def _arrays(rows: Sequence[dict[str, Any]], name: str) -> list[np.ndarray]:
     return [np.asarray(row[name], dtype=np.int64) for row in rows]

@@ -6,8 +6,8 @@ from pydantic import Field
 
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
-from kdlm.methods.cross_tokenizer.tokenizer_transfer import TokenizerTransfer, TokenizerTransferSection
 from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
+from kdlm.methods.cross_tokenizer.tokenizer_transfer import TokenizerTransfer, TokenizerTransferSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection

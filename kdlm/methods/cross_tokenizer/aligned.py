@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kdlm.losses import count_kept, kept_rows, token_log_probs
+from kdlm.losses import count_kept, kept_rows, label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, LogProbs, Rows, Signal
+from kdlm.signal import Dense, Hidden, Rows, Sampled, Signal, TopK
+from kdlm.spelling import Spelling
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Readings:
         count = int(self.chunks.max()) + 1 if len(self.chunks) else 0
         return _first(self.chunks, count), _first(self.their_chunks, count)
 
+    def ends(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
+        """Return, of each chunk, the student's and the teacher's row that predicts its last token."""
+        count = int(self.chunks.max()) + 1 if len(self.chunks) else 0
+        return _last(self.chunks, count), _last(self.their_chunks, count)
+
     def lengths(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
         """Return how many tokens of the student and of the teacher each chunk has; 0 beyond the last one."""
         ours, theirs = (torch.ones_like(c) for c in (self.chunks, self.their_chunks))
@@ -70,6 +76,10 @@ def _first(chunks: Tensor, count: int) -> Tensor:
     rows = torch.arange(len(chunks), device=chunks.device)
     first = rows.new_full((count + 1,), len(chunks))
     return first.scatter_reduce(0, chunks.where(chunks >= 0, count), rows, "amin")[:count]
+
+
+def _last(chunks: Tensor, count: int) -> Tensor:
+    return len(chunks) - 1 - _first(chunks.flip(0), count)
 
 
 class AlignedMethod(TokenMethod):
@@ -93,6 +103,9 @@ class AlignedMethod(TokenMethod):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"labels", "teacher", "alignment"})
+
+    def introduce(self, ours: Spelling, theirs: Spelling) -> None:
+        """Hear what the tokens of both tokenizers spell: called once, by the trainer, before anything is compared."""
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count trained tokens of either reading, chunks, and bytes of text."""
@@ -136,26 +149,25 @@ class AlignedMethod(TokenMethod):
         terms = self.match(readings, nets, batch, step)
         nats = -self.token_log_probs(readings).sum()
         metrics = {"cross_entropy": (nats, "tokens"), "bits_per_byte": (nats / math.log(2), "bytes")}
-        if isinstance(readings.teacher, Hidden | Dense | LogProbs):
+        if not isinstance(readings.teacher, TopK | Sampled):  # else not all of its text is known
             theirs = -self.teacher_log_probs(readings).sum() / math.log(2)
             metrics["teacher_bits_per_byte"] = (theirs, "bytes")
         return Terms(terms.terms, terms.metrics | metrics)
 
     def token_log_probs(self, readings: Readings) -> Float[Tensor, "rows"]:
         """Return the student's log-probability of each of its tokens."""
-        return self._log_probs(readings.student, readings.rows)
+        return token_log_probs(readings.student, readings.rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)[0]
 
     @torch.no_grad()
     def teacher_log_probs(self, readings: Readings) -> Float[Tensor, "their_rows"]:
-        """Return the teacher's log-probability of each of its own tokens."""
-        teacher = readings.teacher
-        if isinstance(teacher, LogProbs):
-            return teacher.log_probs
-        assert isinstance(teacher, Hidden | Dense)
-        return self._log_probs(teacher, readings.their_rows)
+        """Return the teacher's log-probability of each of its own tokens; -inf where a `TopK` does not say.
 
-    def _log_probs(self, signal: Hidden | Dense, rows: Rows) -> Tensor:
-        return token_log_probs(signal, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)[0]
+        Raises ValueError for a signal of tokens that are not the text's.
+        """
+        teacher, labels = readings.teacher, readings.their_rows.labels
+        if isinstance(teacher, TopK):
+            return label_log_probs(teacher, labels)
+        return teacher_log_probs(teacher, labels, chunk_rows=self.chunk_rows, impl=self.impl)
 
 
 class AlignedOptions(TokenOptions):
