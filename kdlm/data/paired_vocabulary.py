@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kdlm.data.spelling import Spelling
+from kdlm.signal import Signal
 
 Ids = Int[np.ndarray, "ids"]
 
@@ -38,6 +39,12 @@ class PairedVocabulary:
         pairs |= self._control()
         ids = sorted(pairs)
         return np.array(ids, dtype=np.int64), np.array([pairs[i] for i in ids], dtype=np.int64)
+
+    def tokens(self, student: Signal, teacher: Signal) -> tuple[int, int]:
+        """Return how many ids of either side are tokens and rows of a head too, which may be padded."""
+        sizes = [len(side.pieces) for side in (self.ours, self.theirs)]
+        rows = [getattr(signal, "vocab_size", size) for signal, size in zip((student, teacher), sizes, strict=True)]
+        return min(sizes[0], rows[0]), min(sizes[1], rows[1])
 
     @cached_property
     def share(self) -> float:

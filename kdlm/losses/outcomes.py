@@ -22,6 +22,7 @@ class Matched:
     """The tokens that both vocabularies have, one to one, and the rest of either as one more outcome.
 
     Where one side has no other tokens there is no such outcome, and the other side is normalised over what is matched.
+    Rows of a head beyond the tokens are padding and count for nothing.
 
     Attributes:
         ids, others: the student's ids that are matched, in the order of the outcomes, and all the others.
@@ -49,7 +50,7 @@ class Matched:
         *,
         rest: bool = True,
     ) -> Self:
-        """Make the outcomes of pairs of ids and the sizes of both heads; pairs beyond a head are left out."""
+        """Make the outcomes of pairs of ids and the number of tokens on both sides; pairs beyond it are left out."""
         inside = (ids < vocab) & (their_ids < their_vocab)
         return cls(**_sides(ids[inside], their_ids[inside], vocab, their_vocab), rest=rest)
 
@@ -84,7 +85,9 @@ class Matched:
 
     def few(self, teacher: TopK) -> TopK:
         """Return a teacher's k tokens as outcomes. Those that are none have an id beyond them: they count as rest."""
-        return TopK(self.their_places[teacher.ids], teacher.log_probs)
+        known = teacher.ids < len(self.their_places)
+        places = self.their_places[teacher.ids.where(known, 0)]
+        return TopK(places.where(known, len(self.their_ids) + 1), teacher.log_probs)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Projected(Matched):
         vocab: int,
         their_vocab: int,
     ) -> Self:
-        """Make the outcomes of M's entries: student id, teacher id, weight.
+        """Make the outcomes of M's entries (student id, teacher id, weight) and the number of tokens on both sides.
 
         Raises ValueError where a weight is negative or a row adds up to more than 1.
         """
@@ -141,7 +144,7 @@ class Projected(Matched):
     def ours(
         self, logits: Float[Tensor, "*rows vocab"], temperature: float, rest: bool
     ) -> Float[Tensor, "*rows outcomes"]:
-        log_q = log_probs(logits, temperature)
+        log_q = log_probs(logits[..., : len(self.places)], temperature)
         parts = [log_q.index_select(-1, self.ids) + self.log_weights.to(log_q.dtype)]
         several = len(self.matrix) - 1
         if several or rest:

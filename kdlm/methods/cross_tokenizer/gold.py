@@ -112,7 +112,7 @@ class GOLD(AlignedMethod):
             ids, their_ids = map(torch.from_numpy, self.paired.matched)
             if not self.hybrid:
                 ids, their_ids = ids[:0], their_ids[:0]
-            matched = Matched.of(ids, their_ids, student.vocab_size, teacher.vocab_size)
+            matched = Matched.of(ids, their_ids, *self.paired.tokens(student, teacher), rest=True)
             share = self.paired.share if self.hybrid else 0.0
             weights = (share, 1 - share) if self.weights is None else self.weights
             source = student.hidden if isinstance(student, Hidden) else student.logits

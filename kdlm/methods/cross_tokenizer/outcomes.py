@@ -39,13 +39,12 @@ class OutcomesKD(AlignedMethod):
             raise ValueError("student and teacher share no token: use alm or uld, which need none")
 
     def make_outcomes(self, vocab: int, their_vocab: int) -> Matched:
-        """Return what is compared, for heads of these sizes."""
+        """Return what is compared of so many tokens."""
         raise NotImplementedError
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
         if self.outcomes is None:
-            theirs = getattr(readings.teacher, "vocab_size", len(self.paired.theirs.pieces))
-            self.outcomes = self.make_outcomes(readings.student.vocab_size, theirs)
+            self.outcomes = self.make_outcomes(*self.paired.tokens(readings.student, readings.teacher))
         self.outcomes = self.outcomes.to(readings.rows.index.device)
         starts, their_starts = readings.starts()
         total, parts = weighted_sum(
