@@ -7,7 +7,15 @@ from pydantic import Field
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
 from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
+from kdlm.methods.cross_tokenizer.gold import GOLD, GOLDSection
+from kdlm.methods.cross_tokenizer.outcomes import (
+    SharedVocabularyKD,
+    SharedVocabularyKDSection,
+    VocabularyProjection,
+    VocabularyProjectionSection,
+)
 from kdlm.methods.cross_tokenizer.tokenizer_transfer import TokenizerTransfer, TokenizerTransferSection
+from kdlm.methods.cross_tokenizer.uld import ULD, ULDSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
@@ -78,6 +86,10 @@ AnyMethod = Annotated[
     | ALMSection
     | TokenizerTransferSection
     | DSKDSection
+    | ULDSection
+    | GOLDSection
+    | SharedVocabularyKDSection
+    | VocabularyProjectionSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
@@ -122,10 +134,12 @@ __all__ = [
     "DMAE",
     "DSKD",
     "GKD",
+    "GOLD",
     "MEALV2",
     "OFAKD",
     "PSKD",
     "RKD",
+    "ULD",
     "USKD",
     "ALMSection",
     "Affinity",
@@ -159,6 +173,7 @@ __all__ = [
     "FitNet",
     "FitNetSection",
     "GKDSection",
+    "GOLDSection",
     "GuidanceDistillation",
     "HiddenKD",
     "HiddenKDSection",
@@ -196,6 +211,8 @@ __all__ = [
     "ScoreRegularisedConsistency",
     "SequenceKD",
     "SequenceKDSection",
+    "SharedVocabularyKD",
+    "SharedVocabularyKDSection",
     "SiDSection",
     "SnapshotOf",
     "Step",
@@ -212,6 +229,9 @@ __all__ = [
     "TrajectoryMatching",
     "TsdKD",
     "TsdKDSection",
+    "ULDSection",
     "USKDSection",
     "VSDSection",
+    "VocabularyProjection",
+    "VocabularyProjectionSection",
 ]
