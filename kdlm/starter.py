@@ -165,7 +165,7 @@ def written(teacher: Model, student: Model, source: dict[str, Any], form: str, p
     length = min(1024, *(m.longest for m in (teacher, student) if m.longest), 1024)
     data: dict[str, Any] = {"train": [source], "max_length": length}
     if source["path"].startswith("sandbox:"):
-        data["eval"] = [{"path": source["path"].replace("/train", "/eval")}]
+        data["eval"] = [{"path": source["path"].replace("/train", "/eval").replace("code-written", "code")}]
         evaluated = "Held-out rows, for the figures that say how close the student came."
     else:
         data["eval_fraction"] = 0.02

@@ -15,6 +15,7 @@ from kdlm.sandbox.self_supervised import DualEncoderModel, MaskedAutoencoderMode
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
 from kdlm.sandbox.transformers_classifiers import TransformersClassifier
 from kdlm.sandbox.vision_language import VisionLanguageModel
+from kdlm.sandbox.written import WrittenText
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
 
@@ -32,6 +33,7 @@ Spec = (
     | ExactDenoiser
     | DigitsQuestions
     | VisionLanguageModel
+    | WrittenText
 )
 
 
@@ -73,6 +75,12 @@ _ENTRIES = (
     Entry("code-tokenizer-1k", "coarser, for pairs that do not share a tokenizer", "1024 ids", 6, CodeTokenizer(1024)),
     Entry("code-tokenizer-4k", "finer, for pairs that do not share a tokenizer", "4096 ids", 6, CodeTokenizer(4096)),
     Entry("code-tokenizer-tiny", "of the tiny models", "512 ids", 1, CodeTokenizer(512, file="train")),
+    Entry("code-tokenizer-bytes", "one id per byte", "260 ids", 1, CodeTokenizer(260, "train", "bytes")),
+    Entry("code-tokenizer-unigram-1k", "after SentencePiece", "1024 ids", 2, CodeTokenizer(1024, "train", "unigram")),
+    Entry("code-tokenizer-spbpe-1k", "after Llama 2", "1024 ids", 1, CodeTokenizer(1024, "train", "spbpe")),
+    Entry("code-tokenizer-nfkc-1k", "after XLM-R; lossy", "1024 ids", 2, CodeTokenizer(1024, "train", "nfkc")),
+    Entry("code-tokenizer-wordpiece-1k", "after BERT; lossy", "1024 ids", 1, CodeTokenizer(1024, "train", "wordpiece")),
+    Entry("code-tokenizer-unigram-tiny", "for tests", "448 ids", 2, CodeTokenizer(448, "train", "unigram")),
     Entry(
         "code-teacher",
         "trained on the library",
@@ -81,6 +89,35 @@ _ENTRIES = (
         LanguageModel("code-tokenizer-2k", TEACHER, seed=0, training=_TEACHER_TRAINING),
     ),
     Entry("code-student", "not trained", "0.4 M parameters", 1, LanguageModel("code-tokenizer-2k", STUDENT, seed=0)),
+    Entry(
+        "code-teacher-4k",
+        "code-teacher on the finer tokenizer",
+        "2.6 M parameters",
+        240,
+        LanguageModel("code-tokenizer-4k", TEACHER, seed=0, training=_TEACHER_TRAINING),
+    ),
+    Entry("code-student-4k", "not trained", "0.6 M parameters", 1, LanguageModel("code-tokenizer-4k", STUDENT, seed=0)),
+    Entry(
+        "code-student-unigram",
+        "not trained, reads another tokenizer than its teachers",
+        "0.3 M parameters",
+        1,
+        LanguageModel("code-tokenizer-unigram-1k", STUDENT, seed=0, positions=2048),
+    ),
+    Entry(
+        "code-student-bytes",
+        "not trained, reads bytes",
+        "0.25 M parameters",
+        1,
+        LanguageModel("code-tokenizer-bytes", STUDENT, seed=0, positions=4096),
+    ),
+    Entry(
+        "code-written",
+        "text sampled from code-teacher-4k",
+        "310 k characters",
+        60,
+        WrittenText("code-teacher-4k", chars=310_000, seed=0),
+    ),
     Entry(
         "code-teacher-padded",
         "code-teacher with 128 rows of noise in its head",
@@ -101,6 +138,20 @@ _ENTRIES = (
         "0.03 M parameters",
         1,
         LanguageModel("code-tokenizer-tiny", TINY_STUDENT, seed=0),
+    ),
+    Entry(
+        "code-student-tiny-unigram",
+        "for tests, not trained, reads another tokenizer than code-teacher-tiny",
+        "0.02 M parameters",
+        1,
+        LanguageModel("code-tokenizer-unigram-tiny", TINY_STUDENT, seed=0, positions=2048),
+    ),
+    Entry(
+        "code-student-tiny-bytes",
+        "for tests, not trained, reads bytes",
+        "0.02 M parameters",
+        1,
+        LanguageModel("code-tokenizer-bytes", TINY_STUDENT, seed=0, positions=4096),
     ),
     Entry(
         "code-teacher-tiny-padded",

@@ -62,17 +62,21 @@ class TaskSet:
 
 @dataclass(frozen=True)
 class CodeTokenizer:
-    """A byte-level BPE of `vocab_size` ids, trained on one file of the code corpus."""
+    """A tokenizer of `vocab_size` ids and a kind of `tokenizer_kinds.py`, trained on one file of the code corpus."""
 
     vocab_size: int
     file: str = "teacher"
+    kind: str = "bpe"
     needs: tuple[str, ...] = ("code",)
 
     def ingredients(self) -> dict[str, Any]:
-        return asdict(self)
+        spec = asdict(self)
+        if self.kind == "bpe":  # folders from before there were other kinds keep their digest
+            del spec["kind"]
+        return spec
 
     def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
         with progress(f"{name}: training", 0):
             texts = (row["text"] for row in read_jsonl(built["code"] / f"{self.file}.jsonl"))
-            train_tokenizer(texts, self.vocab_size, folder)
+            train_tokenizer(texts, self.vocab_size, folder, self.kind)
         return {"tokens": self.vocab_size}

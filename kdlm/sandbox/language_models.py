@@ -19,7 +19,7 @@ class Shape:
     heads: int
     feed_forward: int
 
-    def config(self, vocab_size: int, eos: int, pad: int) -> Any:
+    def config(self, vocab_size: int, eos: int, pad: int, positions: int) -> Any:
         from transformers import Qwen3Config
 
         return Qwen3Config(
@@ -30,7 +30,7 @@ class Shape:
             num_key_value_heads=self.heads,
             head_dim=self.width // self.heads,
             intermediate_size=self.feed_forward,
-            max_position_embeddings=1024,
+            max_position_embeddings=positions,
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -61,20 +61,27 @@ class Training:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal model on a sandbox tokenizer: trained on a file of `data`, or fresh when `training` is None."""
+    """A causal model on a sandbox tokenizer: trained on a file of `data`, or fresh when `training` is None.
+
+    `positions` is the length that its config allows; the rotary embedding has no weights of it.
+    """
 
     tokenizer: str
     shape: Shape
     seed: int
     data: str = "code"
     training: Training | None = None
+    positions: int = 1024
 
     @property
     def needs(self) -> tuple[str, ...]:
         return (self.tokenizer, self.data) if self.training else (self.tokenizer,)
 
     def ingredients(self) -> dict[str, Any]:
-        return {**asdict(self), "torch": torch_release()}
+        spec = asdict(self)
+        if self.positions == 1024:  # folders from before there was a choice keep their digest
+            del spec["positions"]
+        return {**spec, "torch": torch_release()}
 
     def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
         import torch
@@ -83,7 +90,7 @@ class LanguageModel:
         from kdlm.sandbox.pretraining import pretrain
 
         tokenizer = AutoTokenizer.from_pretrained(built[self.tokenizer])
-        config = self.shape.config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+        config = self.shape.config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, self.positions)
         with torch.random.fork_rng(devices=[]):  # whoever asks for a model keeps their random state
             torch.manual_seed(self.seed)
             model = Qwen3ForCausalLM(config)

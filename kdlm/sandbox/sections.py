@@ -7,6 +7,8 @@ from pydantic import model_validator
 
 from kdlm.section import Section
 
+FILES = {"code": ("train", "eval", "teacher"), "code-written": ("train",)}  # of the others: train and eval
+
 
 class SandboxModel(Section):
     """A causal language model of the sandbox, built on this machine at its first use."""
@@ -16,14 +18,20 @@ class SandboxModel(Section):
         "code-teacher",
         "code-student",
         "code-teacher-padded",
+        "code-teacher-4k",
+        "code-student-4k",
+        "code-student-unigram",
+        "code-student-bytes",
         "code-teacher-tiny",
         "code-student-tiny",
+        "code-student-tiny-unigram",
+        "code-student-tiny-bytes",
         "code-teacher-tiny-padded",
     ]
     """Which one; `kdlm/sandbox/README.md` has the table."""
 
     def resolve(self) -> Path:
-        """Return its folder, which `from_pretrained` opens. Builds it when missing: minutes for `code-teacher`."""
+        """Return its folder, which `from_pretrained` opens. Builds it when missing: minutes for a `code-teacher`."""
         from kdlm.sandbox.catalog import build
 
         return build(self.model)
@@ -33,16 +41,17 @@ class SandboxData(Section):
     """A file of a sandbox dataset, made on this machine at its first use."""
 
     name: Literal["sandbox"] = "sandbox"
-    data: Literal["code", "arithmetic", "strings", "digits-questions"]
-    """The dataset: `code` has a column `text`; the tasks have `prompt`, `completion` and `answer`; `digits-questions`
-    has `prompt`, `completion` and `images`."""
+    data: Literal["code", "code-written", "arithmetic", "strings", "digits-questions"]
+    """The dataset: `code` and `code-written`, the words of `code-teacher-4k`, have a column `text`; the tasks have
+    `prompt`, `completion` and `answer`; `digits-questions` has `prompt`, `completion` and `images`."""
     file: Literal["train", "eval", "teacher"] = "train"
-    """Its file; `teacher`, all that the code teacher read, is in `code` only."""
+    """Its file; `teacher`, all that the code teacher read, is in `code` only; `code-written` is `train` alone."""
 
     @model_validator(mode="after")
     def _has_file(self) -> Self:
-        if self.file == "teacher" and self.data != "code":
-            raise ValueError(f"{self.data} has the files train and eval; teacher is a file of code")
+        files = FILES.get(self.data, ("train", "eval"))
+        if self.file not in files:
+            raise ValueError(f"{self.data} has the files {' and '.join(files)}, not {self.file}")
         return self
 
     def resolve(self) -> Path:

@@ -1,10 +1,12 @@
-"""Byte-level BPE tokenizers, trained on the spot."""
+"""Tokenizers trained on the spot: what they have beside their pieces, and how they are written."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 EOS, PAD, TURN_START, TURN_END = "<eos>", "<pad>", "<|im_start|>", "<|im_end|>"
-SPECIAL_TOKENS = (EOS, PAD, TURN_START, TURN_END)  # ids 0 to 3 in every sandbox tokenizer
+SPECIAL_TOKENS = (EOS, PAD, TURN_START, TURN_END)  # ids 0 to 3 in every tokenizer that is not after SentencePiece
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -16,36 +18,78 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+ROLES_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '</s>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '</s>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Train a byte-level BPE of exactly `vocab_size` ids and write it as a Hugging Face tokenizer folder.
+INSTRUCTION_TEMPLATE = (
+    "{{ '<s>' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '</s>' }}{% endgeneration %}"
+    "{% else %}{{ '[INST]' + message['content'] + '[/INST]' }}{% endif %}"
+    "{% endfor %}"
+)
 
-    Digits are tokens of their own, so that arithmetic is readable to a small model. Any text survives
-    `decode(encode(text))` unchanged. Raises ValueError when the texts are too few for so many merges.
+
+@dataclass(frozen=True)
+class Dress:
+    """What a tokenizer has beside its pieces.
+
+    Attributes:
+        special: the special tokens in the order of their ids, from 0.
+        names: which of them is the `eos_token`, `pad_token`, `bos_token`, `unk_token` of transformers.
+        chat_template: writes a conversation with them.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    special: tuple[str, ...]
+    names: dict[str, str]
+    chat_template: str
+
+
+TURNS = Dress(SPECIAL_TOKENS, {"eos_token": EOS, "pad_token": PAD}, CHAT_TEMPLATE)
+TURNS_AND_UNKNOWN = Dress((*SPECIAL_TOKENS, "[UNK]"), {**TURNS.names, "unk_token": "[UNK]"}, CHAT_TEMPLATE)
+ROLES = Dress(
+    ("<pad>", "</s>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>"),
+    {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
+    ROLES_TEMPLATE,
+)
+INSTRUCTIONS = Dress(
+    ("<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]"),
+    {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>"},
+    INSTRUCTION_TEMPLATE,
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, kind: str = "bpe") -> None:
+    """Train a tokenizer of exactly `vocab_size` ids and write it as a Hugging Face tokenizer folder.
+
+    `kind` is a key of `KINDS` in `tokenizer_kinds.py`. Digits are tokens of their own, so that arithmetic is readable
+    to a small model. Raises ValueError when the texts are too few for so many ids.
+    """
+    from kdlm.sandbox.tokenizer_kinds import KINDS
+
+    dress, train = KINDS[kind]
+    tokenizer = train(texts, vocab_size, dress)
     if tokenizer.get_vocab_size() != vocab_size:
         raise ValueError(f"the texts gave {tokenizer.get_vocab_size()} tokens, {vocab_size} were asked for")
+    _write(tokenizer, dress, folder)
+
+
+def _write(tokenizer: Any, dress: Dress, folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token=EOS,
-        pad_token=PAD,
-        additional_special_tokens=[TURN_START, TURN_END],
+        **dress.names,
+        additional_special_tokens=[token for token in dress.special if token not in dress.names.values()],
         clean_up_tokenization_spaces=False,
     )
-    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.chat_template = dress.chat_template
     wrapped.save_pretrained(folder)

@@ -67,3 +67,5 @@ def test_task_files_hold_every_level_and_read_back_as_tasks(data):
 def test_a_file_that_a_dataset_lacks_is_refused():
     with pytest.raises(ValueError, match="arithmetic has the files train and eval"):
         SandboxData(data="arithmetic", file="teacher")
+    with pytest.raises(ValueError, match="code-written has the files train, not eval"):
+        SandboxData(data="code-written", file="eval")
