@@ -8,6 +8,7 @@ reading. Plain text that is too long is split where both readings have a boundar
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.alignment import NONE, Aligner, Chunks
 from kdlm.data.collate import Collator
-from kdlm.data.encoding import Encoded, Encoder, leading_tokens
+from kdlm.data.encoding import Encoded, Encoder
 from kdlm.data.encoding import Sequence as Tokens
 from kdlm.data.files import Row
 from kdlm.data.forms import Form
+from kdlm.data.own_text import Reader
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
 from kdlm.data.spelling import Spelling
@@ -28,6 +30,11 @@ from kdlm.signal import IGNORE_INDEX
 
 COLUMNS = ("chunks", "their_ids", "their_labels", "their_chunks")
 """What a row of two readings carries beside those of one, a number for each token."""
+CLOSING = "their_closing"
+"""And one more: the tokens that end an answer in the teacher's reading."""
+
+TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+"""A conversation that shows how a chat template ends a turn."""
 
 
 class PairEncoder:
@@ -67,8 +74,20 @@ class PairEncoder:
         chunks, their_chunks = self.align(mine.ids, mine.labels, other.ids, other.labels)
         if ours.trained and chunks.max(initial=NONE) == NONE:
             return Unusable("not aligned", "the two readings do not spell the same answers")
-        beside = {"chunks": chunks, "their_ids": other.ids, "their_labels": other.labels, "their_chunks": their_chunks}
+        closing = self.turn_end if theirs.rendered else [self.theirs.eos]
+        beside = _columns(chunks, other.ids, other.labels, their_chunks, closing)
         return Encoded([Tokens(mine.ids, mine.labels, beside)], ours.truncated)
+
+    @cached_property
+    def turn_end(self) -> list[int]:
+        """The tokens of no text with which the teacher's chat template ends a turn; its end token if it refuses."""
+        spelling = self.align.theirs
+        try:
+            text, spans = self.theirs.template.render(TURN, None)
+        except (Unusable, ValueError):
+            return [] if self.theirs.eos is None else [self.theirs.eos]
+        ids = spelling.ids(text[slice(*spans[-1])])
+        return ids[len(ids) - sum(1 for _ in takewhile(spelling.control.__contains__, reversed(ids))) :]
 
     def _texts(self, rows: list[Row]) -> list[Encoded | Unusable]:
         encoded: list[Encoded | Unusable] = []
@@ -98,16 +117,21 @@ class PairEncoder:
                 yield Tokens(
                     ids[begin:stop],
                     [IGNORE_INDEX, *labels[begin + 1 : stop]],
-                    {
-                        "chunks": _cut(chunks[begin:stop], first),
-                        "their_ids": their_ids[their_begin:their_stop],
-                        "their_labels": [IGNORE_INDEX, *their_labels[their_begin + 1 : their_stop]],
-                        "their_chunks": _cut(their_chunks[their_begin:their_stop], first),
-                    },
+                    _columns(
+                        _cut(chunks[begin:stop], first),
+                        their_ids[their_begin:their_stop],
+                        [IGNORE_INDEX, *their_labels[their_begin + 1 : their_stop]],
+                        _cut(their_chunks[their_begin:their_stop], first),
+                        [self.theirs.eos],
+                    ),
                 )
             else:  # a chunk that is longer than a sequence may be is left out
                 last = first
             begin, their_begin, first = int(stops[last]) - 1, int(their_stops[last]) - 1, last + 1
+
+
+def _columns(*values: Any) -> dict[str, Any]:
+    return dict(zip((*COLUMNS, CLOSING), values, strict=True))
 
 
 def teachers_section(section: DataSection) -> DataSection:
@@ -149,7 +173,7 @@ class PairCollator:
     theirs: Collator
     tokenizer: PreTrainedTokenizerBase
     teacher: PreTrainedTokenizerBase
-    read: "Reader" = field(init=False)
+    read: Reader = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "read", Reader(self.tokenizer, self.teacher))
@@ -186,69 +210,3 @@ def _theirs(row: dict[str, Any]) -> dict[str, Any]:
     lengths = {"seq_lengths": row["their_lengths"]} if "their_lengths" in row else {}
     beside = {name: row[name] for name in ("index", "domain") if name in row}
     return {"input_ids": row["their_ids"], "labels": row["their_labels"], **lengths, **beside}
-
-
-class Reader:
-    """Reads, for the teacher, text that exists as the student's tokens only: what the student wrote.
-
-    The teacher's prompt is the row's `their_prompt` where it has one (rendered by the teacher's template), else the
-    student's as text.
-
-    Raises ValueError where the student's tokens do not say which text they are.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase):
-        self.tokenizer, self.teacher = tokenizer, teacher
-        self.spelling = Spelling(tokenizer)
-
-    @cached_property
-    def align(self) -> Aligner:
-        if not self.spelling.exact:
-            raise ValueError(
-                "the student's tokenizer does not give back the text that it reads, so its own text cannot be read by "
-                "a teacher with another tokenizer"
-            )
-        return Aligner(self.spelling, Spelling(self.teacher))
-
-    @cached_property
-    def leading(self) -> list[int]:
-        return leading_tokens(self.teacher)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the columns that the row lacks."""
-        ids, labels = (list(map(int, row[name])) for name in ("input_ids", "labels"))
-        trained = np.flatnonzero(np.asarray(labels) != IGNORE_INDEX)
-        gaps = np.flatnonzero(np.diff(trained) > 1)
-        start = len(ids) if not len(trained) else int(trained[gaps[-1] + 1] if len(gaps) else trained[0])
-        if start == 1 and ids[0] not in self.spelling.control and "their_prompt" not in row:
-            start = 0
-        answer = ids[start:]
-        closing: list[int] = []
-        while answer and answer[-1] in self.spelling.control:
-            answer.pop()
-            closing = self._closing(row)
-        prompt = list(map(int, row["their_prompt"])) if "their_prompt" in row else self._prompt(ids[:start])
-        their_ids = [*prompt, *self._read(answer), *closing]
-        their_labels = [*[IGNORE_INDEX] * len(prompt), *their_ids[len(prompt) :]]
-        their_labels[:1] = [IGNORE_INDEX]
-        chunks, their_chunks = self.align(ids, labels, their_ids, their_labels)
-        return {"chunks": chunks, "their_ids": their_ids, "their_labels": their_labels, "their_chunks": their_chunks}
-
-    def _prompt(self, ids: list[int]) -> list[int]:
-        return [*self.leading, *self._read([token for token in ids if token not in self.spelling.control])]
-
-    def _read(self, ids: list[int]) -> list[int]:
-        """Return the teacher's tokens of a text, up to where the student's bytes are no text."""
-        spelt = self.align.ours.text(ids) or b""
-        try:
-            text = spelt.decode()
-        except UnicodeDecodeError as error:
-            text = spelt[: error.start].decode()
-        return self.align.theirs.ids(text) if text else []
-
-    def _closing(self, row: dict[str, Any]) -> list[int]:
-        """Return what ends the teacher's answer: what ends the data's, or its end-of-sequence token."""
-        if len(row.get("their_closing", ())):
-            return list(map(int, row["their_closing"]))
-        eos: Any = self.teacher.eos_token_id
-        return [] if eos is None else [int(eos)]
