@@ -20,7 +20,7 @@ from kdlm.sandbox import build
 from kdlm.signal import IGNORE_INDEX
 
 KINDS = ["tiny", "bytes", "unigram-tiny"]
-PAIRS = [(a, b) for a in KINDS for b in KINDS if a != b]
+PAIRS = [*((a, b) for a in KINDS for b in KINDS if a != b), ("spbpe-1k", "tiny"), ("bytes", "spbpe-1k")]
 TEXTS = ["def f(x):\n    return x  # naïve 🙂 知", " leading", "a", "é", "👩‍🔬", "x = 1\n\n\n\ty"]
 
 
