@@ -4,25 +4,43 @@ It exists as the student's tokens alone. The teacher reads the text that they sp
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.alignment import NONE, Aligner
+from kdlm.data.alignment import NONE
 from kdlm.data.encoding import leading_tokens
 from kdlm.data.spelling import Spelling
 from kdlm.signal import IGNORE_INDEX
+
+NO_TEXT = b"\xff"
+"""A byte that is in no character: what an unknown token says."""
+REPLACED = "\ufffd"
+"""What the teacher reads where the student wrote no character."""
+NOT_EXACT = (
+    "the student's tokenizer does not give back the text that it reads, so its own text cannot be read by a teacher "
+    "with another tokenizer"
+)
+
+
+class Said(NamedTuple):
+    """The text of an answer, where each of its tokens ends in the bytes of that text, and if a prompt began it."""
+
+    text: str
+    ends: np.ndarray
+    begun: bool
 
 
 class Reader:
     """Gives a row of the student's tokens the teacher's reading.
 
     The teacher's prompt is the row's `their_prompt` where it has one (rendered by the teacher's template), else the
-    text of the student's. The answer is the text of the tokens after the student's prompt: up to the first one that is
-    no text (the end of a character that was never finished, an unknown token), beyond which nothing is aligned. Control
-    tokens at its end stand for the row's `their_closing`, by default the teacher's end-of-sequence token; those within
-    it are read as their names.
+    text of the student's. The answer is what the tokens after the student's prompt say. What is no text in it (bytes of
+    no character, an unknown token) is U+FFFD to the teacher, whose likelihood of that then holds for what the student
+    wrote: were it passed over, a student could flee into it. Control tokens within an answer are read as their names;
+    those at its end stand for the row's `their_closing`, by default the teacher's end-of-sequence token. An answer that
+    was cut inside a character is read up to there.
 
     Raises ValueError where the student's tokens do not say which text they are.
     """
@@ -32,13 +50,11 @@ class Reader:
         self.spelling = Spelling(tokenizer)
 
     @cached_property
-    def align(self) -> Aligner:
+    def theirs(self) -> Spelling:
+        """What the teacher's tokens spell."""
         if not self.spelling.exact:
-            raise ValueError(
-                "the student's tokenizer does not give back the text that it reads, so its own text cannot be read by "
-                "a teacher with another tokenizer"
-            )
-        return Aligner(self.spelling, Spelling(self.teacher))
+            raise ValueError(NOT_EXACT)
+        return Spelling(self.teacher)
 
     @cached_property
     def leading(self) -> list[int]:
@@ -56,25 +72,27 @@ class Reader:
 
     @cached_property
     def their_space(self) -> bool:
-        return adds_space(self.align.theirs)
+        return adds_space(self.theirs)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the columns that the row lacks."""
         ids, labels = (list(map(int, row[name])) for name in ("input_ids", "labels"))
         start = self._start(ids, labels, row)
-        answer = ids[start:]
-        while answer and answer[-1] in self.spelling.control:
-            answer.pop()
-        count, text = self._text(ids[:start], answer)
+        stop = len(ids)
+        while stop > start and ids[stop - 1] in self.spelling.control:
+            stop -= 1
+        said = self._said(ids[:start], ids[start:stop], cut=stop == len(ids))
         prompt = list(map(int, row["their_prompt"])) if "their_prompt" in row else self._prompt(ids[:start])
-        whole = count == len(answer)
-        closing = self._closing(row) if whole and start + count < len(ids) else []
-        their_ids = [*prompt, *self._after(prompt, text), *closing] or [0]
+        answer, closing = self._after(prompt, said.text), self._closing(row) if stop < len(ids) else []
+        their_ids = [*prompt, *answer, *closing] or [0]
         their_labels = [*[IGNORE_INDEX] * len(prompt), *their_ids[len(prompt) :]]
         their_labels[0] = IGNORE_INDEX
-        stop = len(ids) if whole else start + count
-        chunks, their_chunks = self.align(ids[:stop], labels[:stop], their_ids, their_labels)
-        chunks = np.pad(chunks, (0, len(ids) - stop), constant_values=NONE)
+        chunks, their_chunks = np.full(len(ids), NONE), np.full(len(their_ids), NONE)
+        spans = slice(start, stop), slice(len(prompt), len(prompt) + len(answer))
+        chunks[spans[0]], their_chunks[spans[1]] = self._chunks(said, answer)
+        if closing and (not answer or their_chunks.max() > NONE):
+            chunks[stop:] = their_chunks[spans[1].stop :] = chunks.max(initial=NONE) + 1
+        _leave_out_untrained(chunks, labels, their_chunks, their_labels)
         return {"chunks": chunks, "their_ids": their_ids, "their_labels": their_labels, "their_chunks": their_chunks}
 
     def _start(self, ids: list[int], labels: list[int], row: dict[str, Any]) -> int:
@@ -86,40 +104,53 @@ class Reader:
         bare = start == 1 and ids[0] not in self.spelling.control and "their_prompt" not in row
         return 0 if bare else start
 
-    def _text(self, prompt: list[int], answer: list[int]) -> tuple[int, str]:
-        """Return how many tokens of an answer, from the first on, are text, and which.
-
-        It begins with the character that the prompt left unfinished.
-        """
-        known = next((n for n, i in enumerate(answer) if self.spelling.text([i]) is None), len(answer))
+    def _said(self, prompt: list[int], answer: list[int], *, cut: bool) -> "Said":
+        """Return what an answer says; it begins with the character that the prompt left unfinished."""
         before = self.spelling.text(self._segment(prompt)) or b""
         begun = before[len(finished(before)) :]
-        spelt = begun + (self.spelling.text(answer[:known]) or b"")
-        text = finished(spelt)
-        ends = [len(begun) + int(end) for end in (0, *self.spelling.ends(answer[:known]))]
-        count = max((n for n, end in enumerate(ends) if n and between(text, end)), default=0)
-        return count, self._without_space(prompt, text[: ends[count]] if count else b"").decode()
+        pieces = [self.spelling.text([i]) or NO_TEXT for i in answer]
+        text, places = decoded(begun + b"".join(pieces), cut=cut)
+        ends = places[len(begun) + np.cumsum([len(piece) for piece in pieces], dtype=np.int64)]
+        if text.startswith(" ") and self._spaced(prompt):
+            text, ends = text[1:], ends - 1
+        return Said(text, ends, bool(begun))
+
+    def _chunks(self, said: "Said", answer: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the chunk of each token of an answer, the student's and the teacher's."""
+        theirs, spelt = self.theirs, said.text.encode()
+        if theirs.exact:
+            read = theirs.text(answer)
+            added = None if read is None or not read.endswith(spelt) else read[: len(read) - len(spelt)]
+            ends = theirs.ends(answer) - len(added) if added in (b"", b" ") else None  # SentencePiece's own space
+        else:
+            ends = theirs.ends_in(spelt, answer) if answer else np.zeros(0, dtype=np.int64)
+        if ends is None:
+            return np.full(len(said.ends), NONE), np.full(len(answer), NONE)
+        shared = np.intersect1d(said.ends, ends)
+        shared = shared[shared > 0]
+        numbers = [np.searchsorted(shared, values) for values in (said.ends, ends)]
+        first = int(said.begun)  # of the first character, a part is the prompt's on one side
+        return tuple(np.where((n < len(shared)) & (n >= first), n - first, NONE) for n in numbers)
 
     def _segment(self, ids: list[int]) -> list[int]:
         """Return the tokens after the last control token."""
         stops = [n for n, i in enumerate(ids) if i in self.spelling.control or self.spelling.text([i]) is None]
         return ids[stops[-1] + 1 :] if stops else ids
 
-    def _without_space(self, prompt: list[int], text: bytes) -> bytes:
-        """Leave out the space that the student's tokenizer puts where text begins."""
-        begins = not prompt or prompt[-1] in self.spelling.control
+    def _spaced(self, prompt: list[int]) -> bool:
+        """Whether the student's tokenizer puts a space of its own before text that follows a prompt."""
         at_first, after_control = self.spaces
-        spaced = at_first if prompt in ([], self.own_leading) else after_control
-        return text.removeprefix(b" ") if begins and spaced else text
+        begins = not prompt or prompt[-1] in self.spelling.control
+        return begins and (at_first if prompt in ([], self.own_leading) else after_control)
 
     def _prompt(self, ids: list[int]) -> list[int]:
-        text = self.align.ours.text([i for i in ids if i not in self.spelling.control]) or b""
-        said = finished(text.removeprefix(b" ") if self.spaces[0] else text).decode()
-        return [*self.leading, *(self.align.theirs.ids(said) if said else [])]
+        text = finished(self.spelling.text([i for i in ids if i not in self.spelling.control]) or b"").decode()
+        said = text.removeprefix(" ") if self.spaces[0] else text
+        return [*self.leading, *(self.theirs.ids(said) if said else [])]
 
     def _after(self, prompt: list[int], text: str) -> list[int]:
         """Return the teacher's tokens of a text that follows its prompt: as of one text, where the prompt's stay."""
-        theirs = self.align.theirs
+        theirs = self.theirs
         if not text:
             return []
         control = [n for n, i in enumerate(prompt) if i in theirs.control]
@@ -152,12 +183,44 @@ def finished(spelt: bytes) -> bytes:
     return spelt
 
 
-def between(text: bytes, at: int) -> bool:
-    """Whether a place in (or at the end of) whole characters is between two of them."""
-    return at == len(text) or (at < len(text) and text[at] & 0xC0 != 0x80)
+def decoded(spelt: bytes, *, cut: bool) -> tuple[str, np.ndarray]:
+    """Return the text of some bytes, and where each place between them is in the bytes of that text.
+
+    What is no character is U+FFFD, and a place inside of it is where that ends. Where bytes were `cut`, a last
+    character that is not finished is left out, and places in it are beyond the text's end.
+    """
+    parts, places, size = [], [0], 0
+    while spelt:
+        good, bad, unfinished = len(spelt), 0, False
+        try:
+            spelt.decode()
+        except UnicodeDecodeError as error:
+            good, bad = error.start, error.end - error.start
+            unfinished = cut and error.reason == "unexpected end of data"
+        parts.append(spelt[:good].decode())
+        places.extend(range(size + 1, size + good + 1))
+        size += good
+        if bad and not unfinished:
+            parts.append(REPLACED)
+            size += len(REPLACED.encode())
+        places.extend([size + unfinished] * bad)
+        spelt = spelt[good + bad :]
+    return "".join(parts), np.array(places, dtype=np.int64)
 
 
 def adds_space(spelling: Spelling, before: str = "") -> bool:
     """Whether a tokenizer puts a space of its own before a text, here after `before`."""
     ids = [i for i in spelling.ids(f"{before}a") if i not in spelling.control]
     return (spelling.text(ids) or b"").startswith(b" ")
+
+
+def _leave_out_untrained(
+    chunks: np.ndarray, labels: list[int], their_chunks: np.ndarray, their_labels: list[int]
+) -> None:
+    """Put chunks with a token that is not trained on into none, and number the others anew."""
+    kept = np.ones(int(chunks.max(initial=NONE)) + 2, dtype=bool)  # the last place is that of NONE
+    for numbers, trained in ((chunks, np.asarray(labels)), (their_chunks, np.asarray(their_labels))):
+        kept[numbers[trained == IGNORE_INDEX]] = False
+    kept[NONE] = False
+    number = np.where(kept, np.cumsum(kept) - 1, NONE)
+    chunks[:], their_chunks[:] = number[chunks], number[their_chunks]
