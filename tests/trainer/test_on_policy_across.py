@@ -187,7 +187,7 @@ def test_a_log_has_samples_and_evaluation_takes_the_students_own_text(arguments)
 def test_the_gap_of_chunks_falls_on_the_students_own_text(arguments) -> None:
     """How far apart student and teacher find the chunks that the student writes, with the weights of then."""
     made = trainer(
-        arguments, ALM(temperature=5.0, student_share=1.0), max_steps=40, optim="adamw_torch", learning_rate=5e-3,
+        arguments, ALM(student_share=1.0), max_steps=40, optim="adamw_torch", learning_rate=5e-3,
         rollouts={"every": 2, "show": 0},
     )  # fmt: skip
 
