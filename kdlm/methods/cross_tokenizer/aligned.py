@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from kdlm.data.spelling import Spelling
 from kdlm.losses import count_kept, kept_rows, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
@@ -56,6 +57,11 @@ class Readings:
         count = int(self.chunks.max()) + 1 if len(self.chunks) else 0
         return _first(self.chunks, count), _first(self.their_chunks, count)
 
+    def ends(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
+        """Return, of each chunk, the student's and the teacher's row that predicts its last token."""
+        count = int(self.chunks.max()) + 1 if len(self.chunks) else 0
+        return _last(self.chunks, count), _last(self.their_chunks, count)
+
     def lengths(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
         """Return how many tokens of the student and of the teacher each chunk has; 0 beyond the last one."""
         ours, theirs = (torch.ones_like(c) for c in (self.chunks, self.their_chunks))
@@ -71,6 +77,10 @@ def _first(chunks: Tensor, count: int) -> Tensor:
     rows = torch.arange(len(chunks), device=chunks.device)
     first = rows.new_full((count + 1,), len(chunks))
     return first.scatter_reduce(0, chunks.where(chunks >= 0, count), rows, "amin")[:count]
+
+
+def _last(chunks: Tensor, count: int) -> Tensor:
+    return len(chunks) - 1 - _first(chunks.flip(0), count)
 
 
 class AlignedMethod(TokenMethod):
@@ -109,6 +119,9 @@ class AlignedMethod(TokenMethod):
 
     def text(self, step: Step, draw: float) -> Literal["data", "student", "both"]:
         return "student" if draw < self.student_share else "data"
+
+    def introduce(self, ours: Spelling, theirs: Spelling) -> None:
+        """Hear what the tokens of both tokenizers spell: called once, by the trainer, before anything is compared."""
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count trained tokens of either reading, chunks, and bytes of text."""
