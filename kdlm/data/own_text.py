@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.alignment import NONE
 from kdlm.data.encoding import leading_tokens
-from kdlm.data.spelling import Spelling
+from kdlm.data.spelling import Spelling, spelling_of
 from kdlm.signal import IGNORE_INDEX
 
 NO_TEXT = b"\xff"
@@ -47,14 +47,14 @@ class Reader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase):
         self.tokenizer, self.teacher = tokenizer, teacher
-        self.spelling = Spelling(tokenizer)
+        self.spelling = spelling_of(tokenizer)
 
     @cached_property
     def theirs(self) -> Spelling:
         """What the teacher's tokens spell."""
         if not self.spelling.exact:
             raise ValueError(NOT_EXACT)
-        return Spelling(self.teacher)
+        return spelling_of(self.teacher)
 
     @cached_property
     def leading(self) -> list[int]:

@@ -6,17 +6,16 @@ reading. Plain text that is too long is split where both readings have a boundar
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.alignment import NONE, Aligner, Chunks
+from kdlm.data.alignment import NONE, Aligner, Chunks, count_answers
 from kdlm.data.collate import Collator
 from kdlm.data.encoding import Encoded, Encoder
 from kdlm.data.encoding import Sequence as Tokens
@@ -25,7 +24,7 @@ from kdlm.data.forms import Form
 from kdlm.data.own_text import Reader
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
-from kdlm.data.spelling import Spelling
+from kdlm.data.spelling import Spelling, spelling_of
 from kdlm.signal import IGNORE_INDEX
 
 COLUMNS = ("chunks", "their_ids", "their_labels", "their_chunks")
@@ -59,7 +58,7 @@ class PairEncoder:
             self.theirs = Encoder(teacher, teachers_section(section), form)
         except ValueError as error:
             raise ValueError(f"the teacher's tokenizer: {error}") from error
-        self.align = Aligner(Spelling(tokenizer), Spelling(teacher))
+        self.align = Aligner(spelling_of(tokenizer), spelling_of(teacher))
 
     def __call__(self, rows: list[Row]) -> list[Encoded | Unusable]:
         """Return what became of each row."""
@@ -71,12 +70,18 @@ class PairEncoder:
         if isinstance(ours, Unusable) or isinstance(theirs, Unusable):
             return ours if isinstance(ours, Unusable) else theirs
         (mine,), (other,) = ours.sequences, theirs.sequences
-        chunks, their_chunks = self.align(mine.ids, mine.labels, other.ids, other.labels)
+        both = (mine.ids, mine.labels, other.ids, other.labels)
+        counts = count_answers(mine.labels), count_answers(other.labels)
+        if counts[0] != counts[1] and not (ours.truncated or theirs.truncated):
+            return Unusable(
+                "not aligned", f"{counts[0]} answers by the student's template, {counts[1]} by the teacher's"
+            )
+        chunks, their_chunks = self.align(*both)
         if ours.trained and chunks.max(initial=NONE) == NONE:
-            return Unusable("not aligned", "the two readings do not spell the same answers")
+            return Unusable("not aligned", self.align.apart(*both))
         closing = self.turn_end if theirs.rendered else [self.theirs.eos]
         beside = _columns(chunks, other.ids, other.labels, their_chunks, closing)
-        return Encoded([Tokens(mine.ids, mine.labels, beside)], ours.truncated)
+        return Encoded([Tokens(mine.ids, mine.labels, beside)], ours.truncated or theirs.truncated)
 
     @cached_property
     def turn_end(self) -> list[int]:
@@ -96,22 +101,24 @@ class PairEncoder:
                 encoded.append(ours)
                 continue
             assert not isinstance(theirs, Unusable), "whether a text can be read does not depend on the tokenizer"
-            pieces = list(self._pieces(ours, theirs))
-            encoded.append(Encoded(pieces) if pieces else Unusable("not aligned", "no boundary is shared"))
+            labels, their_labels = [IGNORE_INDEX, *ours[1:]], [IGNORE_INDEX, *theirs[1:]]
+            pieces = list(self._pieces(ours, labels, theirs, their_labels))
+            apart = Unusable("not aligned", self.align.apart(ours, labels, theirs, their_labels))
+            encoded.append(Encoded(pieces) if pieces else apart)
         return encoded
 
-    def _pieces(self, ids: list[int], their_ids: list[int]) -> Iterator[Tokens]:
+    def _pieces(
+        self, ids: list[int], labels: list[int], their_ids: list[int], their_labels: list[int]
+    ) -> Iterator[Tokens]:
         """Yield consecutive pieces of a text that are short enough for both, each with one token of the one before."""
-        labels, their_labels = [IGNORE_INDEX, *ids[1:]], [IGNORE_INDEX, *their_ids[1:]]
         chunks, their_chunks = self.align(ids, labels, their_ids, their_labels)
         count = int(chunks.max(initial=NONE)) + 1
-        stops, their_stops = (np.searchsorted(_ascending(c), np.arange(count), "right") for c in (chunks, their_chunks))
+        stops, their_stops = (_stops(c, count) for c in (chunks, their_chunks))
         begin, their_begin, first = 0, 0, 0
         while first < count:
-            fits = (stops - begin <= self.ours.section.max_length) & (
-                their_stops - their_begin <= self.theirs.section.max_length
-            )
-            last = int(np.flatnonzero(fits)[-1]) if fits.any() else NONE
+            fit = np.searchsorted(stops, begin + self.ours.section.max_length, "right")
+            their_fit = np.searchsorted(their_stops, their_begin + self.theirs.section.max_length, "right")
+            last = int(min(fit, their_fit)) - 1
             if last >= first:
                 stop, their_stop = int(stops[last]), int(their_stops[last])
                 yield Tokens(
@@ -145,9 +152,9 @@ def teachers_section(section: DataSection) -> DataSection:
     )
 
 
-def _ascending(chunks: Chunks) -> Chunks:
-    """Return chunks with those of tokens in none put below the next one's, so that they can be searched."""
-    return np.maximum.accumulate(chunks)
+def _stops(chunks: Chunks, count: int) -> Chunks:
+    """Return one past the last token of each chunk; tokens in none are passed over."""
+    return np.searchsorted(np.maximum.accumulate(chunks), np.arange(count), "right")
 
 
 def _cut(chunks: Chunks, first: int) -> Chunks:
@@ -173,15 +180,16 @@ class PairCollator:
     theirs: Collator
     tokenizer: PreTrainedTokenizerBase
     teacher: PreTrainedTokenizerBase
-    read: Reader = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "read", Reader(self.tokenizer, self.teacher))
+    @cached_property
+    def read(self) -> Reader:
+        """What reads, for the teacher, rows that come without its reading."""
+        return Reader(self.tokenizer, self.teacher)
 
     @property
     def spellings(self) -> tuple[Spelling, Spelling]:
         """What the tokens of the student's and of the teacher's tokenizer spell."""
-        return self.read.spelling, Spelling(self.teacher)
+        return self.read.spelling, spelling_of(self.teacher)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         both = [row if "their_ids" in row else {**row, **self.read(row)} for row in rows]
@@ -192,15 +200,10 @@ class PairCollator:
         for name, place, layout in (("chunks", batch, self.ours), ("their_chunks", theirs, self.theirs)):
             numbers = [np.where(c >= 0, c + start, NONE) for start, c in zip(starts, _arrays(both, name), strict=False)]
             place["chunks"] = layout.beside(numbers, place, NONE)
-        batch["bytes"] = self._bytes(both)
+        ids, labels = _arrays(both, "input_ids"), _arrays(both, "labels")
+        spelling, trained = self.read.spelling, [numbers != IGNORE_INDEX for numbers in labels]
+        batch["bytes"] = torch.tensor([spelling.count(i[mask]) for i, mask in zip(ids, trained, strict=True)])
         return batch | {"theirs": theirs}
-
-    def _bytes(self, rows: Sequence[dict[str, Any]]) -> Tensor:
-        lengths = self.read.spelling.lengths
-        ids, labels = _arrays(rows, "input_ids"), _arrays(rows, "labels")
-        return torch.tensor(
-            [int(lengths[i[label != IGNORE_INDEX]].sum()) for i, label in zip(ids, labels, strict=True)]
-        )
 
 
 def _arrays(rows: Sequence[dict[str, Any]], name: str) -> list[np.ndarray]:
