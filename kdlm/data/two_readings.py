@@ -57,7 +57,8 @@ class PairEncoder:
         try:
             self.theirs = Encoder(teacher, teachers_section(section), form)
         except ValueError as error:
-            raise ValueError(f"the teacher's tokenizer: {error}") from error
+            said = str(error).replace("data.chat_template", "data.teacher_chat_template")
+            raise ValueError(f"the teacher's tokenizer: {said}") from error
         self.align = Aligner(spelling_of(tokenizer), spelling_of(teacher))
 
     def __call__(self, rows: list[Row]) -> list[Encoded | Unusable]:
