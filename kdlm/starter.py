@@ -22,7 +22,8 @@ WIDE_GAP = 10
 """From this ratio of parameters on, the target starts near the student (TAID) instead of at the teacher."""
 
 OVERLAP = 0.5
-"""From this share of the larger vocabulary on, its tokens are compared where both have them, though the ids differ."""
+"""From this share of the larger vocabulary on, tokens are compared that both have, though under other ids. Single bytes
+do not count: every vocabulary has them."""
 
 ACROSS = ("alm", "shared_vocabulary_kd")
 """Methods that have the teacher read the text with its own tokenizer."""
@@ -181,22 +182,21 @@ def across(teacher: Model, student: Model, why: list[str]) -> Plan:
         ]
         careful = ["sequence_kd distils only when the teacher wrote the data: see to that"]
         return Plan({"name": "sequence_kd"}, [cross_entropy], why, careful, with_teacher=False)
-    matched, sizes = len(PairedVocabulary(ours, theirs).matched[0]), (len(student.tokenizer), len(teacher.tokenizer))
-    common = f"{matched} tokens spell the same bytes, of the student's {sizes[0]} and the teacher's {sizes[1]}"
+    common, sizes = PairedVocabulary(ours, theirs).matched[0], (len(student.tokenizer), len(teacher.tokenizer))
+    said = f"{len(common)} tokens spell the same bytes, of the student's {sizes[0]} and the teacher's {sizes[1]}"
     careful = []
     if not ours.exact or not theirs.exact:
         careful.append(
             f"the {'teacher' if ours.exact else 'student'}'s tokenizer changes text before it reads it: where that "
             "shows, rows are left out as not aligned; see the data's report"
         )
-    if matched >= OVERLAP * max(sizes) and ours.exact and theirs.exact:
-        why += [
-            common,
-            "method: shared_vocabulary_kd, forward_kl over the tokens that both have, where both read alike",
-        ]
+    longer, most = (ours.lengths[common] > 1).sum(), max((one.lengths > 1).sum() for one in (ours, theirs))
+    if longer >= OVERLAP * most and ours.exact and theirs.exact:
+        how = "forward_kl over the tokens that both have, where both have read the same text"
         losses = [{"name": "forward_kl"}, cross_entropy | {"weight": 0.1}]
+        why += [said, f"method: shared_vocabulary_kd, {how}"]
         return Plan({"name": "shared_vocabulary_kd"}, losses, why, careful)
-    why += [common, "method: alm, which compares how likely both find each piece of text, and no tokens"]
+    why += [said, "method: alm, which compares how likely both find each piece of text, and no tokens"]
     return Plan({"name": "alm"}, [cross_entropy], why, careful)
 
 
