@@ -11,11 +11,11 @@ from kdlm.data import Source
 from kdlm.data.forms import recognise
 from kdlm.data.paired_vocabulary import PairedVocabulary
 from kdlm.data.sources import open_source
-from kdlm.data.spelling import spelling_of
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.disk import write_text
 from kdlm.models import named
 from kdlm.recipe import load
+from kdlm.spelling import spelling_of
 from kdlm.yaml_document import dump
 
 WIDE_GAP = 10

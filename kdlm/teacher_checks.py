@@ -9,7 +9,6 @@ from kdlm.data.forms import recognise
 from kdlm.data.own_text import NOT_EXACT
 from kdlm.data.paired_vocabulary import PairedVocabulary
 from kdlm.data.sources import open_source
-from kdlm.data.spelling import spelling_of
 from kdlm.data.tokenised import made_with
 from kdlm.data.two_readings import PairEncoder
 from kdlm.data.vocabulary import shared_vocabulary
@@ -17,6 +16,7 @@ from kdlm.looking import opened
 from kdlm.methods import AlignedMethod, Method, PolicyMethod, Step, TokenMethod
 from kdlm.recipe import Recipe, across
 from kdlm.signal import Sampled, TopK
+from kdlm.spelling import spelling_of
 from kdlm.store import read_about
 from kdlm.teachers import ByDomain, CachedTeacherSection, Confidence, EnsembleSection, Learned, teachers_of
 from kdlm.teachers.cached import differences_of

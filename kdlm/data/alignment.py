@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from kdlm.data.spelling import Ids, Spelling
 from kdlm.signal import IGNORE_INDEX
+from kdlm.spelling import Ids, Spelling
 
 NONE = -1
 """The chunk of a token that is in none."""
@@ -75,11 +75,7 @@ class Aligner:
                 count += 1
         if not count:
             return chunks, their_chunks
-        with_control, with_their_control = (
-            _holding(chunks, control, count),
-            _holding(their_chunks, their_control, count),
-        )
-        dropped = with_control ^ with_their_control
+        dropped = _holding(chunks, control, count) ^ _holding(their_chunks, their_control, count)
         dropped |= _holding(chunks, ~trained, count) | _holding(their_chunks, ~their_trained, count)
         return _without(dropped, chunks), _without(dropped, their_chunks)
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.alignment import NONE
 from kdlm.data.encoding import leading_tokens
-from kdlm.data.spelling import Spelling, spelling_of
 from kdlm.signal import IGNORE_INDEX
+from kdlm.spelling import Spelling, spelling_of
 
 NO_TEXT = b"\xff"
 """A byte that is in no character: what an unknown token says."""

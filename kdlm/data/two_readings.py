@@ -24,8 +24,8 @@ from kdlm.data.forms import Form
 from kdlm.data.own_text import Reader
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
-from kdlm.data.spelling import Spelling, spelling_of
 from kdlm.signal import IGNORE_INDEX
+from kdlm.spelling import Spelling, spelling_of
 
 COLUMNS = ("chunks", "their_ids", "their_labels", "their_chunks")
 """What a row of two readings carries beside those of one, a number for each token."""
@@ -205,6 +205,11 @@ class PairCollator:
         spelling, trained = self.read.spelling, [numbers != IGNORE_INDEX for numbers in labels]
         batch["bytes"] = torch.tensor([spelling.count(i[mask]) for i, mask in zip(ids, trained, strict=True)])
         return batch | {"theirs": theirs}
+
+    @property
+    def spellings(self) -> tuple[Spelling, Spelling]:
+        """What the tokens of the student's and of the teacher's tokenizer spell."""
+        return self.read.spelling, spelling_of(self.teacher)
 
 
 def _arrays(rows: Sequence[dict[str, Any]], name: str) -> list[np.ndarray]:

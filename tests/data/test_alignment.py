@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from readers import EXACT, KINDS, LOSSY, reader
 
 from kdlm.data.alignment import Aligner, overlap
-from kdlm.data.spelling import spelling_of
+from kdlm.spelling import spelling_of
 
 PAIRS = [
     pair for pair in combinations_with_replacement([*KINDS, "byt5"], 2) if not (pair[0] in LOSSY and pair[1] in LOSSY)

@@ -17,8 +17,8 @@ from kdlm.data.collate import Collator
 from kdlm.data.encoding import leading_tokens
 from kdlm.data.load import text_collator
 from kdlm.data.share import Share
-from kdlm.data.spelling import spelling_of
 from kdlm.data.two_readings import COLUMNS, PairCollator, Reader
+from kdlm.spelling import spelling_of
 
 LLAMA = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content.strip() + ' </s>' }}"
@@ -112,6 +112,24 @@ def test_answers_are_aligned_whatever_templates_write_around_them(tmp_path, json
     words = said(row, ours, theirs)
     assert words.count("|") == 2, "the ends of both turns are paired"
     assert [answer.strip() for answer in words.split("|")[:-1]] == [turn["content"] for turn in TURNS[1::2]]
+
+
+def test_tools_that_each_template_describes_in_its_own_way_leave_the_answers_aligned(tmp_path, jsonl):
+    described = "{% for t in tools or [] %}{{ '<|im_start|>' + t | tojson + '<|im_end|>' }}{% endfor %}" + CHATML
+    ours, theirs = with_template("1k", CHATML), with_template("bytes", described)
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    data = load(tmp_path, jsonl([{"messages": TURNS, "tools": tools}]), ours, theirs)
+    (row,) = data.train
+    assert len(row["their_ids"]) > len(row["input_ids"])
+    assert said(row, ours, theirs).split("|")[:2] == [turn["content"] for turn in TURNS[1::2]]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece-1k", "nfkc-1k"])
+def test_a_tokenizer_that_loses_text_is_aligned_in_its_conversation(tmp_path, jsonl, kind):
+    for ours, theirs in ((reader(kind), reader("4k")), (reader("spbpe-1k"), reader(kind))):
+        (row,) = load(tmp_path, jsonl([{"messages": TURNS}]), ours, theirs).train
+        assert (row["chunks"][row["labels"] != -100] >= 0).mean() > 0.9
+        assert (row["their_chunks"][row["their_labels"] != -100] >= 0).mean() > 0.9
 
 
 @pytest.mark.parametrize("template", [LLAMA, FORGETFUL])

@@ -11,8 +11,10 @@ from two_tokenizers import OURS, TEXTS, THEIRS, pair_collator, paired_rows, toke
 from kdlm.losses import CrossEntropy, ForwardKL
 from kdlm.methods import ALM, Step
 from kdlm.methods.cross_tokenizer.aligned import Readings
+from kdlm.methods.cross_tokenizer.debiasing import log_mass, merged, word_starts
 from kdlm.models import Predictor
-from kdlm.signal import Dense, LogProbs, Mixture, Rows, Sampled, TopK
+from kdlm.signal import Dense, Head, Hidden, LogProbs, Mixture, Rows, Sampled, TopK
+from kdlm.spelling import Spelling
 from kdlm.teachers import LocalTeacher
 
 
@@ -208,3 +210,85 @@ def test_losses_that_compare_token_by_token_are_refused_and_those_of_the_student
     batch = pair_collator()(paired_rows(TEXTS[:3]))
     terms = step(ALM([CrossEntropy(weight=0.5)]), model(OURS, 1), LocalTeacher(model(THEIRS, 2)), batch)
     assert set(terms.terms) == {"alm", "token_loss"}
+
+
+# Outcome-chunk debiasing
+
+
+def test_the_mass_of_some_tokens_is_the_sum_of_their_probabilities() -> None:
+    torch.manual_seed(0)
+    hidden, ids = torch.randn(5, 8).double(), torch.tensor([3, 1, 12])
+    head = Head(torch.randn(20, 8).double(), torch.randn(20).double(), logit_scale=0.5, softcap=3.0)
+    expected = head.logits(hidden).softmax(-1)[:, ids].sum(-1).log()
+    torch.testing.assert_close(log_mass(Hidden(hidden, head), ids), expected)
+    torch.testing.assert_close(log_mass(Dense(head.logits(hidden)), ids), expected)
+
+
+def test_words_begin_with_white_space_or_where_a_text_ends() -> None:
+    for name in (OURS, THEIRS, "code-student-tiny-bytes"):
+        one = tokenizer(name)
+        starts = set(word_starts(Spelling(one)).tolist())
+        assert one.eos_token_id in starts and 0 < len(starts) < len(one)
+        ids = one("a b\n", add_special_tokens=False)["input_ids"]
+        assert ids[-1] in starts and {i for i in ids if i in starts} < set(ids)
+
+
+def debiased(threshold: float, batch: dict[str, Any], teacher: Any = None, student: Any = None) -> Any:
+    method = ALM(debias=threshold)
+    method.introduce(Spelling(tokenizer(OURS)), Spelling(tokenizer(THEIRS)))
+    student = model(OURS, 1) if student is None else student
+    return step(method, student, LocalTeacher(model(THEIRS, 2)) if teacher is None else teacher, batch)
+
+
+def test_at_threshold_0_no_chunk_is_merged_and_at_1_each_text_is_one() -> None:
+    batch, texts = pair_collator()(paired_rows()), len(TEXTS)
+    method = ALM()
+    said = method.read(nets(model(OURS, 1), LocalTeacher(model(THEIRS, 2))), batch)
+    starts = [word_starts(Spelling(tokenizer(name))) for name in (OURS, THEIRS)]
+    none, all_ = (merged(said, *starts, threshold) for threshold in (0.0, 1.0))
+    assert torch.equal(none.readings.chunks, said.chunks) and none.size.max() == 1
+    assert int(all_.readings.chunks.max()) + 1 == texts
+    for whole in (none, all_):
+        assert whole.size.sum() == method.counts(batch)["chunks"]
+        assert torch.equal(whole.readings.lengths()[0] > 0, whole.readings.lengths()[1] > 0)
+    assert (none.student[:-1] <= 0).all() and (none.teacher < 0).any()
+    assert all_.student.abs().max() == 0, "nothing follows a whole text"
+
+
+def test_merged_chunks_have_their_summed_log_probabilities_and_what_follows_is_that_of_the_last() -> None:
+    batch = pair_collator()(paired_rows(TEXTS[:1]))
+    said = ALM().read(nets(model(OURS, 1), LocalTeacher(model(THEIRS, 2))), batch)
+    starts = [word_starts(Spelling(tokenizer(name))) for name in (OURS, THEIRS)]
+    apart = merged(said, *starts, 0.0)
+    threshold = apart.teacher[apart.teacher < 0].median().exp().item()
+    whole = merged(said, *starts, threshold)
+    count = int(whole.readings.chunks.max()) + 1
+    assert 1 < count < int(said.chunks.max()) + 1
+    log_q = ALM().token_log_probs(said)
+    sums, ends = said.over_chunks(log_q), torch.cumsum(whole.size[:count], 0)
+    for number, (begin, end) in enumerate(zip([0, *ends.tolist()], ends.tolist(), strict=False)):
+        torch.testing.assert_close(whole.readings.over_chunks(log_q)[number], sums[begin:end].sum())
+        torch.testing.assert_close(whole.student[number], apart.student[end - 1])
+        assert end == ends[-1] or whole.teacher[number].exp() > threshold
+
+
+def test_debiased_a_student_that_is_its_teacher_has_no_gradient() -> None:
+    batch, student = pair_collator(THEIRS, THEIRS)(paired_rows(ours=THEIRS)), model(THEIRS, 1)
+    method = ALM(debias=0.1)
+    method.introduce(*[Spelling(tokenizer(THEIRS))] * 2)
+    step(method, student, LocalTeacher(model(THEIRS, 1)), batch).terms["alm"].sum.backward()
+    assert max(p.grad.abs().max().item() for p in student.parameters()) < 1e-9
+
+
+def test_debiasing_has_a_gradient_and_none_without_chunks() -> None:
+    for rows, moves in ((paired_rows(), True), ([unaligned(row) for row in paired_rows()], False)):
+        student = model(OURS, 1)
+        debiased(0.1, pair_collator()(rows), student=student).terms["alm"].sum.backward()
+        assert (max(p.grad.abs().max().item() for p in student.parameters()) > 0) == moves
+
+
+def test_debiasing_refuses_a_teacher_without_whole_distributions() -> None:
+    batch = pair_collator()(paired_rows())
+    with pytest.raises(ValueError, match="which a LogProbs signal does not give"):
+        debiased(0.1, batch, teacher=Says(model(THEIRS, 2), own))
+    assert ALM(debias=0.1).signals == {Hidden, Dense}

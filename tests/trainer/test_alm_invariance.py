@@ -18,6 +18,7 @@ from kdlm.methods import ALM
 METHODS = {
     "chunks": lambda: ALM([CrossEntropy(weight=0.3)]),
     "tokens": lambda: ALM(per="token", max_tokens=3, divergence="k2"),
+    "debiased": lambda: ALM(debias=0.1),
 }
 
 

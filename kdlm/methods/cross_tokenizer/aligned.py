@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from kdlm.data.spelling import Spelling
 from kdlm.losses import count_kept, kept_rows, label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.signal import Dense, Hidden, Rows, Sampled, Signal, TopK
+from kdlm.spelling import Spelling
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,9 @@ class AlignedMethod(TokenMethod):
 
     def text(self, step: Step, draw: float) -> Literal["data", "student", "both"]:
         return "student" if draw < self.student_share else "data"
+
+    def introduce(self, ours: Spelling, theirs: Spelling) -> None:
+        """Hear what the tokens of both tokenizers spell: called once, by the trainer, before anything is compared."""
 
     def introduce(self, ours: Spelling, theirs: Spelling) -> None:
         """Hear what the tokens of both tokenizers spell: called once, by the trainer, before anything is compared."""

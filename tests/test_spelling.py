@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from readers import EXACT, LOSSY, fresh, reader
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from kdlm.data.spelling import Spelling, spelling_of
+from kdlm.spelling import Spelling, spelling_of
 
 texts = st.text(max_size=20) | st.lists(st.sampled_from(PARTS) | st.text(max_size=3), max_size=8).map("".join)
 

@@ -15,7 +15,10 @@ from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from kdlm.data.vocabulary import PROBE
+PROBE = """def step(x_0, *, lr=1e-3):\n\treturn x_0 - lr * grad  # 1234567 + 89 = ?\n\n
+The quick brown fox's 3rd jump, "naïvely" RE-TRIED…  don't; it'll   cost €5,000.50!\r\n
+Größe, où, año, ёжик, 知识蒸馏, 지식, ナレッジ, معرفة, ज्ञान, 🙂👩‍🔬 {"key": [null, -0.5]} <b>x²≤ﬁ</b> https://a.b/c?d=e&f"""
+"""Text on which tokenizers of one vocabulary but other merges, normalisation or splitting come apart."""
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
