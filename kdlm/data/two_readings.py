@@ -187,11 +187,6 @@ class PairCollator:
         """What reads, for the teacher, rows that come without its reading."""
         return Reader(self.tokenizer, self.teacher)
 
-    @property
-    def spellings(self) -> tuple[Spelling, Spelling]:
-        """What the tokens of the student's and of the teacher's tokenizer spell."""
-        return self.read.spelling, spelling_of(self.teacher)
-
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         both = [row if "their_ids" in row else {**row, **self.read(row)} for row in rows]
         batch: dict[str, Any] = self.ours([_ours(row) for row in both])

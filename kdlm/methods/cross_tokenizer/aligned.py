@@ -123,9 +123,6 @@ class AlignedMethod(TokenMethod):
     def introduce(self, ours: Spelling, theirs: Spelling) -> None:
         """Hear what the tokens of both tokenizers spell: called once, by the trainer, before anything is compared."""
 
-    def introduce(self, ours: Spelling, theirs: Spelling) -> None:
-        """Hear what the tokens of both tokenizers spell: called once, by the trainer, before anything is compared."""
-
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count trained tokens of either reading, chunks, and bytes of text."""
         theirs: Any = batch["theirs"]
