@@ -8,26 +8,32 @@ reading. Plain text that is too long is split where both readings have a boundar
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
 from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.alignment import NONE, Aligner, Chunks, count_answers
 from kdlm.data.collate import Collator
-from kdlm.data.encoding import Encoded, Encoder, leading_tokens
+from kdlm.data.encoding import Encoded, Encoder
 from kdlm.data.encoding import Sequence as Tokens
 from kdlm.data.files import Row
 from kdlm.data.forms import Form
+from kdlm.data.own_text import Reader
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
 from kdlm.signal import IGNORE_INDEX
-from kdlm.spelling import spelling_of
+from kdlm.spelling import Spelling, spelling_of
 
 COLUMNS = ("chunks", "their_ids", "their_labels", "their_chunks")
 """What a row of two readings carries beside those of one, a number for each token."""
+CLOSING = "their_closing"
+"""And one more: the tokens that end an answer in the teacher's reading."""
+
+TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+"""A conversation that shows how a chat template ends a turn."""
 
 
 class PairEncoder:
@@ -51,7 +57,8 @@ class PairEncoder:
         try:
             self.theirs = Encoder(teacher, teachers_section(section), form)
         except ValueError as error:
-            raise ValueError(f"the teacher's tokenizer: {error}") from error
+            said = str(error).replace("data.chat_template", "data.teacher_chat_template")
+            raise ValueError(f"the teacher's tokenizer: {said}") from error
         self.align = Aligner(spelling_of(tokenizer), spelling_of(teacher))
 
     def __call__(self, rows: list[Row]) -> list[Encoded | Unusable]:
@@ -73,8 +80,20 @@ class PairEncoder:
         chunks, their_chunks = self.align(*both)
         if ours.trained and chunks.max(initial=NONE) == NONE:
             return Unusable("not aligned", self.align.apart(*both))
-        beside = {"chunks": chunks, "their_ids": other.ids, "their_labels": other.labels, "their_chunks": their_chunks}
+        closing = self.turn_end if theirs.rendered else [self.theirs.eos]
+        beside = _columns(chunks, other.ids, other.labels, their_chunks, closing)
         return Encoded([Tokens(mine.ids, mine.labels, beside)], ours.truncated or theirs.truncated)
+
+    @cached_property
+    def turn_end(self) -> list[int]:
+        """The tokens of no text with which the teacher's chat template ends a turn; its end token if it refuses."""
+        spelling = self.align.theirs
+        try:
+            text, spans = self.theirs.template.render(TURN, None)
+        except (Unusable, ValueError):
+            return [] if self.theirs.eos is None else [self.theirs.eos]
+        ids = spelling.ids(text[slice(*spans[-1])])
+        return ids[len(ids) - sum(1 for _ in takewhile(spelling.control.__contains__, reversed(ids))) :]
 
     def _texts(self, rows: list[Row]) -> list[Encoded | Unusable]:
         encoded: list[Encoded | Unusable] = []
@@ -106,16 +125,21 @@ class PairEncoder:
                 yield Tokens(
                     ids[begin:stop],
                     [IGNORE_INDEX, *labels[begin + 1 : stop]],
-                    {
-                        "chunks": _cut(chunks[begin:stop], first),
-                        "their_ids": their_ids[their_begin:their_stop],
-                        "their_labels": [IGNORE_INDEX, *their_labels[their_begin + 1 : their_stop]],
-                        "their_chunks": _cut(their_chunks[their_begin:their_stop], first),
-                    },
+                    _columns(
+                        _cut(chunks[begin:stop], first),
+                        their_ids[their_begin:their_stop],
+                        [IGNORE_INDEX, *their_labels[their_begin + 1 : their_stop]],
+                        _cut(their_chunks[their_begin:their_stop], first),
+                        [self.theirs.eos],
+                    ),
                 )
             else:  # a chunk that is longer than a sequence may be is left out
                 last = first
             begin, their_begin, first = int(stops[last]) - 1, int(their_stops[last]) - 1, last + 1
+
+
+def _columns(*values: Any) -> dict[str, Any]:
+    return dict(zip((*COLUMNS, CLOSING), values, strict=True))
 
 
 def teachers_section(section: DataSection) -> DataSection:
@@ -159,7 +183,7 @@ class PairCollator:
     teacher: PreTrainedTokenizerBase
 
     @cached_property
-    def read(self) -> "Reader":
+    def read(self) -> Reader:
         """What reads, for the teacher, rows that come without its reading."""
         return Reader(self.tokenizer, self.teacher)
 
@@ -195,91 +219,3 @@ def _theirs(row: dict[str, Any]) -> dict[str, Any]:
     lengths = {"seq_lengths": row["their_lengths"]} if "their_lengths" in row else {}
     beside = {name: row[name] for name in ("index", "domain") if name in row}
     return {"input_ids": row["their_ids"], "labels": row["their_labels"], **lengths, **beside}
-
-
-class Reader:
-    """Reads, for the teacher, text that exists as the student's tokens only: what the student wrote.
-
-    The teacher's prompt is the row's `their_prompt` where it has one (rendered by the teacher's template), else the
-    student's as text.
-
-    Raises ValueError where the student's tokens do not say which text they are.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase):
-        self.tokenizer, self.teacher = tokenizer, teacher
-        self.spelling = spelling_of(tokenizer)
-
-    @cached_property
-    def align(self) -> Aligner:
-        if not self.spelling.exact:
-            raise ValueError(
-                "the student's tokenizer does not give back the text that it reads, so its own text cannot be read by "
-                "a teacher with another tokenizer"
-            )
-        return Aligner(self.spelling, spelling_of(self.teacher))
-
-    @cached_property
-    def leading(self) -> list[int]:
-        return leading_tokens(self.teacher)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the columns that the row lacks."""
-        ids, labels = (np.asarray(row[name], dtype=np.int64) for name in ("input_ids", "labels"))
-        control = self.spelling.is_control(ids)
-        start = _last_run(labels != IGNORE_INDEX)
-        if start == 1 and not control[0] and "their_prompt" not in row:  # a text, with nothing before it
-            start = 0
-        stop = len(ids)
-        while stop > start and control[stop - 1]:
-            stop -= 1
-        prompt = list(map(int, row["their_prompt"])) if "their_prompt" in row else self._prompt(ids[:start])
-        answer, complete = self._text(ids[start:stop], after_control=start == 0 or bool(control[start - 1]))
-        closing = self._closing(row) if stop < len(ids) and complete else []
-        their_ids = [*prompt, *self._read(answer, prompt), *closing]
-        their_labels = [*[IGNORE_INDEX] * len(prompt), *their_ids[len(prompt) :]]
-        their_labels[:1] = [IGNORE_INDEX] * len(their_labels[:1])
-        earlier = np.where(np.arange(len(ids)) < start, IGNORE_INDEX, labels)  # answers of turns before are prompt
-        chunks, their_chunks = self.align(ids, earlier, their_ids, their_labels)
-        return {"chunks": chunks, "their_ids": their_ids, "their_labels": their_labels, "their_chunks": their_chunks}
-
-    def _prompt(self, ids: np.ndarray) -> list[int]:
-        text, _ = self._text(ids[~self.spelling.is_control(ids)], after_control=True)
-        return [*self.leading, *self._read(text, [])]
-
-    def _text(self, ids: np.ndarray, after_control: bool) -> tuple[str, bool]:
-        """Return what the student's tokens say, up to where they say no text, and whether that is all of them."""
-        known = self.spelling.known(ids)
-        spelt = self.spelling.text(ids[:known]) or b""
-        complete = known == len(ids)
-        if after_control and self.spelling.begins_with_space:  # its own way to begin, which no text has
-            spelt = spelt.removeprefix(b" ")
-        try:
-            return spelt.decode(), complete
-        except UnicodeDecodeError as error:
-            return spelt[: error.start].decode(), False
-
-    def _read(self, text: str, prompt: list[int]) -> list[int]:
-        """Return the teacher's tokens of a text: as it reads it after the last token of the prompt, if that is text."""
-        theirs = self.align.theirs
-        if not text:
-            return []
-        if prompt and theirs.begins_with_space and not theirs.is_control(prompt[-1:]).any():
-            before = (theirs.text(prompt[-1:]) or b"").decode(errors="ignore")
-            alone, joined = theirs.ids(before), theirs.ids(before + text)
-            if joined[: len(alone)] == alone:
-                return joined[len(alone) :]
-        return theirs.ids(text)
-
-    def _closing(self, row: dict[str, Any]) -> list[int]:
-        """Return what ends the teacher's answer: what ends the data's, or its end-of-sequence token."""
-        if len(row.get("their_closing", ())):
-            return list(map(int, row["their_closing"]))
-        eos: Any = self.teacher.eos_token_id
-        return [] if eos is None else [int(eos)]
-
-
-def _last_run(trained: Bool[np.ndarray, "tokens"]) -> int:
-    """Return where the last run of trained tokens begins; the number of tokens if there is none."""
-    begins = np.flatnonzero(np.diff(trained, prepend=False) & trained)
-    return int(begins[-1]) if len(begins) else len(trained)

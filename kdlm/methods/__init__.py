@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
+from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, Readings
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
 from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
 from kdlm.methods.cross_tokenizer.gold import GOLD, GOLDSection
@@ -201,6 +201,7 @@ __all__ = [
     "ProgressiveSection",
     "RCMSection",
     "RKDSection",
+    "Readings",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",

@@ -41,7 +41,7 @@ class Retokenised(StudentOptions):
         if self.source.quantization != "none":
             raise ValueError("student.source.quantization: the rows of a new tokenizer must be trained; set none")
         model, tokenizer = self.source.load(), self.tokenizer()
-        old = model.get_input_embeddings().weight  # pyright: ignore[reportAttributeAccessIssue]
+        old: Any = model.get_input_embeddings().weight  # pyright: ignore[reportAttributeAccessIssue]
         self._described(model.config, tokenizer)
         return retokenise(model, token_rows(tokenizer, self.source.tokenizer(), old, self.initialisation), tokenizer)
 
