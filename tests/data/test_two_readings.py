@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alignment_laws import PARTS, SPECIAL
-from conftest import CHATML, FORGETFUL
+from chat_templates import CHATML, FORGETFUL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from readers import EXACT, fresh, reader
