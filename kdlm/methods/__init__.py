@@ -68,6 +68,7 @@ AnyMethod = Annotated[
     | TaidSection
     | SequenceKDSection
     | HiddenKDSection
+    | DSKDSection
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
@@ -75,7 +76,6 @@ AnyMethod = Annotated[
     | TsdKDSection
     | TokenPSKDSection
     | ALMSection
-    | DSKDSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
