@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from readers import STEP, Says, batch_of, introduced
+from paired_batches import STEP, Says, batch_of, introduced
 
 from kdlm.losses import JSD, CrossEntropy, ForwardKL, TVDPlusPlus, generalised_jsd, sorted_l1, token_log_probs
 from kdlm.methods import GOLD, ULD, SharedVocabularyKD, VocabularyProjection
