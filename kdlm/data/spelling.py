@@ -6,7 +6,7 @@ byte-level BPE writes a leading space as one marker letter, SentencePiece as ano
 
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property, lru_cache
 from typing import Any
 
@@ -185,7 +185,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> Iterator[bytes | None]:
     return (None if token is None else spelt(token) for token in tokens)
 
 
-def _reader_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str | None]):
+def _reader_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str | None]) -> Callable[[str], bytes | None]:
     """Return what reads a token's bytes from its string."""
     kinds = _decoders(tokenizer)
     if "ByteLevel" in kinds:

@@ -184,3 +184,15 @@ THOUGHT = b"<think>\n\n</think>\n\n"
 def test_where_what_two_answers_share_begins(text, other, closed, starts):
     assert overlap(text, other, closed) == starts
     assert overlap(other, text, closed) == (None if starts is None else starts[::-1])
+
+
+def test_a_token_that_reaches_into_what_is_shared_is_in_no_chunk():
+    align = aligner("1k", "bytes")
+    text = "<think>\n\n</think>\n\nThe answer is that a mapping is looked up by its key"
+    ids, their_ids = align.ours.ids("   " + text[17:]), align.theirs.ids(text)
+    chunks, their_chunks = align([0, *ids], [-100, *ids], [0, 0, *their_ids], [-100, -100, *their_ids])
+    spelt = [
+        b"".join(spelling.pieces[i] for i, c in zip(some, numbers, strict=True) if c == 0)
+        for spelling, some, numbers in ((align.ours, ids, chunks[1:]), (align.theirs, their_ids, their_chunks[2:]))
+    ]
+    assert spelt[0] == spelt[1] and chunks.max() > 5
