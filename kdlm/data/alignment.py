@@ -198,7 +198,7 @@ def _reread(spelling: Spelling, ids: np.ndarray, exact: Spelling, exact_ids: np.
     for skipped in (1, 0) if exact.begins_with_space and text[:1] == b" " else (0,):
         ends = spelling.ends_in(text[skipped:], ids)
         if ends is not None:
-            size = int(ends[-1]) if len(ends) else 0
+            size = int(ends[ends + skipped <= len(text)].max(initial=0))
             return Shared(ends, exact.ends(exact_ids) - skipped, size, size + skipped == len(text))
     return None
 

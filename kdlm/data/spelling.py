@@ -124,8 +124,8 @@ class Spelling:
 
         By the characters that the tokenizer says a token was made of. What it left out belongs to the token before
         (an accent), white space to the one after it. Tokens made of the same characters, or with a border inside of
-        what a normaliser may compose, end together. None unless the tokenizer reads the text as these tokens, or as
-        these and more.
+        what a normaliser may compose, end together; beyond the text where not all of them are given. None unless the
+        tokenizer reads the text as these tokens, or as these and more.
         """
         said = text.decode("utf-8", "replace")
         if said.encode() != text or not self.tokenizer.is_fast:
@@ -143,9 +143,10 @@ class Spelling:
             border &= ~np.isin(ends, [place for place, letter in enumerate(said) if _joins(letter)])
         border[-1] = True
         places = np.flatnonzero(border)
-        ends = ends[places[np.searchsorted(places, np.arange(len(ends)))]]
+        last = places[np.searchsorted(places, np.arange(len(ids)))]  # of the tokens that end together with each
         letters = np.frombuffer(text, dtype=np.uint8) & 0xC0 != 0x80  # where a character begins
-        return np.append(np.flatnonzero(letters), len(text))[ends][: len(ids)]
+        found = np.append(np.flatnonzero(letters), len(text))[ends[last]]
+        return np.where(last < len(ids), found, len(text) + 1)
 
 
 def _with_left_out(text: str, ends: np.ndarray, begins: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alignment_laws import PARTS, SPECIAL, faults
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from readers import EXACT, KINDS, LOSSY, reader
 
@@ -62,6 +62,7 @@ def test_which_side_is_the_students_makes_no_difference(text):
 @settings(max_examples=60, deadline=None)
 @given(texts)
 def test_a_tokenizer_and_itself_share_every_token(text):
+    assume(not any(name in text for name in SPECIAL))
     for kind in EXACT:
         _, ids, _, chunks, their_chunks = aligned((kind, kind), text)
         assert chunks.tolist() == their_chunks.tolist() == list(range(len(ids)))
