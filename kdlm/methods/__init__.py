@@ -4,8 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
+from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, Readings
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
+from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
+from kdlm.methods.cross_tokenizer.gold import GOLD, GOLDSection
+from kdlm.methods.cross_tokenizer.outcomes import (
+    SharedVocabularyKD,
+    SharedVocabularyKDSection,
+    VocabularyProjection,
+    VocabularyProjectionSection,
+)
+from kdlm.methods.cross_tokenizer.tokenizer_transfer import TokenizerTransfer, TokenizerTransferSection
+from kdlm.methods.cross_tokenizer.uld import ULD, ULDSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
@@ -74,6 +84,12 @@ AnyMethod = Annotated[
     | TsdKDSection
     | TokenPSKDSection
     | ALMSection
+    | TokenizerTransferSection
+    | DSKDSection
+    | ULDSection
+    | GOLDSection
+    | SharedVocabularyKDSection
+    | VocabularyProjectionSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
@@ -116,11 +132,14 @@ __all__ = [
     "CRD",
     "DHO",
     "DMAE",
+    "DSKD",
     "GKD",
+    "GOLD",
     "MEALV2",
     "OFAKD",
     "PSKD",
     "RKD",
+    "ULD",
     "USKD",
     "ALMSection",
     "Affinity",
@@ -141,6 +160,7 @@ __all__ = [
     "DMD2Section",
     "DMDSection",
     "DMSection",
+    "DSKDSection",
     "DefensiveDistillation",
     "DefensiveSection",
     "DistiLLM2",
@@ -153,6 +173,7 @@ __all__ = [
     "FitNet",
     "FitNetSection",
     "GKDSection",
+    "GOLDSection",
     "GuidanceDistillation",
     "HiddenKD",
     "HiddenKDSection",
@@ -180,6 +201,7 @@ __all__ = [
     "ProgressiveSection",
     "RCMSection",
     "RKDSection",
+    "Readings",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",
@@ -190,6 +212,8 @@ __all__ = [
     "ScoreRegularisedConsistency",
     "SequenceKD",
     "SequenceKDSection",
+    "SharedVocabularyKD",
+    "SharedVocabularyKDSection",
     "SiDSection",
     "SnapshotOf",
     "Step",
@@ -200,10 +224,15 @@ __all__ = [
     "TokenMethod",
     "TokenPSKD",
     "TokenPSKDSection",
+    "TokenizerTransfer",
+    "TokenizerTransferSection",
     "Trainable",
     "TrajectoryMatching",
     "TsdKD",
     "TsdKDSection",
+    "ULDSection",
     "USKDSection",
     "VSDSection",
+    "VocabularyProjection",
+    "VocabularyProjectionSection",
 ]

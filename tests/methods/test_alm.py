@@ -8,13 +8,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from two_tokenizers import OURS, TEXTS, THEIRS, pair_collator, paired_rows, tokenizer, unaligned
 
-from kdlm.data.spelling import Spelling
 from kdlm.losses import CrossEntropy, ForwardKL
 from kdlm.methods import ALM, Step
 from kdlm.methods.cross_tokenizer.aligned import Readings
 from kdlm.methods.cross_tokenizer.debiasing import log_mass, merged, word_starts
 from kdlm.models import Predictor
 from kdlm.signal import Dense, Head, Hidden, LogProbs, Mixture, Rows, Sampled, TopK
+from kdlm.spelling import Spelling
 from kdlm.teachers import LocalTeacher
 
 

@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from kdlm.data.spelling import Spelling
 from kdlm.losses import ChunkDivergence, chunk_kl, chunk_likelihood
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
 from kdlm.methods.cross_tokenizer.debiasing import merged, word_starts
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.signal import Dense, Hidden, LogProbs, Mixture, TopK
+from kdlm.spelling import Spelling
 
 
 class ALM(AlignedMethod):

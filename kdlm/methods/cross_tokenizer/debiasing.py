@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kdlm.data.spelling import Spelling
 from kdlm.losses import token_log_probs
 from kdlm.methods.cross_tokenizer.aligned import Readings
 from kdlm.signal import Dense, Hidden, Rows, take
+from kdlm.spelling import Spelling
 
 
 def word_starts(spelling: Spelling) -> Int[Tensor, "ids"]:
