@@ -22,7 +22,7 @@ from kdlm.spelling import Ids, Spelling
 NONE = -1
 """The chunk of a token that is in none."""
 
-Chunks = Int[np.ndarray, "tokens"]
+Chunks = Int[np.ndarray, "_"]
 
 ENOUGH = 32
 """Bytes by which the beginning of an answer that was cut is found after what the other template writes before it."""
