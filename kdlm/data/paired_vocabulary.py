@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
-from kdlm.data.spelling import Spelling
 from kdlm.signal import Signal
+from kdlm.spelling import Spelling
 
 Ids = Int[np.ndarray, "ids"]
 

@@ -6,16 +6,16 @@ reading. Plain text that is too long is split where both readings have a boundar
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Bool
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.alignment import NONE, Aligner, Chunks
+from kdlm.data.alignment import NONE, Aligner, Chunks, count_answers
 from kdlm.data.collate import Collator
 from kdlm.data.encoding import Encoded, Encoder, leading_tokens
 from kdlm.data.encoding import Sequence as Tokens
@@ -23,8 +23,8 @@ from kdlm.data.files import Row
 from kdlm.data.forms import Form
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
-from kdlm.data.spelling import Spelling
 from kdlm.signal import IGNORE_INDEX
+from kdlm.spelling import Spelling, spelling_of
 
 COLUMNS = ("chunks", "their_ids", "their_labels", "their_chunks")
 """What a row of two readings carries beside those of one, a number for each token."""
@@ -52,7 +52,7 @@ class PairEncoder:
             self.theirs = Encoder(teacher, teachers_section(section), form)
         except ValueError as error:
             raise ValueError(f"the teacher's tokenizer: {error}") from error
-        self.align = Aligner(Spelling(tokenizer), Spelling(teacher))
+        self.align = Aligner(spelling_of(tokenizer), spelling_of(teacher))
 
     def __call__(self, rows: list[Row]) -> list[Encoded | Unusable]:
         """Return what became of each row."""
@@ -64,11 +64,17 @@ class PairEncoder:
         if isinstance(ours, Unusable) or isinstance(theirs, Unusable):
             return ours if isinstance(ours, Unusable) else theirs
         (mine,), (other,) = ours.sequences, theirs.sequences
-        chunks, their_chunks = self.align(mine.ids, mine.labels, other.ids, other.labels)
+        both = (mine.ids, mine.labels, other.ids, other.labels)
+        counts = count_answers(mine.labels), count_answers(other.labels)
+        if counts[0] != counts[1] and not (ours.truncated or theirs.truncated):
+            return Unusable(
+                "not aligned", f"{counts[0]} answers by the student's template, {counts[1]} by the teacher's"
+            )
+        chunks, their_chunks = self.align(*both)
         if ours.trained and chunks.max(initial=NONE) == NONE:
-            return Unusable("not aligned", "the two readings do not spell the same answers")
+            return Unusable("not aligned", self.align.apart(*both))
         beside = {"chunks": chunks, "their_ids": other.ids, "their_labels": other.labels, "their_chunks": their_chunks}
-        return Encoded([Tokens(mine.ids, mine.labels, beside)], ours.truncated)
+        return Encoded([Tokens(mine.ids, mine.labels, beside)], ours.truncated or theirs.truncated)
 
     def _texts(self, rows: list[Row]) -> list[Encoded | Unusable]:
         encoded: list[Encoded | Unusable] = []
@@ -77,22 +83,24 @@ class PairEncoder:
                 encoded.append(ours)
                 continue
             assert not isinstance(theirs, Unusable), "whether a text can be read does not depend on the tokenizer"
-            pieces = list(self._pieces(ours, theirs))
-            encoded.append(Encoded(pieces) if pieces else Unusable("not aligned", "no boundary is shared"))
+            labels, their_labels = [IGNORE_INDEX, *ours[1:]], [IGNORE_INDEX, *theirs[1:]]
+            pieces = list(self._pieces(ours, labels, theirs, their_labels))
+            apart = Unusable("not aligned", self.align.apart(ours, labels, theirs, their_labels))
+            encoded.append(Encoded(pieces) if pieces else apart)
         return encoded
 
-    def _pieces(self, ids: list[int], their_ids: list[int]) -> Iterator[Tokens]:
+    def _pieces(
+        self, ids: list[int], labels: list[int], their_ids: list[int], their_labels: list[int]
+    ) -> Iterator[Tokens]:
         """Yield consecutive pieces of a text that are short enough for both, each with one token of the one before."""
-        labels, their_labels = [IGNORE_INDEX, *ids[1:]], [IGNORE_INDEX, *their_ids[1:]]
         chunks, their_chunks = self.align(ids, labels, their_ids, their_labels)
         count = int(chunks.max(initial=NONE)) + 1
-        stops, their_stops = (np.searchsorted(_ascending(c), np.arange(count), "right") for c in (chunks, their_chunks))
+        stops, their_stops = (_stops(c, count) for c in (chunks, their_chunks))
         begin, their_begin, first = 0, 0, 0
         while first < count:
-            fits = (stops - begin <= self.ours.section.max_length) & (
-                their_stops - their_begin <= self.theirs.section.max_length
-            )
-            last = int(np.flatnonzero(fits)[-1]) if fits.any() else NONE
+            fit = np.searchsorted(stops, begin + self.ours.section.max_length, "right")
+            their_fit = np.searchsorted(their_stops, their_begin + self.theirs.section.max_length, "right")
+            last = int(min(fit, their_fit)) - 1
             if last >= first:
                 stop, their_stop = int(stops[last]), int(their_stops[last])
                 yield Tokens(
@@ -121,9 +129,9 @@ def teachers_section(section: DataSection) -> DataSection:
     )
 
 
-def _ascending(chunks: Chunks) -> Chunks:
-    """Return chunks with those of tokens in none put below the next one's, so that they can be searched."""
-    return np.maximum.accumulate(chunks)
+def _stops(chunks: Chunks, count: int) -> Chunks:
+    """Return one past the last token of each chunk; tokens in none are passed over."""
+    return np.searchsorted(np.maximum.accumulate(chunks), np.arange(count), "right")
 
 
 def _cut(chunks: Chunks, first: int) -> Chunks:
@@ -149,15 +157,11 @@ class PairCollator:
     theirs: Collator
     tokenizer: PreTrainedTokenizerBase
     teacher: PreTrainedTokenizerBase
-    read: "Reader" = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "read", Reader(self.tokenizer, self.teacher))
-
-    @property
-    def spellings(self) -> tuple[Spelling, Spelling]:
-        """What the tokens of the student's and of the teacher's tokenizer spell."""
-        return self.read.spelling, Spelling(self.teacher)
+    @cached_property
+    def read(self) -> "Reader":
+        """What reads, for the teacher, rows that come without its reading."""
+        return Reader(self.tokenizer, self.teacher)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         both = [row if "their_ids" in row else {**row, **self.read(row)} for row in rows]
@@ -168,15 +172,15 @@ class PairCollator:
         for name, place, layout in (("chunks", batch, self.ours), ("their_chunks", theirs, self.theirs)):
             numbers = [np.where(c >= 0, c + start, NONE) for start, c in zip(starts, _arrays(both, name), strict=False)]
             place["chunks"] = layout.beside(numbers, place, NONE)
-        batch["bytes"] = self._bytes(both)
+        ids, labels = _arrays(both, "input_ids"), _arrays(both, "labels")
+        spelling, trained = self.read.spelling, [numbers != IGNORE_INDEX for numbers in labels]
+        batch["bytes"] = torch.tensor([spelling.count(i[mask]) for i, mask in zip(ids, trained, strict=True)])
         return batch | {"theirs": theirs}
 
-    def _bytes(self, rows: Sequence[dict[str, Any]]) -> Tensor:
-        lengths = self.read.spelling.lengths
-        ids, labels = _arrays(rows, "input_ids"), _arrays(rows, "labels")
-        return torch.tensor(
-            [int(lengths[i[label != IGNORE_INDEX]].sum()) for i, label in zip(ids, labels, strict=True)]
-        )
+    @property
+    def spellings(self) -> tuple[Spelling, Spelling]:
+        """What the tokens of the student's and of the teacher's tokenizer spell."""
+        return self.read.spelling, spelling_of(self.teacher)
 
 
 def _arrays(rows: Sequence[dict[str, Any]], name: str) -> list[np.ndarray]:
@@ -204,7 +208,7 @@ class Reader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase):
         self.tokenizer, self.teacher = tokenizer, teacher
-        self.spelling = Spelling(tokenizer)
+        self.spelling = spelling_of(tokenizer)
 
     @cached_property
     def align(self) -> Aligner:
@@ -213,7 +217,7 @@ class Reader:
                 "the student's tokenizer does not give back the text that it reads, so its own text cannot be read by "
                 "a teacher with another tokenizer"
             )
-        return Aligner(self.spelling, Spelling(self.teacher))
+        return Aligner(self.spelling, spelling_of(self.teacher))
 
     @cached_property
     def leading(self) -> list[int]:
@@ -221,35 +225,51 @@ class Reader:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the columns that the row lacks."""
-        ids, labels = (list(map(int, row[name])) for name in ("input_ids", "labels"))
-        trained = np.flatnonzero(np.asarray(labels) != IGNORE_INDEX)
-        gaps = np.flatnonzero(np.diff(trained) > 1)
-        start = len(ids) if not len(trained) else int(trained[gaps[-1] + 1] if len(gaps) else trained[0])
-        if start == 1 and ids[0] not in self.spelling.control and "their_prompt" not in row:
+        ids, labels = (np.asarray(row[name], dtype=np.int64) for name in ("input_ids", "labels"))
+        control = self.spelling.is_control(ids)
+        start = _last_run(labels != IGNORE_INDEX)
+        if start == 1 and not control[0] and "their_prompt" not in row:  # a text, with nothing before it
             start = 0
-        answer = ids[start:]
-        closing: list[int] = []
-        while answer and answer[-1] in self.spelling.control:
-            answer.pop()
-            closing = self._closing(row)
+        stop = len(ids)
+        while stop > start and control[stop - 1]:
+            stop -= 1
         prompt = list(map(int, row["their_prompt"])) if "their_prompt" in row else self._prompt(ids[:start])
-        their_ids = [*prompt, *self._read(answer), *closing]
+        answer, complete = self._text(ids[start:stop], after_control=start == 0 or bool(control[start - 1]))
+        closing = self._closing(row) if stop < len(ids) and complete else []
+        their_ids = [*prompt, *self._read(answer, prompt), *closing]
         their_labels = [*[IGNORE_INDEX] * len(prompt), *their_ids[len(prompt) :]]
-        their_labels[:1] = [IGNORE_INDEX]
-        chunks, their_chunks = self.align(ids, labels, their_ids, their_labels)
+        their_labels[:1] = [IGNORE_INDEX] * len(their_labels[:1])
+        earlier = np.where(np.arange(len(ids)) < start, IGNORE_INDEX, labels)  # answers of turns before are prompt
+        chunks, their_chunks = self.align(ids, earlier, their_ids, their_labels)
         return {"chunks": chunks, "their_ids": their_ids, "their_labels": their_labels, "their_chunks": their_chunks}
 
-    def _prompt(self, ids: list[int]) -> list[int]:
-        return [*self.leading, *self._read([token for token in ids if token not in self.spelling.control])]
+    def _prompt(self, ids: np.ndarray) -> list[int]:
+        text, _ = self._text(ids[~self.spelling.is_control(ids)], after_control=True)
+        return [*self.leading, *self._read(text, [])]
 
-    def _read(self, ids: list[int]) -> list[int]:
-        """Return the teacher's tokens of a text, up to where the student's bytes are no text."""
-        spelt = self.align.ours.text(ids) or b""
+    def _text(self, ids: np.ndarray, after_control: bool) -> tuple[str, bool]:
+        """Return what the student's tokens say, up to where they say no text, and whether that is all of them."""
+        known = self.spelling.known(ids)
+        spelt = self.spelling.text(ids[:known]) or b""
+        complete = known == len(ids)
+        if after_control and self.spelling.begins_with_space:  # its own way to begin, which no text has
+            spelt = spelt.removeprefix(b" ")
         try:
-            text = spelt.decode()
+            return spelt.decode(), complete
         except UnicodeDecodeError as error:
-            text = spelt[: error.start].decode()
-        return self.align.theirs.ids(text) if text else []
+            return spelt[: error.start].decode(), False
+
+    def _read(self, text: str, prompt: list[int]) -> list[int]:
+        """Return the teacher's tokens of a text: as it reads it after the last token of the prompt, if that is text."""
+        theirs = self.align.theirs
+        if not text:
+            return []
+        if prompt and theirs.begins_with_space and not theirs.is_control(prompt[-1:]).any():
+            before = (theirs.text(prompt[-1:]) or b"").decode(errors="ignore")
+            alone, joined = theirs.ids(before), theirs.ids(before + text)
+            if joined[: len(alone)] == alone:
+                return joined[len(alone) :]
+        return theirs.ids(text)
 
     def _closing(self, row: dict[str, Any]) -> list[int]:
         """Return what ends the teacher's answer: what ends the data's, or its end-of-sequence token."""
@@ -257,3 +277,9 @@ class Reader:
             return list(map(int, row["their_closing"]))
         eos: Any = self.teacher.eos_token_id
         return [] if eos is None else [int(eos)]
+
+
+def _last_run(trained: Bool[np.ndarray, "tokens"]) -> int:
+    """Return where the last run of trained tokens begins; the number of tokens if there is none."""
+    begins = np.flatnonzero(np.diff(trained, prepend=False) & trained)
+    return int(begins[-1]) if len(begins) else len(trained)

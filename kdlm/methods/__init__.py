@@ -6,6 +6,7 @@ from pydantic import Field
 
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
+from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
 from kdlm.methods.cross_tokenizer.gold import GOLD, GOLDSection
 from kdlm.methods.cross_tokenizer.outcomes import (
     SharedVocabularyKD,
@@ -13,6 +14,7 @@ from kdlm.methods.cross_tokenizer.outcomes import (
     VocabularyProjection,
     VocabularyProjectionSection,
 )
+from kdlm.methods.cross_tokenizer.tokenizer_transfer import TokenizerTransfer, TokenizerTransferSection
 from kdlm.methods.cross_tokenizer.uld import ULD, ULDSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
@@ -86,6 +88,8 @@ AnyMethod = Annotated[
     | GOLDSection
     | SharedVocabularyKDSection
     | VocabularyProjectionSection
+    | TokenizerTransferSection
+    | DSKDSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
@@ -128,6 +132,7 @@ __all__ = [
     "CRD",
     "DHO",
     "DMAE",
+    "DSKD",
     "GKD",
     "GOLD",
     "MEALV2",
@@ -155,6 +160,7 @@ __all__ = [
     "DMD2Section",
     "DMDSection",
     "DMSection",
+    "DSKDSection",
     "DefensiveDistillation",
     "DefensiveSection",
     "DistiLLM2",
@@ -217,6 +223,8 @@ __all__ = [
     "TokenMethod",
     "TokenPSKD",
     "TokenPSKDSection",
+    "TokenizerTransfer",
+    "TokenizerTransferSection",
     "Trainable",
     "TrajectoryMatching",
     "TsdKD",

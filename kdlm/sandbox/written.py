@@ -61,9 +61,13 @@ class WrittenText:
             torch.manual_seed(self.seed)
             while True:
                 drawn = openings[torch.randint(len(openings), (BATCH,))]
-                written = model.generate(drawn, max_length=LENGTH, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
-                texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+                texts = tokenizer.batch_decode(go_on(model, drawn), skip_special_tokens=True)
                 yield from (text for text in texts if "\ufffd" not in text)  # bytes that are no letter
+
+
+def go_on(model: Any, openings: Any) -> Any:
+    """Return the openings, each with what the model samples after it from its whole distribution."""
+    return model.generate(openings, max_length=LENGTH, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
 
 
 def line_openings(tokenizer: Any, path: Path) -> Any:

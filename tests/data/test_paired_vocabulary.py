@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from kdlm.data.paired_vocabulary import PairedVocabulary
-from kdlm.data.spelling import Spelling
 from kdlm.sandbox import build
+from kdlm.spelling import Spelling
 
 BPE, UNIGRAM, BYTES = "code-tokenizer-tiny", "code-tokenizer-unigram-tiny", "code-tokenizer-bytes"
 

@@ -57,6 +57,26 @@ def test_the_tiny_pair_opens_and_shares_its_tokenizer(tokenizer):
         assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape[1] <= 5
 
 
+@pytest.mark.parametrize(("kind", "positions"), [("unigram", 2048), ("bytes", 4096)])
+def test_a_tiny_student_reads_another_tokenizer_than_the_teacher_and_writes_it_beside_its_weights(kind, positions):
+    folder = build(f"code-student-tiny-{kind}", progress=None)
+    own, spec = AutoTokenizer.from_pretrained(folder), CATALOG[f"code-student-tiny-{kind}"].spec
+    alone = AutoTokenizer.from_pretrained(build(spec.tokenizer, progress=None))
+    text = "def café(x):\n    return  12\n"
+    assert own(text)["input_ids"] == alone(text)["input_ids"] and own.chat_template == alone.chat_template
+    assert own.get_vocab() != AutoTokenizer.from_pretrained(tiny("teacher")).get_vocab()
+    model = open_model(folder)
+    assert model.config.vocab_size == len(own) and model.config.max_position_embeddings == positions
+    assert (model.config.eos_token_id, model.config.pad_token_id) == (own.eos_token_id, own.pad_token_id)
+    loss = model(**own(text, return_tensors="pt"), labels=own(text, return_tensors="pt")["input_ids"]).loss
+    assert abs(loss.item() - torch.tensor(len(own)).log().item()) < 0.5, "it knows nothing yet"
+
+
+def test_the_models_from_before_there_was_a_choice_of_positions_keep_their_folders():
+    assert "positions" not in CATALOG["code-student"].spec.ingredients()
+    assert CATALOG["code-student-bytes"].spec.ingredients()["positions"] == 4096
+
+
 def test_the_trained_teacher_is_better_than_a_fresh_student(tokenizer):
     tokens = encode_documents(tokenizer, build("code", progress=None) / "eval.jsonl")[:8_192]
     teacher, student = (held_out_loss(open_model(tiny(name)), tokens, 64) for name in ("teacher", "student"))

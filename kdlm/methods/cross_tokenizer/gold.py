@@ -8,11 +8,11 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from kdlm.data.paired_vocabulary import PairedVocabulary
-from kdlm.data.spelling import Spelling
 from kdlm.losses import Hybrid, Matched, merged_divergence, token_log_probs
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.signal import Dense, Hidden, Rows, take
+from kdlm.spelling import Spelling
 
 
 class GOLD(AlignedMethod):

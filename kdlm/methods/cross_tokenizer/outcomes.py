@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 
 from kdlm.data.paired_vocabulary import PairedVocabulary
-from kdlm.data.spelling import Spelling
 from kdlm.losses import Matched, OnOutcomes, Projected, Turned, numbered_names, weighted_sum
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.signal import Dense, Hidden, TopK, take
+from kdlm.spelling import Spelling
 
 
 class OutcomesKD(AlignedMethod):
