@@ -64,13 +64,13 @@ class Plan(NamedTuple):
     rate: float = 3e-3
 
 
-WHOLE = Plan(steps=1_200, points=8, documents=90)
-QUICK = Plan(steps=8, points=2, documents=4)
+WHOLE = Plan(steps=1_200, points=6, documents=90)
+QUICK = Plan(steps=4, points=1, documents=4)
 
 
 def data_section(plan: Plan) -> DataSection:
     train = {"path": "sandbox:code/teacher", "limit": plan.documents}
-    evaluated = {"path": "sandbox:code/eval", "limit": 4}
+    evaluated = {"path": "sandbox:code/eval", "limit": 3}
     return DataSection.model_validate({"train": [train], "eval": [evaluated], "max_length": plan.length})
 
 

@@ -76,8 +76,7 @@ def texts_up_to(batch, rows, starts, spelling) -> list[tuple[int, bytes]]:
 
 def retokenised(given: str):
     tokenizer, model = open_tokenizer(given), network()
-    rows = token_rows(tokenizer, open_tokenizer(OLD), model.get_input_embeddings().weight)
-    return retokenise(model, rows, tokenizer)
+    return retokenise(model, token_rows(tokenizer, open_tokenizer(OLD), 512), tokenizer)
 
 
 def test_the_states_are_the_last_ones_or_the_layers_that_are_named(tmp_path):
