@@ -35,7 +35,7 @@ class LayeredReadings(Readings):
 
 
 class TokenizerTransfer(ALM):
-    """ALM, and hidden states that agree wherever both have read the same text (arXiv 2503.20083, section 4.2).
+    """ALM, and hidden states that agree wherever both have read the same text (arXiv 2503.20083).
 
     The state that has read a chunk is that of its last token: the row that predicts the first token of the next chunk.
     So what the paper matches at the ends of chunks is here at `Readings.starts()`; the end of a sequence, from where
