@@ -47,8 +47,8 @@ class SharedVocabulary:
             raise ValueError(
                 "student and teacher do not share a tokenizer: "
                 + "; ".join(self.conflicts)
-                + ". Use a teacher of the student's family, or a method that works across tokenizers: "
-                "sequence_kd trains on the teacher's text and needs no shared vocabulary"
+                + ". Use a teacher of the student's family, or a method across tokenizers (alm, gold, uld, dskd, "
+                "shared_vocabulary_kd, vocabulary_projection), or sequence_kd on text that the teacher wrote"
             )
         return self.ids
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from kdlm.losses.adaptive import AdaptiveKL, adaptive_kl
 from kdlm.losses.affinity import affinity, clip_loss
 from kdlm.losses.attention import attention_transfer
-from kdlm.losses.chunk_likelihood import chunk_likelihood
+from kdlm.losses.chunk_likelihood import ChunkDivergence, chunk_kl, chunk_likelihood
 from kdlm.losses.chunked import chunked
 from kdlm.losses.contrastive import contrast_in_batch, contrast_with_bank
 from kdlm.losses.cross_entropy import CrossEntropy, cross_entropy
@@ -16,20 +16,23 @@ from kdlm.losses.decoupled import DKD, decoupled_kl
 from kdlm.losses.fused import plan_chunks
 from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
-from kdlm.losses.log_probs import teacher_log_probs, token_log_probs
+from kdlm.losses.log_probs import label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import measures_for
+from kdlm.losses.merged import Hybrid, merged_divergence
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
 from kdlm.losses.mmd import RBFMixture, energy_distance, mmd2, negative_distance, polynomial
 from kdlm.losses.normalised import NKD, normalised_kd
 from kdlm.losses.objective import weighted_sum
 from kdlm.losses.ofa import OFA, ofa
+from kdlm.losses.outcomes import Matched, OnOutcomes, Projected, Turned
 from kdlm.losses.policy import importance_weights, k3, returns
 from kdlm.losses.relational import correlation_distance, rkd_angle, rkd_distance
 from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
 from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
+from kdlm.losses.sorted_l1 import sorted_l1
 from kdlm.losses.taid import TowardsTeacher, taid_kl
 from kdlm.losses.teacher_free import progressive_cross_entropy, uskd, uskd_others, uskd_target
 from kdlm.losses.tokens import count_kept, kept_rows, reduce
@@ -67,14 +70,19 @@ __all__ = [
     "AdaptiveKL",
     "AlphaMixture",
     "AnyLoss",
+    "ChunkDivergence",
     "Constant",
     "Cosine",
     "CrossEntropy",
     "CustomLoss",
     "Divergence",
     "ForwardKL",
+    "Hybrid",
     "Linear",
     "Loss",
+    "Matched",
+    "OnOutcomes",
+    "Projected",
     "RBFMixture",
     "ReverseKL",
     "Selective",
@@ -83,12 +91,14 @@ __all__ = [
     "Step",
     "TVDPlusPlus",
     "TowardsTeacher",
+    "Turned",
     "Weight",
     "adaptive_kl",
     "affinity",
     "alpha_mixture",
     "attention_transfer",
     "bucket",
+    "chunk_kl",
     "chunk_likelihood",
     "chunked",
     "clip_loss",
@@ -106,8 +116,10 @@ __all__ = [
     "importance_weights",
     "k3",
     "kept_rows",
+    "label_log_probs",
     "label_places",
     "measures_for",
+    "merged_divergence",
     "mmd2",
     "negative_distance",
     "normalised_kd",
@@ -126,6 +138,7 @@ __all__ = [
     "sampled_cross_entropy",
     "skew_kl",
     "skew_reverse_kl",
+    "sorted_l1",
     "taid_kl",
     "teacher_log_probs",
     "token_log_probs",

@@ -4,9 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
+from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, Readings
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
+from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
+from kdlm.methods.cross_tokenizer.gold import GOLD, GOLDSection
+from kdlm.methods.cross_tokenizer.outcomes import (
+    SharedVocabularyKD,
+    SharedVocabularyKDSection,
+    VocabularyProjection,
+    VocabularyProjectionSection,
+)
 from kdlm.methods.cross_tokenizer.tokenizer_transfer import TokenizerTransfer, TokenizerTransferSection
+from kdlm.methods.cross_tokenizer.uld import ULD, ULDSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
@@ -76,6 +85,11 @@ AnyMethod = Annotated[
     | TokenPSKDSection
     | ALMSection
     | TokenizerTransferSection
+    | DSKDSection
+    | ULDSection
+    | GOLDSection
+    | SharedVocabularyKDSection
+    | VocabularyProjectionSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
@@ -118,11 +132,14 @@ __all__ = [
     "CRD",
     "DHO",
     "DMAE",
+    "DSKD",
     "GKD",
+    "GOLD",
     "MEALV2",
     "OFAKD",
     "PSKD",
     "RKD",
+    "ULD",
     "USKD",
     "ALMSection",
     "Affinity",
@@ -143,6 +160,7 @@ __all__ = [
     "DMD2Section",
     "DMDSection",
     "DMSection",
+    "DSKDSection",
     "DefensiveDistillation",
     "DefensiveSection",
     "DistiLLM2",
@@ -155,6 +173,7 @@ __all__ = [
     "FitNet",
     "FitNetSection",
     "GKDSection",
+    "GOLDSection",
     "GuidanceDistillation",
     "HiddenKD",
     "HiddenKDSection",
@@ -182,6 +201,7 @@ __all__ = [
     "ProgressiveSection",
     "RCMSection",
     "RKDSection",
+    "Readings",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",
@@ -192,6 +212,8 @@ __all__ = [
     "ScoreRegularisedConsistency",
     "SequenceKD",
     "SequenceKDSection",
+    "SharedVocabularyKD",
+    "SharedVocabularyKDSection",
     "SiDSection",
     "SnapshotOf",
     "Step",
@@ -208,6 +230,9 @@ __all__ = [
     "TrajectoryMatching",
     "TsdKD",
     "TsdKDSection",
+    "ULDSection",
     "USKDSection",
     "VSDSection",
+    "VocabularyProjection",
+    "VocabularyProjectionSection",
 ]

@@ -39,7 +39,7 @@ class Retokenised(StudentOptions):
             raise ValueError("student.source.quantization: the rows of a new tokenizer must be trained; set none")
         model, tokenizer = self.source.load(), self.tokenizer()
         self._described(model.config, tokenizer)
-        rows: int = model.get_input_embeddings().weight.shape[0]  # pyright: ignore
+        rows: Any = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
         return retokenise(model, token_rows(tokenizer, self.source.tokenizer(), rows), tokenizer)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":

@@ -17,8 +17,12 @@ from kdlm.train import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
+UNIGRAM = "student.model=code-student-tiny-unigram"
 TINY = {
+    "alm": ["teacher.model=code-teacher-tiny", UNIGRAM],
+    "alm_cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2", UNIGRAM],
     "cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
+    "dskd": ["teacher.model=code-teacher-tiny", "student.model=code-student-tiny-bytes"],
     "ensemble": ["teacher.members.0.model=code-teacher-tiny", "teacher.members.1.model=code-student-tiny"],
     "hidden_kd": ["method.layers=[[0, 1]]"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],

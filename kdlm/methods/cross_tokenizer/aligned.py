@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
-from kdlm.losses import count_kept, kept_rows, token_log_probs
+from kdlm.losses import count_kept, kept_rows, label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, LogProbs, Rows, Signal
+from kdlm.signal import Dense, Hidden, Rows, Sampled, Signal, TopK
+from kdlm.spelling import Spelling
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Readings:
         count = int(self.chunks.max()) + 1 if len(self.chunks) else 0
         return _first(self.chunks, count), _first(self.their_chunks, count)
 
+    def ends(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
+        """Return, of each chunk, the student's and the teacher's row that predicts its last token."""
+        count = int(self.chunks.max()) + 1 if len(self.chunks) else 0
+        return _last(self.chunks, count), _last(self.their_chunks, count)
+
     def lengths(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
         """Return how many tokens of the student and of the teacher each chunk has; 0 beyond the last one."""
         ours, theirs = (torch.ones_like(c) for c in (self.chunks, self.their_chunks))
@@ -72,18 +79,32 @@ def _first(chunks: Tensor, count: int) -> Tensor:
     return first.scatter_reduce(0, chunks.where(chunks >= 0, count), rows, "amin")[:count]
 
 
+def _last(chunks: Tensor, count: int) -> Tensor:
+    return len(chunks) - 1 - _first(chunks.flip(0), count)
+
+
 class AlignedMethod(TokenMethod):
     """Base of the methods across tokenizers: `match` compares what both say; cross-entropy is the student's own.
 
+    Each optimiser step draws whose text it takes, as `GKD` does: the student's own with probability `student_share`,
+    which the teacher reads with its own tokenizer, else the data's. The student's own losses (cross-entropy) are on the
+    data's text alone: its own text would teach it what it does already.
+
     Evaluation adds what can be compared across tokenizers: the bits per byte that student and teacher need for the
     text.
+
+    Args:
+        losses: of the student alone.
+        student_share: share of optimiser steps on the student's own text, 0 to 1.
+        others: as of `TokenMethod`.
     """
 
     signals: frozenset[type] = frozenset({Hidden, Dense})
     """What the teacher may answer with."""
 
-    def __init__(self, losses=(), **options: Any):
+    def __init__(self, losses=(), *, student_share: float = 0.0, **options: Any):
         super().__init__(losses, **options)
+        self.student_share = student_share
         if wrong := [name for name, loss in self.token_losses.items() if loss.needs_teacher]:
             raise ValueError(
                 f"losses: {', '.join(wrong)} compares token by token, which needs one tokenizer; "
@@ -92,7 +113,15 @@ class AlignedMethod(TokenMethod):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"labels", "teacher", "alignment"})
+        share = self.student_share
+        text = {"labels"} if share < 1 else set()
+        return frozenset({"teacher", "alignment"} | text | ({"rollouts"} if share > 0 else set()))
+
+    def text(self, step: Step, draw: float) -> Literal["data", "student", "both"]:
+        return "student" if draw < self.student_share else "data"
+
+    def introduce(self, ours: Spelling, theirs: Spelling) -> None:
+        """Hear what the tokens of both tokenizers spell: called once, by the trainer, before anything is compared."""
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count trained tokens of either reading, chunks, and bytes of text."""
@@ -125,7 +154,7 @@ class AlignedMethod(TokenMethod):
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         readings = self.read(nets, batch)
         terms = self.match(readings, nets, batch, step)
-        if not self.token_losses:
+        if not self.token_losses or "sampled" in batch:
             return terms
         own = self.compare(readings.student, None, readings.rows, step)
         return Terms(terms.terms | own.terms, terms.metrics | own.metrics)
@@ -136,29 +165,31 @@ class AlignedMethod(TokenMethod):
         terms = self.match(readings, nets, batch, step)
         nats = -self.token_log_probs(readings).sum()
         metrics = {"cross_entropy": (nats, "tokens"), "bits_per_byte": (nats / math.log(2), "bytes")}
-        if isinstance(readings.teacher, Hidden | Dense | LogProbs):
+        if not isinstance(readings.teacher, TopK | Sampled):  # else not all of its text is known
             theirs = -self.teacher_log_probs(readings).sum() / math.log(2)
             metrics["teacher_bits_per_byte"] = (theirs, "bytes")
         return Terms(terms.terms, terms.metrics | metrics)
 
     def token_log_probs(self, readings: Readings) -> Float[Tensor, "rows"]:
         """Return the student's log-probability of each of its tokens."""
-        return self._log_probs(readings.student, readings.rows)
+        return token_log_probs(readings.student, readings.rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)[0]
 
     @torch.no_grad()
     def teacher_log_probs(self, readings: Readings) -> Float[Tensor, "their_rows"]:
-        """Return the teacher's log-probability of each of its own tokens."""
-        teacher = readings.teacher
-        if isinstance(teacher, LogProbs):
-            return teacher.log_probs
-        assert isinstance(teacher, Hidden | Dense)
-        return self._log_probs(teacher, readings.their_rows)
+        """Return the teacher's log-probability of each of its own tokens; -inf where a `TopK` does not say.
 
-    def _log_probs(self, signal: Hidden | Dense, rows: Rows) -> Tensor:
-        return token_log_probs(signal, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)[0]
+        Raises ValueError for a signal of tokens that are not the text's.
+        """
+        teacher, labels = readings.teacher, readings.their_rows.labels
+        if isinstance(teacher, TopK):
+            return label_log_probs(teacher, labels)
+        return teacher_log_probs(teacher, labels, chunk_rows=self.chunk_rows, impl=self.impl)
 
 
 class AlignedOptions(TokenOptions):
     """What can be asked of any method across tokenizers."""
 
     method: ClassVar[type[AlignedMethod]]
+    student_share: float = Field(0.0, ge=0, le=1)
+    """Share of optimiser steps that train on the student's own text, read by the teacher with its own tokenizer; the
+    others take the data's."""
