@@ -137,6 +137,12 @@ def test_a_teacher_of_another_width_is_refused(tmp_path):
         TokenizerTransfer().losses(nets(network(260, width=16), network()), batch, frozenset(), STEP)
 
 
+def test_a_layer_that_there_is_not_is_named(tmp_path):
+    both = nets(retokenised(BYTES), network())
+    with pytest.raises(ValueError, match="method.layers: the teacher has 2 layers, and no 2"):
+        TokenizerTransfer(layers=[[0, 2]]).losses(both, batch_of(tmp_path, BYTES), frozenset(), STEP)
+
+
 def test_layers_are_asked_of_a_teacher_that_has_them():
     assert "teacher.layers" in TokenizerTransfer(layers=[[0, 0]]).needs
     assert "teacher.layers" not in TokenizerTransfer().needs

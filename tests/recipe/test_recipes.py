@@ -31,7 +31,11 @@ TINY = {
         "student.layers=1",
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
-    "transfer_bytes": ["student.source.model=code-teacher-tiny", "teacher.model=code-teacher-tiny"],
+    "transfer_bytes": [
+        "student.source.model=code-teacher-tiny",
+        "teacher.model=code-teacher-tiny",
+        "method.layers=[[1, 0]]",
+    ],
     "transfer_unigram": ["student.source.model=code-teacher-tiny", "teacher.model=code-teacher-tiny"],
 }
 """What else has to change where a recipe is run with tiny models."""
