@@ -26,9 +26,6 @@ class Retokenised(StudentOptions):
     """The model, usually the teacher. Give it `dtype: float32` where its weights are stored in less."""
     tokenizer_from: str
     """The new tokenizer: hub id, local folder, or `sandbox:code-tokenizer-bytes`."""
-    initialisation: Literal["fvt", "focus"] = "fvt"
-    """Rows of tokens that spell what no old one does: `fvt`, the mean of those that the old tokenizer splits them into,
-    or `focus`, a mean of the shared tokens most similar to that."""
     max_position_embeddings: int | None = Field(None, ge=1)
     """Tokens that the student may read at once, where not as many as the source: a text has about four times as many
     bytes as tokens. Of models with rotary positions only."""
@@ -41,9 +38,9 @@ class Retokenised(StudentOptions):
         if self.source.quantization != "none":
             raise ValueError("student.source.quantization: the rows of a new tokenizer must be trained; set none")
         model, tokenizer = self.source.load(), self.tokenizer()
-        old: Any = model.get_input_embeddings().weight  # pyright: ignore[reportAttributeAccessIssue]
         self._described(model.config, tokenizer)
-        return retokenise(model, token_rows(tokenizer, self.source.tokenizer(), old, self.initialisation), tokenizer)
+        rows: Any = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
+        return retokenise(model, token_rows(tokenizer, self.source.tokenizer(), rows), tokenizer)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         return open_tokenizer(self.tokenizer_from)

@@ -76,8 +76,7 @@ def texts_up_to(batch, rows, starts, spelling) -> list[tuple[int, bytes]]:
 
 def retokenised(given: str):
     tokenizer, model = open_tokenizer(given), network()
-    rows = token_rows(tokenizer, open_tokenizer(OLD), model.get_input_embeddings().weight)
-    return retokenise(model, rows, tokenizer)
+    return retokenise(model, token_rows(tokenizer, open_tokenizer(OLD), 512), tokenizer)
 
 
 def test_the_states_are_the_last_ones_or_the_layers_that_are_named(tmp_path):
@@ -136,6 +135,12 @@ def test_a_teacher_of_another_width_is_refused(tmp_path):
     batch = batch_of(tmp_path, BYTES)
     with pytest.raises(ValueError, match="compares a model with itself: the student's states have 16 channels"):
         TokenizerTransfer().losses(nets(network(260, width=16), network()), batch, frozenset(), STEP)
+
+
+def test_a_layer_that_there_is_not_is_named(tmp_path):
+    both = nets(retokenised(BYTES), network())
+    with pytest.raises(ValueError, match="method.layers: the teacher has 2 layers, and no 2"):
+        TokenizerTransfer(layers=[[0, 2]]).losses(both, batch_of(tmp_path, BYTES), frozenset(), STEP)
 
 
 def test_layers_are_asked_of_a_teacher_that_has_them():

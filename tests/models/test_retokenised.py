@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from kdlm.models import Retokenised
-from kdlm.models.retokenised import open_tokenizer
-from kdlm.models.token_rows import sparsemax, token_rows
+from kdlm.models.retokenised import open_tokenizer, retokenise
+from kdlm.models.token_rows import token_rows
 from kdlm.spelling import Spelling
 
 OLD, BYTES, UNIGRAM = (f"sandbox:code-tokenizer-{kind}" for kind in ("tiny", "bytes", "unigram-tiny"))
@@ -105,56 +105,35 @@ def test_every_byte_has_the_row_of_the_token_that_is_this_byte(tmp_path):
 
 def test_special_tokens_are_matched_by_their_name_or_else_their_role():
     old, unigram, byte = (open_tokenizer(given) for given in (OLD, UNIGRAM, BYTES))
-    weight, turn = torch.randn(512, 4), "<|im_end|>"
-    assert token_rows(byte, old, weight).partners[byte.vocab[turn]] == old.vocab[turn]
+    turn = "<|im_end|>"
+    assert token_rows(byte, old, 512).partners[byte.vocab[turn]] == old.vocab[turn]
     assert unigram.eos_token != old.eos_token
-    partners = token_rows(unigram, old, weight).partners
+    partners = token_rows(unigram, old, 512).partners
     assert partners[unigram.eos_token_id] == old.eos_token_id
     assert partners[unigram.pad_token_id] == old.pad_token_id
     unigram.bos_token = unigram.unk_token
-    begin = token_rows(unigram, old, weight).partners[unigram.bos_token_id]
+    begin = token_rows(unigram, old, 512).partners[unigram.bos_token_id]
     assert begin == old.eos_token_id  # what stands before a text where nothing else does
     unigram.pad_token = unigram.eos_token
-    assert token_rows(unigram, old, weight).partners[unigram.eos_token_id] == old.eos_token_id
+    assert token_rows(unigram, old, 512).partners[unigram.eos_token_id] == old.eos_token_id
 
 
 def test_a_token_that_none_spells_is_the_mean_of_those_it_was_split_into():
     old, new, weight = open_tokenizer(BYTES), open_tokenizer(OLD), torch.randn(260, 8)
-    rows, spelling = token_rows(new, old, weight), Spelling(new)
+    rows, spelling = token_rows(new, old, 260), Spelling(new)
     number = next(i for i, piece in enumerate(spelling.pieces) if piece and len(piece) == 3 and i > 3)
     piece = spelling.pieces[number] or b""
     expected = weight[[Spelling(old).pieces.index(bytes([byte])) for byte in piece]].mean(0)
     torch.testing.assert_close(rows.of(weight)[number], expected)
 
 
-def test_focus_mixes_rows_of_shared_tokens_alone_with_weights_that_sum_to_one():
-    old, new, weight = open_tokenizer(UNIGRAM), open_tokenizer(OLD), torch.randn(len(open_tokenizer(UNIGRAM)), 8)
-    plain, focus = token_rows(new, old, weight), token_rows(new, old, weight, "focus")
-    anchors = {focus.mixtures[i][0][0] for i in focus.shared}
-    others = [i for i, mixture in enumerate(plain.mixtures) if mixture != focus.mixtures[i]]
-    assert others and all(focus.mixtures[i] == plain.mixtures[i] for i in focus.shared)
-    for number in others:
-        ids, weights = zip(*focus.mixtures[number], strict=True)
-        assert set(ids) <= anchors and sum(weights) == pytest.approx(1, abs=1e-5) and min(weights) > 0
-
-
-def test_sparsemax_is_the_nearest_point_of_the_simplex():
-    scores = torch.randn(50, 7, dtype=torch.float64)
-    nearest = sparsemax(scores)
-    torch.testing.assert_close(nearest.sum(-1), torch.ones(50, dtype=torch.float64))
-    assert (nearest >= 0).all() and (nearest == 0).any()
-    others = torch.distributions.Dirichlet(torch.ones(7, dtype=torch.float64)).sample(torch.Size([50, 200]))
-    assert ((nearest - scores).norm(dim=-1)[:, None] <= (others - scores[:, None]).norm(dim=-1)).all()
-
-
-@pytest.mark.parametrize("initialisation", ["fvt", "focus"])
-def test_rows_of_padding_are_in_no_mixture(tmp_path, initialisation):
+def test_rows_of_padding_are_in_no_mixture(tmp_path):
     path = folder_of(tmp_path, "untied", vocab_size=544)
     model = AutoModelForCausalLM.from_pretrained(path)
     for weight in weights_of(model):
         weight.data[512:] = torch.nan
     model.save_pretrained(path)
-    new = student(path, UNIGRAM, initialisation=initialisation).load()
+    new = student(path, UNIGRAM).load()
     assert all(weight.isfinite().all() for weight in weights_of(new))
 
 
@@ -204,11 +183,9 @@ def test_positions_are_raised_where_they_are_rotations_and_nowhere_else(tmp_path
 
 
 def test_a_second_table_of_tokens_is_refused(tmp_path):
-    from kdlm.models.retokenised import retokenise
-
     model = AutoModelForCausalLM.from_pretrained(folder_of(tmp_path, "untied"))
     model.model.embed_tokens_per_layer = torch.nn.Embedding(512, 4)
-    rows = token_rows(open_tokenizer(BYTES), open_tokenizer(OLD), model.get_input_embeddings().weight)
+    rows = token_rows(open_tokenizer(BYTES), open_tokenizer(OLD), 512)
     with pytest.raises(ValueError, match="embed_tokens_per_layer too: not supported"):
         retokenise(model, rows, open_tokenizer(BYTES))
 

@@ -34,6 +34,11 @@ TINY = {
     ],
     "shared_vocabulary_kd": ["teacher.model=code-teacher-tiny", UNIGRAM],
     "transfer_bytes": ["student.source.model=code-teacher-tiny", "teacher.model=code-teacher-tiny"],
+    "transfer_bytes": [
+        "student.source.model=code-teacher-tiny",
+        "teacher.model=code-teacher-tiny",
+        "method.layers=[[1, 0]]",
+    ],
     "transfer_unigram": ["student.source.model=code-teacher-tiny", "teacher.model=code-teacher-tiny"],
     "uld": ["teacher.model=code-teacher-tiny", UNIGRAM],
     "vocabulary_projection": ["teacher.model=code-teacher-tiny", UNIGRAM],

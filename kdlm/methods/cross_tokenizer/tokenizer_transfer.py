@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from kdlm.losses import kept_rows
@@ -35,7 +35,7 @@ class LayeredReadings(Readings):
 
 
 class TokenizerTransfer(ALM):
-    """ALM, and hidden states that agree wherever both have read the same text (arXiv 2503.20083, section 4.2).
+    """ALM, and hidden states that agree wherever both have read the same text (arXiv 2503.20083).
 
     The state that has read a chunk is that of its last token: the row that predicts the first token of the next chunk.
     So what the paper matches at the ends of chunks is here at `Readings.starts()`; the end of a sequence, from where
@@ -64,6 +64,9 @@ class TokenizerTransfer(ALM):
         theirs: Any = batch["theirs"]
         rows, their_rows = kept_rows(batch["labels"]), kept_rows(theirs["labels"])
         ours, others = zip(*self.layers, strict=True)
+        for who, wanted in (("student", ours), ("teacher", others)):
+            if max(wanted) >= nets[who].num_layers:
+                raise ValueError(f"method.layers: the {who} has {nets[who].num_layers} layers, and no {max(wanted)}")
         teacher, targets = nets["teacher"].with_layers(theirs, their_rows, others)
         student, hidden = nets["student"].with_layers(batch, rows, ours)
         chunks, their_chunks = rows.of_labels(batch["chunks"]), their_rows.of_labels(theirs["chunks"])
@@ -106,5 +109,7 @@ class TokenizerTransferSection(ALMSection):
     name: Literal["tokenizer_transfer"] = "tokenizer_transfer"  # pyright: ignore[reportIncompatibleVariableOverride]
     hidden_weight: float = Field(1.0, ge=0)
     """Weight of the distance between hidden states where both have read the same text."""
-    layers: list[tuple[int, int]] | None = Field(None, min_length=1)
-    """[student layer, teacher layer] pairs, counted from 0; by default the last hidden states, after the final norm."""
+    layers: list[tuple[NonNegativeInt, NonNegativeInt]] | None = Field(None, min_length=1)
+    """[student layer, teacher layer] pairs, counted from 0; by default the last hidden states, after the final norm.
+    Where the new tokens are smaller, the student's first layers have to put them together: map later ones of the student
+    to earlier ones of the teacher."""
