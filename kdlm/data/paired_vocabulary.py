@@ -56,7 +56,7 @@ class PairedVocabulary:
 
         Both have read the same text, and the student says that a token v is next. What the teacher then says next is
         a token t that agrees with v: one begins with the bytes of the other. A row of weights is `P(t | v)` as far as
-        the two vocabularies tell, by these rules:
+        the two vocabularies tell, by these rules (with the sides exchanged it carries the teacher's probabilities):
 
         - a token that the teacher has too leads to it alone, with weight 1;
         - of a longer one, the teacher says the longest of its tokens that begins v, as a tokenizer of longest matches

@@ -1,8 +1,8 @@
 """Outcomes: what two models with different vocabularies can both say of the next token, and losses over that.
 
 Both logits are brought to distributions over the same outcomes; any token loss compares them there. Outcomes are
-tokens that both have (`Matched`), or teacher tokens to which the student's are projected (`Projected`), and one more
-for all the rest.
+tokens that both have (`Matched`), or tokens of the teacher to which the student's are projected (`Projected`) or the
+other way round (`Turned`), and one more for all the rest.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -154,6 +154,43 @@ class Projected(Matched):
         return torch.cat(parts, dim=-1) * temperature
 
 
+@dataclass(frozen=True)
+class Turned:
+    """A projection the other way: the teacher's probabilities are carried to the student's tokens, `p M`.
+
+    Attributes:
+        of: the outcomes of a projection whose `ours` is the teacher's side.
+    """
+
+    of: Projected
+
+    def to(self, device: torch.device) -> Self:
+        """Return the outcomes on a device."""
+        return replace(self, of=self.of.to(device))
+
+    @property
+    def both(self) -> bool:
+        """Whether both sides have mass that may be on the outcome of the rest."""
+        return self.of.both
+
+    @property
+    def places(self) -> Int[Tensor, "vocab"]:
+        """Of each of the student's ids, its outcome, or IGNORE_INDEX."""
+        return self.of.their_places.where(self.of.their_places < len(self.of.their_ids), IGNORE_INDEX)
+
+    def ours(
+        self, logits: Float[Tensor, "*rows vocab"], temperature: float, rest: bool
+    ) -> Float[Tensor, "*rows outcomes"]:
+        """Return the student's logits over the outcomes."""
+        return self.of.theirs(logits, temperature, rest)
+
+    def theirs(
+        self, logits: Float[Tensor, "*rows their_vocab"], temperature: float, rest: bool
+    ) -> Float[Tensor, "*rows outcomes"]:
+        """Return the teacher's."""
+        return self.of.ours(logits, temperature, rest)
+
+
 def _sides(ids: Tensor, their_ids: Tensor, vocab: int, their_vocab: int) -> dict[str, Tensor]:
     """Return what `Matched` knows of both sides, whose outcomes are numbered in the order of `their_ids`."""
     place, their_place = torch.full((vocab,), IGNORE_INDEX), torch.full((their_vocab,), len(their_ids) + 1)
@@ -184,13 +221,14 @@ class OnOutcomes:
     full_vocabulary: ClassVar[bool] = True
 
     loss: Loss
-    outcomes: Matched
+    outcomes: Matched | Turned
 
     def __call__(
         self, student: Float[Tensor, "rows vocab"], teacher: TeacherRows, labels: Int[Tensor, "rows"]
     ) -> Float[Tensor, "rows"]:
         at = self.outcomes.places[labels]
         if isinstance(teacher, TopK):
+            assert isinstance(self.outcomes, Matched)
             return self.loss(self.outcomes.ours(student, 1.0, self.outcomes.loses), self.outcomes.few(teacher), at)
         assert isinstance(teacher, Tensor)
         temperature, rest = getattr(self.loss, "temperature", 1.0), self.outcomes.both

@@ -9,7 +9,7 @@ from kdlm.methods import GOLD, ULD, SharedVocabularyKD, VocabularyProjection
 from kdlm.methods.cross_tokenizer.uld import by_index
 from kdlm.signal import Dense, Hidden, Rows
 
-BPE, UNIGRAM = "code-tokenizer-tiny", "code-tokenizer-unigram-tiny"
+BPE, UNIGRAM, BYTES = "code-tokenizer-tiny", "code-tokenizer-unigram-tiny", "code-tokenizer-bytes"
 MADE = {
     "uld": lambda: ULD(),
     "uld_chunks": lambda: ULD(pairing="chunks", top_k=5),
@@ -18,6 +18,7 @@ MADE = {
     "gold_uld": lambda: GOLD(hybrid=False),
     "shared": lambda: SharedVocabularyKD([ForwardKL(temperature=2.0), JSD(weight=0.5), CrossEntropy(weight=0.1)]),
     "shared_renormalised": lambda: SharedVocabularyKD([JSD()], rest="renormalise"),
+    "projection_turned": lambda: VocabularyProjection([ForwardKL(), CrossEntropy(weight=0.1)], onto="student"),
     "projection": lambda: VocabularyProjection([ForwardKL()]),
 }
 
@@ -76,7 +77,7 @@ def test_gold_with_one_tokenizer_is_the_generalised_jsd_of_each_token(name: str)
     torch.testing.assert_close(mean(method, networks, batch), want, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["shared", "shared_renormalised", "projection"])
+@pytest.mark.parametrize("name", ["shared", "shared_renormalised", "projection", "projection_turned"])
 def test_token_losses_with_one_tokenizer_are_the_plain_ones(name: str) -> None:
     method, batch, networks = introduced(MADE[name](), BPE, BPE), batch_of(BPE, BPE), nets(512)
     readings = method.read(networks, batch)
@@ -144,6 +145,25 @@ def test_a_teacher_of_a_few_tokens_is_enough(name: str) -> None:
     networks = nets(k=8)
     mean(method, networks, batch).backward()
     assert networks["student"].table.grad.isfinite().all() and networks["student"].table.grad.abs().sum() > 1e-3
+
+
+def test_a_teacher_of_longer_tokens_carried_to_bytes_is_its_law_of_the_next_byte() -> None:
+    """Every token of the teacher determines the byte that begins it, so nothing is approximate."""
+    method, batch = introduced(VocabularyProjection([ForwardKL()], onto="student"), BYTES, BPE), batch_of(BYTES, BPE)
+    networks = nets(260)
+    readings = method.read(networks, batch)
+    value = method.match(readings, networks, batch, STEP).terms["outcomes"].sum
+    starts, their_starts = readings.starts()
+    p, q = readings.teacher.logits[their_starts].softmax(-1), readings.student.logits[starts].softmax(-1)
+    ours, theirs = method.paired.ours, method.paired.theirs
+    to = [ours.pieces.index(piece[:1]) for i, piece in enumerate(theirs.pieces) if i not in theirs.control]
+    text = [i for i in range(512) if i not in theirs.control]
+    law = torch.zeros(len(q), 260, dtype=torch.float64).index_add(1, torch.tensor(to), p[:, text])
+    for mine, other in zip(*method.paired.matched, strict=True):
+        if mine in ours.control:
+            law[:, mine] += p[:, other]
+    torch.testing.assert_close(law.sum(-1), torch.ones(len(q), dtype=torch.float64))
+    torch.testing.assert_close(value, torch.xlogy(law, law / q).sum())
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
