@@ -12,6 +12,7 @@ aligned at all.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -76,8 +77,7 @@ class Aligner:
         if not count:
             return chunks, their_chunks
         dropped = _holding(chunks, control, count) ^ _holding(their_chunks, their_control, count)
-        dropped |= _holding(chunks, ~trained, count) | _holding(their_chunks, ~their_trained, count)
-        return _without(dropped, chunks), _without(dropped, their_chunks)
+        return without(chunks, ~trained, their_chunks, ~their_trained, dropped)
 
     def apart(self, ids: Ids, labels: Ids, their_ids: Ids, their_labels: Ids) -> str:
         """Say how the first answers of two readings that are not aligned begin."""
@@ -233,8 +233,20 @@ def _holding(chunks: Chunks, marked: Bool[np.ndarray, "tokens"], count: int) -> 
     return holding
 
 
+def without(
+    chunks: Chunks,
+    marked: Bool[np.ndarray, "tokens"],
+    their_chunks: Chunks,
+    their_marked: Bool[np.ndarray, "their_tokens"],
+    dropped: Bool[np.ndarray, "chunks"] | Literal[False] = False,
+) -> tuple[Chunks, Chunks]:
+    """Leave out the chunks that hold a marked token of either reading, and `dropped` ones; number the others anew."""
+    count = int(max(chunks.max(initial=NONE), their_chunks.max(initial=NONE))) + 1
+    dropped = dropped | _holding(chunks, marked, count) | _holding(their_chunks, their_marked, count)
+    return _without(dropped, chunks), _without(dropped, their_chunks)
+
+
 def _without(dropped: Bool[np.ndarray, "chunks"], chunks: Chunks) -> Chunks:
-    """Leave chunks out, and number the others anew."""
     if not dropped[:-1].any():
         return chunks
     number = np.where(dropped, NONE, np.cumsum(~dropped) - 1)
