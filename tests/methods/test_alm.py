@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from readers import reader
 from transformers import LlamaConfig, LlamaForCausalLM
-from two_tokenizers import OURS, TEXTS, THEIRS, pair_collator, paired_rows, tokenizer, unaligned
+from two_tokenizers import OURS, TEXTS, THEIRS, pair_collator, paired_rows, unaligned
 
 from kdlm.losses import CrossEntropy, ForwardKL
 from kdlm.methods import ALM, Step
@@ -21,7 +22,7 @@ from kdlm.teachers import LocalTeacher
 def model(of: str, seed: int) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer(of)),
+        vocab_size=len(reader(of)),
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -225,8 +226,8 @@ def test_the_mass_of_some_tokens_is_the_sum_of_their_probabilities() -> None:
 
 
 def test_words_begin_with_white_space_or_where_a_text_ends() -> None:
-    for name in (OURS, THEIRS, "code-student-tiny-bytes"):
-        one = tokenizer(name)
+    for name in (OURS, THEIRS, "bytes"):
+        one = reader(name)
         starts = set(word_starts(Spelling(one)).tolist())
         assert one.eos_token_id in starts and 0 < len(starts) < len(one)
         ids = one("a b\n", add_special_tokens=False)["input_ids"]
@@ -235,7 +236,7 @@ def test_words_begin_with_white_space_or_where_a_text_ends() -> None:
 
 def debiased(threshold: float, batch: dict[str, Any], teacher: Any = None, student: Any = None) -> Any:
     method = ALM(debias=threshold)
-    method.introduce(Spelling(tokenizer(OURS)), Spelling(tokenizer(THEIRS)))
+    method.introduce(Spelling(reader(OURS)), Spelling(reader(THEIRS)))
     student = model(OURS, 1) if student is None else student
     return step(method, student, LocalTeacher(model(THEIRS, 2)) if teacher is None else teacher, batch)
 
@@ -244,7 +245,7 @@ def test_at_threshold_0_no_chunk_is_merged_and_at_1_each_text_is_one() -> None:
     batch, texts = pair_collator()(paired_rows()), len(TEXTS)
     method = ALM()
     said = method.read(nets(model(OURS, 1), LocalTeacher(model(THEIRS, 2))), batch)
-    starts = [word_starts(Spelling(tokenizer(name))) for name in (OURS, THEIRS)]
+    starts = [word_starts(Spelling(reader(name))) for name in (OURS, THEIRS)]
     none, all_ = (merged(said, *starts, threshold) for threshold in (0.0, 1.0))
     assert torch.equal(none.readings.chunks, said.chunks) and none.size.max() == 1
     assert int(all_.readings.chunks.max()) + 1 == texts
@@ -258,7 +259,7 @@ def test_at_threshold_0_no_chunk_is_merged_and_at_1_each_text_is_one() -> None:
 def test_merged_chunks_have_their_summed_log_probabilities_and_what_follows_is_that_of_the_last() -> None:
     batch = pair_collator()(paired_rows(TEXTS[:1]))
     said = ALM().read(nets(model(OURS, 1), LocalTeacher(model(THEIRS, 2))), batch)
-    starts = [word_starts(Spelling(tokenizer(name))) for name in (OURS, THEIRS)]
+    starts = [word_starts(Spelling(reader(name))) for name in (OURS, THEIRS)]
     apart = merged(said, *starts, 0.0)
     threshold = apart.teacher[apart.teacher < 0].median().exp().item()
     whole = merged(said, *starts, threshold)
@@ -275,7 +276,7 @@ def test_merged_chunks_have_their_summed_log_probabilities_and_what_follows_is_t
 def test_debiased_a_student_that_is_its_teacher_has_no_gradient() -> None:
     batch, student = pair_collator(THEIRS, THEIRS)(paired_rows(ours=THEIRS)), model(THEIRS, 1)
     method = ALM(debias=0.1)
-    method.introduce(*[Spelling(tokenizer(THEIRS))] * 2)
+    method.introduce(*[Spelling(reader(THEIRS))] * 2)
     step(method, student, LocalTeacher(model(THEIRS, 1)), batch).terms["alm"].sum.backward()
     assert max(p.grad.abs().max().item() for p in student.parameters()) < 1e-9
 

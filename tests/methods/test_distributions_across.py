@@ -9,7 +9,7 @@ from kdlm.methods import GOLD, ULD, SharedVocabularyKD, VocabularyProjection
 from kdlm.methods.cross_tokenizer.uld import by_index
 from kdlm.signal import Dense, Hidden, Mixture, Rows
 
-BPE, UNIGRAM, BYTES = "code-tokenizer-tiny", "code-tokenizer-unigram-tiny", "code-tokenizer-bytes"
+BPE, UNIGRAM, BYTES = "tiny", "unigram-tiny", "bytes"
 MADE = {
     "uld": lambda: ULD(),
     "uld_chunks": lambda: ULD(pairing="chunks", top_k=5),
