@@ -10,7 +10,7 @@ guessed: where two readings do not spell the same text, from where one begins up
 aligned at all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -201,6 +201,18 @@ def _reread(spelling: Spelling, ids: np.ndarray, exact: Spelling, exact_ids: np.
             size = int(ends[ends + skipped <= len(text)].max(initial=0))
             return Shared(ends, exact.ends(exact_ids) - skipped, size, size + skipped == len(text))
     return None
+
+
+def numbered_on(chunks: Sequence[Ids], their_chunks: Sequence[Ids]) -> tuple[list[Chunks], list[Chunks]]:
+    """Return the chunks of several sequences, given both readings of each, numbered over all of them."""
+    starts = np.cumsum([0, *(int(np.max(one, initial=NONE)) + 1 for one in chunks)])[:-1]
+
+    def moved(side: Sequence[Ids]) -> list[Chunks]:
+        return [
+            np.where(one == NONE, NONE, one + start) for one, start in zip(map(np.asarray, side), starts, strict=True)
+        ]
+
+    return moved(chunks), moved(their_chunks)
 
 
 def count_answers(labels: Ids) -> int:
