@@ -33,7 +33,6 @@ TINY = {
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
     "shared_vocabulary_kd": ["teacher.model=code-teacher-tiny", UNIGRAM],
-    "transfer_bytes": ["student.source.model=code-teacher-tiny", "teacher.model=code-teacher-tiny"],
     "transfer_bytes": [
         "student.source.model=code-teacher-tiny",
         "teacher.model=code-teacher-tiny",
