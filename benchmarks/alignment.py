@@ -8,7 +8,7 @@ pairs of which one at least gives back what it reads, each text in three of them
 says what must hold, without the code that is measured. Cost: rows of code of a training's length, on one thread;
 `tokenise` is reading a text with both tokenizers, `align` what comes on top; the collator makes batches of 16 rows that
 bring both readings, or only the student's and then are read for the teacher there. Each is the best of some rounds, in
-turn.
+turn, in seconds of the processor, so that what else runs on the machine matters little.
 
 --check exits 1 unless no text is misaligned and aligning two exact tokenizers takes less than half of the time that
 reading the text with both takes.
@@ -114,9 +114,9 @@ def cost(ours: str, theirs: str, rows: int, rounds: int) -> dict[str, float]:
     seconds = dict.fromkeys(parts, float("inf"))
     for _ in range(rounds):
         for name, part in parts.items():
-            start = time.perf_counter()
+            start = time.process_time()
             part()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
+            seconds[name] = min(seconds[name], time.process_time() - start)
     tokens = sum(map(len, read["ours"])) + sum(map(len, read["theirs"]))
     speeds = {f"{name}_tokens_per_second": tokens / value for name, value in seconds.items()}
     return {"tokens": tokens, "align_to_tokenise": seconds["align"] / seconds["tokenise"], **speeds}

@@ -6,7 +6,7 @@ byte-level BPE writes a leading space as one marker letter, SentencePiece as ano
 
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property, lru_cache
 from typing import Any
 
@@ -127,8 +127,8 @@ class Spelling:
 
         By the characters that the tokenizer says a token was made of. What it left out belongs to the token before
         (an accent), white space to the one after it. Tokens made of the same characters, or with a border inside of
-        what a normaliser may compose, end together. None unless the tokenizer reads the text as these tokens, or as
-        these and more.
+        what a normaliser may compose, end together; beyond the text where not all of them are given. None unless the
+        tokenizer reads the text as these tokens, or as these and more.
         """
         said = text.decode("utf-8", "replace")
         if said.encode() != text or not self.tokenizer.is_fast:
@@ -146,9 +146,10 @@ class Spelling:
             border &= ~np.isin(ends, [place for place, letter in enumerate(said) if _joins(letter)])
         border[-1] = True
         places = np.flatnonzero(border)
-        ends = ends[places[np.searchsorted(places, np.arange(len(ends)))]]
+        last = places[np.searchsorted(places, np.arange(len(ids)))]  # of the tokens that end together with each
         letters = np.frombuffer(text, dtype=np.uint8) & 0xC0 != 0x80  # where a character begins
-        return np.append(np.flatnonzero(letters), len(text))[ends][: len(ids)]
+        found = np.append(np.flatnonzero(letters), len(text))[ends[last]]
+        return np.where(last < len(ids), found, len(text) + 1)
 
 
 def _with_left_out(text: str, ends: np.ndarray, begins: np.ndarray) -> np.ndarray:
@@ -188,7 +189,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> Iterator[bytes | None]:
     return (None if token is None else spelt(token) for token in tokens)
 
 
-def _reader_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str | None]):
+def _reader_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str | None]) -> Callable[[str], bytes | None]:
     """Return what reads a token's bytes from its string."""
     kinds = _decoders(tokenizer)
     if "ByteLevel" in kinds:

@@ -97,10 +97,11 @@ def _spelt_otherwise(readings: list, count: int, plain: bool) -> list[str]:
         sides = []
         for spelling, ids, chunks in readings:
             pieces = [spelling.pieces[t] for t, c in zip(ids, chunks, strict=True) if c == chunk]
-            sides.append(None if None in pieces else b"".join(pieces).replace("▁".encode(), b" "))
+            spelt = None if None in pieces else b"".join(pieces).replace("▁".encode(), b" ")
+            sides.append(spelt if plain or spelt is None else spelt.replace(b" ", b""))
         if None not in sides and sides[0] != sides[1]:
             short, long = sorted(sides, key=len)
-            if (plain and chunk) or long != b" " + short:
+            if chunk or long != b" " + short:
                 wrong.append(f"{sides[0]!r} and {sides[1]!r}")
     return wrong
 

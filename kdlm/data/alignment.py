@@ -22,7 +22,7 @@ from kdlm.spelling import Ids, Spelling
 NONE = -1
 """The chunk of a token that is in none."""
 
-Chunks = Int[np.ndarray, "tokens"]
+Chunks = Int[np.ndarray, "_"]
 
 ENOUGH = 32
 """Bytes by which the beginning of an answer that was cut is found after what the other template writes before it."""
@@ -91,9 +91,10 @@ class Aligner:
 
     def _shared(self, ids: np.ndarray, their_ids: np.ndarray, closed: bool) -> "Shared | None":
         """Return where each token ends in the text that both spell; None if they do not spell one."""
-        if self.ours.exact and self.theirs.exact:
-            return self._spelt(ids, their_ids, closed) or self._read(ids, their_ids)
-        return self._read(ids, their_ids) or self._spelt(ids, their_ids, closed)
+        spelt = self._spelt(ids, their_ids, closed)
+        if spelt is not None and spelt.late == (False, False) and self.ours.exact and self.theirs.exact:
+            return spelt
+        return self._read(ids, their_ids) or spelt
 
     def _spelt(self, ids: np.ndarray, their_ids: np.ndarray, closed: bool) -> "Shared | None":
         """Compare the bytes of the tokens."""
@@ -105,7 +106,7 @@ class Aligner:
         size = min(len(text) - start, len(other) - their_start)
         rest = text[start + size :] + other[their_start + size :]
         ends, their_ends = self.ours.ends(ids) - start, self.theirs.ends(their_ids) - their_start
-        return Shared(ends, their_ends, size, not rest.strip(), late=max(start, their_start) > 1)
+        return Shared(ends, their_ends, size, not rest.strip(), late=(start > 1, their_start > 1))
 
     def _read(self, ids: np.ndarray, their_ids: np.ndarray) -> "Shared | None":
         """Have the tokenizer of one reading read what the other, an exact one, spells: it must give the same tokens."""
@@ -124,26 +125,27 @@ class Shared:
         ends, their_ends: in bytes from where the shared text begins.
         size: of the shared text, in bytes.
         to_the_end: whether neither reading says more after it.
-        late: whether a reading says more before it than the space that SentencePiece writes.
+        late: whether either reading says more before it than the space that SentencePiece writes.
     """
 
     ends: Int[np.ndarray, "tokens"]
     their_ends: Int[np.ndarray, "their_tokens"]
     size: int
     to_the_end: bool
-    late: bool = False
+    late: tuple[bool, bool] = (False, False)
 
     def chunks(self, first: int) -> tuple[Chunks, Chunks, int]:
         """Return the chunk of each token, numbered from `first`, and how many there are."""
         border = _marked(self.ends, self.size) & _marked(self.their_ends, self.size)
-        # 1 where a token reaches into the first chunk from before the shared text
-        dropped = int(self.late and not (_begins(self.ends) and _begins(self.their_ends)))
         number = np.cumsum(border)  # of the chunk that holds the byte at a place
         count = int(number[-1])
+        sides = list(zip((self.ends, self.their_ends), self.late, strict=True))
+        # 1 where a token reaches into the first chunk from before the shared text
+        dropped = int(any(late and not (ends == 0).any() for ends, late in sides))
         numbers = []
-        for ends in (self.ends, self.their_ends):
+        for ends, late in sides:
             found = number[np.clip(ends - 1, 0, self.size)]
-            inside = (found >= dropped) & (found < count) & ((ends > 0) | (not self.late)) & (ends <= self.size)
+            inside = (found >= dropped) & (found < count) & (ends <= self.size) & ((ends > 0) | (not late))
             numbers.append(np.where(inside, found - dropped + first, NONE))
         return numbers[0], numbers[1], max(count - dropped, 0)
 
@@ -196,7 +198,7 @@ def _reread(spelling: Spelling, ids: np.ndarray, exact: Spelling, exact_ids: np.
     for skipped in (1, 0) if exact.begins_with_space and text[:1] == b" " else (0,):
         ends = spelling.ends_in(text[skipped:], ids)
         if ends is not None:
-            size = int(ends[-1]) if len(ends) else 0
+            size = int(ends[ends + skipped <= len(text)].max(initial=0))
             return Shared(ends, exact.ends(exact_ids) - skipped, size, size + skipped == len(text))
     return None
 
@@ -222,11 +224,6 @@ def _marked(ends: np.ndarray, size: int) -> Bool[np.ndarray, "places"]:
     marks = np.zeros(size + 1, dtype=bool)
     marks[ends[(ends > 0) & (ends <= size)]] = True
     return marks
-
-
-def _begins(ends: np.ndarray) -> bool:
-    """Whether a token ends where the shared text begins, or none does before it."""
-    return bool((ends == 0).any() or (ends > 0).all())
 
 
 def _holding(chunks: Chunks, marked: Bool[np.ndarray, "tokens"], count: int) -> Bool[np.ndarray, "chunks"]:

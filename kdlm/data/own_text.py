@@ -130,7 +130,8 @@ class Reader:
         shared = shared[shared > 0]
         numbers = [np.searchsorted(shared, values) for values in (said.ends, ends)]
         first = int(said.begun)  # of the first character, a part is the prompt's on one side
-        return tuple(np.where((n < len(shared)) & (n >= first), n - first, NONE) for n in numbers)
+        ours, others = (np.where((n < len(shared)) & (n >= first), n - first, NONE) for n in numbers)
+        return ours, others
 
     def _segment(self, ids: list[int]) -> list[int]:
         """Return the tokens after the last control token."""

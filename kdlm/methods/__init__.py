@@ -84,12 +84,12 @@ AnyMethod = Annotated[
     | TsdKDSection
     | TokenPSKDSection
     | ALMSection
-    | TokenizerTransferSection
-    | DSKDSection
     | ULDSection
     | GOLDSection
     | SharedVocabularyKDSection
     | VocabularyProjectionSection
+    | TokenizerTransferSection
+    | DSKDSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection

@@ -178,6 +178,23 @@ def test_members_of_one_tokenizer_are_averaged_and_of_several_refused(
     assert "teacher.members.1: has another tokenizer than teacher.members.0" in said
 
 
+@pytest.mark.parametrize(
+    ("teacher", "read"),
+    [
+        ("teacher.calibration={name: temperature}", "teacher_calibration"),
+        ("teacher={name: ensemble, members: [OF, OF], weights: {name: learned}}", "teacher_weight/0"),
+    ],
+)
+def test_what_a_teacher_learns_from_held_out_text_it_learns_from_its_own_reading(
+    recipe: Path, teacher: str, read: str
+) -> None:
+    options = ["teacher.format={name: top_k, k: 8}", teacher.replace("OF", "{name: sandbox, model: code-teacher-tiny}")]
+    if "calibration" in teacher:
+        capture(load(recipe, options))
+    run = train(load(recipe, options[1:] if "ensemble" in teacher else options))
+    assert read in (run / "metrics.jsonl").read_text()
+
+
 def test_a_teacher_that_names_no_tokenizer_is_refused(recipe: Path, capsys: Any) -> None:
     said = refusal(recipe, "teacher={name: custom, target: 'builtins:dict'}", verb="check", capsys=capsys)
     assert "teacher: alm reads the text as the teacher does, and custom does not say which tokenizer" in said

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alignment_laws import PARTS, SPECIAL, faults
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from readers import EXACT, KINDS, LOSSY, reader
 
@@ -62,6 +62,7 @@ def test_which_side_is_the_students_makes_no_difference(text):
 @settings(max_examples=60, deadline=None)
 @given(texts)
 def test_a_tokenizer_and_itself_share_every_token(text):
+    assume(not any(name in text for name in SPECIAL))
     for kind in EXACT:
         _, ids, _, chunks, their_chunks = aligned((kind, kind), text)
         assert chunks.tolist() == their_chunks.tolist() == list(range(len(ids)))
@@ -184,3 +185,15 @@ THOUGHT = b"<think>\n\n</think>\n\n"
 def test_where_what_two_answers_share_begins(text, other, closed, starts):
     assert overlap(text, other, closed) == starts
     assert overlap(other, text, closed) == (None if starts is None else starts[::-1])
+
+
+def test_a_token_that_reaches_into_what_is_shared_is_in_no_chunk():
+    align = aligner("1k", "bytes")
+    text = "<think>\n\n</think>\n\nThe answer is that a mapping is looked up by its key"
+    ids, their_ids = align.ours.ids("   " + text[17:]), align.theirs.ids(text)
+    chunks, their_chunks = align([0, *ids], [-100, *ids], [0, 0, *their_ids], [-100, -100, *their_ids])
+    spelt = [
+        b"".join(spelling.pieces[i] for i, c in zip(some, numbers, strict=True) if c == 0)
+        for spelling, some, numbers in ((align.ours, ids, chunks[1:]), (align.theirs, their_ids, their_chunks[2:]))
+    ]
+    assert spelt[0] == spelt[1] and chunks.max() > 5

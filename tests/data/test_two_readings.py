@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alignment_laws import PARTS, SPECIAL
-from conftest import CHATML, FORGETFUL
+from chat_templates import CHATML, FORGETFUL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from readers import EXACT, fresh, reader
@@ -266,7 +266,7 @@ exact_pairs = st.sampled_from([(a, b) for a in EXACT for b in [*EXACT, "wordpiec
 
 @settings(max_examples=150, deadline=None)
 @given(exact_pairs, st.data(), st.booleans(), st.booleans())
-def test_whatever_ids_a_student_samples_its_teacher_reads_the_same_bytes(kinds, data, prompted, ended):
+def test_whatever_ids_a_student_samples_its_teacher_reads_the_same_text(kinds, data, prompted, ended):
     ours, theirs = map(reader, kinds)
     spelling = spelling_of(ours)
     size = len(spelling.pieces)
@@ -283,6 +283,7 @@ def test_whatever_ids_a_student_samples_its_teacher_reads_the_same_bytes(kinds, 
     if kinds[1] != "wordpiece-1k":
         for mine, other in sides({**row, **read}, ours, theirs):
             if mine is not None and other is not None and b"<" not in mine:
+                mine = mine.decode(errors="replace").encode()  # the teacher reads U+FFFD where there is no character
                 said = sorted((side.replace("▁".encode(), b" ") for side in (mine, other)), key=len)
                 assert said[0] == said[1] or said[1] == b" " + said[0]
     if row["input_ids"] and read["their_ids"]:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from readers import STEP, Says, batch_of, introduced
+from paired_batches import STEP, Says, batch_of, introduced
 
 from kdlm.losses import JSD, CrossEntropy, ForwardKL, TVDPlusPlus, generalised_jsd, sorted_l1, token_log_probs
 from kdlm.methods import GOLD, ULD, SharedVocabularyKD, VocabularyProjection
 from kdlm.methods.cross_tokenizer.uld import by_index
-from kdlm.signal import Dense, Hidden, Rows
+from kdlm.signal import Dense, Hidden, Mixture, Rows
 
 BPE, UNIGRAM, BYTES = "code-tokenizer-tiny", "code-tokenizer-unigram-tiny", "code-tokenizer-bytes"
 MADE = {
@@ -166,12 +166,25 @@ def test_a_teacher_of_longer_tokens_carried_to_bytes_is_its_law_of_the_next_byte
     torch.testing.assert_close(value, torch.xlogy(law, law / q).sum())
 
 
+@pytest.mark.parametrize("name", ["uld", "shared", "projection", "projection_turned"])
+def test_teachers_of_one_tokenizer_may_be_several(name: str) -> None:
+    """Two that say the same are one."""
+    method, networks, batch = of_pair(name), nets(), batch_of(UNIGRAM, BPE)
+    one = networks["teacher"]
+
+    def several(batch, rows: Rows) -> Mixture:
+        return Mixture((one(batch, rows),) * 2, torch.full((len(rows), 2), 0.5, dtype=torch.float64).log())
+
+    both = {**networks, "teacher": several}
+    torch.testing.assert_close(mean(method, both, batch), mean(of_pair(name), networks, batch))
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="SharedVocabularyKD needs one that compares with the teacher"):
         SharedVocabularyKD([CrossEntropy()])
     with pytest.raises(ValueError, match="forward_kl compares token by token"):
         GOLD([ForwardKL()])
-    assert SharedVocabularyKD([ForwardKL()], rest="renormalise").signals == {Hidden, Dense}
+    assert SharedVocabularyKD([ForwardKL()], rest="renormalise").signals == {Hidden, Dense, Mixture}
     assert TVDPlusPlus().needs_teacher
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 
@@ -41,11 +41,11 @@ class Readings:
         """At least the number of chunks, known without waiting for the device."""
         return min(len(self.rows), len(self.their_rows))
 
-    def over_chunks(self, values: Float[Tensor, "rows"]) -> Float[Tensor, "chunks"]:
+    def over_chunks(self, values: Shaped[Tensor, "rows"]) -> Shaped[Tensor, "chunks"]:
         """Sum a value of each row over the rows of each chunk; places beyond the last chunk are 0."""
         return _sums(values, self.chunks, self.size)
 
-    def over_their_chunks(self, values: Float[Tensor, "their_rows"]) -> Float[Tensor, "chunks"]:
+    def over_their_chunks(self, values: Shaped[Tensor, "their_rows"]) -> Shaped[Tensor, "chunks"]:
         """Sum a value of each of the teacher's rows over the rows of each chunk."""
         return _sums(values, self.their_chunks, self.size)
 

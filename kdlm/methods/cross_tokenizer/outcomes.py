@@ -9,7 +9,7 @@ from kdlm.data.paired_vocabulary import PairedVocabulary
 from kdlm.losses import Matched, OnOutcomes, Projected, Turned, numbered_names, weighted_sum
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.signal import Dense, Hidden, TopK, take
+from kdlm.signal import Dense, Hidden, Mixture, TopK, take
 from kdlm.spelling import Spelling
 
 
@@ -23,7 +23,7 @@ class OutcomesKD(AlignedMethod):
             student alone, at all of its tokens.
     """
 
-    signals = frozenset({Hidden, Dense, TopK})
+    signals = frozenset({Hidden, Dense, Mixture, TopK})
 
     def __init__(self, losses=(), **options: Any):
         super().__init__([loss for loss in losses if not loss.needs_teacher], **options)
@@ -77,7 +77,7 @@ class SharedVocabularyKD(OutcomesKD):
         super().__init__(losses, **options)
         self.rest = rest
         if rest == "renormalise":
-            self.signals = frozenset({Hidden, Dense})  # what a top-k has of the shared tokens is not known in all
+            self.signals = self.signals - {TopK}  # what a top-k has of the shared tokens is not known in all
 
     def make_outcomes(self, vocab: int, their_vocab: int) -> Matched:
         ids, their_ids = map(torch.from_numpy, self.paired.matched)
@@ -113,7 +113,7 @@ class VocabularyProjection(OutcomesKD):
         super().__init__(losses, **options)
         self.onto, self.k = onto, k
         if onto == "student":
-            self.signals = frozenset({Hidden, Dense})
+            self.signals = self.signals - {TopK}
 
     def make_outcomes(self, vocab: int, their_vocab: int) -> Matched | Turned:
         if self.onto == "teacher":

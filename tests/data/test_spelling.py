@@ -62,6 +62,8 @@ def test_tokens_that_are_not_how_a_text_is_read_have_no_ends_in_it():
     assert nfkc.ends_in(b"def f(y)", ids) is None
     assert nfkc.ends_in(b"def f(x", ids) is None
     assert nfkc.ends_in(b"\xff", ids) is None
+    accented = nfkc.ids("ﬁ")
+    assert nfkc.ends_in("ﬁ".encode(), accented[:-1]).tolist() == [4] * (len(accented) - 1), "cut inside a character"
     assert nfkc.ends_in(b"def f(x)", ids[:2]).tolist() == nfkc.ends_in(b"def f(x)", ids)[:2].tolist()
 
 
