@@ -51,19 +51,14 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, markup: Markup) -> Any:
 
 def _byte_level(texts: Iterable[str], vocab_size: int, markup: Markup) -> Any:
     """Nothing is trained: byte b has the id b after the special tokens."""
-    letters = _letters_of_bytes()
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = [letter for _, letter in sorted(bytes_to_unicode().items())]  # that GPT-2 writes the bytes 0 to 255 with
     vocabulary = {token: number for number, token in enumerate([*markup.special, *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
-
-
-def _letters_of_bytes() -> list[str]:
-    """The letters that GPT-2 writes the bytes 0 to 255 with: the printable ones themselves, the others from 256 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
 
 
 def _train_unigram(texts: Iterable[str], vocab_size: int, markup: Markup) -> Any:
