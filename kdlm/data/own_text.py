@@ -58,10 +58,12 @@ class Reader:
 
     @cached_property
     def leading(self) -> list[int]:
+        """What the teacher's tokenizer puts before a text of its own accord."""
         return leading_tokens(self.teacher)
 
     @cached_property
     def own_leading(self) -> list[int]:
+        """What the student's does."""
         return leading_tokens(self.tokenizer)
 
     @cached_property
@@ -72,6 +74,7 @@ class Reader:
 
     @cached_property
     def their_space(self) -> bool:
+        """Whether the teacher's tokenizer puts a space of its own before a text."""
         return adds_space(self.theirs)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Compressed(Section):
     """A delta that is kept somehow."""
 
     def parts(self, shape: Shape) -> list[Part]:
+        """Return what is kept of a matrix of this shape, in the order of the codes."""
         raise NotImplementedError
 
     def kinds(self, shape: Shape) -> dict[str, Kind]:
@@ -55,12 +56,15 @@ class Compressed(Section):
         return codes | ({"steps": ("BF16", (steps,))} if steps else {})
 
     def bytes(self, shape: Shape) -> int:
+        """Return the bytes of all that `encode` returns."""
         return sum(part.codes + 2 * part.steps for part in self.parts(shape))
 
     def encode(self, matrix: Float[Tensor, "rows columns"]) -> Coded:
+        """Return what is kept of a matrix, on the CPU."""
         raise NotImplementedError
 
     def decode(self, coded: Coded, shape: Shape) -> Float[Tensor, "rows columns"]:
+        """Return the matrix that comes back, in float32."""
         raise NotImplementedError
 
     def _read(self, coded: Coded, shape: Shape) -> Iterator[Tensor]:

@@ -94,6 +94,7 @@ class Pack:
 
     @property
     def changed(self) -> set[str]:
+        """The tensors that it adds to."""
         return {*self.about.deltas, *self.about.same_as}
 
     def require(self, base: ModelFolder) -> None:

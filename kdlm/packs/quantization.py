@@ -22,6 +22,7 @@ def bytes_of_codes(rows: int, length: int, bits: int) -> int:
 
 
 def count_of_steps(rows: int, length: int, bits: int) -> int:
+    """Return how many groups have a step; none where the numbers themselves are kept."""
     return rows * -(-length // GROUP) if bits < 16 else 0
 
 
@@ -133,4 +134,5 @@ def to_bits(mask: Bool[Tensor, "count"]) -> UInt8[Tensor, "bytes"]:
 
 
 def from_bits(bits: UInt8[Tensor, "bytes"], count: int) -> Bool[Tensor, "count"]:
+    """Return the first `count` bits as truths."""
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool))
