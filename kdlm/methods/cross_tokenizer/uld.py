@@ -95,7 +95,9 @@ def _places(rows: Rows, batch: Batch) -> Int[Tensor, "rows"]:
     return (sequence << 42) + (within[answer] << 21) + place
 
 
-def _aligned(readings: Readings, starts: Pairs, pairs: Pairs) -> Tensor:
+def _aligned(
+    readings: Readings, starts: tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]], pairs: Pairs
+) -> Int[Tensor, ""]:
     """Count the pairs in which both have read the same text."""
     numbers = []
     for chunks, start, pair in zip((readings.chunks, readings.their_chunks), starts, pairs, strict=True):
