@@ -254,7 +254,7 @@ def _left_by_a_run(path: Path) -> str:
         return ""
     if (path.expanduser().parent / "recipe.yaml").is_file():
         return f"; the run in {path.parent} has not ended: kdlm train {path.parent}/recipe.yaml --resume"
-    return f"; kdlm train the recipe first that has run_dir: {path.parent}"
+    return f"; train the recipe with run_dir: {path.parent} first"
 
 
 def device_of(name: str) -> torch.device:
