@@ -20,13 +20,12 @@ import torch
 from filelock import FileLock, Timeout
 from transformers.utils import logging as hf_logging
 
-from kdlm.data import Collator, Data, DataSection, load_data
-from kdlm.data.chat import template_text
+from kdlm.data import Collator, Data, DataSection
 from kdlm.data.load import pad_id
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.disk import flush
 from kdlm.losses import kept_rows
-from kdlm.recipe import Recipe
+from kdlm.recipe import Recipe, across
 from kdlm.sandbox.progress import console
 from kdlm.signal import IGNORE_INDEX, Head, Hidden, Rows, Signal
 from kdlm.store import (
@@ -45,6 +44,7 @@ from kdlm.store import (
 )
 from kdlm.store.formats import Columns, Format
 from kdlm.teachers import CachedTeacherSection
+from kdlm.train import loaded
 
 Work = tuple[np.ndarray, Asked]
 """Token ids of a sequence, and what is asked of it."""
@@ -56,6 +56,7 @@ _WAIT = 5.0
 def capture(recipe: Recipe) -> Path:
     """Write the signals of the recipe's cached teacher for all of its data, and return the folder.
 
+    For a method across tokenizers they are of the teacher's own reading of the text.
     Goes on where a killed capture stopped, adds what data have been added, and shares the work with other processes.
     Raises ValueError where the recipe names nothing to capture, or the folder holds another capture.
     """
@@ -65,11 +66,7 @@ def capture(recipe: Recipe) -> Path:
     assert section.of is not None
     if not isinstance(recipe.data, DataSection):
         raise ValueError(f"data: signals are captured of text, not of {recipe.data.name}: use the model as the teacher")
-    student: Any = recipe.student  # a language model: the data are text
-    tokenizer = student.tokenizer()
-    if recipe.data.chat_template is not None:
-        tokenizer.chat_template = template_text(recipe.data.chat_template)
-    data = load_data(recipe.data, tokenizer, seed=recipe.seed)
+    tokenizer, data = loaded(recipe)
     print(data.report)
     splits = [split for split in (data.train, data.eval) if split is not None]
     width = section.of.config().get_text_config().hidden_size
@@ -83,11 +80,12 @@ def capture(recipe: Recipe) -> Path:
     ]
     if left or fresh:
         model: Any = section.of.build(_device(recipe))
-        ours, theirs = student.config().get_text_config().vocab_size, section.of.tokenizer()
-        shared = shared_vocabulary(tokenizer, theirs, ours, model.vocab_size).require()
+        theirs = section.of.tokenizer()
+        shared = compared(recipe, tokenizer, theirs, model)
         about = described(section, model, shared if isinstance(shared, int) else shared.tolist(), data)
         enter(section.path, about, model, theirs)
-        observe = Observer(model, section.format, shared, pad_id(tokenizer), section.batch_tokens)
+        reader = theirs if across(recipe) else tokenizer
+        observe = Observer(model, section.format, shared, pad_id(reader), section.batch_tokens)
         try:
             _work(left, splits, known, section.path, observe)
         finally:
@@ -111,6 +109,18 @@ def section_of(recipe: Recipe) -> CachedTeacherSection:
     if recipe.data.streaming:
         raise ValueError("data.streaming: a stream may never end and cannot be captured; set streaming: false")
     return section
+
+
+def compared(recipe: Recipe, tokenizer: Any, theirs: Any, model: Any) -> Any:
+    """Return the ids whose probabilities are kept: what both tokenizers share; all, where each reads by itself.
+
+    Raises ValueError where token by token nothing can be compared.
+    """
+    if across(recipe):
+        return model.vocab_size
+    student: Any = recipe.student  # a language model: the data are text
+    ours = student.config().get_text_config().vocab_size
+    return shared_vocabulary(tokenizer, theirs, ours, model.vocab_size).require()
 
 
 def _device(recipe: Recipe) -> torch.device:

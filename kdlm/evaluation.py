@@ -56,7 +56,8 @@ class SummedEvaluation(Trainer):
             )
             for batch in loader:
                 batch = self._prepare_inputs(batch)
-                yield batch, kept_rows(batch["labels"])
+                read = batch["theirs"] if "chunks" in batch else batch  # a teacher with a tokenizer of its own
+                yield read, kept_rows(read["labels"])
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Give each rank its share of the rows, none of them twice."""

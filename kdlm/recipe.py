@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kdlm.data import AnyData
 from kdlm.losses import AnyLoss
-from kdlm.methods import AnyMethod
+from kdlm.methods import AlignedMethod, AnyMethod
 from kdlm.models import AnyStudent
 from kdlm.quality import SamplingSection
 from kdlm.rollouts import RolloutSection
@@ -19,7 +19,7 @@ from kdlm.training_arguments import Training
 from kdlm.verifiers import AnyVerifier
 from kdlm.yaml_document import Problem, RecipeError, dump
 
-__all__ = ["Problem", "Recipe", "RecipeError", "load", "resolved"]
+__all__ = ["Problem", "Recipe", "RecipeError", "across", "load", "resolved"]
 
 
 class Recipe(Section):
@@ -60,6 +60,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: a ValueError with every problem of the file and the overrides, each with its place.
     """
     return load_section(Recipe, path, overrides)
+
+
+def across(recipe: Recipe) -> bool:
+    """Whether the method compares two readings of the text, the student's and the teacher's."""
+    return issubclass(getattr(recipe.method, "method", object), AlignedMethod)
 
 
 def resolved(recipe: Recipe) -> str:

@@ -10,7 +10,7 @@ from kdlm.data.tokenised import made_with
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.looking import opened
 from kdlm.methods import AlignedMethod, Method, PolicyMethod, Step, TokenMethod
-from kdlm.recipe import Recipe
+from kdlm.recipe import Recipe, across
 from kdlm.signal import Sampled, TopK
 from kdlm.store import read_about
 from kdlm.teachers import ByDomain, CachedTeacherSection, Confidence, EnsembleSection, Learned, teachers_of
@@ -54,6 +54,11 @@ def server(recipe: Recipe) -> Iterator[str]:
 
 def tokenizers(recipe: Recipe, method: Method | None) -> Iterator[str]:
     problems = []
+    if across(recipe) and recipe.teacher is not None and not hasattr(recipe.teacher, "tokenizer"):
+        raise ValueError(
+            f"teacher: {recipe.method.name} reads the text as the teacher does, and {recipe.teacher.name} "
+            "does not say which tokenizer that takes"
+        )
     for key, teacher in teachers_of(recipe.teacher):
         if isinstance(teacher, CachedTeacherSection) and read_about(teacher.path) is None:
             teacher = teacher.of  # what will be captured
@@ -64,6 +69,10 @@ def tokenizers(recipe: Recipe, method: Method | None) -> Iterator[str]:
                 problems.append(f"{key}: {error}")
     if problems:
         raise ValueError("\n".join(problems))
+    if across(recipe) and isinstance(recipe.teacher, EnsembleSection):
+        members: list[Any] = list(recipe.teacher.members)
+        if all(opened(member.tokenizer, member)[0] is not None for member in members if hasattr(member, "tokenizer")):
+            recipe.teacher.tokenizer()
 
 
 def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> Iterator[str]:
@@ -143,11 +152,12 @@ def captured(recipe: Recipe) -> Iterator[str]:
     if tokenizer is None:
         yield f"teacher: {teacher.path} not compared with the data, no tokenizer ({why_not})"
         return
-    now = made_with(data, tokenizer)
+    now = made_with(data, tokenizer, teacher.tokenizer() if across(recipe) else None)
     if now["tokenizer"] != about.tokenizer:
+        whose = "the teacher's own" if across(recipe) else "the student's"
         raise ValueError(
-            f"teacher.path: {teacher.path} was captured with another tokenizer than the student's: its ids mean other "
-            "tokens; capture anew into another folder"
+            f"teacher.path: {teacher.path} was captured with another tokenizer than {whose}, with which "
+            f"{recipe.method.name} asks: its ids mean other tokens; capture anew into another folder"
         )
     yield f"teacher: {teacher.describe()}"
     for difference in differences_of(about.data, now):

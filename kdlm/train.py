@@ -15,13 +15,12 @@ from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
-from kdlm.methods import AlignedMethod
 from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
 from kdlm.progress import Display, MetricsFile
-from kdlm.recipe import Recipe
+from kdlm.recipe import Recipe, across
 from kdlm.remote import ServerUnavailable
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samples import SampleLog
@@ -173,11 +172,6 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
     column = recipe.verifier.column if recipe.verifier is not None else None
     theirs = recipe.teacher.tokenizer() if across(recipe) else None  # pyright: ignore[reportOptionalMemberAccess]
     return tokenizer, load_data(recipe.data.with_reference(column), tokenizer, theirs, seed=recipe.seed)
-
-
-def across(recipe: Recipe) -> bool:
-    """Whether the method compares two readings of the text, the student's and the teacher's."""
-    return issubclass(getattr(recipe.method, "method", object), AlignedMethod)
 
 
 def loaded_student(recipe: Recipe, data: Data) -> Any:

@@ -40,7 +40,7 @@ class Data:
         collator: makes a batch of rows, in the layout that the section asks for.
         report: what became of the rows of every source. `print(data.report)`.
         fingerprints: for each split, a hash of all that determines its tokens.
-        made_with: the settings behind the tokens, by name.
+        made_with: the settings behind the tokens, by name; of two readings, behind the teacher's.
     """
 
     train: datasets.Dataset | datasets.IterableDataset | TensorRows
@@ -87,7 +87,7 @@ def load_data(
         collator=text_collator("padded" if section.packing == "none" else "padding_free", tokenizer, teacher),
         report=report,
         fingerprints={name: split.fingerprint for name, split in splits.items()},
-        made_with=made_with(section, tokenizer),
+        made_with=made_with(section, tokenizer, teacher),
     )
 
 

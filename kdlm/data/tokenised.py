@@ -20,7 +20,7 @@ from kdlm.data.forms import read_domain, read_reference, recognise
 from kdlm.data.report import SourceReport, Unusable
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.sources import Opened, open_source
-from kdlm.data.two_readings import COLUMNS, PairEncoder
+from kdlm.data.two_readings import COLUMNS, PairEncoder, teachers_section
 from kdlm.signal import domain_id
 
 log = logging.getLogger(__name__)
@@ -141,8 +141,19 @@ def second_reading(section: DataSection, teacher: PreTrainedTokenizerBase) -> li
     ]
 
 
-def made_with(section: DataSection, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return, by name, the settings that decide which tokens a row becomes: what may differ between two runs."""
+def made_with(
+    section: DataSection, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase | None = None
+) -> dict[str, Any]:
+    """Return, by name, the settings that decide which tokens a row becomes: what may differ between two runs.
+
+    With `teacher`, the tokens of its own reading; where plain text is cut, the student's have a say in that.
+    """
+    if teacher is not None:
+        student = {
+            "student_tokenizer": tokenizer_fingerprint(tokenizer, chat_template=False),
+            "student_max_length": section.max_length,
+        }
+        return made_with(teachers_section(section), teacher) | student
     template = template_text(section.chat_template) or tokenizer.chat_template
     return {
         "tokenizer": tokenizer_fingerprint(tokenizer, chat_template=False),

@@ -7,7 +7,7 @@ from pydantic import Field
 from kdlm.losses.adaptive import AdaptiveKL, adaptive_kl
 from kdlm.losses.affinity import affinity, clip_loss
 from kdlm.losses.attention import attention_transfer
-from kdlm.losses.chunk_likelihood import chunk_likelihood
+from kdlm.losses.chunk_likelihood import ChunkDivergence, chunk_kl, chunk_likelihood
 from kdlm.losses.chunked import chunked
 from kdlm.losses.contrastive import contrast_in_batch, contrast_with_bank
 from kdlm.losses.cross_entropy import CrossEntropy, cross_entropy
@@ -16,7 +16,7 @@ from kdlm.losses.decoupled import DKD, decoupled_kl
 from kdlm.losses.fused import plan_chunks
 from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
-from kdlm.losses.log_probs import teacher_log_probs, token_log_probs
+from kdlm.losses.log_probs import label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import measures_for
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
@@ -67,6 +67,7 @@ __all__ = [
     "AdaptiveKL",
     "AlphaMixture",
     "AnyLoss",
+    "ChunkDivergence",
     "Constant",
     "Cosine",
     "CrossEntropy",
@@ -89,6 +90,7 @@ __all__ = [
     "alpha_mixture",
     "attention_transfer",
     "bucket",
+    "chunk_kl",
     "chunk_likelihood",
     "chunked",
     "clip_loss",
@@ -106,6 +108,7 @@ __all__ = [
     "importance_weights",
     "k3",
     "kept_rows",
+    "label_log_probs",
     "label_places",
     "measures_for",
     "mmd2",

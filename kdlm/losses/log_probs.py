@@ -11,7 +11,7 @@ from torch import Tensor
 from kdlm.losses.measures import teacher_cross_entropy
 from kdlm.losses.sweep import sweep
 from kdlm.losses.vocabulary import Vocab, whole
-from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Signal
+from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Signal, TopK
 
 
 def token_log_probs(
@@ -69,3 +69,11 @@ def teacher_log_probs(
     shared = teacher if vocab is None else teacher.cut(vocab)
     known = labels < shared.vocab_size
     return token_log_probs(shared, labels.where(known, 0), **call)[0].masked_fill(~known, -torch.inf)
+
+
+def label_log_probs(teacher: TopK, labels: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    """Return `log p(label)` of the rows whose label is among the k tokens; -inf for the others, whose share of the tail
+    nobody knows. Without gradient."""
+    here = teacher.ids == labels[:, None]
+    found = teacher.log_probs.detach().float().masked_fill(~here, -torch.inf)
+    return found.amax(-1)

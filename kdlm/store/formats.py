@@ -273,10 +273,16 @@ class HiddenFormat(Format):
 
 
 class LogProbsFormat(Format):
-    """Log-probabilities of the text itself: for comparing teachers and texts, and across tokenizers."""
+    """Log-probabilities of the text itself: all that `alm` asks of a teacher; also to compare teachers, or texts."""
 
     kind: ClassVar = LogProbs
+    made_from: ClassVar = frozenset({Dense, Hidden, LogProbs})
     name: Literal["logprobs"] = "logprobs"
+
+    def observe(self, signal: Signal, shared: Shared, labels: Tensor, generator: torch.Generator) -> Record:
+        if isinstance(signal, LogProbs):  # from a server
+            return {"log_probs": signal.log_probs.float().cpu()}
+        return super().observe(signal, shared, labels, generator)
 
     def _of_logits(self, z, labels, generator) -> Record:
         ids, logits = z

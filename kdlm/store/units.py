@@ -9,6 +9,9 @@ import xxhash
 
 from kdlm.store.sequences import Asked, asked
 
+_OF_ALL = {name: name for name in ("input_ids", "labels", "seq_lengths")}
+_OF_TEACHER = {"input_ids": "their_ids", "labels": "their_labels", "seq_lengths": "their_lengths"}
+
 
 class Place(NamedTuple):
     """Where a sequence stands: tokens `start` to `stop` of a row of a split."""
@@ -47,8 +50,8 @@ class Unit:
 def plan(splits: Sequence[Any], rows_per_unit: int) -> list[Unit]:
     """Cut the sequences of all splits, each of them once, into units of about so many rows, in the order of the data.
 
-    Splits are indexable, of rows with `input_ids`, `labels` and, where rows are packed, `seq_lengths`. Only hashes and
-    places are kept in memory.
+    Splits are indexable, of rows with `input_ids`, `labels` and, where rows are packed, `seq_lengths`; in rows of two
+    readings the sequences are the teacher's, `their_ids` and so on. Only hashes and places are kept in memory.
     """
     places: dict[bytes, list[Place]] = {}
     rows: dict[bytes, int] = {}
@@ -73,16 +76,20 @@ def plan(splits: Sequence[Any], rows_per_unit: int) -> list[Unit]:
 
 
 def rows_of(split: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a split; those of a `datasets.Dataset` by the thousand, straight from Arrow."""
+    """Yield the rows of a split as a teacher reads them; of a `datasets.Dataset` by the thousand, from Arrow."""
     if not hasattr(split, "with_format"):
-        yield from split
+        yield from map(_as_read, split)
         return
     for table in split.with_format("arrow").iter(batch_size=1000):
-        columns = {
-            name: table.column(name) for name in ("input_ids", "labels", "seq_lengths") if name in table.schema.names
-        }
+        columns = _as_read({name: table.column(name) for name in table.schema.names})
         for row in range(len(table)):
             yield {name: column[row].values.to_numpy() for name, column in columns.items()}
+
+
+def _as_read(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tokens, labels and lengths of a row or table: of two readings of the text, the teacher's."""
+    names = _OF_TEACHER if "their_ids" in content else _OF_ALL
+    return {name: content[column] for name, column in names.items() if column in content}
 
 
 def _unit(keys: list[bytes], places: dict[bytes, list[Place]], rows: int) -> Unit:
@@ -95,7 +102,7 @@ def _spans(content: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 
 def _read(splits: Sequence[Any], place: Place) -> tuple[np.ndarray, Asked]:
-    return _cut(splits[place.split][place.row], place)
+    return _cut(_as_read(splits[place.split][place.row]), place)
 
 
 def _cut(content: Mapping[str, Any], place: Place) -> tuple[np.ndarray, Asked]:

@@ -1,6 +1,6 @@
 """Teachers: batch -> Signal."""
 
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -29,6 +29,10 @@ from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
 from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
 from kdlm.teachers.vllm import VLLMTeacher, VLLMTeacherSection
 from kdlm.teachers.weights import ByDomain, Confidence, Learned, Weights, check_weights
+from kdlm.teachers.wire import vocabulary_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Teacher(Protocol):
@@ -92,7 +96,7 @@ class EnsembleSection(Section):
 
     name: Literal["ensemble"] = "ensemble"
     members: list[Annotated[SingleTeacher, Field(discriminator="name")]] = Field(min_length=1)
-    """Teachers that give whole distributions, all with the student's tokenizer."""
+    """Teachers that give whole distributions, all with the student's tokenizer, or across tokenizers with one."""
     weights: Weights | None = None
     """One number per member, of which the ratios count, or a rule: `by_domain`, `confidence`, `learned`. By default all
     members weigh alike."""
@@ -121,6 +125,20 @@ class EnsembleSection(Section):
         """Return the name a reader knows this teacher by."""
         names = [member.describe() if hasattr(member, "describe") else member.name for member in self.members]
         return f"ensemble of {', '.join(names)}"
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Open the tokenizer that all members have. Raises ValueError where they have several."""
+        sections: list[Any] = list(self.members)
+        if nameless := [i for i, member in enumerate(sections) if not hasattr(member, "tokenizer")]:
+            raise ValueError(f"teacher.members.{nameless[0]}: does not say which tokenizer it reads with")
+        first, *others = (member.tokenizer() for member in sections)
+        for number, other in enumerate(others, 1):
+            if vocabulary_digest(other) != vocabulary_digest(first):
+                raise ValueError(
+                    f"teacher.members.{number}: has another tokenizer than teacher.members.0; across tokenizers, the "
+                    "members of an ensemble must share one"
+                )
+        return first
 
     def build(self, device: torch.device) -> Ensemble:
         """Load every member; `device` is where the student trains."""

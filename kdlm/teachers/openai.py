@@ -168,7 +168,7 @@ class OpenAITeacherSection(ServerOptions):
     """The same model as a hub id or folder: its tokenizer and configuration are opened here, its weights are not."""
     k: int = Field(20, ge=0)
     """Tokens per position. vLLM gives 20 at most unless it is started with a larger `--max-logprobs`. 0 asks for the
-    text's own token alone: enough for methods on sampled tokens, such as `reverse_kl_advantage`."""
+    text's own token alone: enough for methods on sampled tokens, such as `reverse_kl_advantage`, and for `alm`."""
 
     @property
     def signals(self) -> frozenset[type]:

@@ -1,7 +1,7 @@
 """A teacher that vLLM runs in this process: for capturing, and for training beside it where memory allows.
 
-vLLM gives the k most probable tokens of a prompt's positions; or, run as a pooling model, the last hidden states, from
-which every divergence is exact. It never gives whole logits.
+vLLM gives the k most probable tokens of a prompt's positions, or what the prompt's own tokens got; or, run as a pooling
+model, the last hidden states, from which every divergence is exact. It never gives whole logits.
 """
 
 import os
@@ -15,21 +15,22 @@ from torch import Tensor
 
 from kdlm.models import AnySource, read_head
 from kdlm.section import Section
-from kdlm.signal import Head, Hidden, Rows, TopK
-from kdlm.teachers.openai import best_of
+from kdlm.signal import Head, Hidden, LogProbs, Rows, TopK
+from kdlm.teachers.openai import best_of, of_token
 from kdlm.teachers.sequences import question_of
+from kdlm.teachers.wire import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class VLLMTeacher:
-    """Answers a batch with the k best tokens of every kept row, or with hidden states.
+    """Answers a batch with the k best tokens of every kept row, with the text's own (k 0), or with hidden states.
 
     Args:
         engine: a `vllm.LLM`, run as a generating model for top-k, as a pooling model for hidden states.
         vocab_size: how many ids the model scores.
-        k: tokens per row; or
+        k: tokens per row, 0 for the text's own token alone; or
         head: the model's head, for hidden states.
         name: what the model is called.
     """
@@ -43,13 +44,13 @@ class VLLMTeacher:
     @property
     def signals(self) -> frozenset[type]:
         """The kind of signal it answers with."""
-        return frozenset({TopK if self.head is None else Hidden})
+        return frozenset({Hidden if self.head is not None else TopK if self.k else LogProbs})
 
     def fingerprint(self) -> str:
         """Return what is known of the weights: the name of the model."""
         return self.name
 
-    def __call__(self, batch: dict[str, Tensor], rows: Rows) -> TopK | Hidden:
+    def __call__(self, batch: dict[str, Tensor], rows: Rows) -> TopK | LogProbs | Hidden:
         """Return the signal at the kept rows, on their device."""
         question = question_of(batch)
         starts = (question.lengths.cumsum(0) - question.lengths).tolist()
@@ -59,13 +60,15 @@ class VLLMTeacher:
         ]
         device = rows.index.device
         if self.head is None:
-            ids, log_probs = self._best(prompts, question.rows)
+            ids, log_probs = self._best(prompts, question)
+            if not self.k:
+                return LogProbs(log_probs[:, 0].to(device))
             return TopK(ids.to(device), log_probs.to(device))
         self.head = self.head.to(device)
         hidden = torch.cat(self.hidden(prompts))[question.rows]
         return Hidden(hidden.to(device, self.head.weight.dtype), self.head)
 
-    def _best(self, prompts: Sequence[list[int]], rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _best(self, prompts: Sequence[list[int]], question: Question) -> tuple[Tensor, Tensor]:
         from vllm import SamplingParams
 
         asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self.k, detokenize=False)
@@ -74,11 +77,13 @@ class VLLMTeacher:
         for output in self.engine.generate(_as_prompts(prompts), asked, use_tqdm=False):
             said += [*output.prompt_logprobs[1:], None]
         best = []
-        for row in rows.tolist():
-            entries = {token: {"logprob": one.logprob, "rank": one.rank} for token, one in said[row].items()}
-            best.append(best_of(entries, self.k, self.vocab_size))
-        ids = torch.tensor([ids for ids, _ in best], dtype=torch.int64).reshape(-1, self.k)
-        return ids, torch.tensor([values for _, values in best]).reshape(-1, self.k)
+        for row in question.rows.tolist():
+            entries = {str(token): {"logprob": one.logprob, "rank": one.rank} for token, one in said[row].items()}
+            own = int(question.ids[row + 1])
+            best.append(best_of(entries, self.k, self.vocab_size) if self.k else of_token(entries, own))
+        width = max(1, self.k)
+        ids = torch.tensor([ids for ids, _ in best], dtype=torch.int64).reshape(-1, width)
+        return ids, torch.tensor([values for _, values in best]).reshape(-1, width)
 
     def hidden(self, prompts: Sequence[list[int]]) -> list[Float[Tensor, "tokens hidden"]]:
         """Return the last hidden states of sequences of token ids, on the CPU."""
@@ -94,7 +99,7 @@ def _as_prompts(sequences: Sequence[list[int]]) -> list[dict[str, list[int]]]:
 
 
 class VLLMTeacherSection(Section):
-    """A frozen model that vLLM runs in this process: top-k, or hidden states. Made for capturing."""
+    """A frozen model that vLLM runs in this process: top-k, the text's own tokens, or hidden states. For capturing."""
 
     provides: ClassVar[frozenset[str]] = VLLMTeacher.provides
 
@@ -103,14 +108,14 @@ class VLLMTeacherSection(Section):
     """The model."""
     signal: Literal["top_k", "hidden"] = "top_k"
     """`top_k` asks for prompt log-probabilities; `hidden` gives its last hidden states, which are exact."""
-    k: int = Field(128, ge=1)
-    """Tokens per position, for `top_k`."""
+    k: int = Field(128, ge=0)
+    """Tokens per position, for `top_k`; 0 asks for the text's own token alone, which is all that `alm` wants."""
     options: dict[str, Any] = {}
     """Handed to `vllm.LLM`: tensor_parallel_size, gpu_memory_utilization, max_model_len, enforce_eager ..."""
 
     @property
     def signals(self) -> frozenset[type]:
-        return frozenset({Hidden if self.signal == "hidden" else TopK})
+        return frozenset({Hidden if self.signal == "hidden" else TopK if self.k else LogProbs})
 
     def build(self, device: torch.device) -> VLLMTeacher:
         """Start the engine. Raises ValueError where vLLM is not installed."""

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kdlm.losses import count_kept, kept_rows, token_log_probs
+from kdlm.losses import count_kept, kept_rows, label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, LogProbs, Rows, Signal
+from kdlm.signal import Dense, Hidden, Rows, Sampled, Signal, TopK
 
 
 @dataclass(frozen=True)
@@ -136,26 +136,25 @@ class AlignedMethod(TokenMethod):
         terms = self.match(readings, nets, batch, step)
         nats = -self.token_log_probs(readings).sum()
         metrics = {"cross_entropy": (nats, "tokens"), "bits_per_byte": (nats / math.log(2), "bytes")}
-        if isinstance(readings.teacher, Hidden | Dense | LogProbs):
+        if not isinstance(readings.teacher, TopK | Sampled):  # else not all of its text is known
             theirs = -self.teacher_log_probs(readings).sum() / math.log(2)
             metrics["teacher_bits_per_byte"] = (theirs, "bytes")
         return Terms(terms.terms, terms.metrics | metrics)
 
     def token_log_probs(self, readings: Readings) -> Float[Tensor, "rows"]:
         """Return the student's log-probability of each of its tokens."""
-        return self._log_probs(readings.student, readings.rows)
+        return token_log_probs(readings.student, readings.rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)[0]
 
     @torch.no_grad()
     def teacher_log_probs(self, readings: Readings) -> Float[Tensor, "their_rows"]:
-        """Return the teacher's log-probability of each of its own tokens."""
-        teacher = readings.teacher
-        if isinstance(teacher, LogProbs):
-            return teacher.log_probs
-        assert isinstance(teacher, Hidden | Dense)
-        return self._log_probs(teacher, readings.their_rows)
+        """Return the teacher's log-probability of each of its own tokens; -inf where a `TopK` does not say.
 
-    def _log_probs(self, signal: Hidden | Dense, rows: Rows) -> Tensor:
-        return token_log_probs(signal, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)[0]
+        Raises ValueError for a signal of tokens that are not the text's.
+        """
+        teacher, labels = readings.teacher, readings.their_rows.labels
+        if isinstance(teacher, TopK):
+            return label_log_probs(teacher, labels)
+        return teacher_log_probs(teacher, labels, chunk_rows=self.chunk_rows, impl=self.impl)
 
 
 class AlignedOptions(TokenOptions):

@@ -2,35 +2,85 @@
 
 from typing import ClassVar, Literal
 
+import torch
+from jaxtyping import Bool, Float
 from pydantic import Field
+from torch import Tensor
 
-from kdlm.losses import chunk_likelihood
+from kdlm.losses import ChunkDivergence, chunk_kl, chunk_likelihood
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.signal import Dense, Hidden, LogProbs
+from kdlm.signal import Dense, Hidden, LogProbs, Mixture, TopK
 
 
 class ALM(AlignedMethod):
-    """Binary cross-entropy between the probabilities of each chunk of text (arXiv 2503.20083).
+    """A divergence between the probabilities that both give each chunk of text (arXiv 2503.20083).
+
+    All that it asks of the teacher is what its text's own tokens got, so that a capture of one number a token will do,
+    or a server that scores a text. Of a `TopK` teacher only the chunks count whose every token is among the k. That is
+    a choice of chunks by what the teacher finds likely: of text that it finds unlikely the student learns nothing from
+    it, and too high a probability there stays. Cross-entropy beside it, or a teacher asked for the text's own tokens,
+    does not have this bias; `left_out` says how much there is of it.
+
+    A chunk that is left out counts as one without a loss: the mean is over all chunks, or all of the teacher's tokens.
+
+    The paper's code also merges and weighs chunks by how surely a word ends at them (`outcome-chunk debiasing`: what
+    one tokenizer's token already rules out about the next one, the other's does not), and balances the gradients of its
+    losses by their norms. Neither is here; `chunk_likelihood` is scaled so that weights near 1 balance.
 
     Args:
         losses: of the student alone, such as cross-entropy.
         temperature: tau, which divides the log-probability of a chunk.
+        divergence: see `chunk_likelihood`.
+        max_tokens: a chunk with more tokens than this on both sides is left out; None takes all.
+        per: the mean is over chunks, or over the teacher's tokens, each chunk weighing as many as it has.
     """
 
     paper = "arXiv 2503.20083"
-    signals = frozenset({Hidden, Dense, LogProbs})
+    signals = frozenset({Hidden, Dense, Mixture, LogProbs, TopK})
 
-    def __init__(self, losses=(), *, temperature: float = 100.0, **options):
+    def __init__(
+        self,
+        losses=(),
+        *,
+        temperature: float = 100.0,
+        divergence: ChunkDivergence = "binary_ce",
+        max_tokens: int | None = None,
+        per: Literal["chunk", "token"] = "chunk",
+        **options,
+    ):
         super().__init__(losses, **options)
-        self.temperature = temperature
+        self.temperature, self.max_tokens, self.per = temperature, max_tokens, per
+        self.divergence: ChunkDivergence = divergence
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
         student = readings.over_chunks(self.token_log_probs(readings))
         teacher = readings.over_their_chunks(self.teacher_log_probs(readings))
-        chosen = (readings.lengths()[0] > 0).to(student)
-        value = (chosen * chunk_likelihood(student, teacher, self.temperature)).sum()
-        return Terms({"alm": Term(value, "chunks")}, {"alm": (value.detach(), "chunks")})
+        lengths, their_lengths = readings.lengths()
+        there = lengths > 0
+        chosen = there & teacher.isfinite() & self._short(lengths, their_lengths)
+        teacher = torch.where(chosen, teacher, student.detach())  # finite, whatever it was
+        weight = chosen * (their_lengths if self.per == "token" else 1)
+        value = chunk_likelihood(student, teacher, self.temperature, self.divergence)
+        total, unit = _sum(value, weight), "their_tokens" if self.per == "token" else "chunks"
+        return Terms(
+            {"alm": Term(total, unit)},
+            {
+                "alm": (total.detach(), unit),
+                "chunk_kl": (_sum(chunk_kl(student, teacher, self.temperature), weight), unit),
+                "in_chunks": (lengths.sum(), "tokens"),
+                "tokens_per_chunk": (lengths.sum(), "chunks"),
+                "left_out": ((there & ~chosen).sum(), "chunks"),
+            },
+        )
+
+    def _short(self, lengths: Tensor, their_lengths: Tensor) -> Bool[Tensor, "chunks"] | Literal[True]:
+        """Return which chunks are not too long: by the side that needs fewer tokens, since bytes are always many."""
+        return True if self.max_tokens is None else torch.minimum(lengths, their_lengths) <= self.max_tokens
+
+
+def _sum(values: Float[Tensor, "chunks"], weight: Tensor) -> Float[Tensor, ""]:
+    return (values * weight).sum()
 
 
 class ALMSection(AlignedOptions):
@@ -40,3 +90,10 @@ class ALMSection(AlignedOptions):
     name: Literal["alm"] = "alm"
     temperature: float = Field(100.0, gt=0)
     """tau, which divides a chunk's log-probability: long chunks have hardly any probability without it."""
+    divergence: ChunkDivergence = "binary_ce"
+    """Between the two probabilities of a chunk: `binary_ce` (the paper's), `reverse_kl`, or of their logarithms
+    `absolute` and `k2`, half the square."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Leave out chunks with more tokens than this on both sides: long stretches where no boundary is shared."""
+    per: Literal["chunk", "token"] = "chunk"
+    """What the mean is over: chunks, or the teacher's tokens, each chunk weighing as many as it has."""
