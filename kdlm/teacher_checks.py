@@ -5,6 +5,7 @@ from typing import Any
 
 from kdlm.data import DataSection
 from kdlm.data.alignment import Aligner
+from kdlm.data.paired_vocabulary import PairedVocabulary
 from kdlm.data.spelling import Spelling
 from kdlm.data.tokenised import made_with
 from kdlm.data.vocabulary import shared_vocabulary
@@ -86,8 +87,11 @@ def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> It
         found.append(tokenizer)
     (ours, our_config), (theirs, their_config) = found
     if isinstance(method, AlignedMethod):
-        Aligner(Spelling(ours), Spelling(theirs))
-        yield f"{what}: {len(ours)} and {len(theirs)} ids, their readings aligned by the bytes of the text"
+        spellings = Spelling(ours), Spelling(theirs)
+        Aligner(*spellings)
+        method.introduce(*spellings)
+        matched = len(PairedVocabulary(*spellings).matched[0])
+        yield f"{what}: {len(ours)} and {len(theirs)} ids, {matched} of one meaning; readings aligned by bytes"
         return
     sizes = (c.get_text_config().vocab_size for c in (our_config, their_config))
     shared = shared_vocabulary(ours, theirs, *sizes)

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 from kdlm.data import PairCollator, Prefetched, collator_for
 from kdlm.evaluation import SummedEvaluation
 from kdlm.losses import ForwardKL
-from kdlm.methods import LogitKD, Method, Preparation, Step, Terms, TokenMethod
+from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.networks import (
     Networks,
@@ -92,6 +92,8 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         self.networks = Networks(model, self.method, self.teacher)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:
             self.method.vocab = common_vocab(self.networks.views, processing_class)
+        if isinstance(self.method, AlignedMethod) and isinstance(data_collator, PairCollator):
+            self.method.introduce(*data_collator.spellings)
         if hasattr(self.teacher, "prefetch"):
             data_collator = Prefetched(data_collator, self.teacher.prefetch)
         super().__init__(

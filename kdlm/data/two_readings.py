@@ -154,6 +154,11 @@ class PairCollator:
     def __post_init__(self) -> None:
         object.__setattr__(self, "read", Reader(self.tokenizer, self.teacher))
 
+    @property
+    def spellings(self) -> tuple[Spelling, Spelling]:
+        """What the tokens of the student's and of the teacher's tokenizer spell."""
+        return self.read.spelling, Spelling(self.teacher)
+
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         both = [row if "their_ids" in row else {**row, **self.read(row)} for row in rows]
         batch: dict[str, Any] = self.ours([_ours(row) for row in both])

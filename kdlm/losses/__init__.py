@@ -19,17 +19,20 @@ from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
 from kdlm.losses.log_probs import label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import measures_for
+from kdlm.losses.merged import Hybrid, merged_divergence
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
 from kdlm.losses.mmd import RBFMixture, energy_distance, mmd2, negative_distance, polynomial
 from kdlm.losses.normalised import NKD, normalised_kd
 from kdlm.losses.objective import weighted_sum
 from kdlm.losses.ofa import OFA, ofa
+from kdlm.losses.outcomes import Matched, OnOutcomes, Projected
 from kdlm.losses.policy import importance_weights, k3, returns
 from kdlm.losses.relational import correlation_distance, rkd_angle, rkd_distance
 from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
 from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
+from kdlm.losses.sorted_l1 import sorted_l1
 from kdlm.losses.taid import TowardsTeacher, taid_kl
 from kdlm.losses.teacher_free import progressive_cross_entropy, uskd, uskd_others, uskd_target
 from kdlm.losses.tokens import count_kept, kept_rows, reduce
@@ -74,8 +77,12 @@ __all__ = [
     "CustomLoss",
     "Divergence",
     "ForwardKL",
+    "Hybrid",
     "Linear",
     "Loss",
+    "Matched",
+    "OnOutcomes",
+    "Projected",
     "RBFMixture",
     "ReverseKL",
     "Selective",
@@ -111,6 +118,7 @@ __all__ = [
     "label_log_probs",
     "label_places",
     "measures_for",
+    "merged_divergence",
     "mmd2",
     "negative_distance",
     "normalised_kd",
@@ -129,6 +137,7 @@ __all__ = [
     "sampled_cross_entropy",
     "skew_kl",
     "skew_reverse_kl",
+    "sorted_l1",
     "taid_kl",
     "teacher_log_probs",
     "token_log_probs",

@@ -79,7 +79,8 @@ class _EagerRows:
         if self.blend is not None:
             y = self.blend(at)
         values, aux = z.new_empty(len(z)), {}
-        for local in blocks(len(z), z.shape[1], z.device):
+        widest = max(z.shape[1], 0 if y is None else y.shape[1])
+        for local in blocks(len(z), widest, z.device):
             block = slice(at.start + local.start, at.start + local.stop)
             leaf = z[local].detach().requires_grad_(grad is not None)
             with torch.set_grad_enabled(grad is not None):

@@ -32,7 +32,7 @@ def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     )
 
 
-def _with_tail(kept: Float[Tensor, "*rows k"]) -> Float[Tensor, "*rows k_plus_1"]:
+def with_tail(kept: Float[Tensor, "*rows k"]) -> Float[Tensor, "*rows k_plus_1"]:
     """Append the logarithm of the mass that the kept log-probabilities leave."""
     mass = torch.logsumexp(kept, dim=-1, keepdim=True).clamp(max=-torch.finfo(kept.dtype).eps)
     return torch.cat([kept, log1mexp(mass)], dim=-1)
@@ -50,7 +50,7 @@ def bucket(
     inside = teacher.ids < vocab
     log_q = log_probs(student, 1.0).gather(-1, teacher.ids.clamp(max=vocab - 1)).masked_fill(~inside, _FLOOR)
     log_p = widen(teacher.log_probs.detach()).clamp(min=_FLOOR).masked_fill(~inside, _FLOOR)
-    return _with_tail(log_q), _with_tail(log_p)
+    return with_tail(log_q), with_tail(log_p)
 
 
 def on_draws(

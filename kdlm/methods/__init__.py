@@ -6,6 +6,14 @@ from pydantic import Field
 
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
+from kdlm.methods.cross_tokenizer.gold import GOLD, GOLDSection
+from kdlm.methods.cross_tokenizer.outcomes import (
+    SharedVocabularyKD,
+    SharedVocabularyKDSection,
+    VocabularyProjection,
+    VocabularyProjectionSection,
+)
+from kdlm.methods.cross_tokenizer.uld import ULD, ULDSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
@@ -74,6 +82,10 @@ AnyMethod = Annotated[
     | TsdKDSection
     | TokenPSKDSection
     | ALMSection
+    | ULDSection
+    | GOLDSection
+    | SharedVocabularyKDSection
+    | VocabularyProjectionSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
@@ -117,10 +129,12 @@ __all__ = [
     "DHO",
     "DMAE",
     "GKD",
+    "GOLD",
     "MEALV2",
     "OFAKD",
     "PSKD",
     "RKD",
+    "ULD",
     "USKD",
     "ALMSection",
     "Affinity",
@@ -153,6 +167,7 @@ __all__ = [
     "FitNet",
     "FitNetSection",
     "GKDSection",
+    "GOLDSection",
     "GuidanceDistillation",
     "HiddenKD",
     "HiddenKDSection",
@@ -190,6 +205,8 @@ __all__ = [
     "ScoreRegularisedConsistency",
     "SequenceKD",
     "SequenceKDSection",
+    "SharedVocabularyKD",
+    "SharedVocabularyKDSection",
     "SiDSection",
     "SnapshotOf",
     "Step",
@@ -204,6 +221,9 @@ __all__ = [
     "TrajectoryMatching",
     "TsdKD",
     "TsdKDSection",
+    "ULDSection",
     "USKDSection",
     "VSDSection",
+    "VocabularyProjection",
+    "VocabularyProjectionSection",
 ]

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kdlm.data.spelling import Spelling
 from kdlm.losses import count_kept, kept_rows, label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
@@ -55,6 +56,11 @@ class Readings:
         count = int(self.chunks.max()) + 1 if len(self.chunks) else 0
         return _first(self.chunks, count), _first(self.their_chunks, count)
 
+    def ends(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
+        """Return, of each chunk, the student's and the teacher's row that predicts its last token."""
+        count = int(self.chunks.max()) + 1 if len(self.chunks) else 0
+        return _last(self.chunks, count), _last(self.their_chunks, count)
+
     def lengths(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
         """Return how many tokens of the student and of the teacher each chunk has; 0 beyond the last one."""
         ours, theirs = (torch.ones_like(c) for c in (self.chunks, self.their_chunks))
@@ -70,6 +76,10 @@ def _first(chunks: Tensor, count: int) -> Tensor:
     rows = torch.arange(len(chunks), device=chunks.device)
     first = rows.new_full((count + 1,), len(chunks))
     return first.scatter_reduce(0, chunks.where(chunks >= 0, count), rows, "amin")[:count]
+
+
+def _last(chunks: Tensor, count: int) -> Tensor:
+    return len(chunks) - 1 - _first(chunks.flip(0), count)
 
 
 class AlignedMethod(TokenMethod):
@@ -93,6 +103,9 @@ class AlignedMethod(TokenMethod):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"labels", "teacher", "alignment"})
+
+    def introduce(self, ours: Spelling, theirs: Spelling) -> None:
+        """Hear what the tokens of both tokenizers spell: called once, by the trainer, before anything is compared."""
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count trained tokens of either reading, chunks, and bytes of text."""
