@@ -93,6 +93,10 @@ class Head:
             return self
         return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
+    def detach(self) -> "Head":
+        """Return the head as it is, out of reach of gradients."""
+        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
     def transform(self, raw: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
         """Turn the bare product `hidden @ weight.T + bias` into the model's logits."""
         logits = raw if self.logit_scale == 1.0 else raw * self.logit_scale

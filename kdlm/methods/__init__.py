@@ -14,6 +14,7 @@ from kdlm.methods.cross_tokenizer.outcomes import (
     VocabularyProjectionSection,
 )
 from kdlm.methods.cross_tokenizer.uld import ULD, ULDSection
+from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
@@ -86,6 +87,7 @@ AnyMethod = Annotated[
     | GOLDSection
     | SharedVocabularyKDSection
     | VocabularyProjectionSection
+    | DSKDSection
     | LlavaKDSection
     | ImageKDSection
     | SDSSection
@@ -128,6 +130,7 @@ __all__ = [
     "CRD",
     "DHO",
     "DMAE",
+    "DSKD",
     "GKD",
     "GOLD",
     "MEALV2",
@@ -155,6 +158,7 @@ __all__ = [
     "DMD2Section",
     "DMDSection",
     "DMSection",
+    "DSKDSection",
     "DefensiveDistillation",
     "DefensiveSection",
     "DistiLLM2",

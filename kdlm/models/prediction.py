@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kdlm.signal import Dense, Head, Hidden, Rows
@@ -52,6 +52,10 @@ class Predictor:
             else:
                 signal = Dense(rows.select(self.module(**inputs, use_cache=False).logits))
         return signal, [rows.select(outputs[layer]) for layer in layers]
+
+    def embed(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows width"]:
+        """Return what the model reads for these tokens: its input embeddings, in the graph of its parameters."""
+        return plain(self.module).get_input_embeddings()(ids)
 
     @property
     def hidden_size(self) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -280,10 +279,7 @@ def _with_head_of(signal: Hidden | Dense, other: Hidden | Dense) -> Hidden | Den
 
 def _held(signal: Hidden | Dense) -> Hidden | Dense:
     """Return the signal with the head's tensors of this moment: a module that moves gives its parameters new ones."""
-    if isinstance(signal, Dense):
-        return signal
-    bias = None if signal.head.bias is None else signal.head.bias.detach()
-    return Hidden(signal.hidden, replace(signal.head, weight=signal.head.weight.detach(), bias=bias))
+    return signal if isinstance(signal, Dense) else Hidden(signal.hidden, signal.head.detach())
 
 
 def _distinct(rows: Any) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -87,6 +88,11 @@ class LocalTeacher:
         else:
             signal = Dense(signal.logits.to(home))
         return signal, [h.to(home) for h in hidden]
+
+    @torch.no_grad()
+    def embed(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows width"]:
+        """Return the teacher's input embeddings of these tokens, on their device."""
+        return self._predict.embed(ids.to(self.model.device)).to(ids.device)
 
     @property
     def moves(self) -> bool:
