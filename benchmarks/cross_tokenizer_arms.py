@@ -1,0 +1,327 @@
+"""The arms of cross_tokenizer_quality.py: rows cut by bytes, one student trained one way, and its bits per byte.
+
+A row is ROW bytes of one document, whatever the tokenizer. Its first PROMPT bytes or a few more are context, up to the
+next place where no tokenizer has a token that goes across, and the rest is trained on and scored: the same bytes for
+every student and for the teacher. No row ends with an end-of-sequence token, since it ends in the middle of a text.
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from kdlm import DistillTrainer
+from kdlm.data import Collator
+from kdlm.data.alignment import Aligner
+from kdlm.data.load import text_collator
+from kdlm.data.spelling import Spelling
+from kdlm.losses import CrossEntropy, ForwardKL, kept_rows
+from kdlm.methods import ALM, DSKD, GOLD, ULD, LogitKD, SequenceKD, SharedVocabularyKD, VocabularyProjection
+from kdlm.sandbox import SandboxData, SandboxModel
+from kdlm.signal import IGNORE_INDEX, Hidden, Rows
+from kdlm.teachers import LocalTeacher
+
+ROW, PROMPT, SHORTEST, BATCH = 384, 64, 128, 16
+TEACHER = "code-teacher-4k"
+STUDENTS = {"unigram": "code-student-unigram", "bytes": "code-student-bytes", "4k": "code-student-4k"}
+TEXTS = {"human": ("code", "train"), "teacher-made": ("code-written", "train"), "held out": ("code", "eval")}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One student trained one way.
+
+    Attributes:
+        student: `unigram`, `bytes` or `4k`.
+        text: `human` or `teacher-made`.
+        way: a name in WAYS.
+        options: of the way, as pairs; `ce` is the weight of cross-entropy.
+        rate: the learning rate at its peak.
+        rows: how many of the text's rows are trained on, the first ones; None takes all.
+    """
+
+    student: str
+    text: str
+    way: str
+    seed: int
+    steps: int
+    rate: float
+    options: tuple[tuple[str, Any], ...] = ()
+    rows: int | None = None
+    evaluated_every: int = 100
+
+    @property
+    def key(self) -> str:
+        """A hash of all that determines the result, this file's rows and the trainer's settings too."""
+        settings = [asdict(self), ROW, PROMPT, SHORTEST, BATCH, TEACHER, SETTINGS]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+SETTINGS = {"lr_scheduler_type": "cosine", "adam_beta2": 0.98, "weight_decay": 0.0, "max_grad_norm": 1.0}
+
+
+def _alm(ce: float = 1.0, **options: Any) -> Any:
+    return ALM([CrossEntropy(weight=ce)] if ce else [], **options)
+
+
+def _uld(ce: float = 1.0, **options: Any) -> Any:
+    return ULD([CrossEntropy(weight=ce)], **options)
+
+
+def _gold(ce: float = 0.0, **options: Any) -> Any:
+    return GOLD([CrossEntropy(weight=ce)] if ce else [], **options)
+
+
+def _shared(ce: float = 1.0, **options: Any) -> Any:
+    return SharedVocabularyKD([ForwardKL(), CrossEntropy(weight=ce)], **options)
+
+
+def _projection(ce: float = 1.0, **options: Any) -> Any:
+    return VocabularyProjection([ForwardKL(), CrossEntropy(weight=ce)], **options)
+
+
+def _dskd(ce: float = 0.5, **options: Any) -> Any:
+    return DSKD([CrossEntropy(weight=ce)], **options)
+
+
+def _kd(ce: float = 0.0) -> Any:
+    return LogitKD([ForwardKL(), CrossEntropy(weight=ce)] if ce else [ForwardKL()])
+
+
+WAYS: dict[str, Callable[..., Any]] = {
+    "SFT": lambda: SequenceKD([CrossEntropy()]),
+    "ALM": _alm,
+    "ULD": _uld,
+    "GOLD": _gold,
+    "shared vocabulary": _shared,
+    "projection": _projection,
+    "DSKD": _dskd,
+    "KD": _kd,
+}
+
+
+@cache
+def tokenizer(model: str) -> Any:
+    return AutoTokenizer.from_pretrained(folder(model))
+
+
+@cache
+def folder(model: str) -> Path:
+    return SandboxModel(model=model).resolve()  # type: ignore[arg-type]
+
+
+@cache
+def pieces(text: str) -> list[tuple[str, int]]:
+    """Return the text of each row and how many of its bytes are context."""
+    data, file = TEXTS[text]
+    path = SandboxData(data=data, file=file).resolve()  # type: ignore[arg-type]
+    spellings = [Spelling(tokenizer(model)) for model in (TEACHER, STUDENTS["unigram"])]
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        for piece in cut(json.loads(line)["text"]):
+            begin = border(piece, spellings)
+            if begin is not None:
+                found.append((piece, begin))
+    return found
+
+
+def cut(text: str) -> Iterator[str]:
+    """Yield consecutive pieces of ROW bytes, up to 3 more where a letter takes several; none shorter than SHORTEST."""
+    begin = size = 0
+    for place, letter in enumerate(text):
+        size += len(letter.encode())
+        if size >= ROW:
+            yield text[begin : place + 1]
+            begin, size = place + 1, 0
+    if size >= SHORTEST:
+        yield text[begin:]
+
+
+def border(piece: str, spellings: list[Spelling]) -> int | None:
+    """Return the first byte from PROMPT on at which every tokenizer begins a token, and a letter begins."""
+    shared = set()
+    for number, spelling in enumerate(spellings):
+        ids = spelling.ids(piece)
+        spelt = spelling.text(ids) or b""
+        lead = len(spelt) - len(piece.encode())  # SentencePiece puts a space before a text
+        if lead < 0 or not spelt.endswith(piece.encode()):
+            return None
+        ends = {int(end) - lead for end in spelling.ends(ids)}
+        shared = ends if not number else shared & ends
+    size = len(piece.encode())
+    letters = {0}
+    for letter in piece:
+        letters.add(max(letters) + len(letter.encode()))
+    return min((end for end in shared & letters if PROMPT <= end < size), default=None)
+
+
+def reading(model: str, piece: str, begin: int) -> Row:
+    """Return a model's tokens of a row, and labels on those after its context."""
+    spelling = _spelling(model)
+    ids = spelling.ids(piece)
+    lead = len(spelling.text(ids) or b"") - len(piece.encode())
+    ends = spelling.ends(ids) - lead
+    labels = [token if end > begin else IGNORE_INDEX for token, end in zip(ids, ends, strict=True)]
+    return {"input_ids": ids, "labels": labels, "bytes": len(piece.encode()) - begin}
+
+
+@cache
+def _spelling(model: str) -> Spelling:
+    return Spelling(tokenizer(model))
+
+
+@cache
+def rows(student: str, text: str, both: bool) -> list[Row]:
+    """Return the student's rows of a text; with `both` also the teacher's reading, aligned."""
+    read = [reading(STUDENTS[student], *piece) for piece in pieces(text)]
+    ours = [{**row, "index": number} for number, row in enumerate(read)]
+    if not both:
+        return ours
+    align = Aligner(_spelling(STUDENTS[student]), _spelling(TEACHER))
+    made = []
+    for row, piece in zip(ours, pieces(text), strict=True):
+        other = reading(TEACHER, *piece)
+        chunks, theirs = align(row["input_ids"], row["labels"], other["input_ids"], other["labels"])
+        beside: Row = {"their_ids": other["input_ids"], "their_labels": other["labels"], "their_chunks": theirs}
+        made.append(row | {"chunks": chunks} | beside)
+    return made
+
+
+@cache
+def held_out(name: str) -> list[Row]:
+    return [reading(name, *piece) for piece in pieces("held out")]
+
+
+@torch.no_grad()
+def bits_per_byte(model: Any, name: str, every: int = 1, without: int | None = None) -> float:
+    """Return the bits that a model needs for each scored byte of held-out text, or of one row in `every`.
+
+    `without` is a token that is taken away from all distributions: the end of a sequence, which no row has.
+    """
+    scored, total = 0, 0.0
+    found = sorted(held_out(name)[::every], key=lambda row: len(row["input_ids"]))
+    for start in range(0, len(found), 64):
+        some = found[start : start + 64]
+        scored += sum(row["bytes"] for row in some)
+        batch = Collator(0)(some)
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        labels = batch["labels"][:, 1:]
+        kept = labels != IGNORE_INDEX
+        logits = logits[kept]
+        if without is not None:
+            logits[:, without] = -math.inf
+        total += torch.nn.functional.cross_entropy(logits, labels[kept], reduction="sum").item()
+    return total / math.log(2) / scored
+
+
+class Curve(TrainerCallback):
+    """Evaluates the student now and then on one held-out row in three."""
+
+    def __init__(self, student: Any, name: str, every: int):
+        self.student, self.name, self.every = student, name, every
+        self.points: list[tuple[int, float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.student.eval()
+            self.points.append((state.global_step, bits_per_byte(self.student, self.name, every=3)))
+            self.student.train()
+
+
+def arguments(output: str, arm: Arm) -> dict[str, Any]:
+    """Return training arguments that every trainer here is given."""
+    return {
+        **{"output_dir": output, "max_steps": arm.steps, "per_device_train_batch_size": BATCH},
+        **{"learning_rate": arm.rate, "warmup_steps": max(1, arm.steps // 20), "seed": arm.seed, **SETTINGS},
+        **{"logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True},
+    }
+
+
+def initial(name: str, seed: int) -> Any:
+    """Return an untrained student of a sandbox student's shape, with the seed's own weights."""
+    model = AutoModelForCausalLM.from_pretrained(folder(name))
+    torch.manual_seed(seed)
+    return type(model)(model.config)
+
+
+class Remembered(LocalTeacher):
+    """The teacher, whose last hidden states on a text's rows were computed once: arms differ in nothing else.
+
+    Args:
+        text: whose rows; their `index` says which.
+        work: where the hidden states are kept between arms.
+    """
+
+    def __init__(self, text: str, work: Path):
+        super().__init__(AutoModelForCausalLM.from_pretrained(folder(TEACHER)))
+        path = work / f"{text}-{ROW}-{PROMPT}-{SHORTEST}-{folder(TEACHER).name}.pt"
+        if not path.is_file():
+            read = [reading(TEACHER, *piece) for piece in pieces(text)]
+            partial = path.with_suffix(f".{os.getpid()}")
+            torch.save([self._states(Collator(0)([row])) for row in read], partial)
+            partial.rename(path)
+        self.states = torch.load(path)
+        self.own_head = self._signal(Collator(0)([reading(TEACHER, *pieces(text)[0])])).head
+
+    def _signal(self, batch: dict[str, Any]) -> Any:
+        return super().with_layers(batch, kept_rows(batch["labels"]), ())[0]
+
+    def _states(self, batch: dict[str, Any]) -> Tensor:
+        return self._signal(batch).hidden
+
+    def with_layers(self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]) -> Any:
+        return Hidden(torch.cat([self.states[i] for i in batch["index"].tolist()]), self.own_head), []
+
+
+def trainer_of(arm: Arm, output: str, student: Any, teaching: Any) -> DistillTrainer:
+    """Return the trainer of an arm."""
+    name, same = STUDENTS[arm.student], arm.student == "4k" or arm.way == "SFT"
+    given = rows(arm.student, arm.text, both=not same)[: arm.rows]
+    trainer = DistillTrainer(
+        student,
+        None if arm.way == "SFT" else teaching,
+        TrainingArguments(**arguments(output, arm)),
+        method=WAYS[arm.way](**dict(arm.options)),
+        train_dataset=given,
+        processing_class=tokenizer(name),
+        data_collator=text_collator("padded", tokenizer(name), None if same else tokenizer(TEACHER)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def run(arm: Arm, work: Path) -> dict[str, Any]:
+    """Train an arm on one thread, or read what an earlier run found, and return its curve."""
+    path = work / f"{arm.key}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    torch.set_num_threads(1)
+    student, name = initial(STUDENTS[arm.student], arm.seed), STUDENTS[arm.student]
+    curve = Curve(student, name, arm.evaluated_every)
+    with tempfile.TemporaryDirectory() as output:
+        trainer = trainer_of(arm, output, student, None if arm.way == "SFT" else Remembered(arm.text, work))
+        trainer.add_callback(curve)
+        began, cpu = time.perf_counter(), time.process_time()
+        trainer.train()
+        took = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+        trainer.close()
+    student.eval()
+    found = {**asdict(arm), "bits_per_byte": bits_per_byte(student, name), "curve": curve.points, **took}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(found))
+    partial.rename(path)
+    return found
