@@ -33,7 +33,7 @@ from kdlm.sandbox import SandboxData, SandboxModel
 from kdlm.signal import IGNORE_INDEX, Hidden, Rows
 from kdlm.teachers import LocalTeacher
 
-ROW, PROMPT, SHORTEST, BATCH = 384, 64, 128, 16
+ROW, PROMPT, SHORTEST, BATCH = 384, 64, 128, 8
 TEACHER = "code-teacher-4k"
 STUDENTS = {"unigram": "code-student-unigram", "bytes": "code-student-bytes", "4k": "code-student-4k"}
 TEXTS = {"human": ("code", "train"), "teacher-made": ("code-written", "train"), "held out": ("code", "eval")}
@@ -52,6 +52,7 @@ class Arm:
         options: of the way, as pairs; `ce` is the weight of cross-entropy.
         rate: the learning rate at its peak.
         rows: how many of the text's rows are trained on, the first ones; None takes all.
+        scored: one held-out row in so many is scored at the end, and one in six of these on the way.
     """
 
     student: str
@@ -62,12 +63,12 @@ class Arm:
     rate: float
     options: tuple[tuple[str, Any], ...] = ()
     rows: int | None = None
-    evaluated_every: int = 100
+    scored: int = 1
 
     @property
     def key(self) -> str:
-        """A hash of all that determines the result, this file's rows and the trainer's settings too."""
-        settings = [asdict(self), ROW, PROMPT, SHORTEST, BATCH, TEACHER, SETTINGS]
+        """A hash of all that determines the result: the rows, the trainer's settings and kdlm's code too."""
+        settings = [asdict(self), ROW, PROMPT, SHORTEST, BATCH, TEACHER, SETTINGS, code()]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -112,6 +113,15 @@ WAYS: dict[str, Callable[..., Any]] = {
     "DSKD": _dskd,
     "KD": _kd,
 }
+
+
+@cache
+def code() -> str:
+    """Return a hash of kdlm's code."""
+    found = hashlib.sha256()
+    for path in sorted((Path(__file__).resolve().parent.parent / "kdlm").rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 @cache
@@ -202,18 +212,19 @@ def rows(student: str, text: str, both: bool) -> list[Row]:
 
 
 @cache
-def held_out(name: str) -> list[Row]:
-    return [reading(name, *piece) for piece in pieces("held out")]
+def held_out(name: str, every: int) -> list[Row]:
+    """Return one row in `every` of the held-out text as a model reads it."""
+    return [reading(name, *piece) for piece in pieces("held out")[::every]]
 
 
 @torch.no_grad()
-def bits_per_byte(model: Any, name: str, every: int = 1, without: int | None = None) -> float:
-    """Return the bits that a model needs for each scored byte of held-out text, or of one row in `every`.
+def bits_per_byte(model: Any, given: list[Row], without: int | None = None) -> float:
+    """Return the bits that a model needs for each scored byte of some rows.
 
     `without` is a token that is taken away from all distributions: the end of a sequence, which no row has.
     """
     scored, total = 0, 0.0
-    found = sorted(held_out(name)[::every], key=lambda row: len(row["input_ids"]))
+    found = sorted(given, key=lambda row: len(row["input_ids"]))
     for start in range(0, len(found), 64):
         some = found[start : start + 64]
         scored += sum(row["bytes"] for row in some)
@@ -229,16 +240,16 @@ def bits_per_byte(model: Any, name: str, every: int = 1, without: int | None = N
 
 
 class Curve(TrainerCallback):
-    """Evaluates the student now and then on one held-out row in three."""
+    """Evaluates the student ten times, on a few held-out rows."""
 
-    def __init__(self, student: Any, name: str, every: int):
-        self.student, self.name, self.every = student, name, every
+    def __init__(self, student: Any, given: list[Row], steps: int):
+        self.student, self.given, self.every = student, given, max(1, steps // 10)
         self.points: list[tuple[int, float]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.student.eval()
-            self.points.append((state.global_step, bits_per_byte(self.student, self.name, every=3)))
+            self.points.append((state.global_step, bits_per_byte(self.student, self.given)))
             self.student.train()
 
 
@@ -262,15 +273,15 @@ class Remembered(LocalTeacher):
     """The teacher, whose last hidden states on a text's rows were computed once: arms differ in nothing else.
 
     Args:
-        text: whose rows; their `index` says which.
+        text, count: whose rows and how many of them; their `index` says which.
         work: where the hidden states are kept between arms.
     """
 
-    def __init__(self, text: str, work: Path):
+    def __init__(self, text: str, count: int | None, work: Path):
         super().__init__(AutoModelForCausalLM.from_pretrained(folder(TEACHER)))
-        path = work / f"{text}-{ROW}-{PROMPT}-{SHORTEST}-{folder(TEACHER).name}.pt"
+        path = work / f"{text}-{count}-{ROW}-{PROMPT}-{SHORTEST}-{folder(TEACHER).name}.pt"
         if not path.is_file():
-            read = [reading(TEACHER, *piece) for piece in pieces(text)]
+            read = [reading(TEACHER, *piece) for piece in pieces(text)[:count]]
             partial = path.with_suffix(f".{os.getpid()}")
             torch.save([self._states(Collator(0)([row])) for row in read], partial)
             partial.rename(path)
@@ -310,18 +321,49 @@ def run(arm: Arm, work: Path) -> dict[str, Any]:
     if path.is_file():
         return json.loads(path.read_text())
     torch.set_num_threads(1)
-    student, name = initial(STUDENTS[arm.student], arm.seed), STUDENTS[arm.student]
-    curve = Curve(student, name, arm.evaluated_every)
+    name = STUDENTS[arm.student]
+    student = initial(name, arm.seed)
+    curve = Curve(student, held_out(name, 6 * arm.scored), arm.steps)
     with tempfile.TemporaryDirectory() as output:
-        trainer = trainer_of(arm, output, student, None if arm.way == "SFT" else Remembered(arm.text, work))
+        trainer = trainer_of(arm, output, student, None if arm.way == "SFT" else Remembered(arm.text, arm.rows, work))
         trainer.add_callback(curve)
         began, cpu = time.perf_counter(), time.process_time()
         trainer.train()
         took = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
         trainer.close()
     student.eval()
-    found = {**asdict(arm), "bits_per_byte": bits_per_byte(student, name), "curve": curve.points, **took}
+    found = {
+        **asdict(arm),
+        "bits_per_byte": bits_per_byte(student, held_out(name, arm.scored)),
+        "curve": curve.points,
+        **took,
+    }
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(found))
     partial.rename(path)
     return found
+
+
+def agreement() -> dict[str, float]:
+    """Return the bits per byte of one untrained student on a few rows, summed here and by kdlm's own evaluation.
+
+    Raises AssertionError where they differ, or where the two count other bytes.
+    """
+    given, name = rows("unigram", "held out", both=True)[:8], STUDENTS["unigram"]
+    student = initial(name, 0)
+    with tempfile.TemporaryDirectory() as output:
+        trainer = DistillTrainer(
+            student,
+            LocalTeacher(AutoModelForCausalLM.from_pretrained(folder(TEACHER))),
+            TrainingArguments(output_dir=output, report_to="none", use_cpu=True, disable_tqdm=True),
+            method=WAYS["ALM"](),
+            eval_dataset=given,
+            processing_class=tokenizer(name),
+            data_collator=text_collator("padded", tokenizer(name), tokenizer(TEACHER)),
+        )
+        trainer.remove_callback(PrinterCallback)
+        by_kdlm = trainer.evaluate()["eval_bits_per_byte"]
+        trainer.close()
+    by_hand = bits_per_byte(student.eval(), given)
+    assert abs(by_hand - by_kdlm) < 1e-4 * by_hand, f"{by_hand} by hand, {by_kdlm} by kdlm"
+    return {"by_hand": by_hand, "by_kdlm": by_kdlm}
