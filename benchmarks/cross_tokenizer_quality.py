@@ -10,15 +10,15 @@ between ways (weight of cross-entropy, temperature) were chosen on seed 0 before
 
 The ceiling is a student of the same shape with the teacher's tokenizer. What forward KL takes off its bits per byte is
 the gap: `closed` is what a way takes off SFT's bits per byte, over what forward KL takes off there, on the same text in
-the same steps. (Levels cannot be compared: tables of embeddings, and so the numbers of weights, differ with tokenizers.)
+the same steps. (Levels cannot be compared: tables of embeddings, and so numbers of weights, differ with tokenizers.)
 
 Against TRL's GOLD trainer: see cross_tokenizer_race.py.
 
 --check exits 1 unless in all four cells ALM's mean is below SFT's and ULD's, kdlm's better one of GOLD and ALM ends
-below TRL's in each of its settings, and kdlm's GOLD and ALM have at least its tokens/s. The figure, on the last line, is
-the least of ALM's margins over SFT. --quick takes few steps, one seed and a part of the held-out text, and gates
-nothing. --save writes results/cross_tokenizer_quality.json here. What an arm found is kept in --work under a hash of its
-settings and of kdlm's code: a run that was stopped goes on.
+below TRL's in each of its settings, and kdlm's GOLD and ALM have at least its tokens/s. The figure, on the last line,
+is the least of ALM's margins over SFT. --quick takes few steps, one seed and a part of the held-out text, and gates
+nothing. --save writes results/cross_tokenizer_quality.json here. What an arm found is kept in --work under a hash of
+its settings and of kdlm's code: a run that was stopped goes on.
 """
 
 import argparse
@@ -44,8 +44,9 @@ ENVIRONMENT = {
 os.environ.update(ENVIRONMENT)
 
 import torch  # noqa: E402  threads are counted when it loads
-from cross_tokenizer_arms import BATCH, PROMPT, ROW, Arm, agreement, run  # noqa: E402
+from cross_tokenizer_arms import BATCH, Arm, agreement, run  # noqa: E402
 from cross_tokenizer_race import Racer, race, ratio  # noqa: E402
+from cross_tokenizer_rows import PROMPT, ROW  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS, FOREIGN, CEILING = ("human", "teacher-made"), ("unigram", "bytes"), "4k"

@@ -6,33 +6,20 @@ so that a machine's other work falls on all alike. Teachers are asked in every s
 what is context in a row is the prompt. It puts an end-of-sequence token after each completion and leaves it out of the
 distillation; it is taken out of all distributions where bits are counted.
 
-TRL 1.16 aligns byte-level tokenizers only (`use_extended_uld`); for the SentencePiece student it has its fallback, which
-pairs positions by their index. `merge` is its `uld_token_merge_strategy`.
+TRL 1.16 aligns byte-level tokenizers only (`use_extended_uld`). For the SentencePiece student it has its fallback,
+which pairs positions by their index.
 """
 
 import tempfile
 import time
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from cross_tokenizer_arms import (
-    BATCH,
-    STUDENTS,
-    TEACHER,
-    Arm,
-    arguments,
-    bits_per_byte,
-    folder,
-    held_out,
-    initial,
-    pieces,
-    tokenizer,
-    trainer_of,
-)
+from cross_tokenizer_arms import Arm, arguments, initial, trainer_of
+from cross_tokenizer_rows import STUDENTS, TEACHER, bits_per_byte, folder, held_out, pieces, tokenizer
 from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
