@@ -11,7 +11,7 @@ from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.features import module_at
 from kdlm.looking import looks_like_hub_id, opened
-from kdlm.methods import Method
+from kdlm.methods import AlignedMethod, Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
 from kdlm.recipe import Recipe
 from kdlm.section import Custom
@@ -62,6 +62,7 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
         ("losses", teacher_checks.signals(recipe, method)),
         ("teacher", teacher_checks.server(recipe)),
         ("teacher", teacher_checks.tokenizers(recipe, method)),
+        ("data", teacher_checks.second_reading(recipe, method)),
         ("teacher", teacher_checks.captured(recipe)),
         ("teacher", teacher_checks.ensemble(recipe)),
         ("data", _data(recipe, method)),
@@ -221,7 +222,8 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
             )
         return
     if method is not None and not wanted and not isinstance(recipe.method, Custom):
-        raise ValueError(f"rollouts: {name} trains on the data's text only: remove the section, or use gkd")
+        other = "set method.student_share" if isinstance(method, AlignedMethod) else "use gkd"
+        raise ValueError(f"rollouts: {name} trains on the data's text only: remove the section, or {other}")
     problems = []
     if recipe.data.packing == "pack":
         problems.append("data.packing: rows are prompts to complete and cannot be packed: use none or padding_free")
@@ -233,8 +235,12 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
                 f"{key}: {teacher.name} knows given text only, and {name} trains on new text: use the model"
             )
     local = isinstance(recipe.teacher, LocalTeacherSection | SandboxTeacherSection)
+    local &= not isinstance(method, AlignedMethod)
     if section.sampling.teacher_share and not (local and section.engine.name == "generate"):
-        problems.append("rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher")
+        problems.append(
+            "rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher with the student's "
+            "tokenizer"
+        )
     if problems:
         raise ValueError("\n".join(problems))
     drawn, age = section.sampling, f"text is at most {section.staleness} steps old"

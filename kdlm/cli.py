@@ -107,6 +107,23 @@ def speculate(args: argparse.Namespace) -> int:
     return speculate(args.target, args.draft, args.prompts, as_json=args.json, **options)
 
 
+def pack(args: argparse.Namespace) -> int:
+    from kdlm.packs import pack
+
+    for line in pack(args.base, args.tuned, args.output, share=args.share, rank=args.rank, device=args.device):
+        print(line)
+    return 0
+
+
+def merge(args: argparse.Namespace) -> int:
+    from kdlm.packs import merge
+
+    given = {"weights": args.weights, "minus": args.minus, "any_base": args.any_base}
+    for line in merge(args.base, args.parts, args.output, **given):
+        print(line)
+    return 0
+
+
 def schema(args: argparse.Namespace) -> int:
     from kdlm.schema import write
 
@@ -114,7 +131,8 @@ def schema(args: argparse.Namespace) -> int:
 
 
 VERBS = tuple(
-    verb.__name__ for verb in (train, check, sample, capture, serve, speculate, init, methods, doctor, schema)
+    verb.__name__
+    for verb in (train, check, sample, capture, serve, speculate, pack, merge, init, methods, doctor, schema)
 )
 
 
@@ -170,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
     )
     served.add_argument("--max-queue", type=_whole(1, 10**6), default=64, metavar="N", help="requests that may wait")
     _pair(verb(speculate, "measure what a draft saves a target in speculative decoding"))
+    _add_up(verb(pack, "compress what tuning changed in a model"), verb(merge, "add packs or tuned models to a base"))
     verb(methods, "list methods, losses, teachers and data")
     verb(doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
     written = verb(schema, "write recipes/schema.json and docs/recipe_reference.md")
@@ -201,6 +220,43 @@ def _pair(paired: argparse.ArgumentParser) -> None:
     paired.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     paired.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
     paired.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_up(packed: argparse.ArgumentParser, merged: argparse.ArgumentParser) -> None:
+    """Add what `kdlm pack` and `kdlm merge` take."""
+    for each in (packed, merged):
+        each.add_argument("base", help="hub id, folder, or sandbox:code-teacher")
+    packed.add_argument("tuned", help="the same model, tuned in full or with its adapter merged")
+    size = packed.add_mutually_exclusive_group()
+    size.add_argument("--share", type=_share, help="bytes of the pack over those of the deltas (default: 0.125)")
+    size.add_argument("--rank", type=_rank, metavar="N", help="instead: rank of every delta, unrounded; or full")
+    packed.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
+    merged.add_argument("parts", nargs="+", metavar="part", help="pack, or tuned model")
+    merged.add_argument("--weights", type=_numbers, metavar="W,W", help="one for each part (default: 1 each)")
+    merged.add_argument("--minus", metavar="BASE", help="what tuned models were tuned from (default: the base)")
+    merged.add_argument("--any-base", action="store_true", help="put packs on a base that they were not made for")
+    for each in (packed, merged):
+        each.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where to write")
+
+
+def _share(text: str) -> float:
+    try:
+        if 0 < (share := float(text)) <= 1:
+            return share
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number above 0, at most 1, got {text!r}")
+
+
+def _rank(text: str) -> int | str:
+    return "full" if text == "full" else _whole(1, 10**6)(text)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:

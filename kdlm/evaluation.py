@@ -55,7 +55,7 @@ class SummedEvaluation(Trainer):
                 cast("Any", rows), self.args.eval_batch_size, collate_fn=self.data_collator, generator=own
             )
             for batch in loader:
-                batch = self._prepare_inputs(batch)
+                batch: Any = self._prepare_inputs(batch)
                 read = batch["theirs"] if "chunks" in batch else batch  # a teacher with a tokenizer of its own
                 yield read, kept_rows(read["labels"])
 

@@ -5,21 +5,32 @@ from pathlib import Path
 from typing import Any
 
 from kdlm.data.sources import HUB_ID
-from kdlm.models import Fresh, Pruned, Sandbox
+from kdlm.models import Fresh, Pruned, Retokenised, Sandbox
 from kdlm.sandbox import is_built
+
+SANDBOX = "sandbox:"
 
 
 def opened(read: Callable[[], Any], model: Any) -> tuple[Any, str]:
     """Return what `read` reads, or None and why not: a sandbox model not built yet, a hub that cannot be reached."""
-    source = model.source if isinstance(model, Pruned) else getattr(model, "of", None) or model
-    if name := source.model if isinstance(source, Sandbox) else getattr(source, "in_sandbox", None):
-        return (read(), "") if is_built(name) else (None, "the sandbox has not built it yet")
+    parts = _parts(model)
+    if not all(is_built(part.removeprefix(SANDBOX)) for part in parts if part.startswith(SANDBOX)):
+        return None, "the sandbox has not built it yet"
     try:
         return read(), ""
     except ValueError as error:
-        if looks_like_hub_id(source.config_from if isinstance(source, Fresh) else str(source.path)):
+        if any(looks_like_hub_id(part) for part in parts if not part.startswith(SANDBOX)):
             return None, str(error)
         raise
+
+
+def _parts(model: Any) -> list[str]:
+    """Return what a model is opened from: hub ids, folders, names in the sandbox."""
+    tokenizer = [model.tokenizer_from] if isinstance(model, Retokenised) else []
+    source = model.source if isinstance(model, Pruned | Retokenised) else getattr(model, "of", None) or model
+    if name := source.model if isinstance(source, Sandbox) else getattr(source, "in_sandbox", None):
+        return [SANDBOX + name, *tokenizer]
+    return [source.config_from if isinstance(source, Fresh) else str(getattr(source, "path", "")), *tokenizer]
 
 
 def looks_like_hub_id(path: str) -> bool:

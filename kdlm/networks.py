@@ -213,6 +213,11 @@ def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
         raise ValueError(f"{type(method).__name__} trains on the student's own text: use OnPolicyTrainer")
     if "rollouts" in method.needs and getattr(teacher, "known_text_only", False):
         raise ValueError(f"{type(teacher).__name__} knows given text only, and {type(method).__name__} trains on new")
+    if "alignment" in method.needs - provides:
+        raise ValueError(
+            f"{type(method).__name__} compares two readings of the text: hand over the teacher's tokenizer too, as "
+            "teacher_processing_class"
+        )
     provides = provides | (frozenset() if teacher is None else teacher.provides)
     if missing := sorted(method.needs - provides):
         given = "no teacher was given" if teacher is None else f"{type(teacher).__name__} does not provide it"

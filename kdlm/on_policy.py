@@ -95,8 +95,12 @@ class OnPolicyTrainer(DistillTrainer):
         if engine is None:
             engine = section.engine.build(self.student, tokenizer, self.args.device, copied=section.asynchronous)
         if section.sampling.teacher_share:
-            if not isinstance(engine, GenerateEngine) or not isinstance(self.teacher, LocalTeacher):
-                raise ValueError("rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher")
+            across = "alignment" in self.method.needs
+            if not isinstance(engine, GenerateEngine) or not isinstance(self.teacher, LocalTeacher) or across:
+                raise ValueError(
+                    "rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher with the "
+                    "student's tokenizer"
+                )
             engine.guide = self.teacher.model
         self.reward, self.section = reward, section
         self.rounds = Rounds(

@@ -20,10 +20,14 @@ SHOWN_ELSEWHERE = frozenset({"epoch", "step", "grad_norm", "learning_rate", "tok
 
 
 class Window:
-    """Sums what the steps since the last log line measured; the values stay on their device until the line is due."""
+    """Sums what the steps since the last log line measured; the values stay on their device until the line is due.
+
+    What some steps only measure (those on one of two texts) is averaged over these.
+    """
 
     def __init__(self, unit: str = "tokens"):
         self.unit = unit
+        self.had: dict[str, int] = defaultdict(int)
         self.sums: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))
         self.steps, self.began = 0, time.perf_counter()
 
@@ -31,13 +35,14 @@ class Window:
         """Take in one optimiser step: this rank's share of its means, and of the units it trained on."""
         for name, value in {**means, "count": count}.items():
             self.sums[name] = self.sums[name] + value
+            self.had[name] += 1
         self.steps += 1
 
     def readings(self, reduced: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, float]:
-        """Return the means over the steps, and the pace; `reduced` sums values over the ranks."""
+        """Return the means over the steps that had each, and the pace; `reduced` sums values over the ranks."""
         sums = {name: value.item() for name, value in reduced(self.sums).items()}
         pace = sums.pop("count") / (time.perf_counter() - self.began)
-        return {f"{self.unit}_per_second": pace, **{name: total / self.steps for name, total in sums.items()}}
+        return {f"{self.unit}_per_second": pace, **{name: total / self.had[name] for name, total in sums.items()}}
 
 
 class MetricsFile(TrainerCallback):

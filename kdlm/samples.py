@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from kdlm.disk import write_text
-from kdlm.losses import IGNORE_INDEX, ReverseKL, kept_rows, token_log_probs, weighted_sum
+from kdlm.losses import IGNORE_INDEX, ReverseKL, kept_rows, teacher_log_probs, token_log_probs, weighted_sum
+from kdlm.methods import Readings
 from kdlm.methods.method import Batch, Nets
 from kdlm.rollouts import Written
-from kdlm.signal import LogProbs, Sampled
+from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Rows, Sampled
 
 KEPT = 60
 """Completions on the page: the newest ones. The lines keep all."""
@@ -29,7 +31,9 @@ class Sample:
         prompt: as text.
         tokens: of the completion, each as text.
         divergence: nats by which student and teacher part at each token: reverse KL over the vocabulary, or, from a
-            teacher that scores tokens only, `log q - log p` of the token. Empty without a teacher.
+            teacher that scores tokens only, `log q - log p` of the token. With a teacher that has another tokenizer,
+            `log q - log p` of the chunk that the token is in, in equal parts on the chunk's tokens; 0 in no chunk.
+            Empty without a teacher.
         log_probs: the student's own, of each token, at the temperature that it was drawn at.
         stop: `end` or `length`.
         reward: what the verifier said, None without one.
@@ -54,31 +58,52 @@ class Look:
         divergence: of each token, in nats; empty where the teacher cannot tell.
         log_probs: the student's, of each token.
         gap: mean difference, in nats, between them and what the engine gave.
+        compared: tokens whose divergence is known; None for all that have one.
     """
 
     divergence: list[float]
     log_probs: list[float]
     gap: float
+    compared: int | None = None
 
     @property
     def mean(self) -> float:
-        """Nats a token by which the two part; 0 where that is not known."""
-        return math.fsum(self.divergence) / len(self.divergence) if self.divergence else 0.0
+        """Nats by which the two part at a token that is compared; 0 where that is not known."""
+        count = len(self.divergence) if self.compared is None else self.compared
+        return math.fsum(self.divergence) / count if count else 0.0
 
 
 @torch.no_grad()
 def look(nets: Nets, batch: Batch, *, temperature: float, vocab: Any) -> Look:
     """Ask student and teacher about the sampled tokens of a batch; `temperature` is what they were drawn at."""
     rows = kept_rows(batch["input_ids"].where(batch["sampled"], IGNORE_INDEX))
-    student, teacher = nets["student"](batch, rows), nets["teacher"](batch, rows) if "teacher" in nets else None
+    student = nets["student"](batch, rows)
     log_q, _ = token_log_probs(student, rows.labels, temperature=temperature)
+    gap = (log_q - rows.of_labels(batch["log_probs"])).abs().mean().item()
+    if "theirs" in batch and "teacher" in nets:
+        divergence, compared = _apart_by_chunks(nets["teacher"], student, rows, batch)
+        return Look(divergence, log_q.tolist(), gap, compared)
+    teacher = nets["teacher"](batch, rows) if "teacher" in nets else None
     apart = None
     if isinstance(teacher, LogProbs):
         apart = token_log_probs(student, rows.labels)[0] - teacher.log_probs
     elif teacher is not None and not isinstance(teacher, Sampled):
         apart, _ = weighted_sum([("reverse_kl", ReverseKL(), 1.0)], student, teacher, rows.labels, vocab=vocab)
-    gap = (log_q - rows.of_labels(batch["log_probs"])).abs().mean().item()
     return Look([] if apart is None else apart.tolist(), log_q.tolist(), gap)
+
+
+def _apart_by_chunks(teacher: Any, student: Any, rows: Rows, batch: Batch) -> tuple[list[float], int]:
+    """Return log q - log p of the chunks, in equal parts on their tokens, and how many tokens are in one."""
+    theirs: Any = batch["theirs"]
+    their_rows = kept_rows(theirs["labels"])
+    signal = teacher(theirs, their_rows)
+    if not isinstance(signal, Hidden | Dense | LogProbs | Mixture):  # a few tokens of a place may lack the text's own
+        return [], 0
+    chunks, their_chunks = rows.of_labels(batch["chunks"]), their_rows.of_labels(theirs["chunks"])
+    both = Readings(rows, student, chunks, their_rows, signal, their_chunks)
+    log_q, log_p = token_log_probs(student, rows.labels)[0], teacher_log_probs(signal, their_rows.labels)
+    gaps = (both.over_chunks(log_q) - both.over_their_chunks(log_p)) / both.lengths()[0].clamp(min=1)
+    return pad(gaps, (0, 1))[chunks].tolist(), int((chunks >= 0).sum())
 
 
 def described(written: Sequence[Written], seen: Look, step: int, tokenizer: Any) -> list[Sample]:
@@ -163,6 +188,6 @@ i { opacity: 0.6; font-style: normal; }
 </style></head><body><main>
 <h1>What the student wrote</h1>
 <p>Grey: the prompt. A token is red where student and teacher part: by reverse KL, in nats (from a teacher that scores
-tokens only: by log q - log p of the token, blue where it is negative). Hold the pointer over a token for its
-figures.</p>
+tokens only, or reads other tokens: by log q - log p of the token, or of the chunk that it is in; blue where it is
+negative). Hold the pointer over a token for its figures.</p>
 """

@@ -9,15 +9,26 @@ import torch
 
 from kdlm.data import Source
 from kdlm.data.forms import recognise
+from kdlm.data.paired_vocabulary import PairedVocabulary
 from kdlm.data.sources import open_source
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.disk import write_text
 from kdlm.models import named
 from kdlm.recipe import load
+from kdlm.spelling import spelling_of
 from kdlm.yaml_document import dump
 
 WIDE_GAP = 10
 """From this ratio of parameters on, the target starts near the student (TAID) instead of at the teacher."""
+
+OVERLAP = 0.5
+"""From this share of the larger vocabulary on, tokens are compared that both have, though under other ids. Single bytes
+do not count: every vocabulary has them."""
+
+ACROSS = ("alm", "shared_vocabulary_kd")
+"""Methods that have the teacher read the text with its own tokenizer."""
+
+SWAPPED = "the teacher is not larger than the student; are the two swapped?"
 
 COLUMNS = {
     "prompt": ("prompt", "question", "instruction", "input", "query"),
@@ -76,6 +87,10 @@ def write_recipe(teacher: str, student: str, data: str, output: Path, *, force: 
     source, form = look_at_data(data)
     large, small = look_at(teacher), look_at(student)
     plan = choose(large, small)
+    if form == "chat" and plan.method["name"] in ACROSS and not getattr(large.tokenizer, "chat_template", None):
+        plan.warnings.append(
+            "the data is chat but the teacher's tokenizer has no chat template: set data.teacher_chat_template"
+        )
     if form == "chat" and not getattr(small.tokenizer, "chat_template", None):
         plan.warnings.append(
             "the data is chat but the student's tokenizer has no chat template: set data.chat_template"
@@ -135,15 +150,11 @@ def look_at_data(given: str) -> tuple[dict[str, Any], str]:
 def choose(teacher: Model, student: Model) -> Plan:
     """Pick the method and the losses from the two tokenizers and sizes."""
     shared = shared_vocabulary(student.tokenizer, teacher.tokenizer, student.vocab_size, teacher.vocab_size)
-    if shared.conflicts:
-        why = [
-            "the tokenizers differ: losses on logits (forward_kl, taid, ...) cannot work, they compare token by token",
-            "method: sequence_kd, which learns from text that the teacher wrote and needs no common tokenizer",
-            "what would allow forward_kl or taid: a teacher of the student's family, with the same tokenizer",
-        ]
-        careful = [*shared.conflicts, "sequence_kd distils only when the teacher wrote the data: see to that"]
-        return Plan({"name": "sequence_kd"}, [{"name": "cross_entropy"}], why, careful, with_teacher=False)
     gap = teacher.parameters / student.parameters
+    if shared.conflicts:
+        plan = across(teacher, student, [f"the tokenizers differ: {line}" for line in shared.conflicts])
+        plan.warnings += [SWAPPED] if gap <= 1 else []
+        return plan
     why = [f"the tokenizers share {len(shared)} token ids, so losses on logits work"]
     if gap > WIDE_GAP:
         why.append(
@@ -155,9 +166,38 @@ def choose(teacher: Model, student: Model) -> Plan:
         losses = [{"name": "forward_kl", "temperature": 1.0}, {"name": "cross_entropy", "weight": 0.1}]
         plan = Plan({"name": "logit_kd"}, losses, why)
     plan.warnings += shared.differences
-    if gap <= 1:
-        plan.warnings.append("the teacher is not larger than the student; are the two swapped?")
+    plan.warnings += [SWAPPED] if gap <= 1 else []
     return plan
+
+
+def across(teacher: Model, student: Model, why: list[str]) -> Plan:
+    """Pick the method for two tokenizers, by what they make of text and how many tokens they have in common."""
+    ours, theirs = spelling_of(student.tokenizer), spelling_of(teacher.tokenizer)
+    cross_entropy = {"name": "cross_entropy"}
+    if not ours.exact and not theirs.exact:
+        why += [
+            "both change text before they read it (lower case, normalisation, spaces left out): what their tokens "
+            "stand for cannot be compared",
+            "method: sequence_kd, which learns from text that the teacher wrote and needs no common tokenizer",
+        ]
+        careful = ["sequence_kd distils only when the teacher wrote the data: see to that"]
+        return Plan({"name": "sequence_kd"}, [cross_entropy], why, careful, with_teacher=False)
+    common, sizes = PairedVocabulary(ours, theirs).matched[0], (len(student.tokenizer), len(teacher.tokenizer))
+    said = f"{len(common)} tokens spell the same bytes, of the student's {sizes[0]} and the teacher's {sizes[1]}"
+    careful = []
+    if not ours.exact or not theirs.exact:
+        careful.append(
+            f"the {'teacher' if ours.exact else 'student'}'s tokenizer changes text before it reads it: where that "
+            "shows, rows are left out as not aligned; see the data's report"
+        )
+    longer, most = (ours.lengths[common] > 1).sum(), max((one.lengths > 1).sum() for one in (ours, theirs))
+    if longer >= OVERLAP * most and ours.exact and theirs.exact:
+        how = "forward_kl over the tokens that both have, where both have read the same text"
+        losses = [{"name": "forward_kl"}, cross_entropy | {"weight": 0.1}]
+        why += [said, f"method: shared_vocabulary_kd, {how}"]
+        return Plan({"name": "shared_vocabulary_kd"}, losses, why, careful)
+    why += [said, "method: alm, which compares how likely both find each piece of text, and no tokens"]
+    return Plan({"name": "alm"}, [cross_entropy], why, careful)
 
 
 def written(teacher: Model, student: Model, source: dict[str, Any], form: str, plan: Plan, output: Path) -> str:

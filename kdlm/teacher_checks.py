@@ -5,14 +5,18 @@ from typing import Any
 
 from kdlm.data import DataSection
 from kdlm.data.alignment import Aligner
+from kdlm.data.forms import recognise
+from kdlm.data.own_text import NOT_EXACT
 from kdlm.data.paired_vocabulary import PairedVocabulary
-from kdlm.data.spelling import Spelling
+from kdlm.data.sources import open_source
 from kdlm.data.tokenised import made_with
+from kdlm.data.two_readings import PairEncoder
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.looking import opened
 from kdlm.methods import AlignedMethod, Method, PolicyMethod, Step, TokenMethod
 from kdlm.recipe import Recipe, across
 from kdlm.signal import Sampled, TopK
+from kdlm.spelling import spelling_of
 from kdlm.store import read_about
 from kdlm.teachers import ByDomain, CachedTeacherSection, Confidence, EnsembleSection, Learned, teachers_of
 from kdlm.teachers.cached import differences_of
@@ -86,20 +90,54 @@ def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> It
             return
         found.append(tokenizer)
     (ours, our_config), (theirs, their_config) = found
+    sizes = (c.get_text_config().vocab_size for c in (our_config, their_config))
+    shared = shared_vocabulary(ours, theirs, *sizes)
     if isinstance(method, AlignedMethod):
-        spellings = Spelling(ours), Spelling(theirs)
+        spellings = spelling_of(ours), spelling_of(theirs)
         Aligner(*spellings)
         method.introduce(*spellings)
         matched = len(PairedVocabulary(*spellings).matched[0])
         yield f"{what}: {len(ours)} and {len(theirs)} ids, {matched} of one meaning; readings aligned by bytes"
+        if not shared.conflicts:
+            alike = "are identical" if shared.identical else "differ in added tokens only"
+            yield f"{what}: note: the two {alike}: logit_kd compares whole distributions, at every token"
         return
-    sizes = (c.get_text_config().vocab_size for c in (our_config, their_config))
-    shared = shared_vocabulary(ours, theirs, *sizes)
     if method is not None and "teacher" in method.needs:
         shared.require()
     yield f"{what}: {len(shared)} ids shared{', identical' if shared.identical else ''}"
     for difference in shared.differences:
         yield f"{what}: note: {difference}"
+
+
+def second_reading(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    """See that a teacher with another tokenizer can read the data, and what the student will write."""
+    data: Any = recipe.data
+    if not across(recipe):
+        for name in ("teacher_chat_template", "teacher_max_length"):
+            if getattr(data, name) is not None:
+                yield f"data: note: {name} does nothing here: with {recipe.method.name} both read one tokenization"
+        return
+    if not hasattr(recipe.teacher, "tokenizer"):
+        return
+    sections = [recipe.student, *(section for _, section in teachers_of(recipe.teacher))]
+    if any(opened(section.tokenizer, section)[0] is None for section in sections):
+        return
+    ours, theirs = recipe.student.tokenizer(), recipe.teacher.tokenizer()  # pyright: ignore[reportOptionalMemberAccess]
+    if method is not None and "rollouts" in method.needs and not spelling_of(ours).exact:
+        raise ValueError(f"method.student_share: {NOT_EXACT}: set 0")
+    problems = []
+    for split in ("train", "eval"):
+        for index, source in enumerate(getattr(data, split) or []):
+            try:
+                form = recognise(source, open_source(source, stream=True).columns)
+            except ValueError:  # said already where sources are looked at
+                continue
+            try:
+                PairEncoder(ours, theirs, data, form)
+            except ValueError as error:
+                problems.append(f"data.{split}.{index}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def ensemble(recipe: Recipe) -> Iterator[str]:

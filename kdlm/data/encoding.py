@@ -47,10 +47,11 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The sequences that one row became, and whether it was cut at max_length."""
+    """The sequences that one row became, whether it was cut at max_length, and whether a chat template wrote it."""
 
     sequences: list[Sequence]
     truncated: bool = False
+    rendered: bool = False
 
     @property
     def trained(self) -> int:
@@ -168,7 +169,7 @@ class Encoder:
             [chat.text for chat in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         return [
-            self._fitted(ids, trained_tokens(offsets, chat.spans))
+            self._fitted(ids, trained_tokens(offsets, chat.spans), rendered=True)
             for chat, ids, offsets in zip(chats, tokens["input_ids"], tokens["offset_mapping"], strict=True)
         ]
 
@@ -191,7 +192,7 @@ class Encoder:
             if len(ids) > self.section.max_length:  # cut at its end it would ask something else
                 encoded.append(Unusable("too long", f"{len(ids)} tokens, max_length is {self.section.max_length}"))
             else:
-                encoded.append(Encoded([Sequence(ids, [IGNORE_INDEX] * len(ids))]))
+                encoded.append(Encoded([Sequence(ids, [IGNORE_INDEX] * len(ids))], rendered=prompt.rendered))
         return encoded
 
     def documents(self, rows: list[Row]) -> list[list[int] | Unusable]:
@@ -213,7 +214,7 @@ class Encoder:
         eos = self.eos
         return [*self.leading, *ids] if ids and ids[-1] == eos else [*self.leading, *ids, eos]
 
-    def _fitted(self, ids: list[int], trained: np.ndarray) -> Encoded | Unusable:
+    def _fitted(self, ids: list[int], trained: np.ndarray, *, rendered: bool = False) -> Encoded | Unusable:
         size = self.section.max_length
         truncated = len(ids) > size
         if truncated and self.section.truncation == "drop":
@@ -222,7 +223,7 @@ class Encoder:
         labels[:1] = [IGNORE_INDEX]
         if all(label == IGNORE_INDEX for label in labels):
             return Unusable("no trained token", f"in the first {size} tokens" if truncated else "")
-        return Encoded([Sequence(ids[:size], labels)], truncated)
+        return Encoded([Sequence(ids[:size], labels)], truncated, rendered)
 
 
 def trained_tokens(offsets: list[tuple[int, int]], spans: list[Span]) -> np.ndarray:

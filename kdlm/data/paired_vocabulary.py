@@ -11,7 +11,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
-from kdlm.data.spelling import Spelling
+from kdlm.signal import Signal
+from kdlm.spelling import Spelling
 
 Ids = Int[np.ndarray, "ids"]
 
@@ -39,6 +40,12 @@ class PairedVocabulary:
         ids = sorted(pairs)
         return np.array(ids, dtype=np.int64), np.array([pairs[i] for i in ids], dtype=np.int64)
 
+    def tokens(self, student: Signal, teacher: Signal) -> tuple[int, int]:
+        """Return how many ids of either side are tokens and rows of a head too, which may be padded."""
+        sizes = [len(side.pieces) for side in (self.ours, self.theirs)]
+        rows = [getattr(signal, "vocab_size", size) for signal, size in zip((student, teacher), sizes, strict=True)]
+        return min(sizes[0], rows[0]), min(sizes[1], rows[1])
+
     @cached_property
     def share(self) -> float:
         """The share of the teacher's tokens that the student has too."""
@@ -49,7 +56,7 @@ class PairedVocabulary:
 
         Both have read the same text, and the student says that a token v is next. What the teacher then says next is
         a token t that agrees with v: one begins with the bytes of the other. A row of weights is `P(t | v)` as far as
-        the two vocabularies tell, by these rules:
+        the two vocabularies tell, by these rules (with the sides exchanged it carries the teacher's probabilities):
 
         - a token that the teacher has too leads to it alone, with weight 1;
         - of a longer one, the teacher says the longest of its tokens that begins v, as a tokenizer of longest matches

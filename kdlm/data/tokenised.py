@@ -20,7 +20,7 @@ from kdlm.data.forms import read_domain, read_reference, recognise
 from kdlm.data.report import SourceReport, Unusable
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.sources import Opened, open_source
-from kdlm.data.two_readings import COLUMNS, PairEncoder, teachers_section
+from kdlm.data.two_readings import CLOSING, COLUMNS, PairEncoder, teachers_section
 from kdlm.signal import domain_id
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Tokenised:
             if name in self.encoder.form.columns:
                 schema = schema.append(pa.field(name, kind))
         if isinstance(self.encoder, PairEncoder):
-            for name in COLUMNS:
+            for name in (*COLUMNS, CLOSING):
                 schema = schema.append(pa.field(name, TOKENS))
         table, about = cached_table(
             root, self.fingerprint, schema, self.sequences(), lambda: {"report": asdict(self.report)}

@@ -6,28 +6,34 @@ reading. Plain text that is too long is split where both readings have a boundar
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.alignment import NONE, Aligner, Chunks
+from kdlm.data.alignment import NONE, Aligner, Chunks, count_answers
 from kdlm.data.collate import Collator
-from kdlm.data.encoding import Encoded, Encoder, leading_tokens
+from kdlm.data.encoding import Encoded, Encoder
 from kdlm.data.encoding import Sequence as Tokens
 from kdlm.data.files import Row
 from kdlm.data.forms import Form
+from kdlm.data.own_text import Reader
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
-from kdlm.data.spelling import Spelling
 from kdlm.signal import IGNORE_INDEX
+from kdlm.spelling import Spelling, spelling_of
 
 COLUMNS = ("chunks", "their_ids", "their_labels", "their_chunks")
 """What a row of two readings carries beside those of one, a number for each token."""
+CLOSING = "their_closing"
+"""And one more: the tokens that end an answer in the teacher's reading."""
+
+TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+"""A conversation that shows how a chat template ends a turn."""
 
 
 class PairEncoder:
@@ -51,8 +57,9 @@ class PairEncoder:
         try:
             self.theirs = Encoder(teacher, teachers_section(section), form)
         except ValueError as error:
-            raise ValueError(f"the teacher's tokenizer: {error}") from error
-        self.align = Aligner(Spelling(tokenizer), Spelling(teacher))
+            said = str(error).replace("data.chat_template", "data.teacher_chat_template")
+            raise ValueError(f"the teacher's tokenizer: {said}") from error
+        self.align = Aligner(spelling_of(tokenizer), spelling_of(teacher))
 
     def __call__(self, rows: list[Row]) -> list[Encoded | Unusable]:
         """Return what became of each row."""
@@ -64,11 +71,29 @@ class PairEncoder:
         if isinstance(ours, Unusable) or isinstance(theirs, Unusable):
             return ours if isinstance(ours, Unusable) else theirs
         (mine,), (other,) = ours.sequences, theirs.sequences
-        chunks, their_chunks = self.align(mine.ids, mine.labels, other.ids, other.labels)
+        both = (mine.ids, mine.labels, other.ids, other.labels)
+        counts = count_answers(mine.labels), count_answers(other.labels)
+        if counts[0] != counts[1] and not (ours.truncated or theirs.truncated):
+            return Unusable(
+                "not aligned", f"{counts[0]} answers by the student's template, {counts[1]} by the teacher's"
+            )
+        chunks, their_chunks = self.align(*both)
         if ours.trained and chunks.max(initial=NONE) == NONE:
-            return Unusable("not aligned", "the two readings do not spell the same answers")
-        beside = {"chunks": chunks, "their_ids": other.ids, "their_labels": other.labels, "their_chunks": their_chunks}
-        return Encoded([Tokens(mine.ids, mine.labels, beside)], ours.truncated)
+            return Unusable("not aligned", self.align.apart(*both))
+        closing = self.turn_end if theirs.rendered else [self.theirs.eos]
+        beside = _columns(chunks, other.ids, other.labels, their_chunks, closing)
+        return Encoded([Tokens(mine.ids, mine.labels, beside)], ours.truncated or theirs.truncated)
+
+    @cached_property
+    def turn_end(self) -> list[int]:
+        """The tokens of no text with which the teacher's chat template ends a turn; its end token if it refuses."""
+        spelling = self.align.theirs
+        try:
+            text, spans = self.theirs.template.render(TURN, None)
+        except (Unusable, ValueError):
+            return [] if self.theirs.eos is None else [self.theirs.eos]
+        ids = spelling.ids(text[slice(*spans[-1])])
+        return ids[len(ids) - sum(1 for _ in takewhile(spelling.control.__contains__, reversed(ids))) :]
 
     def _texts(self, rows: list[Row]) -> list[Encoded | Unusable]:
         encoded: list[Encoded | Unusable] = []
@@ -77,37 +102,44 @@ class PairEncoder:
                 encoded.append(ours)
                 continue
             assert not isinstance(theirs, Unusable), "whether a text can be read does not depend on the tokenizer"
-            pieces = list(self._pieces(ours, theirs))
-            encoded.append(Encoded(pieces) if pieces else Unusable("not aligned", "no boundary is shared"))
+            labels, their_labels = [IGNORE_INDEX, *ours[1:]], [IGNORE_INDEX, *theirs[1:]]
+            pieces = list(self._pieces(ours, labels, theirs, their_labels))
+            apart = Unusable("not aligned", self.align.apart(ours, labels, theirs, their_labels))
+            encoded.append(Encoded(pieces) if pieces else apart)
         return encoded
 
-    def _pieces(self, ids: list[int], their_ids: list[int]) -> Iterator[Tokens]:
+    def _pieces(
+        self, ids: list[int], labels: list[int], their_ids: list[int], their_labels: list[int]
+    ) -> Iterator[Tokens]:
         """Yield consecutive pieces of a text that are short enough for both, each with one token of the one before."""
-        labels, their_labels = [IGNORE_INDEX, *ids[1:]], [IGNORE_INDEX, *their_ids[1:]]
         chunks, their_chunks = self.align(ids, labels, their_ids, their_labels)
         count = int(chunks.max(initial=NONE)) + 1
-        stops, their_stops = (np.searchsorted(_ascending(c), np.arange(count), "right") for c in (chunks, their_chunks))
+        stops, their_stops = (_stops(c, count) for c in (chunks, their_chunks))
         begin, their_begin, first = 0, 0, 0
         while first < count:
-            fits = (stops - begin <= self.ours.section.max_length) & (
-                their_stops - their_begin <= self.theirs.section.max_length
-            )
-            last = int(np.flatnonzero(fits)[-1]) if fits.any() else NONE
+            fit = np.searchsorted(stops, begin + self.ours.section.max_length, "right")
+            their_fit = np.searchsorted(their_stops, their_begin + self.theirs.section.max_length, "right")
+            last = int(min(fit, their_fit)) - 1
             if last >= first:
                 stop, their_stop = int(stops[last]), int(their_stops[last])
                 yield Tokens(
                     ids[begin:stop],
                     [IGNORE_INDEX, *labels[begin + 1 : stop]],
-                    {
-                        "chunks": _cut(chunks[begin:stop], first),
-                        "their_ids": their_ids[their_begin:their_stop],
-                        "their_labels": [IGNORE_INDEX, *their_labels[their_begin + 1 : their_stop]],
-                        "their_chunks": _cut(their_chunks[their_begin:their_stop], first),
-                    },
+                    _columns(
+                        _cut(chunks[begin:stop], first),
+                        their_ids[their_begin:their_stop],
+                        [IGNORE_INDEX, *their_labels[their_begin + 1 : their_stop]],
+                        _cut(their_chunks[their_begin:their_stop], first),
+                        [self.theirs.eos],
+                    ),
                 )
             else:  # a chunk that is longer than a sequence may be is left out
                 last = first
             begin, their_begin, first = int(stops[last]) - 1, int(their_stops[last]) - 1, last + 1
+
+
+def _columns(*values: Any) -> dict[str, Any]:
+    return dict(zip((*COLUMNS, CLOSING), values, strict=True))
 
 
 def teachers_section(section: DataSection) -> DataSection:
@@ -121,9 +153,9 @@ def teachers_section(section: DataSection) -> DataSection:
     )
 
 
-def _ascending(chunks: Chunks) -> Chunks:
-    """Return chunks with those of tokens in none put below the next one's, so that they can be searched."""
-    return np.maximum.accumulate(chunks)
+def _stops(chunks: Chunks, count: int) -> Chunks:
+    """Return one past the last token of each chunk; tokens in none are passed over."""
+    return np.searchsorted(np.maximum.accumulate(chunks), np.arange(count), "right")
 
 
 def _cut(chunks: Chunks, first: int) -> Chunks:
@@ -149,15 +181,11 @@ class PairCollator:
     theirs: Collator
     tokenizer: PreTrainedTokenizerBase
     teacher: PreTrainedTokenizerBase
-    read: "Reader" = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "read", Reader(self.tokenizer, self.teacher))
-
-    @property
-    def spellings(self) -> tuple[Spelling, Spelling]:
-        """What the tokens of the student's and of the teacher's tokenizer spell."""
-        return self.read.spelling, Spelling(self.teacher)
+    @cached_property
+    def read(self) -> Reader:
+        """What reads, for the teacher, rows that come without its reading."""
+        return Reader(self.tokenizer, self.teacher)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         both = [row if "their_ids" in row else {**row, **self.read(row)} for row in rows]
@@ -168,15 +196,15 @@ class PairCollator:
         for name, place, layout in (("chunks", batch, self.ours), ("their_chunks", theirs, self.theirs)):
             numbers = [np.where(c >= 0, c + start, NONE) for start, c in zip(starts, _arrays(both, name), strict=False)]
             place["chunks"] = layout.beside(numbers, place, NONE)
-        batch["bytes"] = self._bytes(both)
+        ids, labels = _arrays(both, "input_ids"), _arrays(both, "labels")
+        spelling, trained = self.read.spelling, [numbers != IGNORE_INDEX for numbers in labels]
+        batch["bytes"] = torch.tensor([spelling.count(i[mask]) for i, mask in zip(ids, trained, strict=True)])
         return batch | {"theirs": theirs}
 
-    def _bytes(self, rows: Sequence[dict[str, Any]]) -> Tensor:
-        lengths = self.read.spelling.lengths
-        ids, labels = _arrays(rows, "input_ids"), _arrays(rows, "labels")
-        return torch.tensor(
-            [int(lengths[i[label != IGNORE_INDEX]].sum()) for i, label in zip(ids, labels, strict=True)]
-        )
+    @property
+    def spellings(self) -> tuple[Spelling, Spelling]:
+        """What the tokens of the student's and of the teacher's tokenizer spell."""
+        return self.read.spelling, spelling_of(self.teacher)
 
 
 def _arrays(rows: Sequence[dict[str, Any]], name: str) -> list[np.ndarray]:
@@ -191,69 +219,3 @@ def _theirs(row: dict[str, Any]) -> dict[str, Any]:
     lengths = {"seq_lengths": row["their_lengths"]} if "their_lengths" in row else {}
     beside = {name: row[name] for name in ("index", "domain") if name in row}
     return {"input_ids": row["their_ids"], "labels": row["their_labels"], **lengths, **beside}
-
-
-class Reader:
-    """Reads, for the teacher, text that exists as the student's tokens only: what the student wrote.
-
-    The teacher's prompt is the row's `their_prompt` where it has one (rendered by the teacher's template), else the
-    student's as text.
-
-    Raises ValueError where the student's tokens do not say which text they are.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase):
-        self.tokenizer, self.teacher = tokenizer, teacher
-        self.spelling = Spelling(tokenizer)
-
-    @cached_property
-    def align(self) -> Aligner:
-        if not self.spelling.exact:
-            raise ValueError(
-                "the student's tokenizer does not give back the text that it reads, so its own text cannot be read by "
-                "a teacher with another tokenizer"
-            )
-        return Aligner(self.spelling, Spelling(self.teacher))
-
-    @cached_property
-    def leading(self) -> list[int]:
-        return leading_tokens(self.teacher)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the columns that the row lacks."""
-        ids, labels = (list(map(int, row[name])) for name in ("input_ids", "labels"))
-        trained = np.flatnonzero(np.asarray(labels) != IGNORE_INDEX)
-        gaps = np.flatnonzero(np.diff(trained) > 1)
-        start = len(ids) if not len(trained) else int(trained[gaps[-1] + 1] if len(gaps) else trained[0])
-        if start == 1 and ids[0] not in self.spelling.control and "their_prompt" not in row:
-            start = 0
-        answer = ids[start:]
-        closing: list[int] = []
-        while answer and answer[-1] in self.spelling.control:
-            answer.pop()
-            closing = self._closing(row)
-        prompt = list(map(int, row["their_prompt"])) if "their_prompt" in row else self._prompt(ids[:start])
-        their_ids = [*prompt, *self._read(answer), *closing]
-        their_labels = [*[IGNORE_INDEX] * len(prompt), *their_ids[len(prompt) :]]
-        their_labels[:1] = [IGNORE_INDEX]
-        chunks, their_chunks = self.align(ids, labels, their_ids, their_labels)
-        return {"chunks": chunks, "their_ids": their_ids, "their_labels": their_labels, "their_chunks": their_chunks}
-
-    def _prompt(self, ids: list[int]) -> list[int]:
-        return [*self.leading, *self._read([token for token in ids if token not in self.spelling.control])]
-
-    def _read(self, ids: list[int]) -> list[int]:
-        """Return the teacher's tokens of a text, up to where the student's bytes are no text."""
-        spelt = self.align.ours.text(ids) or b""
-        try:
-            text = spelt.decode()
-        except UnicodeDecodeError as error:
-            text = spelt[: error.start].decode()
-        return self.align.theirs.ids(text) if text else []
-
-    def _closing(self, row: dict[str, Any]) -> list[int]:
-        """Return what ends the teacher's answer: what ends the data's, or its end-of-sequence token."""
-        if len(row.get("their_closing", ())):
-            return list(map(int, row["their_closing"]))
-        eos: Any = self.teacher.eos_token_id
-        return [] if eos is None else [int(eos)]

@@ -12,16 +12,13 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from kdlm.spelling import PROBE
+
 EXAMPLES = 3
 """Disagreements that are named; the others are counted."""
 
 SAMPLE = 1000
 """Ids whose text is probed."""
-
-PROBE = """def step(x_0, *, lr=1e-3):\n\treturn x_0 - lr * grad  # 1234567 + 89 = ?\n\n
-The quick brown fox's 3rd jump, "naïvely" RE-TRIED…  don't; it'll   cost €5,000.50!\r\n
-Größe, où, año, ёжик, 知识蒸馏, 지식, ナレッジ, معرفة, ज्ञान, 🙂👩‍🔬 {"key": [null, -0.5]} <b>x²≤ﬁ</b> https://a.b/c?d=e&f"""
-"""Text on which tokenizers of one vocabulary but other merges, normalisation or splitting come apart."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,8 @@ class SharedVocabulary:
             raise ValueError(
                 "student and teacher do not share a tokenizer: "
                 + "; ".join(self.conflicts)
-                + ". Use a teacher of the student's family, or a method that works across tokenizers: "
-                "sequence_kd trains on the teacher's text and needs no shared vocabulary"
+                + ". Use a teacher of the student's family, or a method across tokenizers (alm, gold, uld, dskd, "
+                "shared_vocabulary_kd, vocabulary_projection), or sequence_kd on text that the teacher wrote"
             )
         return self.ids
 

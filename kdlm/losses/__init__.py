@@ -25,7 +25,7 @@ from kdlm.losses.mmd import RBFMixture, energy_distance, mmd2, negative_distance
 from kdlm.losses.normalised import NKD, normalised_kd
 from kdlm.losses.objective import weighted_sum
 from kdlm.losses.ofa import OFA, ofa
-from kdlm.losses.outcomes import Matched, OnOutcomes, Projected
+from kdlm.losses.outcomes import Matched, OnOutcomes, Projected, Turned
 from kdlm.losses.policy import importance_weights, k3, returns
 from kdlm.losses.relational import correlation_distance, rkd_angle, rkd_distance
 from kdlm.losses.sampled import sampled_cross_entropy
@@ -91,6 +91,7 @@ __all__ = [
     "Step",
     "TVDPlusPlus",
     "TowardsTeacher",
+    "Turned",
     "Weight",
     "adaptive_kl",
     "affinity",

@@ -51,14 +51,14 @@ class Hybrid:
         `ours` and `theirs` are the log-probabilities of the groups' other tokens, 0 where a group has none.
 
         The JSD is between distributions: the merged row on the matched ids, and all that it leaves (other ids, other
-        readings of the group) as one more outcome. TRL compares the matched masses alone, which add up to less than 1,
-        so that its JSD is none; the two agree where all ids are matched and groups have one token. The L1 is that of
-        the masses, as in TRL.
+        readings of the group) as one more outcome. TRL compares the matched masses alone, which add up to less than 1:
+        a term less, and a value that may be below 0 at `beta` 0 or 1. The two agree where all ids are matched and
+        groups have one token. The L1 is that of the masses, as in TRL.
         """
-        log_q = log_probs(student, self.temperature)
-        log_p = log_probs(teacher.detach().to(log_q.dtype), self.temperature)
-        log_q, log_p = log_q + ours[:, None].to(log_q.dtype), log_p + theirs[:, None].to(log_p.dtype)
         of = self.matched
+        log_q = log_probs(student[:, : len(of.places)], self.temperature)
+        log_p = log_probs(teacher[:, : len(of.their_places)].detach().to(log_q.dtype), self.temperature)
+        log_q, log_p = log_q + ours[:, None].to(log_q.dtype), log_p + theirs[:, None].to(log_p.dtype)
         if not len(of.ids):
             return log_q.sum(-1) * 0, masses_l1(log_q.exp(), log_p.exp())
         jsd = generalised_jsd(

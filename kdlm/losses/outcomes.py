@@ -1,8 +1,8 @@
 """Outcomes: what two models with different vocabularies can both say of the next token, and losses over that.
 
 Both logits are brought to distributions over the same outcomes; any token loss compares them there. Outcomes are
-tokens that both have (`Matched`), or teacher tokens to which the student's are projected (`Projected`), and one more
-for all the rest.
+tokens that both have (`Matched`), or tokens of the teacher to which the student's are projected (`Projected`) or the
+other way round (`Turned`), and one more for all the rest.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -22,6 +22,7 @@ class Matched:
     """The tokens that both vocabularies have, one to one, and the rest of either as one more outcome.
 
     Where one side has no other tokens there is no such outcome, and the other side is normalised over what is matched.
+    Rows of a head beyond the tokens are padding and count for nothing.
 
     Attributes:
         ids, others: the student's ids that are matched, in the order of the outcomes, and all the others.
@@ -49,7 +50,7 @@ class Matched:
         *,
         rest: bool = True,
     ) -> Self:
-        """Make the outcomes of pairs of ids and the sizes of both heads; pairs beyond a head are left out."""
+        """Make the outcomes of pairs of ids and the number of tokens on both sides; pairs beyond it are left out."""
         inside = (ids < vocab) & (their_ids < their_vocab)
         return cls(**_sides(ids[inside], their_ids[inside], vocab, their_vocab), rest=rest)
 
@@ -84,7 +85,9 @@ class Matched:
 
     def few(self, teacher: TopK) -> TopK:
         """Return a teacher's k tokens as outcomes. Those that are none have an id beyond them: they count as rest."""
-        return TopK(self.their_places[teacher.ids], teacher.log_probs)
+        known = teacher.ids < len(self.their_places)
+        places = self.their_places[teacher.ids.where(known, 0)]
+        return TopK(places.where(known, len(self.their_ids) + 1), teacher.log_probs)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Projected(Matched):
         vocab: int,
         their_vocab: int,
     ) -> Self:
-        """Make the outcomes of M's entries: student id, teacher id, weight.
+        """Make the outcomes of M's entries (student id, teacher id, weight) and the number of tokens on both sides.
 
         Raises ValueError where a weight is negative or a row adds up to more than 1.
         """
@@ -141,7 +144,7 @@ class Projected(Matched):
     def ours(
         self, logits: Float[Tensor, "*rows vocab"], temperature: float, rest: bool
     ) -> Float[Tensor, "*rows outcomes"]:
-        log_q = log_probs(logits, temperature)
+        log_q = log_probs(logits[..., : len(self.places)], temperature)
         parts = [log_q.index_select(-1, self.ids) + self.log_weights.to(log_q.dtype)]
         several = len(self.matrix) - 1
         if several or rest:
@@ -149,6 +152,43 @@ class Projected(Matched):
             mass = mass.unflatten(0, log_q.shape[:-1])[..., : several + rest]
             parts.append(mass.clamp(min=torch.finfo(mass.dtype).tiny).log())
         return torch.cat(parts, dim=-1) * temperature
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A projection the other way: the teacher's probabilities are carried to the student's tokens, `p M`.
+
+    Attributes:
+        of: the outcomes of a projection whose `ours` is the teacher's side.
+    """
+
+    of: Projected
+
+    def to(self, device: torch.device) -> Self:
+        """Return the outcomes on a device."""
+        return replace(self, of=self.of.to(device))
+
+    @property
+    def both(self) -> bool:
+        """Whether both sides have mass that may be on the outcome of the rest."""
+        return self.of.both
+
+    @property
+    def places(self) -> Int[Tensor, "vocab"]:
+        """Of each of the student's ids, its outcome, or IGNORE_INDEX."""
+        return self.of.their_places.where(self.of.their_places < len(self.of.their_ids), IGNORE_INDEX)
+
+    def ours(
+        self, logits: Float[Tensor, "*rows vocab"], temperature: float, rest: bool
+    ) -> Float[Tensor, "*rows outcomes"]:
+        """Return the student's logits over the outcomes."""
+        return self.of.theirs(logits, temperature, rest)
+
+    def theirs(
+        self, logits: Float[Tensor, "*rows their_vocab"], temperature: float, rest: bool
+    ) -> Float[Tensor, "*rows outcomes"]:
+        """Return the teacher's."""
+        return self.of.ours(logits, temperature, rest)
 
 
 def _sides(ids: Tensor, their_ids: Tensor, vocab: int, their_vocab: int) -> dict[str, Tensor]:
@@ -181,13 +221,14 @@ class OnOutcomes:
     full_vocabulary: ClassVar[bool] = True
 
     loss: Loss
-    outcomes: Matched
+    outcomes: Matched | Turned
 
     def __call__(
         self, student: Float[Tensor, "rows vocab"], teacher: TeacherRows, labels: Int[Tensor, "rows"]
     ) -> Float[Tensor, "rows"]:
         at = self.outcomes.places[labels]
         if isinstance(teacher, TopK):
+            assert isinstance(self.outcomes, Matched)
             return self.loss(self.outcomes.ours(student, 1.0, self.outcomes.loses), self.outcomes.few(teacher), at)
         assert isinstance(teacher, Tensor)
         temperature, rest = getattr(self.loss, "temperature", 1.0), self.outcomes.both

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
+from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, Readings
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
+from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
 from kdlm.methods.cross_tokenizer.gold import GOLD, GOLDSection
 from kdlm.methods.cross_tokenizer.outcomes import (
     SharedVocabularyKD,
@@ -13,8 +14,8 @@ from kdlm.methods.cross_tokenizer.outcomes import (
     VocabularyProjection,
     VocabularyProjectionSection,
 )
+from kdlm.methods.cross_tokenizer.tokenizer_transfer import TokenizerTransfer, TokenizerTransferSection
 from kdlm.methods.cross_tokenizer.uld import ULD, ULDSection
-from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
 from kdlm.methods.dataset.distribution_matching import DMSection, FeatureMeanMatching
 from kdlm.methods.dataset.trajectory_matching import FTDSection, MTTSection, TrajectoryMatching
 from kdlm.methods.diffusion.adversarial import DMD2Section, FDistillSection, LADDSection
@@ -87,6 +88,7 @@ AnyMethod = Annotated[
     | GOLDSection
     | SharedVocabularyKDSection
     | VocabularyProjectionSection
+    | TokenizerTransferSection
     | DSKDSection
     | LlavaKDSection
     | ImageKDSection
@@ -199,6 +201,7 @@ __all__ = [
     "ProgressiveSection",
     "RCMSection",
     "RKDSection",
+    "Readings",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",
@@ -221,6 +224,8 @@ __all__ = [
     "TokenMethod",
     "TokenPSKD",
     "TokenPSKDSection",
+    "TokenizerTransfer",
+    "TokenizerTransferSection",
     "Trainable",
     "TrajectoryMatching",
     "TsdKD",

@@ -26,6 +26,7 @@ from kdlm.models.loading import (
 )
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
 from kdlm.models.prediction import Predictor
+from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
 from kdlm.models.views import view
 from kdlm.models.vision_language import VisionLanguage, VisionLanguageStudent
@@ -35,6 +36,7 @@ AnyStudent = Annotated[
     | SandboxStudent
     | Fresh
     | Pruned
+    | Retokenised
     | VisionLanguageStudent
     | ImageClassifierStudent
     | DualHeadStudent
@@ -71,6 +73,7 @@ __all__ = [
     "Predictor",
     "Pretrained",
     "Pruned",
+    "Retokenised",
     "Sandbox",
     "SyntheticImages",
     "SyntheticStudent",

@@ -23,6 +23,12 @@ from kdlm.rollouts.sections import RolloutSection
 
 logger = logging.getLogger(__name__)
 
+USED = (
+    *("input_ids", "labels", "index", "domain", "reference"),
+    *("chunks", "their_ids", "their_labels", "their_chunks", "their_closing"),  # where there are two readings
+)
+"""What rollouts use of a row."""
+
 Text = Literal["data", "student", "both"]
 Finish = Callable[[list[tuple[Row, list[int], Completion]]], list[Written]]
 
@@ -217,7 +223,7 @@ class Repeated(Sampler[int]):
 
 def plain(row: Row) -> Row:
     """Return what rollouts use of a row, as values that can be written down."""
-    kept = {key: row[key] for key in ("input_ids", "labels", "index", "domain", "reference") if key in row}
+    kept = {key: row[key] for key in USED if key in row}
     return {key: value.tolist() if isinstance(value, np.ndarray | np.generic) else value for key, value in kept.items()}
 
 

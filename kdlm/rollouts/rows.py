@@ -13,6 +13,9 @@ from kdlm.signal import IGNORE_INDEX
 
 Row = dict[str, Any]
 
+NOWHERE = -2
+"""A place that is next to none of a sequence's."""
+
 
 @dataclass(frozen=True)
 class Opaque:
@@ -43,15 +46,14 @@ class Written:
 def prompt_of(row: Row, leading: int | None) -> list[int]:
     """Return the tokens before the last answer of a row: its last run of trained tokens.
 
-    Plain text has no prompt, since all of it is trained on: its first `leading` tokens are taken. Raises ValueError
-    where that number is wanted and not given, or the text is not longer.
+    Of a row with the reading of a teacher that has another tokenizer, it is the last answer which both readings have:
+    either may have been cut. Plain text has no prompt, since all of it is trained on: its first `leading` tokens are
+    taken. Raises ValueError where that number is wanted and not given, or the text is not longer.
     """
-    ids, labels = list(map(int, row["input_ids"])), np.asarray(row["labels"])
-    trained = np.flatnonzero(labels != IGNORE_INDEX)
-    if not len(trained):
+    ids = list(map(int, row["input_ids"]))
+    first = _last_answer(row)
+    if first is None:
         return ids  # a prompt alone
-    gaps = np.flatnonzero(np.diff(trained) > 1)
-    first = int(trained[gaps[-1] + 1] if len(gaps) else trained[0])
     if first > 1:  # the first token of a text is never trained on
         return ids[:first]
     if leading is None:
@@ -62,14 +64,48 @@ def prompt_of(row: Row, leading: int | None) -> list[int]:
     return ids[: min(leading, len(ids) - 1)]
 
 
+def their_prompt_of(row: Row) -> list[int] | None:
+    """Return the tokens before the same answer in the reading of a teacher with another tokenizer.
+
+    None where the row has no such reading, or is plain text, of which the prompt is the same text for both.
+    """
+    first = _last_answer(row)
+    if "their_ids" not in row or (first is not None and first <= 1):
+        return None
+    return list(map(int, row["their_ids"][: _last_answer(row, "their_labels")]))
+
+
+def _last_answer(row: Row, of: str = "labels") -> int | None:
+    """Return where the last answer that every reading of the row has begins in one of them; None without answers."""
+    starts = {name: _answers(row[name]) for name in ("labels", "their_labels") if name in row}
+    count = min(map(len, starts.values()))
+    return int(starts[of][count - 1]) if count else None
+
+
+def _answers(labels: Sequence[int]) -> np.ndarray:
+    """Return where each run of trained tokens begins."""
+    trained = np.flatnonzero(np.asarray(labels) != IGNORE_INDEX)
+    return trained[np.diff(trained, prepend=NOWHERE) > 1]
+
+
 def as_row(written: Written, *, masked: bool) -> Row:
-    """Return prompt and completion as a row; `masked` trains on none of it."""
-    ids = written.completion.ids
-    labels = [IGNORE_INDEX] * len(ids) if masked else ids
+    """Return prompt and completion as a row; `masked` trains on none of it.
+
+    Where a teacher with another tokenizer will read it, the row also says what that teacher reads before and after the
+    completion: `their_prompt`, and `their_closing`, which is empty after a completion that was cut.
+    """
+    row, done = written.row, written.completion
+    labels = [IGNORE_INDEX] * len(done.ids) if masked else done.ids
+    prompt, theirs = their_prompt_of(row), {}
+    if prompt is not None:
+        theirs["their_prompt"] = prompt
+    if "their_closing" in row:
+        theirs["their_closing"] = [] if done.stop == "length" else list(map(int, row["their_closing"]))
     return {
-        **{key: written.row[key] for key in ("index", "domain") if key in written.row},
-        "input_ids": [*written.prompt, *ids],
+        **{key: row[key] for key in ("index", "domain") if key in row},
+        "input_ids": [*written.prompt, *done.ids],
         "labels": [IGNORE_INDEX] * len(written.prompt) + labels,
+        **theirs,
     }
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_folders import TEXT, tiny_folder
+from tiny_folders import TEXT, sandbox_folder, tiny_folder
 
 from kdlm import cli
 from kdlm.recipe import load
@@ -46,16 +46,51 @@ def test_a_wide_gap_gives_taid(here, capsys):
     assert cli.main(["check", "recipe.yaml"]) == 0
 
 
-def test_other_tokenizers_give_sequence_kd_and_say_why(here, capsys):
-    tiny_folder(here / "teacher", text="other words make other merges: zzz xxx qqq", width=32)
+def test_tokenizers_with_many_tokens_in_common_compare_those(here, capsys):
+    tiny_folder(here / "teacher", vocab=305, width=32)
+    tiny_folder(here / "student", vocab=290)
     assert init() == 0
     recipe = load("recipe.yaml")
-    assert (recipe.method.name, recipe.teacher) == ("sequence_kd", None)
-    out = capsys.readouterr().out
-    assert "losses on logits (forward_kl, taid, ...) cannot work" in out
-    assert "what would allow forward_kl or taid: a teacher of the student's family" in out
+    assert recipe.method.name == "shared_vocabulary_kd"
+    assert [loss.name for loss in recipe.losses] == ["forward_kl", "cross_entropy"]
+    assert "290 tokens spell the same bytes, of the student's 290 and the teacher's 305" in capsys.readouterr().out
     assert "# the tokenizers differ" in Path("recipe.yaml").read_text()
     assert cli.main(["check", "recipe.yaml"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "said"),
+    [
+        ("4k", "logit_kd", "the tokenizers share 4096 token ids"),
+        ("bytes", "alm", "method: alm, which compares how likely both find each piece of text"),
+        ("unigram-1k", "alm", "tokens spell the same bytes, of the student's 1024 and the teacher's 4096"),
+        ("wordpiece-1k", "alm", "Careful: the student's tokenizer changes text before it reads it"),
+    ],
+)
+def test_a_method_is_found_for_every_kind_of_tokenizer(here, kind, method, said):
+    teacher = sandbox_folder(here / "teacher", "4k")
+    student = sandbox_folder(here / "student", kind)
+    assert cli.main(["init", "--teacher", teacher, "--student", student, "--data", "data.jsonl"]) == 0
+    recipe = load("recipe.yaml")
+    assert recipe.method.name == method
+    assert recipe.teacher is not None
+    assert said in Path("recipe.yaml").read_text()
+    assert cli.main(["check", "recipe.yaml"]) == 0
+
+
+def test_two_tokenizers_that_change_text_leave_the_teachers_text(here):
+    student, teacher = (sandbox_folder(here / name, f"{name}-1k") for name in ("wordpiece", "nfkc"))
+    assert cli.main(["init", "--teacher", teacher, "--student", student, "--data", "data.jsonl"]) == 0
+    recipe = load("recipe.yaml")
+    assert (recipe.method.name, recipe.teacher) == ("sequence_kd", None)
+    assert "both change text before they read it" in Path("recipe.yaml").read_text()
+
+
+def test_chat_across_tokenizers_wants_a_template_of_the_teacher(here, capsys):
+    tiny_folder(here / "teacher", text="other words make other merges: zzz xxx qqq", width=32)
+    rows = write("rows.jsonl", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    assert init(data=rows) == 0
+    assert "the teacher's tokenizer has no chat template: set data.teacher_chat_template" in capsys.readouterr().out
 
 
 def test_a_teacher_that_is_smaller_than_its_student_is_doubted(here, capsys):
@@ -90,9 +125,9 @@ def test_the_form_of_the_rows_is_seen_in_their_columns(here, capsys, row, form, 
 
 
 def test_a_sandbox_model_is_named_as_such(here):
-    assert cli.main(["init", *"--teacher sandbox:code-student-tiny --student ./student --data data.jsonl".split()]) == 0
+    assert cli.main(["init", *"--teacher sandbox:code-teacher-tiny --student ./student --data data.jsonl".split()]) == 0
     recipe = load("recipe.yaml")
-    assert recipe.method.name == "sequence_kd"
+    assert (recipe.method.name, recipe.teacher.model) == ("alm", "code-teacher-tiny")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Model folders of a few kilobytes, with tokenizers trained on the spot."""
 
+import shutil
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+
+from kdlm.sandbox import build
 
 TEXT = "the quick brown fox jumps over the lazy dog and the dog sleeps on, 123 times"
 
@@ -19,6 +22,16 @@ def tiny_folder(path: Path, *, text: str = TEXT, vocab: int = 270, width: int = 
     )
     tokenizer.train_from_iterator([text] * 50, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>").save_pretrained(path)
+    return _configured(path, vocab, width, layers)
+
+
+def sandbox_folder(path: Path, kind: str) -> str:
+    """The same around a tokenizer of the sandbox."""
+    shutil.copytree(build(f"code-tokenizer-{kind}", progress=None), path, dirs_exist_ok=True)
+    return _configured(path, len(AutoTokenizer.from_pretrained(path)), width=32 if path.name == "teacher" else 16)
+
+
+def _configured(path: Path, vocab: int, width: int, layers: int = 1) -> str:
     LlamaConfig(
         vocab_size=vocab,
         hidden_size=width,

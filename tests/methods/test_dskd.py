@@ -332,3 +332,13 @@ def test_the_weight_of_the_divergence_is_a_factor_in_both_spaces(read, networks)
         found.append({name: term.sum.item() for name, term in terms_of(method, nets, batch).terms.items()})
     one, three = found
     assert three == pytest.approx(one | {name: 3 * one[name] for name in ("student_space", "teacher_space")})
+
+
+def test_a_bf16_student_has_fp32_projectors(read, networks) -> None:
+    (student, teacher), data, method = networks, read(), DSKD()
+    nets = nets_of(method, student.bfloat16(), teacher.bfloat16())
+    nets["projectors"].float()
+    terms = terms_of(method, nets, data.collator(list(data.train))).terms
+    sum(term.sum for term in terms.values()).backward()
+    assert {p.grad.dtype for p in nets["projectors"].parameters()} == {torch.float32}
+    assert moved(nets["projectors"]) >= {"t2s.weight", "s2t.weight", "query.weight"} and moved(student)

@@ -17,9 +17,14 @@ from kdlm.train import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
+UNIGRAM = "student.model=code-student-tiny-unigram"
 TINY = {
+    "alm": ["teacher.model=code-teacher-tiny", UNIGRAM],
+    "alm_cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2", UNIGRAM],
     "cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
+    "dskd": ["teacher.model=code-teacher-tiny", "student.model=code-student-tiny-bytes"],
     "ensemble": ["teacher.members.0.model=code-teacher-tiny", "teacher.members.1.model=code-student-tiny"],
+    "gold": ["teacher.model=code-teacher-tiny", UNIGRAM],
     "hidden_kd": ["method.layers=[[0, 1]]"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],
     "pruned": [
@@ -27,6 +32,16 @@ TINY = {
         "student.layers=1",
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
+    "shared_vocabulary_kd": ["teacher.model=code-teacher-tiny", UNIGRAM],
+    "transfer_bytes": ["student.source.model=code-teacher-tiny", "teacher.model=code-teacher-tiny"],
+    "transfer_bytes": [
+        "student.source.model=code-teacher-tiny",
+        "teacher.model=code-teacher-tiny",
+        "method.layers=[[1, 0]]",
+    ],
+    "transfer_unigram": ["student.source.model=code-teacher-tiny", "teacher.model=code-teacher-tiny"],
+    "uld": ["teacher.model=code-teacher-tiny", UNIGRAM],
+    "vocabulary_projection": ["teacher.model=code-teacher-tiny", UNIGRAM],
 }
 """What else has to change where a recipe is run with tiny models."""
 PRETRAINED = "student={name: sandbox, model: code-student}"

@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
+from pydantic import Field
 from torch import Tensor
 
-from kdlm.data.spelling import Spelling
 from kdlm.losses import count_kept, kept_rows, label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.signal import Dense, Hidden, Rows, Sampled, Signal, TopK
+from kdlm.spelling import Spelling
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Readings:
         """At least the number of chunks, known without waiting for the device."""
         return min(len(self.rows), len(self.their_rows))
 
-    def over_chunks(self, values: Float[Tensor, "rows"]) -> Float[Tensor, "chunks"]:
+    def over_chunks(self, values: Shaped[Tensor, "rows"]) -> Shaped[Tensor, "chunks"]:
         """Sum a value of each row over the rows of each chunk; places beyond the last chunk are 0."""
         return _sums(values, self.chunks, self.size)
 
-    def over_their_chunks(self, values: Float[Tensor, "their_rows"]) -> Float[Tensor, "chunks"]:
+    def over_their_chunks(self, values: Shaped[Tensor, "their_rows"]) -> Shaped[Tensor, "chunks"]:
         """Sum a value of each of the teacher's rows over the rows of each chunk."""
         return _sums(values, self.their_chunks, self.size)
 
@@ -85,15 +86,25 @@ def _last(chunks: Tensor, count: int) -> Tensor:
 class AlignedMethod(TokenMethod):
     """Base of the methods across tokenizers: `match` compares what both say; cross-entropy is the student's own.
 
+    Each optimiser step draws whose text it takes, as `GKD` does: the student's own with probability `student_share`,
+    which the teacher reads with its own tokenizer, else the data's. The student's own losses (cross-entropy) are on the
+    data's text alone: its own text would teach it what it does already.
+
     Evaluation adds what can be compared across tokenizers: the bits per byte that student and teacher need for the
     text.
+
+    Args:
+        losses: of the student alone.
+        student_share: share of optimiser steps on the student's own text, 0 to 1.
+        others: as of `TokenMethod`.
     """
 
     signals: frozenset[type] = frozenset({Hidden, Dense})
     """What the teacher may answer with."""
 
-    def __init__(self, losses=(), **options: Any):
+    def __init__(self, losses=(), *, student_share: float = 0.0, **options: Any):
         super().__init__(losses, **options)
+        self.student_share = student_share
         if wrong := [name for name, loss in self.token_losses.items() if loss.needs_teacher]:
             raise ValueError(
                 f"losses: {', '.join(wrong)} compares token by token, which needs one tokenizer; "
@@ -102,7 +113,12 @@ class AlignedMethod(TokenMethod):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"labels", "teacher", "alignment"})
+        share = self.student_share
+        text = {"labels"} if share < 1 else set()
+        return frozenset({"teacher", "alignment"} | text | ({"rollouts"} if share > 0 else set()))
+
+    def text(self, step: Step, draw: float) -> Literal["data", "student", "both"]:
+        return "student" if draw < self.student_share else "data"
 
     def introduce(self, ours: Spelling, theirs: Spelling) -> None:
         """Hear what the tokens of both tokenizers spell: called once, by the trainer, before anything is compared."""
@@ -138,7 +154,7 @@ class AlignedMethod(TokenMethod):
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         readings = self.read(nets, batch)
         terms = self.match(readings, nets, batch, step)
-        if not self.token_losses:
+        if not self.token_losses or "sampled" in batch:
             return terms
         own = self.compare(readings.student, None, readings.rows, step)
         return Terms(terms.terms | own.terms, terms.metrics | own.metrics)
@@ -174,3 +190,6 @@ class AlignedOptions(TokenOptions):
     """What can be asked of any method across tokenizers."""
 
     method: ClassVar[type[AlignedMethod]]
+    student_share: float = Field(0.0, ge=0, le=1)
+    """Share of optimiser steps that train on the student's own text, read by the teacher with its own tokenizer; the
+    others take the data's."""

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from kdlm.losses import ChunkDivergence, chunk_kl, chunk_likelihood
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
+from kdlm.methods.cross_tokenizer.debiasing import merged, word_starts
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.signal import Dense, Hidden, LogProbs, Mixture, TopK
+from kdlm.spelling import Spelling
 
 
 class ALM(AlignedMethod):
@@ -24,15 +26,18 @@ class ALM(AlignedMethod):
 
     A chunk that is left out counts as one without a loss: the mean is over all chunks, or all of the teacher's tokens.
 
-    The paper's code also merges and weighs chunks by how surely a word ends at them (`outcome-chunk debiasing`: what
-    one tokenizer's token already rules out about the next one, the other's does not), and balances the gradients of its
-    losses by their norms. Neither is here; `chunk_likelihood` is scaled so that weights near 1 balance.
+    With `debias` chunks end where a word may end only, and that one does is part of them (`debiasing.py`): as the
+    paper's code has it, threshold 0.1, except that a chunk made of several weighs as many. The first version of the
+    paper has threshold 1e-4, on a statistic of pairs of tokens that is not here. The code also balances the gradients
+    of its losses by their norms, where `chunk_likelihood` is scaled so that weights near 1 balance.
 
     Args:
         losses: of the student alone, such as cross-entropy.
         temperature: tau, which divides the log-probability of a chunk.
         divergence: see `chunk_likelihood`.
         max_tokens: a chunk with more tokens than this on both sides is left out; None takes all.
+        debias: merge chunks behind which the teacher finds the beginning of a word no likelier than this; needs a
+            teacher of whole distributions. None compares every chunk as it is.
         per: the mean is over chunks, or over the teacher's tokens, each chunk weighing as many as it has.
     """
 
@@ -46,21 +51,33 @@ class ALM(AlignedMethod):
         temperature: float = 100.0,
         divergence: ChunkDivergence = "binary_ce",
         max_tokens: int | None = None,
+        debias: float | None = None,
         per: Literal["chunk", "token"] = "chunk",
         **options,
     ):
         super().__init__(losses, **options)
         self.temperature, self.max_tokens, self.per = temperature, max_tokens, per
         self.divergence: ChunkDivergence = divergence
+        self.debias, self._starts = debias, None
+        if debias is not None:
+            self.signals = frozenset({Hidden, Dense})
+
+    def introduce(self, ours: Spelling, theirs: Spelling) -> None:
+        self._starts = word_starts(ours), word_starts(theirs)
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
-        student = readings.over_chunks(self.token_log_probs(readings))
-        teacher = readings.over_their_chunks(self.teacher_log_probs(readings))
+        size, ends, their_ends = 1, 0.0, 0.0
+        if self.debias is not None:
+            assert self._starts is not None, "the trainer introduces the tokenizers"
+            whole = merged(readings, *self._starts, self.debias, chunk_rows=self.chunk_rows, impl=self.impl)
+            readings, size, ends, their_ends = whole.readings, whole.size, whole.student, whole.teacher
+        student = readings.over_chunks(self.token_log_probs(readings)) + ends
+        teacher = readings.over_their_chunks(self.teacher_log_probs(readings)) + their_ends
         lengths, their_lengths = readings.lengths()
         there = lengths > 0
         chosen = there & teacher.isfinite() & self._short(lengths, their_lengths)
         teacher = torch.where(chosen, teacher, student.detach())  # finite, whatever it was
-        weight = chosen * (their_lengths if self.per == "token" else 1)
+        weight = chosen * (their_lengths if self.per == "token" else size)
         value = chunk_likelihood(student, teacher, self.temperature, self.divergence)
         total, unit = _sum(value, weight), "their_tokens" if self.per == "token" else "chunks"
         return Terms(
@@ -70,7 +87,7 @@ class ALM(AlignedMethod):
                 "chunk_kl": (_sum(chunk_kl(student, teacher, self.temperature), weight), unit),
                 "in_chunks": (lengths.sum(), "tokens"),
                 "tokens_per_chunk": (lengths.sum(), "chunks"),
-                "left_out": ((there & ~chosen).sum(), "chunks"),
+                "left_out": (((there & ~chosen) * size).sum(), "chunks"),
             },
         )
 
@@ -95,5 +112,8 @@ class ALMSection(AlignedOptions):
     `absolute` and `k2`, half the square."""
     max_tokens: int | None = Field(None, ge=1)
     """Leave out chunks with more tokens than this on both sides: long stretches where no boundary is shared."""
+    debias: float | None = Field(None, ge=0, le=1)
+    """Merge chunks behind which the teacher finds the beginning of a word no likelier than this (0.1 in the paper's
+    code), and let a chunk's probability be that a word begins behind it too. Needs a teacher of whole distributions."""
     per: Literal["chunk", "token"] = "chunk"
     """What the mean is over: chunks, or the teacher's tokens, each chunk weighing as many as it has."""

@@ -8,11 +8,11 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from kdlm.data.paired_vocabulary import PairedVocabulary
-from kdlm.data.spelling import Spelling
 from kdlm.losses import Hybrid, Matched, merged_divergence, token_log_probs
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.signal import Dense, Hidden, Rows, take
+from kdlm.spelling import Spelling
 
 
 class GOLD(AlignedMethod):
@@ -62,11 +62,7 @@ class GOLD(AlignedMethod):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count the groups that are compared too."""
         counts = super().counts(batch)
-        if not self.skip_eos:
-            return counts | {"groups": counts["chunks"]}
-        chunks, ids = batch["chunks"], batch["input_ids"]
-        closing = chunks[(chunks >= 0) & torch.isin(ids, self.control.to(ids.device))].unique()
-        return counts | {"groups": counts["chunks"] - len(closing)}
+        return counts | {"groups": counts["chunks"] - len(self._skipped(batch["chunks"], batch["input_ids"]))}
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
         at, their_at = readings.starts() if self.merge == "observed" else readings.ends()
@@ -74,10 +70,9 @@ class GOLD(AlignedMethod):
         ours = self._others(readings.student, readings.rows, readings.chunks, at)
         with torch.no_grad():
             theirs = self._others(readings.teacher, readings.their_rows, readings.their_chunks, their_at)
-        if self.skip_eos:
-            labels = readings.rows.labels[at]
-            kept = (~torch.isin(labels, self.control.to(labels.device))).nonzero()[:, 0]
-            at, their_at, ours, theirs = at[kept], their_at[kept], ours[kept], theirs[kept]
+        kept = torch.ones_like(at, dtype=torch.bool)
+        kept[self._skipped(readings.chunks, readings.rows.labels)] = False
+        at, their_at, ours, theirs = at[kept], their_at[kept], ours[kept], theirs[kept]
         value, parts = merged_divergence(
             take(readings.student, at),
             take(readings.teacher, their_at),
@@ -89,6 +84,11 @@ class GOLD(AlignedMethod):
         )
         sums = {"gold": value.detach(), **parts}
         return Terms({"gold": Term(value.sum(), "groups")}, {name: (x.sum(), "groups") for name, x in sums.items()})
+
+    def _skipped(self, chunks: Int[Tensor, "*tokens"], ids: Int[Tensor, "*tokens"]) -> Int[Tensor, "skipped"]:
+        """Return the numbers of the chunks that are left out, given the chunk of each token."""
+        control = self.control if self.skip_eos else self.control[:0]
+        return chunks[(chunks >= 0) & torch.isin(ids, control.to(ids.device))].unique()
 
     def _others(
         self, signal: Hidden | Dense, rows: Rows, chunks: Int[Tensor, "rows"], at: Int[Tensor, "chunks"]
@@ -112,7 +112,7 @@ class GOLD(AlignedMethod):
             ids, their_ids = map(torch.from_numpy, self.paired.matched)
             if not self.hybrid:
                 ids, their_ids = ids[:0], their_ids[:0]
-            matched = Matched.of(ids, their_ids, student.vocab_size, teacher.vocab_size)
+            matched = Matched.of(ids, their_ids, *self.paired.tokens(student, teacher), rest=True)
             share = self.paired.share if self.hybrid else 0.0
             weights = (share, 1 - share) if self.weights is None else self.weights
             source = student.hidden if isinstance(student, Hidden) else student.logits

@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 
 from kdlm.data.paired_vocabulary import PairedVocabulary
-from kdlm.data.spelling import Spelling
-from kdlm.losses import Matched, OnOutcomes, Projected, numbered_names, weighted_sum
+from kdlm.losses import Matched, OnOutcomes, Projected, Turned, numbered_names, weighted_sum
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.signal import Dense, Hidden, TopK, take
+from kdlm.signal import Dense, Hidden, Mixture, TopK, take
+from kdlm.spelling import Spelling
 
 
 class OutcomesKD(AlignedMethod):
@@ -23,7 +23,7 @@ class OutcomesKD(AlignedMethod):
             student alone, at all of its tokens.
     """
 
-    signals = frozenset({Hidden, Dense, TopK})
+    signals = frozenset({Hidden, Dense, Mixture, TopK})
 
     def __init__(self, losses=(), **options: Any):
         super().__init__([loss for loss in losses if not loss.needs_teacher], **options)
@@ -31,21 +31,20 @@ class OutcomesKD(AlignedMethod):
         if not compared:
             raise ValueError(f"losses: {type(self).__name__} needs one that compares with the teacher, as forward_kl")
         self.compared = dict(zip(numbered_names(compared), compared, strict=True))
-        self.outcomes: Matched | None = None
+        self.outcomes: Matched | Turned | None = None
 
     def introduce(self, ours: Spelling, theirs: Spelling) -> None:
         self.paired, self.outcomes = PairedVocabulary(ours, theirs), None
         if not len(self.paired.matched[0]):
             raise ValueError("student and teacher share no token: use alm or uld, which need none")
 
-    def make_outcomes(self, vocab: int, their_vocab: int) -> Matched:
-        """Return what is compared, for heads of these sizes."""
+    def make_outcomes(self, vocab: int, their_vocab: int) -> Matched | Turned:
+        """Return what is compared of so many tokens."""
         raise NotImplementedError
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
         if self.outcomes is None:
-            theirs = getattr(readings.teacher, "vocab_size", len(self.paired.theirs.pieces))
-            self.outcomes = self.make_outcomes(readings.student.vocab_size, theirs)
+            self.outcomes = self.make_outcomes(*self.paired.tokens(readings.student, readings.teacher))
         self.outcomes = self.outcomes.to(readings.rows.index.device)
         starts, their_starts = readings.starts()
         total, parts = weighted_sum(
@@ -78,7 +77,7 @@ class SharedVocabularyKD(OutcomesKD):
         super().__init__(losses, **options)
         self.rest = rest
         if rest == "renormalise":
-            self.signals = frozenset({Hidden, Dense})  # what a top-k has of the shared tokens is not known in all
+            self.signals = self.signals - {TopK}  # what a top-k has of the shared tokens is not known in all
 
     def make_outcomes(self, vocab: int, their_vocab: int) -> Matched:
         ids, their_ids = map(torch.from_numpy, self.paired.matched)
@@ -95,7 +94,7 @@ class SharedVocabularyKDSection(AlignedOptions):
 
 
 class VocabularyProjection(OutcomesKD):
-    """The student's probabilities carried to the teacher's vocabulary by a sparse matrix (NeMo-RL, X-token).
+    """One side's probabilities carried to the other's vocabulary by a sparse matrix (NeMo-RL, X-token).
 
     Which matrix: `PairedVocabulary.projection`. NeMo-RL makes it of token strings, weighs the pieces of a token by
     0.9 * 0.1^i and compares averages over the tokens of a chunk; here it is made of bytes, a row is what the teacher
@@ -103,23 +102,32 @@ class VocabularyProjection(OutcomesKD):
 
     Args:
         losses: any token loss; forward_kl in NeMo-RL.
-        k: teacher tokens to which a token of the student leads at most.
+        onto: whose vocabulary: the `teacher`'s, as by default in NeMo-RL, or the `student`'s. The side with the longer
+            tokens should be carried: what a long token says determines the short one that begins it, not the reverse.
+        k: tokens to which one of the side that is carried leads at most.
     """
 
     paper = "NeMo-RL, X-token"
 
-    def __init__(self, losses=(), *, k: int = 4, **options: Any):
+    def __init__(self, losses=(), *, onto: Literal["teacher", "student"] = "teacher", k: int = 4, **options: Any):
         super().__init__(losses, **options)
-        self.k = k
+        self.onto, self.k = onto, k
+        if onto == "student":
+            self.signals = self.signals - {TopK}
 
-    def make_outcomes(self, vocab: int, their_vocab: int) -> Matched:
-        return Projected.by(*map(torch.from_numpy, self.paired.projection(self.k)), vocab, their_vocab)
+    def make_outcomes(self, vocab: int, their_vocab: int) -> Matched | Turned:
+        if self.onto == "teacher":
+            return Projected.by(*map(torch.from_numpy, self.paired.projection(self.k)), vocab, their_vocab)
+        entries = PairedVocabulary(self.paired.theirs, self.paired.ours).projection(self.k)
+        return Turned(Projected.by(*map(torch.from_numpy, entries), their_vocab, vocab))
 
 
 class VocabularyProjectionSection(AlignedOptions):
-    """The recipe's token losses after the student's probabilities are projected to the teacher's vocabulary."""
+    """The recipe's token losses after one side's probabilities are projected to the other's vocabulary."""
 
     method: ClassVar = VocabularyProjection
     name: Literal["vocabulary_projection"] = "vocabulary_projection"
+    onto: Literal["teacher", "student"] = "teacher"
+    """Whose vocabulary; `student` where its tokens are the shorter ones, bytes above all. It takes whole logits."""
     k: int = Field(4, ge=1)
-    """Teacher tokens to which one of the student's leads at most; what is beyond goes to the sink."""
+    """Tokens to which one of the other side leads at most; what is beyond goes to the sink."""

@@ -12,7 +12,7 @@ from kdlm.losses import kept_rows, sorted_l1
 from kdlm.losses.sweep import sweep
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.signal import Dense, Hidden, Rows, TopK, sequence_of, take
+from kdlm.signal import Dense, Hidden, Mixture, Rows, TopK, sequence_of, take
 
 Pairs = tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"]]
 
@@ -32,7 +32,7 @@ class ULD(AlignedMethod):
     """
 
     paper = "arXiv 2402.12030"
-    signals = frozenset({Hidden, Dense, TopK})
+    signals = frozenset({Hidden, Dense, Mixture, TopK})
 
     def __init__(
         self,
