@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 
 from kdlm.data import Collator
 from kdlm.data.alignment import Aligner
-from kdlm.data.spelling import Spelling
 from kdlm.sandbox import SandboxData, SandboxModel
 from kdlm.signal import IGNORE_INDEX
+from kdlm.spelling import Spelling, spelling_of
 
 ROW, PROMPT, SHORTEST = 384, 64, 128
 TEACHER = "code-teacher-4k"
@@ -44,7 +44,7 @@ def pieces(text: str) -> list[tuple[str, int]]:
     """Return the text of each row and how many of its bytes are context."""
     data, file = TEXTS[text]
     path = SandboxData(data=data, file=file).resolve()  # type: ignore[arg-type]
-    spellings = [Spelling(tokenizer(model)) for model in (TEACHER, STUDENTS["unigram"])]
+    spellings = [spelling_of(tokenizer(model)) for model in (TEACHER, STUDENTS["unigram"])]
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         for piece in cut(json.loads(line)["text"]):
@@ -96,7 +96,7 @@ def reading(model: str, piece: str, begin: int) -> Row:
 
 @cache
 def _spelling(model: str) -> Spelling:
-    return Spelling(tokenizer(model))
+    return spelling_of(tokenizer(model))
 
 
 @cache
