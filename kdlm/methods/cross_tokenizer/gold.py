@@ -20,7 +20,8 @@ class GOLD(AlignedMethod):
 
     Where ours differs from TRL's: tokens are matched by their bytes, not by strings; `observed` reads the distribution
     that predicts a token, where TRL's reads the one after it; matched masses are completed to a distribution (see
-    `kdlm.losses.merged.Hybrid`); the mean is over all chunks of the step, not of each sequence and then of those.
+    `kdlm.losses.merged.Hybrid`); the mean is over all chunks of the step, not of each sequence and then of those. Its
+    defaults are temperature 0.9 and half of the steps on the student's own text; here 1 and none.
 
     Args:
         losses: of the student alone.
