@@ -2,9 +2,9 @@
 
     python benchmarks/fusion.py [--check] [--quick] [--save]
 
-The sandbox's `code-teacher` (2,048 ids) learns from itself to read with the tokenizer of `code-teacher-4k`, on text that
-both were trained on (recipes/sandbox/fusion/move.yaml). Then each of the two, and the mean of their probabilities, reads
-held-out code; and each teaches a student of its own, at equal steps and text (recipes/sandbox/fusion/fuse.yaml).
+The sandbox's `code-teacher` (2,048 ids) learns from itself to read with the tokenizer of `code-teacher-4k`, on text
+that both were trained on (recipes/sandbox/fusion/move.yaml). Then each of the two, and the mean of their probabilities,
+reads held-out code; and each teaches a student of its own, at equal steps and text (recipes/sandbox/fusion/fuse.yaml).
 
 The move is also training, which both models could have more of. So its partner is read once more after as many steps of
 cross-entropy on the same text, alone and together with the moved one.
@@ -167,7 +167,7 @@ def main() -> int:
         print(f"{what}, bits per byte")
         for name, bits in rows.items():
             each = bits if isinstance(bits, list) else [bits]
-            print(f"  {name:<44}{'  '.join(f'{one:.3f}' for one in each)}")
+            print(f"  {name:<48}{'  '.join(f'{one:.3f}' for one in each)}")
     members = [found["teachers"][name] for name in (sizes.partner, f"{sizes.source}, moved")]
     both, best, cpu_seconds = found["teachers"]["both"], min(members), sum(os.times()[:4])
     met = both <= (sum(members) / 2 if args.quick else best)
