@@ -9,14 +9,14 @@ from readers import reader
 from transformers import LlamaConfig, LlamaForCausalLM
 from two_tokenizers import OURS, TEXTS, THEIRS, pair_collator, paired_rows, unaligned
 
-from kdlm.losses import CrossEntropy, ForwardKL
+from kdlm.losses import CrossEntropy, ForwardKL, kept_rows
 from kdlm.methods import ALM, Step
 from kdlm.methods.cross_tokenizer.aligned import Readings
 from kdlm.methods.cross_tokenizer.debiasing import log_mass, merged, word_starts
 from kdlm.models import Predictor
-from kdlm.signal import Dense, Head, Hidden, LogProbs, Mixture, Rows, Sampled, TopK
+from kdlm.signal import Dense, Head, Hidden, LogProbs, Mixture, Rows, Sampled, TopK, domain_id, sequence_of
 from kdlm.spelling import Spelling
-from kdlm.teachers import LocalTeacher
+from kdlm.teachers import ByDomain, Ensemble, LocalTeacher
 
 
 def model(of: str, seed: int) -> Any:
@@ -166,6 +166,29 @@ def test_every_signal_that_scores_the_text_says_the_same(kind: str) -> None:
     torch.testing.assert_close(said.terms["alm"].sum, expected, rtol=1e-6, atol=1e-6)
     evaluated = ALM().evaluate(nets(student, Says(teacher, change)), batch, Step(0, 1))
     assert evaluated.metrics["teacher_bits_per_byte"][0] > 0
+
+
+@pytest.mark.parametrize("way", ["probability", "log", "by_domain"])
+def test_an_ensemble_reads_with_its_own_tokenizer_and_is_the_mean_of_what_its_members_say(way: Any) -> None:
+    rows = [{**row, "domain": domain_id("ab"[row["index"] % 2])} for row in paired_rows()]
+    batch, student, first, second = pair_collator()(rows), model(OURS, 1), model(THEIRS, 2), model(THEIRS, 3)
+    which = kept_rows(batch["theirs"]["labels"]).select(sequence_of(batch["theirs"])) % 2
+
+    def mean(log_p: torch.Tensor, labels: torch.Tensor) -> Dense:
+        hidden: Any = LocalTeacher(second)(batch["theirs"], kept_rows(batch["theirs"]["labels"]))
+        other = hidden.head.logits(hidden.hidden).log_softmax(-1)
+        if way == "by_domain":
+            return Dense(log_p.where(which[:, None] == 0, other))
+        return Dense(0.7 * log_p + 0.3 * other if way == "log" else (0.7 * log_p.exp() + 0.3 * other.exp()).log())
+
+    members = [LocalTeacher(first), LocalTeacher(second)]
+    routed = ByDomain(table={"a": [1, 0], "b": [0, 1]})
+    ensemble = Ensemble(members, routed) if way == "by_domain" else Ensemble(members, [7, 3], space=way)
+    expected = step(ALM(), student, Says(first, mean), batch).terms["alm"].sum
+    alone = step(ALM(), student, members[0], batch).terms["alm"].sum
+    said = step(ALM(), student, ensemble, batch).terms["alm"].sum
+    torch.testing.assert_close(said, expected, rtol=1e-9, atol=1e-9)
+    assert (said - alone).abs() > 1e-2
 
 
 def test_of_the_k_best_those_chunks_count_whose_every_token_is_among_them() -> None:

@@ -177,6 +177,8 @@ def test_teachers_of_one_tokenizer_may_be_several(name: str) -> None:
 
     both = {**networks, "teacher": several}
     torch.testing.assert_close(mean(method, both, batch), mean(of_pair(name), networks, batch))
+    with pytest.raises(ValueError, match="gold takes one teacher's logits, got a Mixture signal; average an ensemble"):
+        mean(of_pair("gold"), both, batch)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

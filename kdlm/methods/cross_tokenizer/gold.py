@@ -67,7 +67,11 @@ class GOLD(AlignedMethod):
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
         at, their_at = readings.starts() if self.merge == "observed" else readings.ends()
-        assert isinstance(readings.teacher, Hidden | Dense)
+        if not isinstance(readings.teacher, Hidden | Dense):
+            given = type(readings.teacher).__name__
+            raise ValueError(
+                f"gold takes one teacher's logits, got a {given} signal; average an ensemble in space: log"
+            )
         ours = self._others(readings.student, readings.rows, readings.chunks, at)
         with torch.no_grad():
             theirs = self._others(readings.teacher, readings.their_rows, readings.their_chunks, their_at)
