@@ -82,7 +82,7 @@ def _last_answer(row: Row, of: str = "labels") -> int | None:
     return int(starts[of][count - 1]) if count else None
 
 
-def _answers(labels: Sequence[int]) -> np.ndarray:
+def _answers(labels: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return where each run of trained tokens begins."""
     trained = np.flatnonzero(np.asarray(labels) != IGNORE_INDEX)
     return trained[np.diff(trained, prepend=NOWHERE) > 1]

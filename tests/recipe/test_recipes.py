@@ -17,14 +17,11 @@ from kdlm.train import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
-UNIGRAM = "student.model=code-student-tiny-unigram"
 TINY = {
-    "alm": ["teacher.model=code-teacher-tiny", UNIGRAM],
-    "alm_cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2", UNIGRAM],
+    "alm_cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
     "cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
-    "dskd": ["teacher.model=code-teacher-tiny", "student.model=code-student-tiny-bytes"],
+    "dskd": ["student.model=code-student-tiny-bytes"],
     "ensemble": ["teacher.members.0.model=code-teacher-tiny", "teacher.members.1.model=code-student-tiny"],
-    "gold": ["teacher.model=code-teacher-tiny", UNIGRAM],
     "hidden_kd": ["method.layers=[[0, 1]]"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],
     "pruned": [
@@ -32,15 +29,8 @@ TINY = {
         "student.layers=1",
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
-    "shared_vocabulary_kd": ["teacher.model=code-teacher-tiny", UNIGRAM],
-    "transfer_bytes": [
-        "student.source.model=code-teacher-tiny",
-        "teacher.model=code-teacher-tiny",
-        "method.layers=[[1, 0]]",
-    ],
-    "transfer_unigram": ["student.source.model=code-teacher-tiny", "teacher.model=code-teacher-tiny"],
-    "uld": ["teacher.model=code-teacher-tiny", UNIGRAM],
-    "vocabulary_projection": ["teacher.model=code-teacher-tiny", UNIGRAM],
+    "transfer_bytes": ["student.source.model=code-teacher-tiny", "method.layers=[[1, 0]]"],
+    "transfer_unigram": ["student.source.model=code-teacher-tiny"],
 }
 """What else has to change where a recipe is run with tiny models."""
 PRETRAINED = "student={name: sandbox, model: code-student}"
@@ -102,8 +92,9 @@ def test_a_sandbox_recipe_trains_to_its_end(path, tmp_path):
     short = ["max_steps=2", "warmup_steps=0", "eval_strategy=no", "save_strategy=no", "per_device_train_batch_size=2"]
     overrides = [f"run_dir={tmp_path / 'run'}", "data.max_length=32", *(f"training.{change}" for change in short)]
     if "student: {name: sandbox" in text:
-        overrides.append("student.model=code-student-tiny")
-    if "teacher: {name: sandbox, model: code-teacher}" in text:
+        reads = "-unigram" if "model: code-student-unigram" in text else ""
+        overrides.append(f"student.model=code-student-tiny{reads}")
+    if "teacher: {name: sandbox, model: code-teacher" in text:
         overrides.append("teacher.model=code-teacher-tiny")
     if "sandbox:code/eval" in text:
         overrides.append("data.eval.0.limit=1")
