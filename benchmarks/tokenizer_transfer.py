@@ -66,7 +66,7 @@ class Plan(NamedTuple):
     rate: float = 3e-3
 
 
-WHOLE = Plan(steps=1_200, points=6, documents=90, held_out=4)
+WHOLE = Plan(steps=1_500, points=6, documents=90, held_out=4)
 QUICK = Plan(steps=4, points=1, documents=3, held_out=1)
 
 

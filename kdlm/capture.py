@@ -84,8 +84,8 @@ def capture(recipe: Recipe) -> Path:
         shared = compared(recipe, tokenizer, theirs, model)
         about = described(section, model, shared if isinstance(shared, int) else shared.tolist(), data)
         enter(section.path, about, model, theirs)
-        reader = theirs if across(recipe) else tokenizer
-        observe = Observer(model, section.format, shared, pad_id(reader), section.batch_tokens)
+        pad = pad_id(theirs if across(recipe) else tokenizer)
+        observe = Observer(model, section.format, shared, pad, section.batch_tokens)
         try:
             _work(left, splits, known, section.path, observe)
         finally:
@@ -111,7 +111,7 @@ def section_of(recipe: Recipe) -> CachedTeacherSection:
     return section
 
 
-def compared(recipe: Recipe, tokenizer: Any, theirs: Any, model: Any) -> Any:
+def compared(recipe: Recipe, tokenizer: Any, theirs: Any, model: Any) -> int | torch.Tensor:
     """Return the ids whose probabilities are kept: what both tokenizers share; all, where each reads by itself.
 
     Raises ValueError where token by token nothing can be compared.
@@ -124,9 +124,8 @@ def compared(recipe: Recipe, tokenizer: Any, theirs: Any, model: Any) -> Any:
 
 
 def _device(recipe: Recipe) -> torch.device:
-    if recipe.training.model_dump().get("use_cpu") or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    cpu = recipe.training.model_dump().get("use_cpu") or not torch.cuda.is_available()
+    return torch.device("cpu") if cpu else torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 # The folder
@@ -135,10 +134,9 @@ def _device(recipe: Recipe) -> torch.device:
 def described(section: CachedTeacherSection, model: Any, shared: int | list[int], data: Data) -> About:
     """Return what `capture.json` is to say."""
     assert section.of is not None
-    if isinstance(section.format, TopKFormat) and section.format.k > (
-        n := shared if isinstance(shared, int) else len(shared)
-    ):
-        raise ValueError(f"teacher.format.k: {section.format.k} of {n} shared ids; take fewer")
+    count = shared if isinstance(shared, int) else len(shared)
+    if isinstance(section.format, TopKFormat) and section.format.k > count:
+        raise ValueError(f"teacher.format.k: {section.format.k} of {count} shared ids; take fewer")
     return About(
         format=section.format.model_dump(mode="json"),
         teacher=section.of.describe(),
@@ -209,8 +207,7 @@ def _lacking(known: Store | None, sequences: list[Work]) -> list[Work]:
 
 def _work(units: list[Unit], splits: list[Any], known: Store | None, folder: Path, observe: "Observer") -> None:
     """Make every unit that nobody else makes; return when all are sealed."""
-    written, began = 0, time.monotonic()
-    own = 0
+    written, own, began = 0, 0, time.monotonic()
     with console(f"capture into {folder}", sum(unit.rows for unit in units)) as advance:
         for unit, ours in _claimed(units, folder):
             if not ours:
@@ -287,8 +284,8 @@ class Observer:
         return cuts
 
     def _asked(self, sequences: list[Work]) -> dict[str, Any]:
-        batch: dict[str, Any] = self.collate([_row(*one) for one in sequences])
-        batch = {key: value.to(self.device) for key, value in batch.items()}
+        made = self.collate([_row(*one) for one in sequences])
+        batch: dict[str, Any] = {key: value.to(self.device) for key, value in made.items()}
         return batch | ({"teacher": self.model.prefetch(batch)} if hasattr(self.model, "prefetch") else {})
 
     def _columns(self, signal: Signal, rows: Rows, sizes: list[int], generator: torch.Generator) -> list[Columns]:

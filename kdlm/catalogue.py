@@ -75,7 +75,7 @@ def _paper(owner: type) -> str:
 def _needs(kind: str, owner: type) -> str:
     if kind == "method":
         needs = getattr(getattr(owner, "method", owner), "needs", frozenset())
-        return ", ".join(sorted(needs)) if isinstance(needs, frozenset) else "what its losses need"
+        return ", ".join(sorted(needs)) if isinstance(needs, frozenset) else "what its settings need"
     if kind == "loss":
         if not getattr(owner, "needs_teacher", True):
             return "labels"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdlm import __version__
+from kdlm.argument_types import numbers, rank, share, whole
 
 if TYPE_CHECKING:
     from kdlm.recipe import Recipe
@@ -181,12 +182,12 @@ def parser() -> argparse.ArgumentParser:
         "--engine-option", action="append", default=[], metavar="KEY=VALUE", help="handed to vllm.LLM; may be repeated"
     )
     served.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    served.add_argument("--port", type=_whole(0, 65535), default=8100, help="0 takes a free one (default: %(default)s)")
+    served.add_argument("--port", type=whole(0, 65535), default=8100, help="0 takes a free one (default: %(default)s)")
     served.add_argument("--key-env", metavar="NAME", help="environment variable with the key that clients must send")
     served.add_argument(
-        "--max-batch-tokens", type=_whole(1, 10**9), default=8192, metavar="N", help="read at once, with padding"
+        "--max-batch-tokens", type=whole(1, 10**9), default=8192, metavar="N", help="read at once, with padding"
     )
-    served.add_argument("--max-queue", type=_whole(1, 10**6), default=64, metavar="N", help="requests that may wait")
+    served.add_argument("--max-queue", type=whole(1, 10**6), default=64, metavar="N", help="requests that may wait")
     _pair(verb(speculate, "measure what a draft saves a target in speculative decoding"))
     _add_up(verb(pack, "compress what tuning changed in a model"), verb(merge, "add packs or tuned models to a base"))
     verb(methods, "list methods, losses, teachers and data")
@@ -204,19 +205,17 @@ def _pair(paired: argparse.ArgumentParser) -> None:
     paired.add_argument(
         "--prompts", required=True, help="file, folder or hub id with prompt, messages or text; or sandbox:code/eval"
     )
+    paired.add_argument("--limit", type=whole(2, 10**6), default=32, metavar="N", help="prompts (default: %(default)s)")
     paired.add_argument(
-        "--limit", type=_whole(2, 10**6), default=32, metavar="N", help="prompts (default: %(default)s)"
+        "--prompt-tokens", type=whole(1, 10**6), default=32, metavar="N", help="taken of a text (default: %(default)s)"
     )
-    paired.add_argument(
-        "--prompt-tokens", type=_whole(1, 10**6), default=32, metavar="N", help="taken of a text (default: %(default)s)"
-    )
-    paired.add_argument("--drafted", type=_whole(1, 1000), default=5, help="tokens a block (default: %(default)s)")
+    paired.add_argument("--drafted", type=whole(1, 1000), default=5, help="tokens a block (default: %(default)s)")
     paired.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     paired.add_argument(
-        "--max-new-tokens", type=_whole(1, 10**6), default=64, metavar="N", help="(default: %(default)s)"
+        "--max-new-tokens", type=whole(1, 10**6), default=64, metavar="N", help="(default: %(default)s)"
     )
-    paired.add_argument("--repeats", type=_whole(1, 10**6), default=1, metavar="N", help="times that each is decoded")
-    paired.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="of the sampling (default: %(default)s)")
+    paired.add_argument("--repeats", type=whole(1, 10**6), default=1, metavar="N", help="times that each is decoded")
+    paired.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of the sampling (default: %(default)s)")
     paired.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     paired.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
     paired.add_argument("--json", action="store_true", help="for programs")
@@ -228,46 +227,15 @@ def _add_up(packed: argparse.ArgumentParser, merged: argparse.ArgumentParser) ->
         each.add_argument("base", help="hub id, folder, or sandbox:code-teacher")
     packed.add_argument("tuned", help="the same model, tuned in full or with its adapter merged")
     size = packed.add_mutually_exclusive_group()
-    size.add_argument("--share", type=_share, help="bytes of the pack over those of the deltas (default: 0.125)")
-    size.add_argument("--rank", type=_rank, metavar="N", help="instead: rank of every delta, unrounded; or full")
+    size.add_argument("--share", type=share, help="bytes of the pack over those of the deltas (default: 0.125)")
+    size.add_argument("--rank", type=rank, metavar="N", help="instead: rank of every delta, unrounded; or full")
     packed.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
     merged.add_argument("parts", nargs="+", metavar="part", help="pack, or tuned model")
-    merged.add_argument("--weights", type=_numbers, metavar="W,W", help="one for each part (default: 1 each)")
+    merged.add_argument("--weights", type=numbers, metavar="W,W", help="one for each part (default: 1 each)")
     merged.add_argument("--minus", metavar="BASE", help="what tuned models were tuned from (default: the base)")
     merged.add_argument("--any-base", action="store_true", help="put packs on a base that they were not made for")
     for each in (packed, merged):
         each.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where to write")
-
-
-def _share(text: str) -> float:
-    try:
-        if 0 < (share := float(text)) <= 1:
-            return share
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"expected a number above 0, at most 1, got {text!r}")
-
-
-def _rank(text: str) -> int | str:
-    return "full" if text == "full" else _whole(1, 10**6)(text)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers in a range, for argparse."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
-        return int(text)
-
-    return parse
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -82,14 +82,13 @@ def tokenizers(recipe: Recipe, method: Method | None) -> Iterator[str]:
 
 def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> Iterator[str]:
     what = "tokenizers" if key == "teacher" else f"tokenizers, {key.removeprefix('teacher.')}"
-    found = []
-    for model in (student, teacher):
-        tokenizer, why_not = opened(lambda model=model: (model.tokenizer(), model.config()), model)
+    models = (student, teacher)
+    found = [opened(lambda model=model: (model.tokenizer(), model.config()), model) for model in models]
+    for model, (tokenizer, why_not) in zip(models, found, strict=True):
         if tokenizer is None:
             yield f"{what}: not compared, {model.describe()} cannot be opened here ({why_not})"
             return
-        found.append(tokenizer)
-    (ours, our_config), (theirs, their_config) = found
+    (ours, our_config), (theirs, their_config) = (one for one, _ in found)
     sizes = (c.get_text_config().vocab_size for c in (our_config, their_config))
     shared = shared_vocabulary(ours, theirs, *sizes)
     if isinstance(method, AlignedMethod):

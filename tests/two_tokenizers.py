@@ -1,9 +1,8 @@
 """Texts read by two of the sandbox's tokenizers, for tests of methods across tokenizers."""
 
-from functools import cache
 from typing import Any, Literal
 
-from loopback import source
+from readers import reader
 
 from kdlm.data import Collator, DataSection, PairCollator
 from kdlm.data.forms import recognise
@@ -13,25 +12,29 @@ from kdlm.signal import IGNORE_INDEX
 TEXTS = [
     "def add(a, b):\n    return a + b\n",
     "import os\n",
-    "# naïve — café\nx = 1\n",
+    "# naïve — größe  🙂\nx = 1\n",
     "for item in range(10):\n    print(item, end='')\n",
     "class Thing:\n    pass\n",
     "y",
     "raise ValueError('no  such thing')\n",
     "while True: break\n",
 ]
-OURS, THEIRS = "code-student-tiny-unigram", "code-teacher-tiny"
+OURS, THEIRS = "unigram-tiny", "tiny"
 
 
-@cache
-def tokenizer(model: str) -> Any:
-    return source(model).tokenizer()
+def own_rows(kind: str, texts: list[str] = TEXTS, *, ended: bool = True) -> list[dict[str, Any]]:
+    """Rows of one reading, as of text of the student's own; ended by its end of sequence."""
+    made = []
+    for text in texts:
+        ids = [*reader(kind)(text, add_special_tokens=False)["input_ids"], *[reader(kind).eos_token_id] * ended]
+        made.append({"input_ids": ids, "labels": [IGNORE_INDEX, *ids[1:]], "length": len(ids)})
+    return made
 
 
 def paired_rows(texts: list[str] = TEXTS, ours: str = OURS, theirs: str = THEIRS, length: int = 64) -> list[dict]:
     """Rows of both readings of the texts; one sequence a text."""
     section = DataSection.model_validate({"train": [{"path": "texts"}], "max_length": length})
-    encode = PairEncoder(tokenizer(ours), tokenizer(theirs), section, recognise(section.train[0], ["text"]))
+    encode = PairEncoder(reader(ours), reader(theirs), section, recognise(section.train[0], ["text"]))
     encoded: list[Any] = encode([("a text", {"text": text}) for text in texts])
     return [
         {"input_ids": one.ids, "labels": one.labels, "length": len(one.ids), "index": number, **one.beside}
@@ -53,4 +56,4 @@ def untrained(row: dict) -> dict:
 def pair_collator(
     ours: str = OURS, theirs: str = THEIRS, layout: Literal["padded", "padding_free"] = "padded"
 ) -> PairCollator:
-    return PairCollator(Collator(0, layout), Collator(0, layout), tokenizer(ours), tokenizer(theirs))
+    return PairCollator(Collator(0, layout), Collator(0, layout), reader(ours), reader(theirs))

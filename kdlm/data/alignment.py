@@ -10,8 +10,9 @@ guessed: where two readings do not spell the same text, from where one begins up
 aligned at all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -76,8 +77,7 @@ class Aligner:
         if not count:
             return chunks, their_chunks
         dropped = _holding(chunks, control, count) ^ _holding(their_chunks, their_control, count)
-        dropped |= _holding(chunks, ~trained, count) | _holding(their_chunks, ~their_trained, count)
-        return _without(dropped, chunks), _without(dropped, their_chunks)
+        return without(chunks, ~trained, their_chunks, ~their_trained, dropped)
 
     def apart(self, ids: Ids, labels: Ids, their_ids: Ids, their_labels: Ids) -> str:
         """Say how the first answers of two readings that are not aligned begin."""
@@ -203,6 +203,18 @@ def _reread(spelling: Spelling, ids: np.ndarray, exact: Spelling, exact_ids: np.
     return None
 
 
+def numbered_on(chunks: Sequence[Ids], their_chunks: Sequence[Ids]) -> tuple[list[Chunks], list[Chunks]]:
+    """Return the chunks of several sequences, given both readings of each, numbered over all of them."""
+    starts = np.cumsum([0, *(int(np.max(one, initial=NONE)) + 1 for one in chunks)])[:-1]
+
+    def moved(side: Sequence[Ids]) -> list[Chunks]:
+        return [
+            np.where(one == NONE, NONE, one + start) for one, start in zip(map(np.asarray, side), starts, strict=True)
+        ]
+
+    return moved(chunks), moved(their_chunks)
+
+
 def count_answers(labels: Ids) -> int:
     """Return the number of answers in a sequence: runs of tokens that are trained on."""
     return int(np.diff(np.asarray(labels) != IGNORE_INDEX, prepend=False, append=False).sum()) // 2
@@ -233,8 +245,20 @@ def _holding(chunks: Chunks, marked: Bool[np.ndarray, "tokens"], count: int) -> 
     return holding
 
 
+def without(
+    chunks: Chunks,
+    marked: Bool[np.ndarray, "tokens"],
+    their_chunks: Chunks,
+    their_marked: Bool[np.ndarray, "their_tokens"],
+    dropped: Bool[np.ndarray, "chunks"] | Literal[False] = False,
+) -> tuple[Chunks, Chunks]:
+    """Leave out the chunks that hold a marked token of either reading, and `dropped` ones; number the others anew."""
+    count = int(max(chunks.max(initial=NONE), their_chunks.max(initial=NONE))) + 1
+    dropped = dropped | _holding(chunks, marked, count) | _holding(their_chunks, their_marked, count)
+    return _without(dropped, chunks), _without(dropped, their_chunks)
+
+
 def _without(dropped: Bool[np.ndarray, "chunks"], chunks: Chunks) -> Chunks:
-    """Leave chunks out, and number the others anew."""
     if not dropped[:-1].any():
         return chunks
     number = np.where(dropped, NONE, np.cumsum(~dropped) - 1)

@@ -226,7 +226,7 @@ class Encoder:
         return Encoded([Sequence(ids[:size], labels)], truncated, rendered)
 
 
-def trained_tokens(offsets: list[tuple[int, int]], spans: list[Span]) -> np.ndarray:
+def trained_tokens(offsets: list[tuple[int, int]] | list[list[int]], spans: list[Span]) -> np.ndarray:
     """Return which tokens hold any text of a span, as `return_assistant_tokens_mask` of transformers does."""
     begins, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
     trained = np.zeros(len(begins), dtype=bool)

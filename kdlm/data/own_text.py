@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.alignment import NONE
+from kdlm.data.alignment import NONE, Shared, without
 from kdlm.data.encoding import leading_tokens
 from kdlm.signal import IGNORE_INDEX
 from kdlm.spelling import Spelling, spelling_of
@@ -92,7 +92,8 @@ class Reader:
         chunks[spans[0]], their_chunks[spans[1]] = self._chunks(said, answer)
         if closing and (not answer or their_chunks.max() > NONE):
             chunks[stop:] = their_chunks[spans[1].stop :] = chunks.max(initial=NONE) + 1
-        _leave_out_untrained(chunks, labels, their_chunks, their_labels)
+        untrained, theirs = (np.asarray(numbers) == IGNORE_INDEX for numbers in (labels, their_labels))
+        chunks, their_chunks = without(chunks, untrained, their_chunks, theirs)
         return {"chunks": chunks, "their_ids": their_ids, "their_labels": their_labels, "their_chunks": their_chunks}
 
     def _start(self, ids: list[int], labels: list[int], row: dict[str, Any]) -> int:
@@ -126,11 +127,8 @@ class Reader:
             ends = theirs.ends_in(spelt, answer) if answer else np.zeros(0, dtype=np.int64)
         if ends is None:
             return np.full(len(said.ends), NONE), np.full(len(answer), NONE)
-        shared = np.intersect1d(said.ends, ends)
-        shared = shared[shared > 0]
-        numbers = [np.searchsorted(shared, values) for values in (said.ends, ends)]
-        first = int(said.begun)  # of the first character, a part is the prompt's on one side
-        return tuple(np.where((n < len(shared)) & (n >= first), n - first, NONE) for n in numbers)
+        # the first character was begun by the prompt: of it, a part is not in the answer
+        return Shared(said.ends, ends, len(spelt), True, late=(said.begun, False)).chunks(0)[:2]
 
     def _segment(self, ids: list[int]) -> list[int]:
         """Return the tokens after the last control token."""
@@ -212,15 +210,3 @@ def adds_space(spelling: Spelling, before: str = "") -> bool:
     """Whether a tokenizer puts a space of its own before a text, here after `before`."""
     ids = [i for i in spelling.ids(f"{before}a") if i not in spelling.control]
     return (spelling.text(ids) or b"").startswith(b" ")
-
-
-def _leave_out_untrained(
-    chunks: np.ndarray, labels: list[int], their_chunks: np.ndarray, their_labels: list[int]
-) -> None:
-    """Put chunks with a token that is not trained on into none, and number the others anew."""
-    kept = np.ones(int(chunks.max(initial=NONE)) + 2, dtype=bool)  # the last place is that of NONE
-    for numbers, trained in ((chunks, np.asarray(labels)), (their_chunks, np.asarray(their_labels))):
-        kept[numbers[trained == IGNORE_INDEX]] = False
-    kept[NONE] = False
-    number = np.where(kept, np.cumsum(kept) - 1, NONE)
-    chunks[:], their_chunks[:] = number[chunks], number[their_chunks]

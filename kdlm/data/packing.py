@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from kdlm.data.alignment import numbered_on
+
 
 def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Return bins of positions in `lengths`, such that no bin holds more than `size`.
@@ -59,16 +61,8 @@ def packed_row(sequences: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def _second_reading(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what rows of two readings have of the teacher's, their chunks numbered over all of them."""
-    counts = [int(np.max(row["chunks"], initial=-1)) + 1 for row in rows]
-    starts = np.cumsum([0, *counts])
-    numbered = {
-        name: np.concatenate(
-            [
-                np.where(np.asarray(row[name]) < 0, -1, np.asarray(row[name]) + start)
-                for row, start in zip(rows, starts, strict=False)
-            ]
-        )
-        for name in ("chunks", "their_chunks")
-    }
+    names = ("chunks", "their_chunks")
+    sides = numbered_on(*([row[name] for row in rows] for name in names))
+    numbered = {name: np.concatenate(side) for name, side in zip(names, sides, strict=True)}
     theirs = {name: np.concatenate([row[name] for row in rows]) for name in ("their_ids", "their_labels")}
     return {**numbered, **theirs, "their_lengths": [len(row["their_ids"]) for row in rows]}

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from kdlm.data.alignment import NONE
 from kdlm.signal import IGNORE_INDEX
 
 
@@ -25,6 +26,6 @@ class Share(Dataset):
         nothing = {"labels": [IGNORE_INDEX] * len(row["input_ids"])}
         if "chunks" in row:  # two readings
             size = len(row["their_ids"])
-            nothing |= {"chunks": [-1] * len(row["input_ids"]), "their_chunks": [-1] * size}
+            nothing |= {"chunks": [NONE] * len(row["input_ids"]), "their_chunks": [NONE] * size}
             nothing["their_labels"] = [IGNORE_INDEX] * size
         return {**row, **nothing}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from kdlm.data.alignment import NONE, Aligner, Chunks, count_answers
+from kdlm.data.alignment import NONE, Aligner, Chunks, count_answers, numbered_on
 from kdlm.data.collate import Collator
 from kdlm.data.encoding import Encoded, Encoder
 from kdlm.data.encoding import Sequence as Tokens
@@ -191,11 +191,9 @@ class PairCollator:
         both = [row if "their_ids" in row else {**row, **self.read(row)} for row in rows]
         batch: dict[str, Any] = self.ours([_ours(row) for row in both])
         theirs = self.theirs([_theirs(row) for row in both])
-        counts = [int(np.max(row["chunks"], initial=NONE)) + 1 for row in both]
-        starts = np.cumsum([0, *counts])
-        for name, place, layout in (("chunks", batch, self.ours), ("their_chunks", theirs, self.theirs)):
-            numbers = [np.where(c >= 0, c + start, NONE) for start, c in zip(starts, _arrays(both, name), strict=False)]
-            place["chunks"] = layout.beside(numbers, place, NONE)
+        chunks, their_chunks = numbered_on(*([row[name] for row in both] for name in ("chunks", "their_chunks")))
+        batch["chunks"] = self.ours.beside(chunks, batch, NONE)
+        theirs["chunks"] = self.theirs.beside(their_chunks, theirs, NONE)
         ids, labels = _arrays(both, "input_ids"), _arrays(both, "labels")
         spelling, trained = self.read.spelling, [numbers != IGNORE_INDEX for numbers in labels]
         batch["bytes"] = torch.tensor([spelling.count(i[mask]) for i, mask in zip(ids, trained, strict=True)])

@@ -32,7 +32,7 @@ class Matched:
         rest: whether the rest is compared at all; without it both sides are normalised over what is matched.
     """
 
-    ids: Int[Tensor, "outcomes"]
+    ids: Int[Tensor, "single"]
     others: Int[Tensor, "others"]
     their_ids: Int[Tensor, "outcomes"]
     their_others: Int[Tensor, "their_others"]

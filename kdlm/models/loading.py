@@ -239,13 +239,22 @@ class Pruned(StudentOptions):
 def open_pretrained(auto: Any, path: str, **options: Any) -> Any:
     """Call `auto.from_pretrained`, and say in one line what is wrong with `path` when it fails."""
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise ValueError(f"{path}: no such model folder")
+        raise ValueError(f"{path}: no such model folder{_left_by_a_run(Path(path))}")
     local = Path(path).expanduser()
     try:
         return auto.from_pretrained(str(local) if local.is_dir() else path, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: cannot open this model ({auto.__name__}): {reason}") from error
+
+
+def _left_by_a_run(path: Path) -> str:
+    """Return what to run where a model is missing that looks like a run's student, else nothing."""
+    if path.name != "student":
+        return ""
+    if (path.expanduser().parent / "recipe.yaml").is_file():
+        return f"; the run in {path.parent} has not ended: kdlm train {path.parent}/recipe.yaml --resume"
+    return f"; train the recipe with run_dir: {path.parent} first"
 
 
 def device_of(name: str) -> torch.device:

@@ -39,7 +39,7 @@ INSTRUCTION_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Dress:
+class Markup:
     """What a tokenizer has beside its pieces.
 
     Attributes:
@@ -53,14 +53,14 @@ class Dress:
     chat_template: str
 
 
-TURNS = Dress(SPECIAL_TOKENS, {"eos_token": EOS, "pad_token": PAD}, CHAT_TEMPLATE)
-TURNS_AND_UNKNOWN = Dress((*SPECIAL_TOKENS, "[UNK]"), {**TURNS.names, "unk_token": "[UNK]"}, CHAT_TEMPLATE)
-ROLES = Dress(
+TURNS = Markup(SPECIAL_TOKENS, {"eos_token": EOS, "pad_token": PAD}, CHAT_TEMPLATE)
+TURNS_AND_UNKNOWN = Markup((*SPECIAL_TOKENS, "[UNK]"), {**TURNS.names, "unk_token": "[UNK]"}, CHAT_TEMPLATE)
+ROLES = Markup(
     ("<pad>", "</s>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>"),
     {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
     ROLES_TEMPLATE,
 )
-INSTRUCTIONS = Dress(
+INSTRUCTIONS = Markup(
     ("<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]"),
     {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>"},
     INSTRUCTION_TEMPLATE,
@@ -75,21 +75,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, kind: s
     """
     from kdlm.sandbox.tokenizer_kinds import KINDS
 
-    dress, train = KINDS[kind]
-    tokenizer = train(texts, vocab_size, dress)
+    markup, train = KINDS[kind]
+    tokenizer = train(texts, vocab_size, markup)
     if tokenizer.get_vocab_size() != vocab_size:
         raise ValueError(f"the texts gave {tokenizer.get_vocab_size()} tokens, {vocab_size} were asked for")
-    _write(tokenizer, dress, folder)
+    _write(tokenizer, markup, folder)
 
 
-def _write(tokenizer: Any, dress: Dress, folder: Path) -> None:
+def _write(tokenizer: Any, markup: Markup, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        **dress.names,
-        additional_special_tokens=[token for token in dress.special if token not in dress.names.values()],
+        **markup.names,
+        additional_special_tokens=[token for token in markup.special if token not in markup.names.values()],
         clean_up_tokenization_spaces=False,
     )
-    wrapped.chat_template = dress.chat_template
+    wrapped.chat_template = markup.chat_template
     wrapped.save_pretrained(folder)

@@ -20,7 +20,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from kdlm.sandbox.tokenizer import INSTRUCTIONS, ROLES, TURNS, TURNS_AND_UNKNOWN, Dress
+from kdlm.sandbox.tokenizer import INSTRUCTIONS, ROLES, TURNS, TURNS_AND_UNKNOWN, Markup
 
 SPACE = "\u2581"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # how the models of `tokenizers` know the bytes they fall back on
@@ -33,7 +33,7 @@ WORDS = pre_tokenizers.Split(Regex(rf"\n+|\d|{SPACE}+(?={SPACE})|{SPACE}?[^{SPAC
 NEVER = -1_000.0  # the score of a piece that is not to be found in a text: `<0x41>` is not the letter A
 
 
-def _train_bpe(texts: Iterable[str], vocab_size: int, dress: Dress) -> Any:
+def _train_bpe(texts: Iterable[str], vocab_size: int, markup: Markup) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -41,7 +41,7 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, dress: Dress) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(dress.special),
+        special_tokens=list(markup.special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -49,35 +49,30 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, dress: Dress) -> Any:
     return tokenizer
 
 
-def _byte_level(texts: Iterable[str], vocab_size: int, dress: Dress) -> Any:
+def _byte_level(texts: Iterable[str], vocab_size: int, markup: Markup) -> Any:
     """Nothing is trained: byte b has the id b after the special tokens."""
-    letters = _letters_of_bytes()
-    vocabulary = {token: number for number, token in enumerate([*dress.special, *letters])}
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = [letter for _, letter in sorted(bytes_to_unicode().items())]  # that GPT-2 writes the bytes 0 to 255 with
+    vocabulary = {token: number for number, token in enumerate([*markup.special, *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def _letters_of_bytes() -> list[str]:
-    """The letters that GPT-2 writes the bytes 0 to 255 with: the printable ones themselves, the others from 256 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
-
-
-def _train_unigram(texts: Iterable[str], vocab_size: int, dress: Dress) -> Any:
-    kept = [*dress.special, *BYTES]
+def _train_unigram(texts: Iterable[str], vocab_size: int, markup: Markup) -> Any:
+    kept = [*markup.special, *BYTES]
     tokenizer = _sentencepiece(Tokenizer(models.Unigram()))
     tokenizer.pre_tokenizer = WORDS
     pieces = _unigram_pieces(tokenizer, map(_ascii, texts), vocab_size - len(kept), LETTERS)
     vocabulary = [(token, NEVER) for token in kept] + pieces
-    tokenizer.model = models.Unigram(vocabulary, unk_id=dress.special.index("<unk>"), byte_fallback=True)
+    tokenizer.model = models.Unigram(vocabulary, unk_id=markup.special.index("<unk>"), byte_fallback=True)
     return tokenizer
 
 
-def _train_sentencepiece_bpe(texts: Iterable[str], vocab_size: int, dress: Dress) -> Any:
-    kept = [*dress.special, *BYTES]
+def _train_sentencepiece_bpe(texts: Iterable[str], vocab_size: int, markup: Markup) -> Any:
+    kept = [*markup.special, *BYTES]
     tokenizer = _sentencepiece(Tokenizer(models.BPE()))
     tokenizer.pre_tokenizer = WORDS
     trainer = trainers.BpeTrainer(
@@ -95,34 +90,34 @@ def _train_sentencepiece_bpe(texts: Iterable[str], vocab_size: int, dress: Dress
     )
     tokenizer.pre_tokenizer = None  # as in Llama 2: what merges is decided by the merges alone
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", dress.special.index("<s>"))]
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", markup.special.index("<s>"))]
     )
     return tokenizer
 
 
-def _train_nfkc(texts: Iterable[str], vocab_size: int, dress: Dress) -> Any:
+def _train_nfkc(texts: Iterable[str], vocab_size: int, markup: Markup) -> Any:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     metaspace = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([metaspace, pre_tokenizers.Digits(individual_digits=True)])
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    pieces = _unigram_pieces(tokenizer, texts, vocab_size - len(dress.special), LETTERS + ACCENTED)
-    vocabulary = [(token, NEVER) for token in dress.special] + pieces
-    tokenizer.model = models.Unigram(vocabulary, unk_id=dress.special.index("<unk>"))
+    pieces = _unigram_pieces(tokenizer, texts, vocab_size - len(markup.special), LETTERS + ACCENTED)
+    vocabulary = [(token, NEVER) for token in markup.special] + pieces
+    tokenizer.model = models.Unigram(vocabulary, unk_id=markup.special.index("<unk>"))
     return tokenizer
 
 
-def _train_wordpiece(texts: Iterable[str], vocab_size: int, dress: Dress) -> Any:
+def _train_wordpiece(texts: Iterable[str], vocab_size: int, markup: Markup) -> Any:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(individual_digits=True)]
     )
     tokenizer.decoder = decoders.WordPiece(cleanup=False)
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(dress.special), show_progress=False)
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(markup.special), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    pieces = sorted(set(tokenizer.get_vocab()) - set(dress.special))  # trained in another order in every run
-    vocabulary = {token: number for number, token in enumerate([*dress.special, *pieces])}
+    pieces = sorted(set(tokenizer.get_vocab()) - set(markup.special))  # trained in another order in every run
+    vocabulary = {token: number for number, token in enumerate([*markup.special, *pieces])}
     tokenizer.model = models.WordPiece(vocab=vocabulary, unk_token="[UNK]")
     return tokenizer
 
@@ -156,7 +151,7 @@ def _ascii(text: str) -> str:
     return text.encode("ascii", "ignore").decode()
 
 
-KINDS: dict[str, tuple[Dress, Callable[[Iterable[str], int, Dress], Any]]] = {
+KINDS: dict[str, tuple[Markup, Callable[[Iterable[str], int, Markup], Any]]] = {
     "bpe": (TURNS, _train_bpe),
     "bytes": (TURNS, _byte_level),
     "unigram": (ROLES, _train_unigram),

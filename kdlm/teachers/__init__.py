@@ -91,9 +91,6 @@ class EnsembleSection(Section):
 
     provides: ClassVar[frozenset[str]] = Ensemble.provides
     """What a method may need of it, known without loading the weights."""
-    signals: ClassVar[frozenset[type]] = frozenset({Mixture, Hidden})
-    """The signals it may answer with: a geometric mean of hidden states is one head, and so `Hidden` again."""
-
     name: Literal["ensemble"] = "ensemble"
     members: list[Annotated[SingleTeacher, Field(discriminator="name")]] = Field(min_length=1)
     """Teachers that give whole distributions, all with the student's tokenizer, or across tokenizers with one."""
@@ -120,6 +117,12 @@ class EnsembleSection(Section):
                     "(another kind of teacher, a `device` of its own, or quantised); use resident: all"
                 )
         return self
+
+    @property
+    def signals(self) -> frozenset[type]:
+        """The signals it may answer with: a geometric mean of hidden states is one head, and so `Hidden` again."""
+        joins = self.space == "log" and not isinstance(self.weights, Confidence)
+        return frozenset({Mixture, Hidden} if joins else {Mixture})
 
     def describe(self) -> str:
         """Return the name a reader knows this teacher by."""

@@ -174,6 +174,10 @@ def test_members_of_one_tokenizer_are_averaged_and_of_several_refused(
     both = train(load(recipe, [f"teacher={{name: ensemble, members: [{one}, {one}]}}", f"run_dir={tmp_path / 'two'}"]))
     assert_same(alone, both)
     other = "{name: sandbox, model: code-student-tiny-unigram}"
+    gold = ["method={name: gold}", f"teacher={{name: ensemble, members: [{one}, {one}]}}"]
+    said = refusal(recipe, *gold, verb="check", capsys=capsys)
+    assert "method: gold takes a signal of Dense, Hidden; this teacher gives Mixture" in said
+    check(load(recipe, [*gold, "teacher.space=log"]))
     said = refusal(recipe, f"teacher={{name: ensemble, members: [{one}, {other}]}}", verb="check", capsys=capsys)
     assert "teacher.members.1: has another tokenizer than teacher.members.0" in said
 

@@ -99,6 +99,7 @@ def test_every_token_of_a_chunk_is_trained_on(pair, text, data):
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([pair for pair in PAIRS if not set(pair) & set(LOSSY)]), texts, st.data())
 def test_a_reading_that_was_cut_is_aligned_as_far_as_it_goes(pair, text, data):
+    assume("▁" not in text)  # a space to SentencePiece, which only a reading that goes as far shows
     align, ids, their_ids, whole, their_whole = aligned(pair, text)
     size = data.draw(st.integers(0, len(their_ids)))
     chunks, their_chunks = align(ids, ids, their_ids[:size], their_ids[:size])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from readers import reader as tokenizer
 
 from kdlm.data import DataSection
 from kdlm.data.forms import Form
@@ -16,17 +16,11 @@ from kdlm.data.own_text import Reader
 from kdlm.data.two_readings import PairEncoder
 from kdlm.rollouts import Completion, Written, as_row
 from kdlm.rollouts.rows import prompt_of, their_prompt_of
-from kdlm.sandbox import build
 from kdlm.signal import IGNORE_INDEX
 
 KINDS = ["tiny", "bytes", "unigram-tiny"]
 PAIRS = [*((a, b) for a in KINDS for b in KINDS if a != b), ("spbpe-1k", "tiny"), ("bytes", "spbpe-1k")]
 TEXTS = ["def f(x):\n    return x  # naïve 🙂 知", " leading", "a", "é", "👩‍🔬", "x = 1\n\n\n\ty"]
-
-
-@cache
-def tokenizer(kind: str) -> Any:
-    return AutoTokenizer.from_pretrained(build(f"code-tokenizer-{kind}", progress=None))
 
 
 @cache

@@ -4,18 +4,17 @@ from functools import cache
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from readers import reader
 
 from kdlm.data.paired_vocabulary import PairedVocabulary
-from kdlm.sandbox import build
 from kdlm.spelling import Spelling
 
-BPE, UNIGRAM, BYTES = "code-tokenizer-tiny", "code-tokenizer-unigram-tiny", "code-tokenizer-bytes"
+BPE, UNIGRAM, BYTES = "tiny", "unigram-tiny", "bytes"
 
 
 @cache
 def spelling(name: str) -> Spelling:
-    return Spelling(AutoTokenizer.from_pretrained(build(name)))
+    return Spelling(reader(name))
 
 
 def paired(ours: str, theirs: str) -> PairedVocabulary:

@@ -1,43 +1,21 @@
-"""Two readings of short texts by two sandbox tokenizers, and networks whose words are drawn once."""
+"""Batches of short texts read by two sandbox tokenizers, and networks whose words are drawn once."""
 
-from functools import cache
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from readers import reader
+from two_tokenizers import TEXTS, own_rows
 
 from kdlm.data.load import text_collator
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod
 from kdlm.methods.method import Step
-from kdlm.sandbox import build
 from kdlm.signal import Dense, TopK
 
-TEXTS = [
-    "def step(self, x_0):\n    return x_0 - self.rate  # 12",
-    "import os\n\n\nclass Thing(object):\n    pass\n",
-    "naïve = 'größe'  # 🙂\n",
-    "for  name in names:\n\tprint(name)",
-]
 STEP = Step(0, 10)
 
 
-@cache
-def tokenizer(name: str) -> Any:
-    return AutoTokenizer.from_pretrained(build(name))
-
-
-def rows(name: str, ended: bool = True) -> list[dict[str, list[int]]]:
-    """The texts as the student's tokens, the first of each not trained on; ended by its end of sequence."""
-    made = []
-    for text in TEXTS:
-        ids = tokenizer(name)(text, add_special_tokens=False)["input_ids"]
-        ids = [*ids, tokenizer(name).eos_token_id] if ended else ids
-        made.append({"input_ids": ids, "labels": [-100, *ids[1:]], "length": len(ids)})
-    return made
-
-
 def batch_of(ours: str, theirs: str, *, ended: bool = True, layout: Any = "padded") -> Any:
-    return text_collator(layout, tokenizer(ours), tokenizer(theirs))(rows(ours, ended))
+    return text_collator(layout, reader(ours), reader(theirs))(own_rows(ours, TEXTS[:4], ended=ended))
 
 
 class Says:
@@ -57,5 +35,5 @@ class Says:
 
 
 def introduced(method: AlignedMethod, ours: str, theirs: str) -> AlignedMethod:
-    method.introduce(*text_collator("padded", tokenizer(ours), tokenizer(theirs)).spellings)
+    method.introduce(*text_collator("padded", reader(ours), reader(theirs)).spellings)
     return method

@@ -5,23 +5,24 @@ from typing import Any
 
 import pytest
 import torch
+from readers import reader
 from transformers import LlamaConfig, LlamaForCausalLM
-from two_tokenizers import OURS, TEXTS, THEIRS, pair_collator, paired_rows, tokenizer, unaligned
+from two_tokenizers import OURS, TEXTS, THEIRS, pair_collator, paired_rows, unaligned
 
-from kdlm.losses import CrossEntropy, ForwardKL
+from kdlm.losses import CrossEntropy, ForwardKL, kept_rows
 from kdlm.methods import ALM, Step
 from kdlm.methods.cross_tokenizer.aligned import Readings
 from kdlm.methods.cross_tokenizer.debiasing import log_mass, merged, word_starts
 from kdlm.models import Predictor
-from kdlm.signal import Dense, Head, Hidden, LogProbs, Mixture, Rows, Sampled, TopK
+from kdlm.signal import Dense, Head, Hidden, LogProbs, Mixture, Rows, Sampled, TopK, domain_id, sequence_of
 from kdlm.spelling import Spelling
-from kdlm.teachers import LocalTeacher
+from kdlm.teachers import ByDomain, Ensemble, LocalTeacher
 
 
 def model(of: str, seed: int) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer(of)),
+        vocab_size=len(reader(of)),
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -167,6 +168,29 @@ def test_every_signal_that_scores_the_text_says_the_same(kind: str) -> None:
     assert evaluated.metrics["teacher_bits_per_byte"][0] > 0
 
 
+@pytest.mark.parametrize("way", ["probability", "log", "by_domain"])
+def test_an_ensemble_reads_with_its_own_tokenizer_and_is_the_mean_of_what_its_members_say(way: Any) -> None:
+    rows = [{**row, "domain": domain_id("ab"[row["index"] % 2])} for row in paired_rows()]
+    batch, student, first, second = pair_collator()(rows), model(OURS, 1), model(THEIRS, 2), model(THEIRS, 3)
+    which = kept_rows(batch["theirs"]["labels"]).select(sequence_of(batch["theirs"])) % 2
+
+    def mean(log_p: torch.Tensor, labels: torch.Tensor) -> Dense:
+        hidden: Any = LocalTeacher(second)(batch["theirs"], kept_rows(batch["theirs"]["labels"]))
+        other = hidden.head.logits(hidden.hidden).log_softmax(-1)
+        if way == "by_domain":
+            return Dense(log_p.where(which[:, None] == 0, other))
+        return Dense(0.7 * log_p + 0.3 * other if way == "log" else (0.7 * log_p.exp() + 0.3 * other.exp()).log())
+
+    members = [LocalTeacher(first), LocalTeacher(second)]
+    routed = ByDomain(table={"a": [1, 0], "b": [0, 1]})
+    ensemble = Ensemble(members, routed) if way == "by_domain" else Ensemble(members, [7, 3], space=way)
+    expected = step(ALM(), student, Says(first, mean), batch).terms["alm"].sum
+    alone = step(ALM(), student, members[0], batch).terms["alm"].sum
+    said = step(ALM(), student, ensemble, batch).terms["alm"].sum
+    torch.testing.assert_close(said, expected, rtol=1e-9, atol=1e-9)
+    assert (said - alone).abs() > 1e-2
+
+
 def test_of_the_k_best_those_chunks_count_whose_every_token_is_among_them() -> None:
     def best(log_p: torch.Tensor, labels: torch.Tensor) -> TopK:
         found = log_p.topk(40)
@@ -225,8 +249,8 @@ def test_the_mass_of_some_tokens_is_the_sum_of_their_probabilities() -> None:
 
 
 def test_words_begin_with_white_space_or_where_a_text_ends() -> None:
-    for name in (OURS, THEIRS, "code-student-tiny-bytes"):
-        one = tokenizer(name)
+    for name in (OURS, THEIRS, "bytes"):
+        one = reader(name)
         starts = set(word_starts(Spelling(one)).tolist())
         assert one.eos_token_id in starts and 0 < len(starts) < len(one)
         ids = one("a b\n", add_special_tokens=False)["input_ids"]
@@ -235,7 +259,7 @@ def test_words_begin_with_white_space_or_where_a_text_ends() -> None:
 
 def debiased(threshold: float, batch: dict[str, Any], teacher: Any = None, student: Any = None) -> Any:
     method = ALM(debias=threshold)
-    method.introduce(Spelling(tokenizer(OURS)), Spelling(tokenizer(THEIRS)))
+    method.introduce(Spelling(reader(OURS)), Spelling(reader(THEIRS)))
     student = model(OURS, 1) if student is None else student
     return step(method, student, LocalTeacher(model(THEIRS, 2)) if teacher is None else teacher, batch)
 
@@ -244,7 +268,7 @@ def test_at_threshold_0_no_chunk_is_merged_and_at_1_each_text_is_one() -> None:
     batch, texts = pair_collator()(paired_rows()), len(TEXTS)
     method = ALM()
     said = method.read(nets(model(OURS, 1), LocalTeacher(model(THEIRS, 2))), batch)
-    starts = [word_starts(Spelling(tokenizer(name))) for name in (OURS, THEIRS)]
+    starts = [word_starts(Spelling(reader(name))) for name in (OURS, THEIRS)]
     none, all_ = (merged(said, *starts, threshold) for threshold in (0.0, 1.0))
     assert torch.equal(none.readings.chunks, said.chunks) and none.size.max() == 1
     assert int(all_.readings.chunks.max()) + 1 == texts
@@ -258,7 +282,7 @@ def test_at_threshold_0_no_chunk_is_merged_and_at_1_each_text_is_one() -> None:
 def test_merged_chunks_have_their_summed_log_probabilities_and_what_follows_is_that_of_the_last() -> None:
     batch = pair_collator()(paired_rows(TEXTS[:1]))
     said = ALM().read(nets(model(OURS, 1), LocalTeacher(model(THEIRS, 2))), batch)
-    starts = [word_starts(Spelling(tokenizer(name))) for name in (OURS, THEIRS)]
+    starts = [word_starts(Spelling(reader(name))) for name in (OURS, THEIRS)]
     apart = merged(said, *starts, 0.0)
     threshold = apart.teacher[apart.teacher < 0].median().exp().item()
     whole = merged(said, *starts, threshold)
@@ -275,7 +299,7 @@ def test_merged_chunks_have_their_summed_log_probabilities_and_what_follows_is_t
 def test_debiased_a_student_that_is_its_teacher_has_no_gradient() -> None:
     batch, student = pair_collator(THEIRS, THEIRS)(paired_rows(ours=THEIRS)), model(THEIRS, 1)
     method = ALM(debias=0.1)
-    method.introduce(*[Spelling(tokenizer(THEIRS))] * 2)
+    method.introduce(*[Spelling(reader(THEIRS))] * 2)
     step(method, student, LocalTeacher(model(THEIRS, 1)), batch).terms["alm"].sum.backward()
     assert max(p.grad.abs().max().item() for p in student.parameters()) < 1e-9
 

@@ -9,7 +9,7 @@ from kdlm.methods import GOLD, ULD, SharedVocabularyKD, VocabularyProjection
 from kdlm.methods.cross_tokenizer.uld import by_index
 from kdlm.signal import Dense, Hidden, Mixture, Rows
 
-BPE, UNIGRAM, BYTES = "code-tokenizer-tiny", "code-tokenizer-unigram-tiny", "code-tokenizer-bytes"
+BPE, UNIGRAM, BYTES = "tiny", "unigram-tiny", "bytes"
 MADE = {
     "uld": lambda: ULD(),
     "uld_chunks": lambda: ULD(pairing="chunks", top_k=5),
@@ -177,6 +177,8 @@ def test_teachers_of_one_tokenizer_may_be_several(name: str) -> None:
 
     both = {**networks, "teacher": several}
     torch.testing.assert_close(mean(method, both, batch), mean(of_pair(name), networks, batch))
+    with pytest.raises(ValueError, match="gold takes one teacher's logits, got a Mixture signal; average an ensemble"):
+        mean(of_pair("gold"), both, batch)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -139,7 +139,7 @@ def test_a_teacher_of_another_width_is_refused(tmp_path):
 
 def test_a_layer_that_there_is_not_is_named(tmp_path):
     both = nets(retokenised(BYTES), network())
-    with pytest.raises(ValueError, match="method.layers: the teacher has 2 layers, and no 2"):
+    with pytest.raises(ValueError, match=r"method\.layers: the teacher has 2 layers, and no 2"):
         TokenizerTransfer(layers=[[0, 2]]).losses(both, batch_of(tmp_path, BYTES), frozenset(), STEP)
 
 

@@ -33,7 +33,6 @@ TINY = {
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
     "shared_vocabulary_kd": ["teacher.model=code-teacher-tiny", UNIGRAM],
-    "transfer_bytes": ["student.source.model=code-teacher-tiny", "teacher.model=code-teacher-tiny"],
     "transfer_bytes": [
         "student.source.model=code-teacher-tiny",
         "teacher.model=code-teacher-tiny",
@@ -53,6 +52,7 @@ AFTER = {
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],
     "vision_language/finetune": ["student.path=sandbox:digits-vlm-student"],
     "diffusion/digits_instaflow": ["student.path=sandbox:digits-denoiser", "teacher.path=sandbox:digits-denoiser"],
+    "fusion/fuse": ["teacher.members.1={name: sandbox, model: code-teacher-4k}"],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],
 }
 """What stands in for the folder that another recipe leaves behind; `tests/train/test_chains.py` runs them in order."""

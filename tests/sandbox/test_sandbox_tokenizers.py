@@ -62,11 +62,11 @@ def test_there_is_a_tokenizer_of_every_kind(tokenizers):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_tokenizer_has_as_many_ids_as_it_says_and_its_special_tokens_are_one_id_each(tokenizers, name):
-    tokenizer, dress = tokenizers[name], KINDS[CATALOG[name].spec.kind][0]
+    tokenizer, markup = tokenizers[name], KINDS[CATALOG[name].spec.kind][0]
     assert tokenizer.is_fast and len(tokenizer) == SIZES[name]
     assert sorted(tokenizer.get_vocab().values()) == list(range(SIZES[name]))
-    assert tokenizer.all_special_ids and set(tokenizer.all_special_tokens) == set(dress.special)
-    for number, token in enumerate(dress.special):
+    assert tokenizer.all_special_ids and set(tokenizer.all_special_tokens) == set(markup.special)
+    for number, token in enumerate(markup.special):
         assert token in tokenizer(f"x{token}y")["input_ids"] or number in tokenizer(f"x{token}y")["input_ids"]
         assert tokenizer.convert_tokens_to_ids(token) == number
 

@@ -1,4 +1,4 @@
-"""Runs that follow one another: teacher to assistant to student, anchored generations, a draft and its alignment."""
+"""Runs that follow one another: by an assistant, by generations, of a draft, and of models moved to one tokenizer."""
 
 import json
 from pathlib import Path
@@ -45,6 +45,28 @@ def test_an_assistant_stands_between_teacher_and_student(capsys) -> None:
     assert "| teacher | ./runs/sandbox-chain-assistant/student |" in card
     results = json.loads(Path("runs/sandbox-chain-student/results.json").read_text())
     assert results["eval_kl_to_teacher"] > 0
+
+
+def test_models_of_two_tokenizers_teach_one_student_after_one_is_moved_to_the_others(capsys) -> None:
+    others = [STUDENT, "teacher.members.0.model=code-teacher-tiny"]
+    assert cli.main(["check", str(FOLDER / "fusion/fuse.yaml"), *others]) == 2
+    said = capsys.readouterr().err
+    assert "teacher.members.1: ./runs/sandbox-fusion-moved/student: no such model folder" in said
+    assert "train the recipe with run_dir: runs/sandbox-fusion-moved first" in said
+    source = ["student.source.model=code-student-tiny-unigram", "teacher.model=code-student-tiny-unigram"]
+    assert run("fusion/move.yaml", *source, "student.tokenizer_from=sandbox:code-tokenizer-tiny") == 0
+    assert run("fusion/fuse.yaml", *others, "teacher.weights={name: learned, positions: 60}") == 0
+    metrics = [json.loads(line) for line in Path("runs/sandbox-fusion/metrics.jsonl").read_text().splitlines()]
+    fitted = next(line for line in metrics if "teacher_weight/1" in line)
+    assert fitted["teacher_weight/0"] > fitted["teacher_weight/1"]  # it is trained, the one that was moved is not
+    both = "[{name: sandbox, model: code-teacher-tiny}, {name: local, path: ./runs/sandbox-fusion-moved/student}]"
+    foreign = ["student.model=code-student-tiny-unigram", f"teacher={{name: ensemble, members: {both}}}"]
+    assert run("alm.yaml", *foreign) == 0  # a third tokenizer, which neither of the two has
+    Path("runs/sandbox-fusion-moved/student").rename("moved")
+    assert cli.main(["check", str(FOLDER / "fusion/fuse.yaml"), *others]) == 2
+    assert "has not ended: kdlm train runs/sandbox-fusion-moved/recipe.yaml --resume" in capsys.readouterr().err
+    assert cli.main(["train", "runs/sandbox-fusion-moved/recipe.yaml", "--resume"]) == 0
+    assert Path("runs/sandbox-fusion-moved/student").is_dir()
 
 
 def test_a_generation_learns_from_the_one_before_and_from_the_base_teacher() -> None:

@@ -1,28 +1,19 @@
 """Distributions compared across tokenizers, in the trainer: one step's weights say what its gradient was."""
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from readers import reader
 from tiny_models import tiny_model
-from transformers import AutoTokenizer
+from two_tokenizers import TEXTS, own_rows
 
 from kdlm import DistillTrainer
 from kdlm.data.load import text_collator
 from kdlm.losses import JSD, CrossEntropy, ForwardKL
 from kdlm.methods import GOLD, ULD, LogitKD, SharedVocabularyKD, VocabularyProjection
-from kdlm.sandbox import build
 
-BPE, UNIGRAM = "code-tokenizer-tiny", "code-tokenizer-unigram-tiny"
-TEXTS = [
-    "def step(self, x):\n    return x_0",
-    "import os\n\n\nclass A(object):",
-    "naïve = 'größe'  # 🙂\n",
-    "for  name in names:",
-    "x",
-    "return  [1, 2]",
-]
+BPE, UNIGRAM = "tiny", "unigram-tiny"
 METHODS = {
     "uld": lambda: ULD([CrossEntropy(weight=0.1)]),
     "uld_chunks": lambda: ULD(pairing="chunks", top_k=7),
@@ -40,35 +31,21 @@ PLAIN = {
 }
 
 
-@cache
-def tokenizer(name: str) -> Any:
-    return AutoTokenizer.from_pretrained(build(name))
-
-
-@cache
-def rows(name: str) -> list[dict]:
-    made = []
-    for text in TEXTS:
-        ids = [*tokenizer(name)(text, add_special_tokens=False)["input_ids"], tokenizer(name).eos_token_id]
-        made.append({"input_ids": ids, "labels": [-100, *ids[1:]], "length": len(ids)})
-    return made
-
-
 def trained(arguments, method, ours: str = UNIGRAM, theirs: str | None = BPE, layout: Any = None, **options) -> dict:
     """Train one SGD step in float64 and return the student's weights."""
     size = {BPE: 512, UNIGRAM: 448}
     student = tiny_model(1, vocab=size[ours]).double()
     teacher = tiny_model(2, hidden=24, layers=3, vocab=size[theirs or ours] + 16).double()
-    reading = tokenizer(theirs) if theirs else None
+    reading = reader(theirs) if theirs else None
     trainer = DistillTrainer(
         student,
         teacher,
         arguments(**options),
         method=method,
-        train_dataset=rows(ours),
-        processing_class=tokenizer(ours),
+        train_dataset=own_rows(ours, TEXTS[:6]),
+        processing_class=reader(ours),
         teacher_processing_class=reading,
-        data_collator=None if layout is None else text_collator(layout, tokenizer(ours), reading),
+        data_collator=None if layout is None else text_collator(layout, reader(ours), reading),
     )
     trainer.train()
     return {name: p.detach().clone() for name, p in trainer.student.named_parameters()}

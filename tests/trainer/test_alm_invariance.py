@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 from forks import on_ranks
+from readers import reader
 from safetensors.torch import load_file
 from tiny_models import tiny_model
-from two_tokenizers import OURS, THEIRS, pair_collator, paired_rows, tokenizer, unaligned, untrained
+from two_tokenizers import OURS, THEIRS, pair_collator, paired_rows, unaligned, untrained
 
 from kdlm import DistillTrainer
 from kdlm.data.packing import best_fit, packed_row
@@ -25,8 +26,8 @@ METHODS = {
 def trained(arguments, method: str = "chunks", *, data: Any = None, layout: Any = "padded", **options):
     """Train one SGD step in float64 and return the student's weights."""
     trainer = DistillTrainer(
-        tiny_model(1, vocab=len(tokenizer(OURS))).double(),
-        tiny_model(2, hidden=24, layers=3, vocab=len(tokenizer(THEIRS))).double(),
+        tiny_model(1, vocab=len(reader(OURS))).double(),
+        tiny_model(2, hidden=24, layers=3, vocab=len(reader(THEIRS))).double(),
         arguments(**options),
         method=METHODS[method](),
         train_dataset=paired_rows() if data is None else data,
@@ -44,7 +45,7 @@ def assert_same(ours: dict, other: dict) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_batches_layouts_and_order_do_not_show(arguments, method: str) -> None:
     whole = trained(arguments, method)
-    start = dict(tiny_model(1, vocab=len(tokenizer(OURS))).double().named_parameters())
+    start = dict(tiny_model(1, vocab=len(reader(OURS))).double().named_parameters())
     assert max((whole[name] - start[name]).abs().max().item() for name in start) > 1e-3
     rows = paired_rows()
     assert_same(whole, trained(arguments, method, per_device_train_batch_size=1, gradient_accumulation_steps=len(rows)))
@@ -65,7 +66,7 @@ def test_rows_that_are_not_trained_on_change_nothing(arguments) -> None:
 
 
 def test_a_step_without_a_chunk_leaves_the_weights_where_they_were(arguments) -> None:
-    start = dict(tiny_model(1, vocab=len(tokenizer(OURS))).double().named_parameters())
+    start = dict(tiny_model(1, vocab=len(reader(OURS))).double().named_parameters())
     assert_same(start, trained(arguments, "tokens", data=list(map(unaligned, paired_rows()))))
 
 

@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 
 from kdlm import DistillTrainer, OnPolicyTrainer
 from kdlm.data.load import text_collator
-from kdlm.losses import CrossEntropy
-from kdlm.methods import ALM
+from kdlm.losses import JSD, CrossEntropy, ForwardKL
+from kdlm.methods import ALM, GOLD, ULD, SharedVocabularyKD, VocabularyProjection
 from kdlm.rollouts import RolloutSection
 from kdlm.samples import look
 from kdlm.sandbox import build
@@ -229,3 +229,20 @@ def test_a_plain_script_hands_over_two_tokenizers(tmp_path: Path) -> None:
     assert metrics["eval_bits_per_byte"] > 0 and metrics["eval_teacher_bits_per_byte"] > 0
     with pytest.raises(ValueError, match="teacher_processing_class"):
         DistillTrainer(student(), source().load(), trainer.args, method=ALM(), processing_class=ours)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda: GOLD(student_share=1.0),
+        lambda: ULD(student_share=1.0),
+        lambda: SharedVocabularyKD([JSD()], student_share=1.0),
+        lambda: VocabularyProjection([ForwardKL()], onto="student", student_share=1.0),
+    ],
+    ids=["gold", "uld", "shared_vocabulary_kd", "vocabulary_projection"],
+)
+def test_methods_that_compare_distributions_learn_from_the_students_own_text(arguments, method) -> None:
+    begun = dict(student().named_parameters())
+    after = weights(trainer(arguments, method(), rollouts={"show": 0, "sampling": {"max_new_tokens": 12}}))
+    assert all(weight.isfinite().all() for weight in after.values())
+    assert max((after[name] - begun[name]).abs().max() for name in begun) > 1e-6

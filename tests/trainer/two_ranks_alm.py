@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import torch
+from readers import reader
 from safetensors.torch import save_file
 from test_alm_invariance import METHODS, rank_rows
 from tiny_models import tiny_model
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
-from two_tokenizers import OURS, THEIRS, pair_collator, tokenizer
+from two_tokenizers import OURS, THEIRS, pair_collator
 
 from kdlm import DistillTrainer
 
@@ -40,8 +41,8 @@ args = TrainingArguments(
 )
 rows = rank_rows()
 trainer = InOrder(
-    tiny_model(1, vocab=len(tokenizer(OURS))).double(),
-    tiny_model(2, hidden=24, layers=3, vocab=len(tokenizer(THEIRS))).double(),
+    tiny_model(1, vocab=len(reader(OURS))).double(),
+    tiny_model(2, hidden=24, layers=3, vocab=len(reader(THEIRS))).double(),
     args,
     method=METHODS["chunks"](),
     train_dataset=[*rows[0::2], *rows[1::2]],  # a rank takes whole batches in turn

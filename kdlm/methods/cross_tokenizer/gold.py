@@ -20,7 +20,8 @@ class GOLD(AlignedMethod):
 
     Where ours differs from TRL's: tokens are matched by their bytes, not by strings; `observed` reads the distribution
     that predicts a token, where TRL's reads the one after it; matched masses are completed to a distribution (see
-    `kdlm.losses.merged.Hybrid`); the mean is over all chunks of the step, not of each sequence and then of those.
+    `kdlm.losses.merged.Hybrid`); the mean is over all chunks of the step, not of each sequence and then of those. Its
+    defaults are temperature 0.9 and half of the steps on the student's own text; here 1 and none.
 
     Args:
         losses: of the student alone.
@@ -66,7 +67,11 @@ class GOLD(AlignedMethod):
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
         at, their_at = readings.starts() if self.merge == "observed" else readings.ends()
-        assert isinstance(readings.teacher, Hidden | Dense)
+        if not isinstance(readings.teacher, Hidden | Dense):
+            given = type(readings.teacher).__name__
+            raise ValueError(
+                f"gold takes one teacher's logits, got a {given} signal; average an ensemble in space: log"
+            )
         ours = self._others(readings.student, readings.rows, readings.chunks, at)
         with torch.no_grad():
             theirs = self._others(readings.teacher, readings.their_rows, readings.their_chunks, their_at)

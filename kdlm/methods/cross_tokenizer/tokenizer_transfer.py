@@ -111,5 +111,5 @@ class TokenizerTransferSection(ALMSection):
     """Weight of the distance between hidden states where both have read the same text."""
     layers: list[tuple[NonNegativeInt, NonNegativeInt]] | None = Field(None, min_length=1)
     """[student layer, teacher layer] pairs, counted from 0; by default the last hidden states, after the final norm.
-    Where the new tokens are smaller, the student's first layers have to put them together: map later ones of the student
-    to earlier ones of the teacher."""
+    Where the new tokens are smaller, the student's first layers have to put them together: map later ones of the
+    student to earlier ones of the teacher."""
