@@ -91,6 +91,7 @@ def arms(plan: Plan) -> Iterator[Arm]:
     for seed in range(plan.seeds):
         for text in TEXTS:
             yield from (arm(student, text, way, seed) for student, way in product(FOREIGN, GATED))
+            yield arm("bytes", text, "byte KD", seed)
             yield from (arm(CEILING, text, way, seed) for way in ("SFT", "KD"))
         if seed == 0:
             yield from (arm(student, "human", way, 0) for student, way in product(FOREIGN, EXTRA))
@@ -165,7 +166,7 @@ def on_the_way(rows: list[dict[str, Any]], student: str, text: str, way: str, se
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each student, text and way."""
     found = []
-    for student, text, way in product((*FOREIGN, CEILING), TEXTS, (*GATED, *EXTRA, "KD")):
+    for student, text, way in product((*FOREIGN, CEILING), TEXTS, (*GATED, "byte KD", *EXTRA, "KD")):
         values = ends(rows, student, text, way)
         if not values:
             continue

@@ -22,6 +22,7 @@ TINY = {
     "alm": ["teacher.model=code-teacher-tiny", UNIGRAM],
     "alm_cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2", UNIGRAM],
     "cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
+    "byte_kd": ["teacher.model=code-teacher-tiny", "student.model=code-student-tiny-bytes"],
     "dskd": ["teacher.model=code-teacher-tiny", "student.model=code-student-tiny-bytes"],
     "ensemble": ["teacher.members.0.model=code-teacher-tiny", "teacher.members.1.model=code-student-tiny"],
     "gold": ["teacher.model=code-teacher-tiny", UNIGRAM],
