@@ -34,7 +34,7 @@ from kdlm import DistillTrainer
 from kdlm.data import Collator
 from kdlm.data.load import text_collator
 from kdlm.losses import CrossEntropy, ForwardKL, kept_rows
-from kdlm.methods import ALM, DSKD, GOLD, ULD, LogitKD, SequenceKD, SharedVocabularyKD, VocabularyProjection
+from kdlm.methods import ALM, DSKD, GOLD, ULD, ByteKD, LogitKD, SequenceKD, SharedVocabularyKD, VocabularyProjection
 from kdlm.signal import Hidden, Rows
 from kdlm.teachers import LocalTeacher
 
@@ -99,6 +99,10 @@ def _dskd(ce: float = 0.5, **options: Any) -> Any:
     return DSKD([CrossEntropy(weight=ce)], **options)
 
 
+def _byte_kd(ce: float = 0.0) -> Any:
+    return ByteKD([ForwardKL(), CrossEntropy(weight=ce)] if ce else [ForwardKL()])
+
+
 def _kd(ce: float = 0.0) -> Any:
     return LogitKD([ForwardKL(), CrossEntropy(weight=ce)] if ce else [ForwardKL()])
 
@@ -112,6 +116,7 @@ WAYS: dict[str, Callable[..., Any]] = {
     "projection": _projection,
     "DSKD": _dskd,
     "KD": _kd,
+    "byte KD": _byte_kd,
 }
 
 

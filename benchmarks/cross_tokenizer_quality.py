@@ -3,10 +3,11 @@
     python benchmarks/cross_tokenizer_quality.py [--check] [--quick] [--save] [--work FOLDER] [--processes N]
 
 The teacher reads 4,096 byte-level BPE tokens, one student 1,024 SentencePiece-unigram tokens and the other bytes. Each
-is trained on a little text that is seen many times, a person's or the teacher's own, by cross-entropy (SFT), by ALM and
-by ULD, from three seeds; on a person's text and from one seed also by the other methods across tokenizers. Rows are cut
-by bytes, so that a step shows every student the same text. What is scored is held-out text. Settings that differ
-between ways (weight of cross-entropy, temperature) were chosen on seed 0 beforehand, the learning rate for SFT.
+is trained on a little text that is seen many times, a person's or the teacher's own, by cross-entropy (SFT), by ALM
+and by ULD, the one of bytes by byte_kd too, from three seeds; on a person's text and from one seed also by the other
+methods across tokenizers. Rows are cut by bytes, so that a step shows every student the same text. What is scored is
+held-out text. Settings that differ between ways (weight of cross-entropy, temperature) were chosen on seed 0
+beforehand, the learning rate for SFT.
 
 The ceiling is a student of the same shape with the teacher's tokenizer. What forward KL takes off its bits per byte is
 the gap: `closed` is what a way takes off SFT's bits per byte, over what forward KL takes off there, on the same text in
@@ -91,6 +92,7 @@ def arms(plan: Plan) -> Iterator[Arm]:
     for seed in range(plan.seeds):
         for text in TEXTS:
             yield from (arm(student, text, way, seed) for student, way in product(FOREIGN, GATED))
+            yield arm("bytes", text, "byte KD", seed)
             yield from (arm(CEILING, text, way, seed) for way in ("SFT", "KD"))
         if seed == 0:
             yield from (arm(student, "human", way, 0) for student, way in product(FOREIGN, EXTRA))
@@ -165,7 +167,7 @@ def on_the_way(rows: list[dict[str, Any]], student: str, text: str, way: str, se
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each student, text and way."""
     found = []
-    for student, text, way in product((*FOREIGN, CEILING), TEXTS, (*GATED, *EXTRA, "KD")):
+    for student, text, way in product((*FOREIGN, CEILING), TEXTS, (*GATED, "byte KD", *EXTRA, "KD")):
         values = ends(rows, student, text, way)
         if not values:
             continue

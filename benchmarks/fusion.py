@@ -64,7 +64,7 @@ class HeldOut:
         data = load_data(section, new, old)
         rows: Any = data.train
         every = range(0, len(rows), 16)
-        self.batches = [data.collator([rows[i] for i in range(at, min(at + 16, len(rows)))]) for at in every]
+        self.batches: list[Any] = [data.collator([rows[i] for i in range(at, min(at + 16, len(rows)))]) for at in every]
         self.bytes = sum(int(batch["bytes"].sum()) for batch in self.batches)
 
     def log_probs(self, model: Any, reading: str = "new") -> Any:

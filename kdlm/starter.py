@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kdlm.data import Source
+from kdlm.data.byte_order import is_of_bytes
 from kdlm.data.forms import recognise
 from kdlm.data.paired_vocabulary import PairedVocabulary
 from kdlm.data.sources import open_source
@@ -190,6 +191,9 @@ def across(teacher: Model, student: Model, why: list[str]) -> Plan:
             f"the {'teacher' if ours.exact else 'student'}'s tokenizer changes text before it reads it: where that "
             "shows, rows are left out as not aligned; see the data's report"
         )
+    if ours.exact and theirs.exact and is_of_bytes(ours):
+        why += ["method: byte_kd, because the student reads bytes: the teacher has a law of the next byte at every one"]
+        return Plan({"name": "byte_kd"}, [{"name": "forward_kl"}], why, careful)
     longer, most = (ours.lengths[common] > 1).sum(), max((one.lengths > 1).sum() for one in (ours, theirs))
     if longer >= OVERLAP * most and ours.exact and theirs.exact:
         how = "forward_kl over the tokens that both have, where both have read the same text"

@@ -34,11 +34,19 @@ def sorted_l1(
 def masses_l1(
     q: Float[Tensor, "*rows ours"], p: Float[Tensor, "*rows theirs"], top_k: int | None = None
 ) -> Float[Tensor, "*rows"]:
-    """Return the sorted L1 distance of two sets of masses, which need not add up to 1 unless there is a `top_k`."""
-    size = max(q.shape[-1], p.shape[-1]) if top_k is None else top_k
+    """Return the sorted L1 distance of two sets of masses, which need not add up to 1 unless there is a `top_k`.
+
+    Without `top_k` the larger set is sorted only as far as the smaller one goes: what is left there meets zeros.
+    """
+    size = min(q.shape[-1], p.shape[-1]) if top_k is None else top_k
     largest, other = (_largest(x, size) for x in (q, p))
     value = (largest - other).abs().sum(-1)
-    return value if top_k is None else value + (largest.sum(-1) - other.sum(-1)).abs()
+    if top_k is None:
+        if q.shape[-1] == p.shape[-1]:
+            return value
+        longer, head = (q, largest) if q.shape[-1] > p.shape[-1] else (p, other)
+        return value + (longer.sum(-1) - head.sum(-1)).clamp(min=0)  # rounding may make it less
+    return value + (largest.sum(-1) - other.sum(-1)).abs()
 
 
 def _largest(masses: Tensor, size: int) -> Tensor:

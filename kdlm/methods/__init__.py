@@ -6,6 +6,7 @@ from pydantic import Field
 
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, Readings
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
+from kdlm.methods.cross_tokenizer.byte_kd import ByteKD, ByteKDSection
 from kdlm.methods.cross_tokenizer.dskd import DSKD, DSKDSection
 from kdlm.methods.cross_tokenizer.gold import GOLD, GOLDSection
 from kdlm.methods.cross_tokenizer.outcomes import (
@@ -84,6 +85,7 @@ AnyMethod = Annotated[
     | TsdKDSection
     | TokenPSKDSection
     | ALMSection
+    | ByteKDSection
     | ULDSection
     | GOLDSection
     | SharedVocabularyKDSection
@@ -148,6 +150,8 @@ __all__ = [
     "AnyMethod",
     "AttentionTransfer",
     "AttentionTransferSection",
+    "ByteKD",
+    "ByteKDSection",
     "CFGDistillationSection",
     "CRDSection",
     "Consistency",

@@ -62,7 +62,8 @@ def test_tokenizers_with_many_tokens_in_common_compare_those(here, capsys):
     ("kind", "method", "said"),
     [
         ("4k", "logit_kd", "the tokenizers share 4096 token ids"),
-        ("bytes", "alm", "method: alm, which compares how likely both find each piece of text"),
+        ("bytes", "byte_kd", "method: byte_kd, because the student reads bytes"),
+        ("spbpe-1k", "alm", "method: alm, which compares how likely both find each piece of text"),
         ("unigram-1k", "alm", "tokens spell the same bytes, of the student's 1024 and the teacher's 4096"),
         ("wordpiece-1k", "alm", "Careful: the student's tokenizer changes text before it reads it"),
     ],

@@ -20,6 +20,7 @@ RECIPES = sorted(FOLDER.rglob("*.yaml"))
 TINY = {
     "alm_cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
     "cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
+    "byte_kd": ["student.model=code-student-tiny-bytes"],
     "dskd": ["student.model=code-student-tiny-bytes"],
     "ensemble": ["teacher.members.0.model=code-teacher-tiny", "teacher.members.1.model=code-student-tiny"],
     "hidden_kd": ["method.layers=[[0, 1]]"],
