@@ -11,9 +11,9 @@ from two_tokenizers import TEXTS, own_rows
 from kdlm import DistillTrainer
 from kdlm.data.load import text_collator
 from kdlm.losses import JSD, CrossEntropy, ForwardKL
-from kdlm.methods import GOLD, ULD, LogitKD, SharedVocabularyKD, VocabularyProjection
+from kdlm.methods import GOLD, ULD, ByteKD, LogitKD, SharedVocabularyKD, VocabularyProjection
 
-BPE, UNIGRAM = "tiny", "unigram-tiny"
+BPE, UNIGRAM, BYTES = "tiny", "unigram-tiny", "bytes"
 METHODS = {
     "uld": lambda: ULD([CrossEntropy(weight=0.1)]),
     "uld_chunks": lambda: ULD(pairing="chunks", top_k=7),
@@ -22,7 +22,9 @@ METHODS = {
     "shared": lambda: SharedVocabularyKD([ForwardKL(temperature=2.0), CrossEntropy(weight=0.1)]),
     "projection": lambda: VocabularyProjection([ForwardKL()]),
     "projection_turned": lambda: VocabularyProjection([ForwardKL()], onto="student"),
+    "byte_kd": lambda: ByteKD([ForwardKL(temperature=2.0), CrossEntropy(weight=0.1)]),
 }
+STUDENTS = {"byte_kd": BYTES}
 PLAIN = {
     "gold": (lambda: GOLD(skip_eos=False), [JSD()]),
     "gold_bayesian": (lambda: GOLD(merge="bayesian", skip_eos=False), [JSD()]),
@@ -33,7 +35,7 @@ PLAIN = {
 
 def trained(arguments, method, ours: str = UNIGRAM, theirs: str | None = BPE, layout: Any = None, **options) -> dict:
     """Train one SGD step in float64 and return the student's weights."""
-    size = {BPE: 512, UNIGRAM: 448}
+    size = {BPE: 512, UNIGRAM: 448, BYTES: 260}
     student = tiny_model(1, vocab=size[ours]).double()
     teacher = tiny_model(2, hidden=24, layers=3, vocab=size[theirs or ours] + 16).double()
     reading = reader(theirs) if theirs else None
@@ -60,9 +62,10 @@ def assert_same(ours: dict, other: dict) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_how_rows_are_cut_into_batches_and_laid_out_does_not_show(arguments, name: str) -> None:
-    whole = trained(arguments, METHODS[name](), per_device_train_batch_size=6)
+    ours = STUDENTS.get(name, UNIGRAM)
+    whole = trained(arguments, METHODS[name](), ours, per_device_train_batch_size=6)
     apart = {"layout": "padding_free", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    assert_same(whole, trained(arguments, METHODS[name](), **apart))
+    assert_same(whole, trained(arguments, METHODS[name](), ours, **apart))
 
 
 @pytest.mark.parametrize("name", PLAIN)

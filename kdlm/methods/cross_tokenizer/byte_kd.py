@@ -24,15 +24,19 @@ class ByteKD(AlignedMethod):
 
     A teacher of tokens says of the first byte of a token what its tokens say that begin with it, added up. Of a later
     one it says the same among the tokens that begin with the bytes so far and are longer: the text's token is one of
-    them. So every byte has a whole distribution, from one pass of the teacher. On text of the teacher the mean over
-    texts is its exact law of the next byte: that a token goes on, or has ended, is what the text says itself. (The
-    exact law of a single text would ask for every tokenization of its last bytes: arXiv 2410.09303.)
+    them. So every byte has a whole distribution, from one pass of the teacher. On text of the teacher, read in the
+    tokens that it wrote, the mean over texts is its exact law of the next byte: that a token goes on, or has ended, is
+    what the text says itself. (The exact law of a single text would ask for every tokenization of its last bytes: arXiv
+    2410.09303.)
+
+    Byte-level distillation (BLD, arXiv 2604.07466) brings a teacher's probabilities to bytes too, and gives a student of
+    tokens a second head that says bytes; here the student reads bytes itself. Of that paper only the abstract was read.
 
     Args:
         losses: those that compare with the teacher, such as forward_kl or jsd, and those of the student alone.
     """
 
-    paper = "arXiv 1503.02531, on bytes"
+    paper = "arXiv 2604.07466"
 
     def __init__(self, losses=(), **options: Any):
         super().__init__([loss for loss in losses if not loss.needs_teacher], **options)
