@@ -29,8 +29,8 @@ class ByteKD(AlignedMethod):
     what the text says itself. (The exact law of a single text would ask for every tokenization of its last bytes: arXiv
     2410.09303.)
 
-    Byte-level distillation (BLD, arXiv 2604.07466) brings a teacher's probabilities to bytes too, and gives a student of
-    tokens a second head that says bytes; here the student reads bytes itself. Of that paper only the abstract was read.
+    Byte-level distillation (BLD, arXiv 2604.07466) brings a teacher's probabilities to bytes too, and gives a student
+    of tokens a second head that says bytes; here the student reads bytes. Of that paper only the abstract was read.
 
     Args:
         losses: those that compare with the teacher, such as forward_kl or jsd, and those of the student alone.
