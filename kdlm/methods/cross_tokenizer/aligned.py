@@ -1,6 +1,7 @@
 """Methods that compare a student and a teacher with another tokenizer, where their readings of a text meet."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +10,15 @@ from jaxtyping import Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 
-from kdlm.losses import count_kept, kept_rows, label_log_probs, teacher_log_probs, token_log_probs
+from kdlm.losses import (
+    Loss,
+    count_kept,
+    kept_rows,
+    label_log_probs,
+    numbered_names,
+    teacher_log_probs,
+    token_log_probs,
+)
 from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.signal import Dense, Hidden, Rows, Sampled, Signal, TopK
@@ -184,6 +193,18 @@ class AlignedMethod(TokenMethod):
         if isinstance(teacher, TopK):
             return label_log_probs(teacher, labels)
         return teacher_log_probs(teacher, labels, chunk_rows=self.chunk_rows, impl=self.impl)
+
+
+def parted(losses: Sequence[Loss], who: str) -> tuple[list[Loss], dict[str, Loss]]:
+    """Return the losses of the student alone, and by name those that compare it with the teacher.
+
+    Raises ValueError, naming the method `who`, where none compares.
+    """
+    compared = [loss for loss in losses if loss.needs_teacher]
+    if not compared:
+        raise ValueError(f"losses: {who} needs one that compares with the teacher, as forward_kl")
+    own = [loss for loss in losses if not loss.needs_teacher]
+    return own, dict(zip(numbered_names(compared), compared, strict=True))
 
 
 class AlignedOptions(TokenOptions):

@@ -63,7 +63,8 @@ class ALM(AlignedMethod):
             self.signals = frozenset({Hidden, Dense})
 
     def introduce(self, ours: Spelling, theirs: Spelling) -> None:
-        self._starts = word_starts(ours), word_starts(theirs)
+        if self.debias is not None:  # a pass over both vocabularies
+            self._starts = word_starts(ours), word_starts(theirs)
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
         size, ends, their_ends = 1, 0.0, 0.0

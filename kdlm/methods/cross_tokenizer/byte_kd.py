@@ -9,8 +9,7 @@ from torch import Tensor
 
 from kdlm.data.byte_order import BYTES, ByteOrder, is_of_bytes, letters_of
 from kdlm.data.paired_vocabulary import PairedVocabulary
-from kdlm.losses import numbered_names
-from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
+from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings, parted
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.signal import Dense, Hidden, Rows, take
 from kdlm.spelling import Spelling
@@ -39,11 +38,8 @@ class ByteKD(AlignedMethod):
     paper = "arXiv 2604.07466"
 
     def __init__(self, losses=(), **options: Any):
-        super().__init__([loss for loss in losses if not loss.needs_teacher], **options)
-        compared = [loss for loss in losses if loss.needs_teacher]
-        if not compared:
-            raise ValueError("losses: byte_kd needs one that compares with the teacher, as forward_kl")
-        self.compared = dict(zip(numbered_names(compared), compared, strict=True))
+        own, self.compared = parted(losses, "byte_kd")
+        super().__init__(own, **options)
 
     def introduce(self, ours: Spelling, theirs: Spelling) -> None:
         """Hear both tokenizers. Raises ValueError for a student whose tokens are not bytes."""

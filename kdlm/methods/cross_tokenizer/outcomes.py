@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 
 from kdlm.data.paired_vocabulary import PairedVocabulary
-from kdlm.losses import Matched, OnOutcomes, Projected, Turned, numbered_names, weighted_sum
-from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
+from kdlm.losses import Matched, OnOutcomes, Projected, Turned, weighted_sum
+from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings, parted
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.signal import Dense, Hidden, Mixture, TopK, take
 from kdlm.spelling import Spelling
@@ -26,11 +26,8 @@ class OutcomesKD(AlignedMethod):
     signals = frozenset({Hidden, Dense, Mixture, TopK})
 
     def __init__(self, losses=(), **options: Any):
-        super().__init__([loss for loss in losses if not loss.needs_teacher], **options)
-        compared = [loss for loss in losses if loss.needs_teacher]
-        if not compared:
-            raise ValueError(f"losses: {type(self).__name__} needs one that compares with the teacher, as forward_kl")
-        self.compared = dict(zip(numbered_names(compared), compared, strict=True))
+        own, self.compared = parted(losses, type(self).__name__)
+        super().__init__(own, **options)
         self.outcomes: Matched | Turned | None = None
 
     def introduce(self, ours: Spelling, theirs: Spelling) -> None:
