@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from finished import results, weights
 from forks import start
 from loopback import served, source
-from safetensors.torch import load_file
 
 import kdlm.capture
 import kdlm.train
@@ -48,14 +48,6 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("{FOLDER}", str(tmp_path)))
     return path
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "student" / "model.safetensors")
-
-
-def results(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "results.json").read_text())
 
 
 def files(folder: Path) -> dict[str, bytes]:

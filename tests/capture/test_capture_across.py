@@ -1,13 +1,12 @@
 """A teacher's own reading of the text, captured for a student with another tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from finished import results, weights
 from loopback import served, source
-from safetensors.torch import load_file
 from scripted import openai_api, running
 
 from kdlm.capture import capture
@@ -46,14 +45,6 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("{FOLDER}", str(tmp_path)))
     return path
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "student" / "model.safetensors")
-
-
-def results(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "results.json").read_text())
 
 
 def assert_same(ours: Path, other: Path) -> None:
