@@ -1,4 +1,4 @@
-"""The command line: one function per verb, heavy imports inside.
+"""The command line: what each verb takes, and how an error is said.
 
 Exit codes: 0 done, 1 a check said no, 2 the input is wrong (said on stderr, without a traceback), 130 interrupted.
 """
@@ -8,133 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kdlm import __version__
+from kdlm import __version__, verbs
 from kdlm.argument_types import numbers, rank, share, whole
-
-if TYPE_CHECKING:
-    from kdlm.recipe import Recipe
+from kdlm.verbs import VERBS
 
 DESCRIPTION = "Distil a model into a smaller one, from a recipe."
 OVERRIDES = "After the recipe, keys may be overridden: losses.0.temperature=2 training.max_steps=10"
-
-
-def load(args: argparse.Namespace) -> "Recipe":
-    from kdlm.yaml_document import Document
-
-    Document.read(args.recipe)  # a file that is missing or no YAML is said before the seconds of the next import
-    from kdlm.recipe import load
-
-    return load(args.recipe, args.overrides)
-
-
-def train(args: argparse.Namespace) -> int:
-    recipe = load(args)
-    from kdlm.train import train
-
-    train(recipe, resume=args.resume)
-    return 0
-
-
-def check(args: argparse.Namespace) -> int:
-    recipe = load(args)
-    from kdlm.check import check
-
-    for line in check(recipe):
-        print(line)
-    return 0
-
-
-def capture(args: argparse.Namespace) -> int:
-    recipe = load(args)
-    from kdlm.capture import capture
-
-    capture(recipe)
-    return 0
-
-
-def sample(args: argparse.Namespace) -> int:
-    recipe = load(args)
-    from kdlm.sample import sample
-
-    for line in sample(recipe, args.output):
-        print(line)
-    return 0
-
-
-def init(args: argparse.Namespace) -> int:
-    from kdlm.starter import write_recipe
-
-    for line in write_recipe(args.teacher, args.student, args.data, Path(args.output), force=args.force):
-        print(line)
-    return 0
-
-
-def methods(args: argparse.Namespace) -> int:
-    from kdlm.catalogue import show
-
-    show()
-    return 0
-
-
-def doctor(args: argparse.Namespace) -> int:
-    from kdlm.doctor import show
-
-    return show(as_json=args.json)
-
-
-def serve(args: argparse.Namespace) -> int:
-    import yaml
-
-    from kdlm.serve import serve
-
-    options = {}
-    for option in args.engine_option:
-        name, found, value = option.partition("=")
-        if not found:
-            raise ValueError(f"--engine-option {option}: expected KEY=VALUE, e.g. max_model_len=2048")
-        options[name] = yaml.safe_load(value)
-    given = ("dtype", "device", "engine", "host", "port", "key_env", "max_batch_tokens", "max_queue")
-    return serve(args.model, engine_options=options, **{name: getattr(args, name) for name in given})
-
-
-def speculate(args: argparse.Namespace) -> int:
-    from kdlm.speculate import speculate
-
-    given = ("limit", "prompt_tokens", "drafted", "temperature", "max_new_tokens", "repeats", "seed", "dtype", "device")
-    options = {name: getattr(args, name) for name in given}
-    return speculate(args.target, args.draft, args.prompts, as_json=args.json, **options)
-
-
-def pack(args: argparse.Namespace) -> int:
-    from kdlm.packs import pack
-
-    for line in pack(args.base, args.tuned, args.output, share=args.share, rank=args.rank, device=args.device):
-        print(line)
-    return 0
-
-
-def merge(args: argparse.Namespace) -> int:
-    from kdlm.packs import merge
-
-    given = {"weights": args.weights, "minus": args.minus, "any_base": args.any_base}
-    for line in merge(args.base, args.parts, args.output, **given):
-        print(line)
-    return 0
-
-
-def schema(args: argparse.Namespace) -> int:
-    from kdlm.schema import write
-
-    return write(Path(args.root), check=args.check)
-
-
-VERBS = tuple(
-    verb.__name__
-    for verb in (train, check, sample, capture, serve, speculate, pack, merge, init, methods, doctor, schema)
-)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,17 +24,20 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"kdlm {__version__}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error (also KDLM_DEBUG=1)")
-    verbs = top.add_subparsers(dest="verb", metavar="verb", required=True)
+    choices = top.add_subparsers(dest="verb", metavar="verb", required=True)
 
-    def verb(run: Callable[[argparse.Namespace], int], summary: str, usage: str = "") -> argparse.ArgumentParser:
-        made = verbs.add_parser(run.__name__, help=summary, description=summary, usage=usage or None, parents=[common])
-        made.set_defaults(run=run)
+    def verb(
+        run: Callable[[argparse.Namespace], int], summary: str, usage: str = "", reads: str = "kdlm.recipe:Recipe"
+    ) -> argparse.ArgumentParser:
+        name = run.__name__.rstrip("_")
+        made = choices.add_parser(name, help=summary, description=summary, usage=usage or None, parents=[common])
+        made.set_defaults(run=run, reads=reads)
         if usage:
             made.epilog = OVERRIDES
             made.add_argument("recipe", help="YAML file")
         return made
 
-    trained = verb(train, "train a student", "kdlm train recipe.yaml [--resume [CHECKPOINT]] [key=value ...]")
+    trained = verb(verbs.train, "train a student", "kdlm train recipe.yaml [--resume [CHECKPOINT]] [key=value ...]")
     trained.add_argument(
         "--resume",
         nargs="?",
@@ -161,17 +46,19 @@ def parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="go on from the newest checkpoint of the run folder, or from this one",
     )
-    verb(check, "validate a recipe without training", "kdlm check recipe.yaml [key=value ...]")
-    drawn = verb(sample, "sample the student of a finished or running run", "kdlm sample recipe.yaml [key=value ...]")
+    verb(verbs.check, "validate a recipe without training", "kdlm check recipe.yaml [key=value ...]")
+    drawn = verb(
+        verbs.sample, "sample the student of a finished or running run", "kdlm sample recipe.yaml [key=value ...]"
+    )
     drawn.add_argument("--output", metavar="FILE", help="picture to write (default: samples.png in the run folder)")
-    verb(capture, "write a teacher's signals to disk", "kdlm capture recipe.yaml [key=value ...]")
-    starter = verb(init, "write a recipe for a teacher and a student")
+    verb(verbs.capture, "write a teacher's signals to disk", "kdlm capture recipe.yaml [key=value ...]")
+    starter = verb(verbs.init, "write a recipe for a teacher and a student")
     starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")
     starter.add_argument("--student", required=True, help="hub id, folder, or sandbox:code-student")
     starter.add_argument("--data", required=True, help="hub id, folder or file, or sandbox:code")
     starter.add_argument("--output", default="recipe.yaml", help="where to write it (default: %(default)s)")
     starter.add_argument("--force", action="store_true", help="overwrite the file if it is there")
-    served = verb(serve, "serve a teacher's hidden states to students on other machines")
+    served = verb(verbs.serve, "serve a teacher's hidden states to students on other machines")
     served.add_argument("--model", required=True, help="hub id, folder, or sandbox:code-teacher")
     served.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     served.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
@@ -188,11 +75,14 @@ def parser() -> argparse.ArgumentParser:
         "--max-batch-tokens", type=whole(1, 10**9), default=8192, metavar="N", help="read at once, with padding"
     )
     served.add_argument("--max-queue", type=whole(1, 10**6), default=64, metavar="N", help="requests that may wait")
-    _pair(verb(speculate, "measure what a draft saves a target in speculative decoding"))
-    _add_up(verb(pack, "compress what tuning changed in a model"), verb(merge, "add packs or tuned models to a base"))
-    verb(methods, "list methods, losses, teachers and data")
-    verb(doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
-    written = verb(schema, "write recipes/schema.json and docs/recipe_reference.md")
+    _pair(verb(verbs.speculate, "measure what a draft saves a target in speculative decoding"))
+    _add_up(
+        verb(verbs.pack, "compress what tuning changed in a model"),
+        verb(verbs.merge, "add packs or tuned models to a base"),
+    )
+    verb(verbs.methods, "list methods, losses, teachers and data")
+    verb(verbs.doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
+    written = verb(verbs.schema, "write recipes/schema.json and docs/recipe_reference.md")
     written.add_argument("--root", default=".", help="folder that holds recipes/ and docs/ (default: here)")
     written.add_argument("--check", action="store_true", help="write nothing; exit 1 when the files are out of date")
     return top
@@ -272,19 +162,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
-        print(said(error, getattr(args, "recipe", None)), file=sys.stderr)
+        print(said(error, getattr(args, "recipe", None), args.reads), file=sys.stderr)
         return 2
 
 
-def said(error: Exception, recipe: str | None) -> str:
-    """Return what to tell the user: lines with `file:line` where the error is about a key of the recipe."""
+def said(error: Exception, path: str | None, reads: str) -> str:
+    """Return what to tell the user: lines with `file:line` where the error is about a key of the file that was read.
+
+    `reads` names the Section that the file holds, as `module:class`.
+    """
     message = str(error) or type(error).__name__
     if hasattr(error, "problems"):  # a RecipeError has its places already
         return message
-    if recipe is not None and Path(recipe).is_file():
-        from kdlm.recipe import Recipe
+    if path is not None and Path(path).is_file():
         from kdlm.section_loader import placed
 
-        if (lines := placed(Recipe, recipe, message)) != message:
+        module, _, name = reads.partition(":")
+        if (lines := placed(getattr(import_module(module), name), path, message)) != message:
             return lines
     return f"kdlm: error: {message}\nkdlm: --debug shows where"

@@ -2,13 +2,12 @@
 
 from kdlm.speculation.decoding import Block, Decoded, Decoder, decoding
 from kdlm.speculation.measuring import measure
-from kdlm.speculation.report import Estimate, Position, SpeculationReport, expected_block_efficiency
+from kdlm.speculation.report import Position, SpeculationReport, expected_block_efficiency
 
 __all__ = [
     "Block",
     "Decoded",
     "Decoder",
-    "Estimate",
     "Position",
     "SpeculationReport",
     "decoding",

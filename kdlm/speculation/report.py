@@ -8,16 +8,7 @@ from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its standard error, both nan where there was nothing to count."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.error:.3f}"
+from kdlm.estimates import Estimate, jackknife
 
 
 @dataclass(frozen=True)
@@ -153,9 +144,7 @@ class Counts:
             except ZeroDivisionError:
                 return math.nan
 
-        total, n = self.rows.sum(0), len(self.rows)
-        without = np.array([of(self._named(total - row)) for row in self.rows])
-        return Estimate(of(self.sums), float(np.sqrt((n - 1) * without.var())))
+        return jackknife(self.rows, lambda sums: of(self._named(sums)))
 
     def _named(self, sums: np.ndarray) -> Sums:
         return defaultdict(float, zip(self.columns, sums.tolist(), strict=True))

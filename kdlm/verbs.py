@@ -1,0 +1,138 @@
+"""The verbs of the command line: one function each, heavy imports inside."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdlm.recipe import Recipe
+
+
+def load(args: argparse.Namespace) -> "Recipe":
+    """Read the recipe that the command names."""
+    from kdlm.yaml_document import Document
+
+    Document.read(args.recipe)  # a file that is missing or no YAML is said before the seconds of the next import
+    from kdlm.recipe import load
+
+    return load(args.recipe, args.overrides)
+
+
+def train(args: argparse.Namespace) -> int:
+    recipe = load(args)
+    from kdlm.train import train
+
+    train(recipe, resume=args.resume)
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    recipe = load(args)
+    from kdlm.check import check
+
+    for line in check(recipe):
+        print(line)
+    return 0
+
+
+def capture(args: argparse.Namespace) -> int:
+    recipe = load(args)
+    from kdlm.capture import capture
+
+    capture(recipe)
+    return 0
+
+
+def sample(args: argparse.Namespace) -> int:
+    recipe = load(args)
+    from kdlm.sample import sample
+
+    for line in sample(recipe, args.output):
+        print(line)
+    return 0
+
+
+def init(args: argparse.Namespace) -> int:
+    from kdlm.starter import write_recipe
+
+    for line in write_recipe(args.teacher, args.student, args.data, Path(args.output), force=args.force):
+        print(line)
+    return 0
+
+
+def methods(args: argparse.Namespace) -> int:
+    from kdlm.catalogue import show
+
+    show()
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from kdlm.doctor import show
+
+    return show(as_json=args.json)
+
+
+def serve(args: argparse.Namespace) -> int:
+    import yaml
+
+    from kdlm.serve import serve
+
+    options = {}
+    for option in args.engine_option:
+        name, found, value = option.partition("=")
+        if not found:
+            raise ValueError(f"--engine-option {option}: expected KEY=VALUE, e.g. max_model_len=2048")
+        options[name] = yaml.safe_load(value)
+    given = ("dtype", "device", "engine", "host", "port", "key_env", "max_batch_tokens", "max_queue")
+    return serve(args.model, engine_options=options, **{name: getattr(args, name) for name in given})
+
+
+def speculate(args: argparse.Namespace) -> int:
+    from kdlm.speculate import speculate
+
+    given = ("limit", "prompt_tokens", "drafted", "temperature", "max_new_tokens", "repeats", "seed", "dtype", "device")
+    options = {name: getattr(args, name) for name in given}
+    return speculate(args.target, args.draft, args.prompts, as_json=args.json, **options)
+
+
+def pack(args: argparse.Namespace) -> int:
+    from kdlm.packs import pack
+
+    for line in pack(args.base, args.tuned, args.output, share=args.share, rank=args.rank, device=args.device):
+        print(line)
+    return 0
+
+
+def merge(args: argparse.Namespace) -> int:
+    from kdlm.packs import merge
+
+    given = {"weights": args.weights, "minus": args.minus, "any_base": args.any_base}
+    for line in merge(args.base, args.parts, args.output, **given):
+        print(line)
+    return 0
+
+
+def schema(args: argparse.Namespace) -> int:
+    from kdlm.schema import write
+
+    return write(Path(args.root), check=args.check)
+
+
+VERBS = tuple(
+    verb.__name__.rstrip("_")  # `eval_`: not to hide Python's own
+    for verb in (
+        train,
+        check,
+        sample,
+        capture,
+        serve,
+        speculate,
+        pack,
+        merge,
+        init,
+        methods,
+        doctor,
+        schema,
+    )
+)
