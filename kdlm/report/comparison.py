@@ -121,7 +121,8 @@ def recipes(groups: Sequence[Group]) -> Html:
     if not differ:
         return element("p", "The recipes are the same, but for seed and folder.", class_="said")
     head = ["key", *(key(group, number) for number, group in enumerate(groups))]
-    rows = [[element("code", name), *(_value(value) for value in values)] for name, values in differ.items()]
+    said = {name: values for name, values in differ.items() if not any(other.startswith(f"{name}.") for other in differ)}
+    rows = [[element("code", name), *(_value(value) for value in values)] for name, values in said.items()]
     return table(head, rows, "What the recipes differ in")
 
 

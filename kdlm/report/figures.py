@@ -135,7 +135,9 @@ def _panel(
     placed = _apart(ends, 13 / HEIGHT * (high - low), low, high)
     data = {"values": [{"label": label, "at": at} for (label, _), at in zip(ends, placed, strict=True)]}
     x: dict[str, Any] = {"field": "step", "type": "quantitative", "title": "step", "axis": {"tickCount": 5, "format": "~s"}}
-    x["scale"] = {"nice": False, "zero": False}
+    steps = [row["step"] for row in rows]
+    first, last_step = min(steps, default=0), max(steps, default=1)
+    x["scale"] = {"domain": [first, max(last_step, first + 1)], "nice": False}
     y = {"field": "value", "type": "quantitative", "title": None, "scale": {"domain": [low, high], "nice": False}}
     colour = {"field": "run", "type": "nominal", "scale": {"domain": labels}, "legend": None}
     several = len(labels) > 1 or bool(marks)
@@ -323,8 +325,8 @@ def mixture(runs: Sequence[Run]) -> dict[str, Spec]:
         text = {"type": "text", "align": "left", "dx": 5}
         made[f"mixture/{run.name}"] = spec | {
             "data": {"values": rows},
-            "height": {"step": 24},
-            "padding": {"left": 4, "right": 110, "top": 4, "bottom": 4},
+            "height": 24 * len(rows),
+            "padding": {"left": 4, "right": 4, "top": 4, "bottom": 4},
             "layer": [
                 {"mark": {"type": "bar", "height": 12}, "encoding": {"x": x, "y": y}},
                 {"mark": text, "encoding": {"x": x, "y": y, "text": {"field": "said"}}},

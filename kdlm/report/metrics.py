@@ -24,7 +24,7 @@ class Metric:
 
 
 METRICS = {
-    "cross_entropy": Metric("loss on the data", "nats/token", -1),
+    "cross_entropy": Metric("cross-entropy", "nats/token", -1),
     "perplexity": Metric("perplexity", "", -1),
     "bits_per_byte": Metric("bits per byte", "bits/byte", -1),
     "kl_to_teacher": Metric("KL to the teacher", "nats/token", -1),
@@ -40,7 +40,7 @@ METRICS = {
     "kl_to_start": Metric("KL from the start", "nats/token", -1),
     "student_entropy": Metric("student's entropy", "nats/token"),
     "teacher_entropy": Metric("teacher's entropy", "nats/token"),
-    "teacher_cross_entropy": Metric("teacher's loss on the data", "nats/token"),
+    "teacher_cross_entropy": Metric("teacher's cross-entropy", "nats/token"),
     "loss": Metric("training objective", "", -1),
     "tokens_per_second": Metric("throughput", "tokens/s", 1),
     "images_per_second": Metric("throughput", "images/s", 1),

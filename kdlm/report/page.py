@@ -129,7 +129,8 @@ def figure(name: str, spec: Spec) -> Html:
         element("button", "PNG", type="button", data_png=name, aria_label=f"save {spec['title']} as PNG"),
         element("details", element("summary", "Numbers"), table(list(columns.values()), rows, f"{spec['title']}: numbers")),
     ]  # fmt: skip
-    plot = element("div", class_="plot", data_figure=name, role="img", tabindex="0", aria_label=spec["description"])
+    short = " short" if spec["height"] < 120 else ""
+    plot = element("div", class_=f"plot{short}", data_figure=name, role="img", tabindex="0", aria_label=spec["description"])
     return element("figure", plot, element("figcaption", *caption))
 
 
