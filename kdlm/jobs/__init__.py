@@ -1,0 +1,1 @@
+"""Evaluation jobs: models judged side by side on lm-evaluation-harness."""
