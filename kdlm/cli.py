@@ -80,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
         verb(verbs.pack, "compress what tuning changed in a model"),
         verb(verbs.merge, "add packs or tuned models to a base"),
     )
+    verb(
+        verbs.eval_,
+        "evaluate student, teacher and baselines on the same tasks",
+        "kdlm eval job.yaml [key=value ...]",
+        reads="kdlm.jobs:Job",
+    )
     verb(verbs.methods, "list methods, losses, teachers and data")
     verb(verbs.doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
     written = verb(verbs.schema, "write recipes/schema.json and docs/recipe_reference.md")

@@ -113,6 +113,18 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
+def eval_(args: argparse.Namespace) -> int:
+    from kdlm.yaml_document import Document
+
+    Document.read(args.recipe)
+    from kdlm.jobs import Job
+    from kdlm.jobs.verb import run
+    from kdlm.section_loader import load_section
+
+    run(load_section(Job, args.recipe, args.overrides))
+    return 0
+
+
 def schema(args: argparse.Namespace) -> int:
     from kdlm.schema import write
 
@@ -130,6 +142,7 @@ VERBS = tuple(
         speculate,
         pack,
         merge,
+        eval_,
         init,
         methods,
         doctor,
