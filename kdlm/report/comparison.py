@@ -123,7 +123,7 @@ def recipes(groups: Sequence[Group]) -> Html:
     head = ["key", *(key(group, number) for number, group in enumerate(groups))]
     said = {name: values for name, values in differ.items() if not any(other.startswith(f"{name}.") for other in differ)}
     rows = [[element("code", name), *(_value(value) for value in values)] for name, values in said.items()]
-    return table(head, rows, "What the recipes differ in")
+    return table(head, rows, "What the recipes differ in", class_="words")
 
 
 def _value(value: Any) -> Any:

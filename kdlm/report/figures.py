@@ -15,8 +15,6 @@ Spec = dict[str, Any]
 MOST_POINTS = 400
 """Points of a line that are drawn; of more, the first, the last, and the lowest and highest of each stretch are."""
 HEIGHT = 170
-LETTER = 6.4
-"""Pixels of a letter of a direct label, about."""
 OPTIMISER = ("grad_norm", "learning_rate")
 PACE = ("tokens_per_second", "images_per_second", "samples_per_second")
 
@@ -63,8 +61,8 @@ def gaps(groups: Sequence[Group]) -> dict[str, Spec]:
         return {}
     first = f"its evaluation at step {notes.pop()}" if len(notes) == 1 else "its first evaluation"
     spec = _panel(
-        "Gap closed, % of the way from the first evaluation to the teacher",
-        f"0 is the loss on the data at {first}, 100 that of the teacher.",
+        "Gap closed",
+        f"0 is the held-out cross-entropy at {first}, 100 that of the teacher.",
         "%",
         [(group.label, [(run.name, "held out", lines[run.name]) for run in group.runs if run.name in lines])
          for group in groups],
@@ -94,10 +92,9 @@ def over_steps(groups: Sequence[Group], name: str, title: str = "") -> Spec:
         lines.append((group.label, [each for each in found if each[2]]))
     theirs = TEACHERS.get(name, "")
     levels = {value for g in groups for run in g.runs for _, value in run.points(f"eval_{theirs}") if finite(value)}
-    said = "Thin: training. Dots: held out." if name not in (*PACE, *OPTIMISER, "memory_gib") else ""
     return _panel(
         title or known.title,
-        said,
+        "",
         known.unit,
         lines,
         scale=scale,
@@ -164,7 +161,6 @@ def _panel(
         del paint
         encoding = {"x": {"value": "width"}, "y": {"field": "at", "type": "quantitative"}, "text": {"field": "label"}}
         layers.append({"data": data, "mark": text, "encoding": encoding | {"color": colour | {"field": "label"}}})
-    room = LETTER * max((len(label) for label, _ in ends), default=0) + 10 if several else 10
     note = f" {lost} values that are not finite are left out." if lost else ""
     spec = _spec(title, f"{said}{note} {_summary(lines, scale, unit)}".strip(), unit)
     columns = {"name": "run", "kind": "kind", "step": "step", "value": unit or "value"}
@@ -172,7 +168,7 @@ def _panel(
         "data": {"values": rows},
         "layer": layers,
         "height": HEIGHT,
-        "padding": {"left": 4, "right": round(room), "top": 4, "bottom": 4},
+        "padding": 6,
         "usermeta": {"columns": columns, "said": f"{said}{note}".strip()},
     }
 
@@ -256,7 +252,9 @@ def reliability(runs: Sequence[Run]) -> dict[str, Spec]:
                       "legend": {"title": None, "orient": "top-left", "symbolType": "circle"}},
         }  # fmt: skip
         size = {"field": "count", "type": "quantitative", "scale": {"rangeMin": 8, "rangeMax": 320}}
-        size["legend"] = {"title": "tokens", "orient": "bottom-right", "tickCount": 3}  # pyright: ignore
+        most = max(row["count"] for row in rows)
+        sizes = sorted({float(f"{most * share:.1g}") for share in (0.1, 0.5, 1)})
+        size["legend"] = {"title": "tokens", "orient": "bottom-right", "values": sizes}  # pyright: ignore
         diagonal = {"data": {"values": [{"c": 0}, {"c": 1}]}, "mark": {"type": "line", "strokeDash": [3, 3], "opacity": 0.5}}
         at = {"field": "c", "type": "quantitative"}
         spec = _spec(f"Reliability: {run.name}", _calibration(rows))
@@ -265,7 +263,7 @@ def reliability(runs: Sequence[Run]) -> dict[str, Spec]:
             "height": 260,
             "layer": [
                 diagonal | {"encoding": {"x": at, "y": at, "color": {"value": "gray"}}},
-                {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": encoding},
+                {"mark": {"type": "line", "strokeWidth": 1, "opacity": 0.4}, "encoding": encoding},
                 {"mark": {"type": "circle", "opacity": 0.85}, "encoding": encoding | {"size": size, "tooltip": tooltip}},
             ],
             "usermeta": {
@@ -326,7 +324,7 @@ def mixture(runs: Sequence[Run]) -> dict[str, Spec]:
         made[f"mixture/{run.name}"] = spec | {
             "data": {"values": rows},
             "height": 24 * len(rows),
-            "padding": {"left": 4, "right": 4, "top": 4, "bottom": 4},
+            "padding": 6,
             "layer": [
                 {"mark": {"type": "bar", "height": 12}, "encoding": {"x": x, "y": y}},
                 {"mark": text, "encoding": {"x": x, "y": y, "text": {"field": "said"}}},

@@ -5,7 +5,7 @@
   const source = document.getElementById("token-data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
-  const names = Object.keys(data.measures);
+  const names = data.measures;
   const texts = document.getElementById("texts");
   const panel = document.getElementById("token");
   const said = document.getElementById("said");
@@ -13,7 +13,7 @@
   let measure = 0;
   let here = null;
 
-  const level = (value) => data.edges.filter((edge) => value >= edge).length;
+  const level = (value) => data.edges[measure].filter((edge) => value >= edge).length;
   const tokens = (box) => [...box.querySelectorAll("[data-token]")];
   const found = (span) => data.runs[run][span.parentNode.dataset.text][span.dataset.token];
   const number = (value) => (value === null ? "–" : Math.abs(value) < 1e-3 && value ? value.toExponential(1) : value.toFixed(3));
@@ -42,18 +42,20 @@
     here?.classList.remove("here");
     here = span;
     span.classList.add("here");
-    const figures = names.flatMap((name, at) => [element("dt", data.measures[name]), element("dd", `${number(values[at])} nats`)]);
+    const figures = names.flatMap((name, at) => [element("dt", name), element("dd", `${number(values[at])} nats`)]);
     const parts = [element("h3", element("span", word, "word")), element("dl", figures)];
     if (teacher.length) parts.push(...bars("teacher's most probable", teacher, word, "series-1"));
     if (student.length) parts.push(...bars("student's most probable", student, word, "series-0"));
     panel.replaceChildren(...parts);
     if (!aloud) return;
     const top = (who, list) => (list.length ? `${who}: ${list.map(([one, share]) => `${one} ${percent(share)}`).join(", ")}. ` : "");
-    const measured = names.map((name, at) => `${data.measures[name]} ${number(values[at])}`).join(", ");
+    const measured = names.map((name, at) => `${name} ${number(values[at])}`).join(", ");
     said.textContent = `${word}: ${measured}. ${top("Teacher", teacher)}${top("Student", student)}`;
   }
 
   function paint() {
+    const ends = [0, ...(data.edges[measure] ?? [])];
+    [...document.getElementById("scale").children].forEach((step, at) => (step.textContent = ends[at]));
     for (const span of texts.querySelectorAll("[data-token]")) {
       const value = found(span)[1][measure];
       if (value === null || value === undefined) span.removeAttribute("data-level");
@@ -113,7 +115,7 @@
   for (const form of document.querySelectorAll("form.controls")) {
     form.addEventListener("change", (event) => {
       if (event.target.name === "measure") {
-        measure = names.indexOf(event.target.value);
+        measure = [...form.elements.measure].indexOf(event.target);
         paint();
       } else {
         run = Number(event.target.value);
@@ -125,8 +127,6 @@
 
   /* The texts as they lie on the page, drawn once more on a canvas. */
   document.getElementById("save-heat")?.addEventListener("click", () => {
-    const heights = [...texts.querySelectorAll(".text")].map((box) => [box, box.style.maxHeight]);
-    for (const [box] of heights) box.style.maxHeight = "none";
     const frame = texts.getBoundingClientRect();
     const canvas = document.createElement("canvas");
     const zoom = Math.min(2, 16000 / frame.height);
@@ -158,10 +158,9 @@
     const walker = document.createTreeWalker(texts, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) write(walker.currentNode);
     ink.fillStyle = getComputedStyle(document.body).color;
-    const scale = [0, ...data.edges].map((edge) => edge.toString()).join(" | ");
+    const scale = [0, ...data.edges[measure]].join(" | ");
     ink.font = "12px sans-serif";
-    ink.fillText(`${data.measures[names[measure]]}, nats; lower ends of the colours: ${scale}`, 0, frame.height + 12);
-    for (const [box, height] of heights) box.style.maxHeight = height;
+    ink.fillText(`${names[measure]}, nats; lower ends of the colours: ${scale}`, 0, frame.height + 12);
     canvas.toBlob((blob) => {
       const url = URL.createObjectURL(blob);
       const link = document.createElement("a");

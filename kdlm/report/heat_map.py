@@ -11,53 +11,71 @@ from kdlm.report.run import Run, finite
 MEASURES = {
     "kl_to_teacher": "KL(teacher ‖ student)",
     "reverse_kl_to_teacher": "KL(student ‖ teacher)",
-    "cross_entropy": "student's loss",
+    "cross_entropy": "cross-entropy of the student",
 }
 """What tokens may be coloured by, in nats; the first that there is comes first."""
 
-EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 6.0)
-"""Lower ends of the levels 1, 2, ... of the scale, in nats: the same for every run, so that two can be compared."""
-
+TOP = 0.98
+"""Share of all tokens below the darkest level."""
 MOST_TOKENS = 12_000
 """Tokens of all runs together, so that the page stays small; the rest of a text is said to be left out."""
+OPEN = 3
+"""Texts that are seen at once; the others are folded."""
+SIGNS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
+
+Inspection = dict[str, Any]
 
 
 def heat_map(runs: Sequence[Run]) -> Html:
-    """Return the section's content: choice of run and measure, scale, texts, the panel of one token, the data."""
-    share = max(64, MOST_TOKENS // max(1, sum(len(run.inspection["texts"]) for run in runs if run.inspection)))
+    """Return the section's content: choice of run and measure, scale, texts, the panel of one token, the data.
+
+    At least one of the runs has been inspected. The scale of a measure is the same for all of them.
+    """
     inspected = [(run, run.inspection) for run in runs if run.inspection]
-    measures = [name for name in MEASURES if any(_has(found, name) for _, found in inspected)]
-    bodies = [_texts(found, measures, share) for _, found in inspected]
-    choice = _choice("run", "Run", [(str(number), run.name) for number, (run, _) in enumerate(inspected)])
-    controls = [choice] if len(inspected) > 1 else []
-    controls.append(_choice("measure", "Colour", [(name, MEASURES[name]) for name in measures]))
-    data = {"measures": {name: MEASURES[name] for name in measures}, "edges": EDGES}
-    data["runs"] = [_data(found, measures, share) for _, found in inspected]
+    most = max(64, MOST_TOKENS // max(1, sum(len(found["texts"]) for _, found in inspected)))
+    values = {name: [value for _, found in inspected for value in _values(found, name)] for name in MEASURES}
+    scales = {name: edges(each) for name, each in values.items() if each}
+    bodies = [_texts(found, scales, most) for _, found in inspected]
+    choices = [_choice("run", "Run", [(str(number), run.name) for number, (run, _) in enumerate(inspected)])]
+    choices = choices if len(inspected) > 1 else []
+    data = {
+        "measures": [MEASURES[name] for name in scales],
+        "edges": list(scales.values()),
+        "runs": [_data(found, scales, most) for _, found in inspected],
+    }
     return joined(
         [
-            element("form", *controls, class_="controls"),
-            _scale(),
-            element(
-                "div",
-                element("div", bodies[0], class_="texts", id="texts"),
-                element("aside", element("p", "Choose a token.", class_="quiet"), id="token", aria_label="token"),
-                class_="heat",
-            ),
+            element("form", *choices, _choice("measure", "Colour", [(name, MEASURES[name]) for name in scales]),
+                    class_="controls"),
+            _scale(next(iter(scales.values()), ())),
+            element("div", element("div", bodies[0], class_="texts", id="texts"),
+                    element("aside", element("p", "Choose a token.", class_="quiet"), id="token", aria_label="token"),
+                    class_="heat"),
+            element("button", "PNG", type="button", id="save-heat", aria_label="save the texts as PNG"),
             *(element("template", body, id=f"texts-{number}") for number, body in enumerate(bodies)),
             element("p", class_="unseen", id="said", aria_live="polite"),
-            element("button", "PNG", type="button", id="save-heat", aria_label="save the texts as PNG"),
             script_data("token-data", data),
         ]
-    )
+    )  # fmt: skip
 
 
-def level(value: float | None) -> int | None:
-    """Return the level of the scale that a value in nats falls into, 0 to 7; None for no value."""
-    return None if value is None else bisect_right(EDGES, value)
+def edges(values: Sequence[float]) -> list[float]:
+    """Return the lower ends of the levels 1 to 7, growing as squares: most tokens are close, a few are far.
+
+    98 % of the values lie below the last. Two digits each.
+    """
+    top = max(sorted(values)[min(len(values) - 1, int(TOP * len(values)))], 1e-6)
+    return [float(f"{top * (number / 7) ** 2:.2g}") for number in range(1, 8)]
 
 
-def _has(inspection: dict[str, Any], name: str) -> bool:
-    return any(finite(token.get(name)) is not None for text in inspection["texts"] for token in text["tokens"])
+def level(value: float | None, ends: Sequence[float]) -> int | None:
+    """Return the level of the scale that a value falls into, 0 to 7; None for no value."""
+    return None if value is None else bisect_right(ends, value)
+
+
+def _values(inspection: Inspection, name: str) -> list[float]:
+    tokens = (token for text in inspection["texts"] for token in text["tokens"])
+    return [value for token in tokens if (value := finite(token.get(name))) is not None]
 
 
 def _choice(name: str, title: str, options: Sequence[tuple[str, str]]) -> Html:
@@ -68,42 +86,47 @@ def _choice(name: str, title: str, options: Sequence[tuple[str, str]]) -> Html:
     return element("fieldset", element("legend", title), *radios)
 
 
-def _scale() -> Html:
-    ends = ("0", *(f"{edge:g}" for edge in EDGES))
-    steps = (element("li", end, data_level=number) for number, end in enumerate(ends))
-    return element("ol", *steps, class_="scale", aria_label="scale of the colours: lower end of each, in nats per token")
+def _scale(ends: Sequence[float]) -> Html:
+    steps = (element("li", f"{end:g}", data_level=number) for number, end in enumerate((0, *ends)))
+    label = "scale of the colours: lower end of each, in nats per token"
+    scale = element("ol", *steps, class_="scale", aria_label=label, id="scale")
+    return element("div", scale, element("span", "nats, from", class_="quiet"), class_="legend")
 
 
-def _texts(inspection: dict[str, Any], measures: Sequence[str], most: int) -> Html:
-    return joined(_text(number, text, measures, most) for number, text in enumerate(inspection["texts"]))
+def _texts(inspection: Inspection, scales: dict[str, list[float]], most: int) -> Html:
+    texts = [_text(number, text, scales, most) for number, text in enumerate(inspection["texts"])]
+    rest = len(texts) - OPEN
+    if rest < 1:
+        return joined(texts)
+    title = f"{rest} more text{'s' * (rest > 1)}"
+    return joined([*texts[:OPEN], element("details", element("summary", title), *texts[OPEN:], class_="texts")])
 
 
-def _text(number: int, text: dict[str, Any], measures: Sequence[str], most: int) -> Html:
-    shown = text["tokens"][:most]
+def _text(number: int, text: dict[str, Any], scales: dict[str, list[float]], most: int) -> Html:
+    first = next(iter(scales), "")
     spans = []
-    for place, token in enumerate(shown):
-        value = finite(token.get(measures[0])) if measures else None
+    for place, token in enumerate(text["tokens"][:most]):
+        at = level(finite(token.get(first)), scales.get(first, ()))
         kept = {"role": "option", "tabindex": "-1", "data_token": place} if token.get("kept") else {"aria_hidden": "true"}
-        spans.append(element("span", *_letters(token["text"]), data_level=level(value), **kept))
-    title = [element("h3", text["place"]), element("p", summary(text, measures), class_="quiet")]
-    if len(shown) < len(text["tokens"]):
-        title.append(element("p", f"The first {len(shown)} of {len(text['tokens'])} tokens.", class_="quiet"))
+        spans.append(element("span", *_letters(token["text"]), data_level=at, **kept))
+    left = len(text["tokens"]) - len(spans)
+    cut = f"; {left} more tokens are not shown" if left > 0 else ""
     label = f"tokens of {text['place']}; arrow keys go from one to the next"
-    box = element("div", *spans, role="listbox", aria_label=label, class_="text", data_text=number, dir="ltr")
-    return element("article", *title, box)
+    return element(
+        "article",
+        element("h3", text["place"]),
+        element("p", summary(text) + cut, class_="quiet"),
+        element("div", *spans, role="listbox", aria_label=label, class_="text", data_text=number, dir="ltr"),
+    )
 
 
-def summary(text: dict[str, Any], measures: Sequence[str]) -> str:
-    """Return the means of a text over all tokens that count."""
+def summary(text: dict[str, Any]) -> str:
+    """Return how many tokens of a text count, and the means over them."""
     said = [f"{sum(bool(token.get('kept')) for token in text['tokens'])} tokens"]
-    for name in measures:
-        values = [value for token in text["tokens"] if (value := finite(token.get(name))) is not None]
-        if values:
-            said.append(f"mean {MEASURES[name]} {plain(sum(values) / len(values))}")
+    for name, short in (("kl_to_teacher", "KL"), ("reverse_kl_to_teacher", "reverse KL"), ("cross_entropy", "loss")):
+        values = _values({"texts": [text]}, name)
+        said += [f"{short} {plain(sum(values) / len(values))}"] if values else []
     return ", ".join(said)
-
-
-SIGNS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
 
 
 def marked(text: str) -> str:
@@ -113,28 +136,28 @@ def marked(text: str) -> str:
 
 def _letters(text: str) -> Iterator[Any]:
     """Yield a token's text with its white space to be seen; a line break is shown, and then made."""
-    plain_part = ""
+    word = ""
     for letter in text:
         if letter not in SIGNS:
-            plain_part += letter
+            word += letter
             continue
-        if plain_part:
-            yield plain_part
-            plain_part = ""
+        if word:
+            yield word
+            word = ""
         yield element("i", SIGNS[letter])
         if letter == "\n":
             yield element("br")
-    if plain_part:
-        yield plain_part
+    if word:
+        yield word
 
 
-def _data(inspection: dict[str, Any], measures: Sequence[str], most: int) -> list[list[Any]]:
+def _data(inspection: Inspection, names: Sequence[str] | dict[str, Any], most: int) -> list[list[Any]]:
     """Return for each text its tokens: the text, the measures' values, the teacher's and the student's top tokens."""
     return [
         [
             [
                 marked(token["text"]),
-                [_short(token.get(name)) for name in measures],
+                [_short(token.get(name)) for name in names],
                 _top(token, "teacher"),
                 _top(token, "student"),
             ]
@@ -152,4 +175,4 @@ def _top(token: dict[str, Any], who: str) -> list[list[Any]]:
 
 def _short(value: Any) -> float | None:
     number = finite(value)
-    return None if number is None else float(f"{number:.5g}")
+    return None if number is None else float(f"{number:.6g}")

@@ -85,7 +85,8 @@ def _sections(runs: Sequence[Run], groups: Sequence[Group]) -> tuple[list[Conten
         *([("recipes", "Recipes", recipes(groups))] if len(groups) > 1 else []),
         ("tokens", "Token by token", _tokens(runs) if inspected else _missing(
             "No run was inspected: kdlm report makes inspection.json of a finished run, unless --no-inspect is given.")),
-        ("curves", "Training", _figures(lines, "Nothing was logged yet.")),
+        ("curves", "Training", joined([element("p", "Thin lines: training. Lines with dots: held-out data.", class_="said") if lines else "",
+                                       _figures(lines, "Nothing was logged yet.")])),
         ("gap", "Gap closed", _figures(gap, "It needs two evaluations of the loss on the data and of the teacher's.")),
         ("reliability", "Calibration", _figures(bins, "It needs an inspection (see Token by token).")),
         ("resources", "Speed and memory", _figures(cost, "Neither throughput nor memory was logged.")),

@@ -27,7 +27,7 @@ def verdict(groups: Sequence[Group]) -> str:
     if not start or start[0][0] != 0 or start[0][1] <= theirs.value:
         return f"{said}."
     share = (start[0][1] - ours) / (start[0][1] - theirs.value)
-    return f"{said}, and it began at {plain(start[0][1])}: {share:.0%} of the way."
+    return f"{said}, and it began at {plain(start[0][1])}: {percent(share)} of the way."
 
 
 def baseline(groups: Sequence[Group]) -> Group | None:
@@ -65,11 +65,11 @@ def _against(taught: Sequence[Group], plain_ones: Sequence[Group]) -> str:
     goal = _value(best.final("teacher_cross_entropy"))
     between = f"the gap in held-out loss between {plain_one.label} ({plain(start)}) and the teacher ({plain(goal)})"
     if share <= 0:
-        return f"No distilled student beats the one trained on the data alone: {best.label} closes {share:.0%} of {between}."
+        return f"No distilled student beats the one trained on the data alone: {best.label} closes {percent(share)} of {between}."
     low, high = gap.interval()
-    spread = f" (95 % interval over {len(best.runs)} seeds: {low:.0%} to {high:.0%})" if gap.freedom > 0 else ""
+    spread = f" (95 % interval over {len(best.runs)} seeds: {percent(low)} to {percent(high)})" if gap.freedom > 0 else ""
     seeds = "" if gap.freedom > 0 else " One seed: no interval."
-    return f"{best.label} closes {share:.0%}{spread} of {between}.{seeds}"
+    return f"{best.label} closes {percent(share)}{spread} of {between}.{seeds}"
 
 
 def _other(groups: Sequence[Group]) -> str:
@@ -81,8 +81,13 @@ def _other(groups: Sequence[Group]) -> str:
         finals: list[tuple[float, Group]] = [(_value(found), g) for g in groups if (found := g.final(name))]
         if finals:
             value, best = max(finals, key=lambda pair: pair[0])
-            return f"{best.label} reaches {value:.1%} {name.replace('top1_', 'top-1 ')} on held-out data."
+            return f"{best.label} reaches {100 * value:.1f} % {name.replace('top1_', 'top-1 ')} on held-out data."
     return "What was measured is in the table below."
+
+
+def percent(share: float) -> str:
+    """Return a share in whole percent."""
+    return f"{100 * share:.0f} %".replace("-", "−")  # noqa: RUF001
 
 
 def _value(estimate: Estimate | None) -> Any:
