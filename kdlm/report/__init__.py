@@ -3,6 +3,6 @@
 from kdlm.report.drawing import png
 from kdlm.report.figures import figures
 from kdlm.report.run import Run, read_run, read_runs
-from kdlm.report.writing import report
+from kdlm.report.writing import pictures, report
 
-__all__ = ["Run", "figures", "png", "read_run", "read_runs", "report"]
+__all__ = ["Run", "figures", "pictures", "png", "read_run", "read_runs", "report"]

@@ -35,7 +35,11 @@ def figures_table(groups: Sequence[Group], names: Sequence[str], *, cost: bool) 
     plain_one = baseline(groups) if len(groups) > 1 and comparable(groups) else None
     head = ["run", *(_heading(name) for name in names)]
     head += [joined(["gap closed ", element("small", "% to teacher")])] if plain_one and cost else []
-    head += ["steps", joined(["seen ", element("small", "tokens")]), joined(["time ", element("small", "h:min:s")])] * cost
+    head += [
+        "steps",
+        joined(["seen ", element("small", "tokens")]),
+        joined(["time ", element("small", "h:min:s")]),
+    ] * cost
     bests = {name: _best(groups, name) for name in names}
     rows = []
     for number, group in enumerate(groups):
@@ -121,7 +125,9 @@ def recipes(groups: Sequence[Group]) -> Html:
     if not differ:
         return element("p", "The recipes are the same, but for seed and folder.", class_="said")
     head = ["key", *(key(group, number) for number, group in enumerate(groups))]
-    said = {name: values for name, values in differ.items() if not any(other.startswith(f"{name}.") for other in differ)}
+    said = {
+        name: values for name, values in differ.items() if not any(other.startswith(f"{name}.") for other in differ)
+    }
     rows = [[element("code", name), *(_value(value) for value in values)] for name, values in said.items()]
     return table(head, rows, "What the recipes differ in", class_="words")
 
@@ -139,7 +145,11 @@ def model_name(section: Any) -> str:
         return " + ".join(dict.fromkeys(model_name(member) for member in parts))
     for name in ("model", "path", "in_sandbox", "config_from", "url", "cache", "target"):
         if isinstance(section.get(name), str):
-            return section[name].rstrip("/").rsplit("/", 1)[-1] if section[name].startswith(("/", "~", ".")) else section[name]
+            return (
+                section[name].rstrip("/").rsplit("/", 1)[-1]
+                if section[name].startswith(("/", "~", "."))
+                else section[name]
+            )
     if isinstance(section.get("source"), dict):
         return model_name(section["source"])
     return str(section.get("name", "?"))

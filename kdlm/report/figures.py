@@ -78,7 +78,9 @@ def gap_closed(run: Run) -> Points:
     if len(ours) < 2 or not theirs or finite(ours[0][1]) is None:
         return []
     start = ours[0][1]
-    return [(step, (start - value) / (start - theirs[step])) for step, value in ours if theirs.get(step, start) != start]
+    return [
+        (step, (start - value) / (start - theirs[step])) for step, value in ours if theirs.get(step, start) != start
+    ]
 
 
 def over_steps(groups: Sequence[Group], name: str, title: str = "") -> Spec:
@@ -131,7 +133,12 @@ def _panel(
     ends += list(marks)
     placed = _apart(ends, 13 / HEIGHT * (high - low), low, high)
     data = {"values": [{"label": label, "at": at} for (label, _), at in zip(ends, placed, strict=True)]}
-    x: dict[str, Any] = {"field": "step", "type": "quantitative", "title": "step", "axis": {"tickCount": 5, "format": "~s"}}
+    x: dict[str, Any] = {
+        "field": "step",
+        "type": "quantitative",
+        "title": "step",
+        "axis": {"tickCount": 5, "format": "~s"},
+    }
     steps = [row["step"] for row in rows]
     first, last_step = min(steps, default=0), max(steps, default=1)
     x["scale"] = {"domain": [first, max(last_step, first + 1)], "nice": False}
@@ -255,7 +262,10 @@ def reliability(runs: Sequence[Run]) -> dict[str, Spec]:
         most = max(row["count"] for row in rows)
         sizes = sorted({float(f"{most * share:.1g}") for share in (0.1, 0.5, 1)})
         size["legend"] = {"title": "tokens", "orient": "bottom-right", "values": sizes}  # pyright: ignore
-        diagonal = {"data": {"values": [{"c": 0}, {"c": 1}]}, "mark": {"type": "line", "strokeDash": [3, 3], "opacity": 0.5}}
+        diagonal = {
+            "data": {"values": [{"c": 0}, {"c": 1}]},
+            "mark": {"type": "line", "strokeDash": [3, 3], "opacity": 0.5},
+        }
         at = {"field": "c", "type": "quantitative"}
         spec = _spec(f"Reliability: {run.name}", _calibration(rows))
         made[f"reliability/{run.name}"] = spec | {
@@ -264,7 +274,10 @@ def reliability(runs: Sequence[Run]) -> dict[str, Spec]:
             "layer": [
                 diagonal | {"encoding": {"x": at, "y": at, "color": {"value": "gray"}}},
                 {"mark": {"type": "line", "strokeWidth": 1, "opacity": 0.4}, "encoding": encoding},
-                {"mark": {"type": "circle", "opacity": 0.85}, "encoding": encoding | {"size": size, "tooltip": tooltip}},
+                {
+                    "mark": {"type": "circle", "opacity": 0.85},
+                    "encoding": encoding | {"size": size, "tooltip": tooltip},
+                },
             ],
             "usermeta": {
                 "columns": {"who": "model", "confidence": "confidence", "accuracy": "accuracy", "count": "tokens"},
@@ -316,7 +329,13 @@ def mixture(runs: Sequence[Run]) -> dict[str, Spec]:
         total = sum(row["count"] for row in rows) or 1
         for row in rows:
             row["said"] = f"{row['count']:,} ({100 * row['count'] / total:.0f} %)"
-        y = {"field": "source", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 240, "domain": False}}
+        y = {
+            "field": "source",
+            "type": "nominal",
+            "sort": None,
+            "title": None,
+            "axis": {"labelLimit": 240, "domain": False},
+        }
         x = {"field": "count", "type": "quantitative", "axis": None}
         clauses = "; ".join(f"{row['source']}: {row['said']}" for row in rows)
         spec = _spec(f"Training data by source, {word}", f"{clauses}.")

@@ -58,7 +58,9 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
     if items is None:
         return {key: value}
     return {
-        name: leaf for inner, each in items for name, leaf in flat(each, f"{key}.{inner}" if key else str(inner)).items()
+        name: leaf
+        for inner, each in items
+        for name, leaf in flat(each, f"{key}.{inner}" if key else str(inner)).items()
     }
 
 

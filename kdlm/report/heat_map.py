@@ -107,7 +107,9 @@ def _text(number: int, text: dict[str, Any], scales: dict[str, list[float]], mos
     spans = []
     for place, token in enumerate(text["tokens"][:most]):
         at = level(finite(token.get(first)), scales.get(first, ()))
-        kept = {"role": "option", "tabindex": "-1", "data_token": place} if token.get("kept") else {"aria_hidden": "true"}
+        kept = (
+            {"role": "option", "tabindex": "-1", "data_token": place} if token.get("kept") else {"aria_hidden": "true"}
+        )
         spans.append(element("span", *_letters(token["text"]), data_level=at, **kept))
     left = len(text["tokens"]) - len(spans)
     cut = f"; {left} more tokens are not shown" if left > 0 else ""

@@ -74,7 +74,7 @@ def config(dark: bool) -> dict[str, Any]:
             "tickSize": 4,
             "labelPadding": 4,
         },
-        "axisX": {"grid": False},
+        "axisX": {"grid": False, "labelFlush": False},
         "axisY": {"domain": False, "ticks": False, "tickCount": 4},
         "legend": {**quiet, "titleFontWeight": "normal", "symbolStrokeWidth": 1.5},
         "title": {"color": colours["ink"], "fontSize": 13, "fontWeight": 600, "anchor": "start", "offset": 10},

@@ -10,6 +10,7 @@ from typing import Any
 from kdlm import __version__
 from kdlm.report import look
 from kdlm.report.comparison import comparison, models, recipes
+from kdlm.report.evaluation import evaluation
 from kdlm.report.figures import Spec, curves, gaps, mixture, reliability, resources
 from kdlm.report.groups import Group, grouped
 from kdlm.report.heat_map import heat_map
@@ -22,11 +23,16 @@ from kdlm.report.verdict import verdict
 FACTS = ("cross_entropy", "kl_to_teacher", "top1_agreement", "accuracy")
 
 
-def page(runs: Sequence[Run], bundle: str) -> str:
-    """Return the page of these runs; `bundle` is the JavaScript of Vega, Vega-Lite and Vega-Embed."""
+def page(runs: Sequence[Run], bundle: str, jobs: dict[str, dict[str, Any]] | None = None) -> str:
+    """Return the page of these runs.
+
+    Args:
+        bundle: the JavaScript of Vega, Vega-Lite and Vega-Embed.
+        jobs: results of `kdlm eval` to show with them, by name.
+    """
     groups = grouped(runs)
     title = f"{models(runs, 'student')} from {models(runs, 'teacher')}"
-    sections, specs = _sections(runs, groups)
+    sections, specs = _sections(runs, groups, jobs or {})
     present = [(name, heading) for name, heading, _ in sections]
     body = [
         element("a", "Skip to the figures", href="#main", class_="skip"),
@@ -75,7 +81,9 @@ def _hash(text: str) -> str:
 Content = tuple[str, str, Html]
 
 
-def _sections(runs: Sequence[Run], groups: Sequence[Group]) -> tuple[list[Content], dict[str, Spec]]:
+def _sections(
+    runs: Sequence[Run], groups: Sequence[Group], jobs: dict[str, dict[str, Any]]
+) -> tuple[list[Content], dict[str, Spec]]:
     """Return anchor, heading and content of each section, and all specs by name."""
     lines, gap, bins = curves(groups), gaps(groups), reliability(runs)
     cost, sources = resources(groups), mixture(runs)
@@ -92,6 +100,7 @@ def _sections(runs: Sequence[Run], groups: Sequence[Group]) -> tuple[list[Conten
         ("resources", "Speed and memory", _figures(cost, "Neither throughput nor memory was logged.")),
         ("data", "Data", joined([_figures(sources, "data.json of the runs names no sources."), dropped(runs)])),
         ("reproduce", "Reproduce", reproduce(runs)),
+        *([("evaluation", "Evaluation", evaluation(jobs))] if jobs else []),
     ]  # fmt: skip
     return sections, lines | gap | bins | cost | sources
 
@@ -131,7 +140,9 @@ def figure(name: str, spec: Spec) -> Html:
         element("details", element("summary", "Numbers"), table(list(columns.values()), rows, f"{spec['title']}: numbers")),
     ]  # fmt: skip
     short = " short" if spec["height"] < 120 else ""
-    plot = element("div", class_=f"plot{short}", data_figure=name, role="img", tabindex="0", aria_label=spec["description"])
+    plot = element(
+        "div", class_=f"plot{short}", data_figure=name, role="img", tabindex="0", aria_label=spec["description"]
+    )
     return element("figure", plot, element("figcaption", *caption))
 
 

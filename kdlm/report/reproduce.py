@@ -13,7 +13,9 @@ from kdlm.yaml_document import dump
 def reproduce(runs: Sequence[Run]) -> Html:
     """Return the command of every run, the first one's recipe in full, and what the runs ran on."""
     first = runs[0]
-    said = f"Save the recipe of {first.name}, which spells out every default, as recipe.yaml; the commands train each run."
+    said = (
+        f"Save the recipe of {first.name}, which spells out every default, as recipe.yaml; the commands train each run."
+    )
     commands = "\n".join(command(run, first) for run in runs)
     parts = [element("p", said, class_="said"), element("pre", element("code", commands))]
     for run in runs:
@@ -52,7 +54,9 @@ def _flow(value: Any) -> str:
 
     from kdlm.yaml_document import CoreDumper
 
-    text = yaml.dump(value, Dumper=CoreDumper, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True)
+    text = yaml.dump(
+        value, Dumper=CoreDumper, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True
+    )
     return text.removesuffix("\n").removesuffix("\n...").strip()
 
 

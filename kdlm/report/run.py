@@ -103,7 +103,9 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
 def read_run(path: Path, name: str = "") -> Run:
     """Read one run folder; what is missing in it becomes a note. Raises ValueError where it holds no recipe."""
     if not (path / "recipe.yaml").is_file():
-        raise ValueError(f"{path}: no run: expected a folder with recipe.yaml and metrics.jsonl, as kdlm train makes it")
+        raise ValueError(
+            f"{path}: no run: expected a folder with recipe.yaml and metrics.jsonl, as kdlm train makes it"
+        )
     recipe = Document.read(path / "recipe.yaml").data
     if not isinstance(recipe, dict):
         raise ValueError(f"{path / 'recipe.yaml'}: expected the keys and values of a recipe")
@@ -115,7 +117,9 @@ def read_run(path: Path, name: str = "") -> Run:
     if segments > 1:
         notes.append(f"resumed {segments - 1} times" if segments > 2 else "resumed once")
     inspection = _object(path / "inspection.json", []) or None
-    return Run(path, name or path.name, recipe, **files, lines=lines, segments=segments, inspection=inspection, notes=notes)
+    return Run(
+        path, name or path.name, recipe, **files, lines=lines, segments=segments, inspection=inspection, notes=notes
+    )
 
 
 def _names(folders: Sequence[Path]) -> Iterable[str]:

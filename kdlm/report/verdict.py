@@ -23,7 +23,9 @@ def verdict(groups: Sequence[Group]) -> str:
     if theirs is None:
         return f"{best.label} ends with a held-out loss of {plain(ours)} nats per token."
     start = best.runs[0].points("eval_cross_entropy")[:1]
-    said = f"{best.label} ends with a held-out loss of {plain(ours)} nats per token; its teacher has {plain(theirs.value)}"
+    said = (
+        f"{best.label} ends with a held-out loss of {plain(ours)} nats per token; its teacher has {plain(theirs.value)}"
+    )
     if not start or start[0][0] != 0 or start[0][1] <= theirs.value:
         return f"{said}."
     share = (start[0][1] - ours) / (start[0][1] - theirs.value)
@@ -67,7 +69,9 @@ def _against(taught: Sequence[Group], plain_ones: Sequence[Group]) -> str:
     if share <= 0:
         return f"No distilled student beats the one trained on the data alone: {best.label} closes {percent(share)} of {between}."
     low, high = gap.interval()
-    spread = f" (95 % interval over {len(best.runs)} seeds: {percent(low)} to {percent(high)})" if gap.freedom > 0 else ""
+    spread = (
+        f" (95 % interval over {len(best.runs)} seeds: {percent(low)} to {percent(high)})" if gap.freedom > 0 else ""
+    )
     seeds = "" if gap.freedom > 0 else " One seed: no interval."
     return f"{best.label} closes {percent(share)}{spread} of {between}.{seeds}"
 
