@@ -31,7 +31,7 @@ def comparison(groups: Sequence[Group]) -> Html:
 
 
 def figures_table(groups: Sequence[Group], names: Sequence[str], *, cost: bool) -> Html:
-    """Return a row for each group and a column for each figure; the best of a column is bold, the teacher comes last."""
+    """Return a row for each group and a column for each figure, the best of it bold; the teacher comes last."""
     plain_one = baseline(groups) if len(groups) > 1 and comparable(groups) else None
     head = ["run", *(_heading(name) for name in names)]
     head += [joined(["gap closed ", element("small", "% to teacher")])] if plain_one and cost else []

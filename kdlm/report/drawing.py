@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdlm.disk import write_bytes
-from kdlm.report.figures import Spec
 from kdlm.report.look import config
+from kdlm.report.panel import Spec
 
 MISSING = "vl-convert-python is not installed: pip install 'kdlm[report]'"
 START = 'window.vegaEmbed=vegaEmbed;document.dispatchEvent(new Event("vega"));'

@@ -1,7 +1,7 @@
 """Runs of one recipe that differ by their seed belong together; of different recipes, what differs is told."""
 
+import itertools
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,5 +82,8 @@ def comparable(groups: Sequence[Group]) -> bool:
 
 def _label(names: Sequence[str]) -> str:
     """Return what the names of a group have in common, without the number of a seed; or the first name."""
-    common = os.path.commonprefix(names) if len(names) > 1 else names[0]
-    return (re.sub(r"[-_./]*(seed)?[-_]*\d*$", "", common) or names[0]) if len(names) > 1 else common
+    if len(names) == 1:
+        return names[0]
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    common = "".join(letters[0] for letters in alike)
+    return re.sub(r"[-_./]*(seed)?[-_]*\d*$", "", common) or names[0]

@@ -11,15 +11,17 @@ from kdlm import __version__
 from kdlm.report import look
 from kdlm.report.comparison import comparison, models, recipes
 from kdlm.report.evaluation import evaluation
-from kdlm.report.figures import Spec, curves, gaps, mixture, reliability, resources
+from kdlm.report.figures import curves, gaps, mixture, reliability, resources
 from kdlm.report.groups import Group, grouped
 from kdlm.report.heat_map import heat_map
 from kdlm.report.markup import Html, element, joined, script_data, table
 from kdlm.report.metrics import metric, shown
+from kdlm.report.panel import Spec
 from kdlm.report.reproduce import dropped, reproduce
 from kdlm.report.run import Run
 from kdlm.report.verdict import verdict
 
+NO_GAP = "It needs two evaluations of the held-out cross-entropy, the student's and the teacher's."
 FACTS = ("cross_entropy", "kl_to_teacher", "top1_agreement", "accuracy")
 
 
@@ -33,18 +35,18 @@ def page(runs: Sequence[Run], bundle: str, jobs: dict[str, dict[str, Any]] | Non
     groups = grouped(runs)
     title = f"{models(runs, 'student')} from {models(runs, 'teacher')}"
     sections, specs = _sections(runs, groups, jobs or {})
-    present = [(name, heading) for name, heading, _ in sections]
+    links = (element("li", element("a", heading, href=f"#{name}")) for name, heading, _ in sections)
     body = [
         element("a", "Skip to the figures", href="#main", class_="skip"),
         _header(runs, groups),
-        element("nav", element("ul", *(element("li", element("a", heading, href=f"#{name}")) for name, heading in present)), aria_label="contents"),
+        element("nav", element("ul", *links), aria_label="contents"),
         element("main", *(_section(*section) for section in sections), id="main", tabindex="-1"),
-        element("footer", f"kdlm {__version__}, {date.today().isoformat()}. Values are natural logarithms per token unless said otherwise."),
+        element("footer", f"kdlm {__version__}, {date.today().isoformat()}. Logarithms are natural."),
         element("div", id="tip", hidden=True),
         element("noscript", element("p", "The figures need JavaScript; their numbers are in the tables below them.")),
         script_data("specs", specs),
         script_data("schemes", {"light": look.config(False), "dark": look.config(True)}),
-    ]  # fmt: skip
+    ]
     scripts = [read("heat_map.js"), read("page.js")]
     style = f"{read('page.css')}\n{look.stylesheet()}\n"
     policy = "; ".join(
@@ -87,22 +89,20 @@ def _sections(
     """Return anchor, heading and content of each section, and all specs by name."""
     lines, gap, bins = curves(groups), gaps(groups), reliability(runs)
     cost, sources = resources(groups), mixture(runs)
-    inspected = any((run.inspection or {}).get("texts") for run in runs)
     sections = [
         ("comparison", "Comparison" if len(runs) > 1 else "Figures", comparison(groups)),
-        *([("recipes", "Recipes", recipes(groups))] if len(groups) > 1 else []),
-        ("tokens", "Token by token", _tokens(runs) if inspected else _missing(
-            "No run was inspected: kdlm report makes inspection.json of a finished run, unless --no-inspect is given.")),
-        ("curves", "Training", joined([element("p", "Thin lines: training. Lines with dots: held-out data.", class_="said") if lines else "",
-                                       _figures(lines, "Nothing was logged yet.")])),
-        ("gap", "Gap closed", _figures(gap, "It needs two evaluations of the loss on the data and of the teacher's.")),
-        ("reliability", "Calibration", _figures(bins, "It needs an inspection (see Token by token).")),
+        ("tokens", "Token by token", _tokens(runs)),
+        ("recipes", "Recipes", recipes(groups)),
+        ("curves", "Training", _curves(lines)),
+        ("gap", "Gap closed", _figures(gap, NO_GAP)),
+        ("reliability", "Calibration", _figures(bins, "It needs an inspection: see Token by token.")),
         ("resources", "Speed and memory", _figures(cost, "Neither throughput nor memory was logged.")),
         ("data", "Data", joined([_figures(sources, "data.json of the runs names no sources."), dropped(runs)])),
         ("reproduce", "Reproduce", reproduce(runs)),
-        *([("evaluation", "Evaluation", evaluation(jobs))] if jobs else []),
-    ]  # fmt: skip
-    return sections, lines | gap | bins | cost | sources
+        ("evaluation", "Evaluation", evaluation(jobs)),
+    ]
+    left_out = {"recipes": len(groups) < 2, "evaluation": not jobs}
+    return [section for section in sections if not left_out.get(section[0])], lines | gap | bins | cost | sources
 
 
 def _section(name: str, heading: str, content: Html) -> Html:
@@ -114,13 +114,20 @@ def _missing(why: str) -> Html:
 
 
 def _tokens(runs: Sequence[Run]) -> Html:
+    missing = [run.name for run in runs if not (run.inspection or {}).get("texts")]
+    if len(missing) == len(runs):
+        return _missing("No run was inspected: only finished runs of text are, unless --no-inspect is given.")
     said = (
         "Each token is coloured by how far the student's prediction of it is from the teacher's, given the text before "
-        "it. Point at one, or walk with the arrow keys. Grey tokens are not trained on."
+        "it. Point at one, or walk with the arrow keys. Grey tokens are not counted."
     )
-    missing = [run.name for run in runs if not (run.inspection or {}).get("texts")]
     note = f" Not inspected: {', '.join(missing)}." if missing else ""
     return joined([element("p", said + note, class_="said"), heat_map(runs)])
+
+
+def _curves(specs: dict[str, Spec]) -> Html:
+    said = "Thin lines: training. Lines with dots: held-out data."
+    return joined([element("p", said, class_="said") if specs else "", _figures(specs, "Nothing was logged yet.")])
 
 
 def _figures(specs: dict[str, Spec], otherwise: str) -> Html:
@@ -134,11 +141,12 @@ def figure(name: str, spec: Spec) -> Html:
     meta: dict[str, Any] = spec["usermeta"]
     columns = meta["columns"]
     rows = [[_cell(row[column]) for column in columns] for row in spec["data"]["values"]]
+    numbers = table(list(columns.values()), rows, f"{spec['title']}: numbers")
     caption = [
         *([element("p", meta["said"])] if meta["said"] else []),
         element("button", "PNG", type="button", data_png=name, aria_label=f"save {spec['title']} as PNG"),
-        element("details", element("summary", "Numbers"), table(list(columns.values()), rows, f"{spec['title']}: numbers")),
-    ]  # fmt: skip
+        element("details", element("summary", "Numbers"), numbers),
+    ]
     short = " short" if spec["height"] < 120 else ""
     plot = element(
         "div", class_=f"plot{short}", data_figure=name, role="img", tabindex="0", aria_label=spec["description"]

@@ -67,7 +67,8 @@ def _against(taught: Sequence[Group], plain_ones: Sequence[Group]) -> str:
     goal = _value(best.final("teacher_cross_entropy"))
     between = f"the gap in held-out loss between {plain_one.label} ({plain(start)}) and the teacher ({plain(goal)})"
     if share <= 0:
-        return f"No distilled student beats the one trained on the data alone: {best.label} closes {percent(share)} of {between}."
+        none = "No distilled student beats the one trained on the data alone"
+        return f"{none}: {best.label} closes {percent(share)} of {between}."
     low, high = gap.interval()
     spread = (
         f" (95 % interval over {len(best.runs)} seeds: {percent(low)} to {percent(high)})" if gap.freedom > 0 else ""
