@@ -47,21 +47,22 @@ def heat_map(runs: Sequence[Run]) -> Html:
         "edges": list(scales.values()),
         "runs": [_data(found, scales, most) for _, found in inspected],
     }
+    aside = element("aside", element("p", "Choose a token.", class_="quiet"), id="token", aria_label="token")
+    fewer = any(len(found["texts"]) > count for _, found in there)
+    shown = f"The first {count} text{'s' * (count > 1)} of each run are shown." if fewer else ""
+    measure = _choice("measure", "Colour", [(name, MEASURES[name]) for name in scales])
     return joined(
         [
-            element("form", *choices, _choice("measure", "Colour", [(name, MEASURES[name]) for name in scales]),
-                    class_="controls"),
+            element("form", *choices, measure, class_="controls"),
             _scale(next(iter(scales.values()), ())),
-            element("div", element("div", bodies[0], class_="texts", id="texts"),
-                    element("aside", element("p", "Choose a token.", class_="quiet"), id="token", aria_label="token"),
-                    class_="heat"),
-            element("p", texts, class_="quiet") if texts else "",
+            element("div", element("div", bodies[0], class_="texts", id="texts"), aside, class_="heat"),
+            element("p", shown, class_="quiet") if shown else "",
             element("button", "PNG", type="button", id="save-heat", aria_label="save the texts as PNG"),
             *(element("template", body, id=f"texts-{number}") for number, body in enumerate(bodies)),
             element("p", class_="unseen", id="said", aria_live="polite"),
             script_data("token-data", data),
         ]
-    )  # fmt: skip
+    )
 
 
 def edges(values: Sequence[float]) -> list[float]:

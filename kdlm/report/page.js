@@ -45,7 +45,7 @@ async function draw(place, colours) {
   const spec = specs[place.dataset.figure];
   const renderer = spec.data.values.length > 500 ? "canvas" : "svg"; // an element for each point would be too many
   const options = { ast: true, actions: false, defaultStyle: false, mode: "vega-lite", renderer, tooltip: showTip };
-  const { view } = await vegaEmbed(place, spec, { ...options, config: schemes[colours] });
+  const { view } = await vegaEmbed(place.firstElementChild, spec, { ...options, config: schemes[colours] });
   return view;
 }
 
@@ -57,7 +57,6 @@ async function drawAll(colours = scheme()) {
     if (mine !== drawing) return; // the scheme was changed again
     views.get(place)?.finalize();
     views.set(place, await draw(place, colours));
-    place.querySelector("svg")?.setAttribute("aria-hidden", "true"); // the plot itself has the words
     await new Promise((done) => setTimeout(done)); // let the page answer between two figures
   }
   document.documentElement.dataset.drawn = colours;

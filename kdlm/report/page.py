@@ -146,9 +146,9 @@ def figure(name: str, spec: Spec) -> Html:
         element("details", element("summary", "Numbers"), numbers, data_numbers=name),
     ]
     short = " short" if spec["height"] < 120 else ""
-    plot = element(
-        "div", class_=f"plot{short}", data_figure=name, role="img", tabindex="0", aria_label=spec["description"]
-    )
+    words = {"role": "img", "tabindex": "0", "aria_label": spec["description"]}
+    canvas = element("div", aria_hidden="true")
+    plot = element("div", canvas, class_=f"plot{short}", data_figure=name, **words)
     return element("figure", plot, element("figcaption", *caption))
 
 

@@ -152,7 +152,15 @@ def test_models_are_called_by_their_names(section, name):
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(0, "0"), (2.0, "2"), (2.34567, "2.346"), (23.4567, "23.46"), (234.567, "234.6"), (59899, "59,899"), (1e-5, "1.00e-05")],
+    [
+        (0, "0"),
+        (2.0, "2"),
+        (2.34567, "2.346"),
+        (23.4567, "23.46"),
+        (234.567, "234.6"),
+        (59899, "59,899"),
+        (1e-5, "1.00e-05"),
+    ],
 )
 def test_numbers_have_four_digits(value, said):
     assert plain(value) == said

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 from run_folders import BASELINE, TEACHER, inspection, lines, write_inspected, write_run
@@ -44,7 +45,13 @@ def test_shares_are_drawn_in_percent(runs):
 
 
 def test_readings_that_are_the_same_numbers_share_a_panel(tmp_path):
-    made = figures([read_run(write_run(tmp_path / "kl", [{k: v for k, v in line.items() if k != "eval_loss"} for line in lines()]))])
+    made = figures(
+        [
+            read_run(
+                write_run(tmp_path / "kl", [{k: v for k, v in line.items() if k != "eval_loss"} for line in lines()])
+            )
+        ]
+    )
     assert made["curves/forward_kl"]["title"] == "training objective = forward kl"
     assert "curves/loss" not in made
 
@@ -56,7 +63,9 @@ def test_the_gap_closed_is_zero_at_the_start_and_whole_at_the_teacher(runs):
 
 def test_the_teachers_own_loss_is_a_level_line(runs):
     layers = figures(runs)["curves/cross_entropy"]["layer"]
-    assert [layer["encoding"]["y"]["datum"] for layer in layers if layer["mark"] == {"type": "rule", "strokeDash": [3, 3]}] == [TEACHER]
+    assert [
+        layer["encoding"]["y"]["datum"] for layer in layers if layer["mark"] == {"type": "rule", "strokeDash": [3, 3]}
+    ] == [TEACHER]
 
 
 def test_the_reliability_diagram_leaves_out_bins_without_tokens(runs):
@@ -102,7 +111,7 @@ def test_labels_at_the_ends_of_lines_do_not_overlap(tmp_path):
     (labels,) = [layer["data"]["values"] for layer in spec["layer"] if "data" in layer]
     low, high = spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
     places = sorted(label["at"] for label in labels)
-    pixels = [spec["height"] * (after - before) / (high - low) for before, after in zip(places, places[1:], strict=False)]
+    pixels = [spec["height"] * (after - before) / (high - low) for before, after in pairwise(places)]
     assert len(labels) == 5 and min(pixels) > 12
     assert low <= places[0] and places[-1] <= high
 

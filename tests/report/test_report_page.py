@@ -57,7 +57,10 @@ def test_the_page_asks_for_nothing_and_forbids_it(tmp_path):
 
 def test_the_words_come_before_the_figures_and_the_scripts(tmp_path):
     text = of(write_inspected(tmp_path / "kl"), write_run(tmp_path / "ce", **BASELINE))
-    places = [text.index(mark) for mark in ('class="verdict"', "Held-out figures", 'role="listbox"', "data-figure", "<script>")]
+    places = [
+        text.index(mark)
+        for mark in ('class="verdict"', "Held-out figures", 'role="listbox"', "data-figure", "<script>")
+    ]
     assert places == sorted(places)
 
 
@@ -88,7 +91,8 @@ def test_attributes_and_text_are_escaped():
     assert element("p", '<b>"', title='"><i>') == '<p title="&quot;&gt;&lt;i&gt;">&lt;b&gt;&quot;</p>'
     assert element("input", checked=True, name=None, data_a_b=0) == '<input checked data-a-b="0">'
     assert visible("é\u200d\t\n\u200f") == "é\u200d\t\n⟨200F⟩"
-    assert json.loads(script_data("x", "</script>\u2028")[42:-9]) == "</script>\u2028"
+    written = script_data("x", "</script>\u2028").removeprefix('<script type="application/json" id="x">')
+    assert json.loads(written.removesuffix("</script>")) == "</script>\u2028"
 
 
 def test_missing_parts_are_a_line_each_and_no_crash(tmp_path):
@@ -118,7 +122,11 @@ def test_missing_parts_are_a_line_each_and_no_crash(tmp_path):
     ],
 )
 def test_any_log_makes_a_page(tmp_path, log):
-    text = of(write_run(tmp_path / "odd", log, teacher=None), write_run(tmp_path / "kl"), write_run(tmp_path / "ce", **BASELINE))
+    text = of(
+        write_run(tmp_path / "odd", log, teacher=None),
+        write_run(tmp_path / "kl"),
+        write_run(tmp_path / "ce", **BASELINE),
+    )
     assert "NaN" not in text and "Infinity" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
 
 
