@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     )
     drawn.add_argument("--output", metavar="FILE", help="picture to write (default: samples.png in the run folder)")
     verb(verbs.capture, "write a teacher's signals to disk", "kdlm capture recipe.yaml [key=value ...]")
+    many = "kdlm compare comparison.yaml [key=value ...]"
+    verb(verbs.compare, "run recipes on the same seeds and rank them", many, reads="kdlm.compare:Comparison")
     starter = verb(verbs.init, "write a recipe for a teacher and a student")
     starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")
     starter.add_argument("--student", required=True, help="hub id, folder, or sandbox:code-student")

@@ -35,6 +35,14 @@ def check(args: argparse.Namespace) -> int:
     return 0
 
 
+def compare(args: argparse.Namespace) -> int:
+    from kdlm.compare import Comparison, compare
+    from kdlm.section_loader import load_section
+
+    rows = compare(load_section(Comparison, args.recipe, args.overrides))
+    return int(any(row.failed for row in rows))
+
+
 def capture(args: argparse.Namespace) -> int:
     recipe = load(args)
     from kdlm.capture import capture
@@ -138,6 +146,7 @@ VERBS = tuple(
         check,
         sample,
         capture,
+        compare,
         serve,
         speculate,
         pack,
