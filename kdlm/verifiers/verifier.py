@@ -74,7 +74,7 @@ class LimitedSection(VerifierSection):
 
     @property
     def patience(self) -> float:
-        """Seconds at one completion after which a worker is ended: more than `timeout` where it keeps to that itself."""
+        """Seconds at one completion after which a worker is ended: more than `timeout` where it keeps to that."""
         return self.timeout
 
 
