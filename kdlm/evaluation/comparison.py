@@ -61,15 +61,16 @@ def sums_of(
         if name not in possible(kind):
             raise ValueError(f"evaluation.measures: {unknown(name, possible(kind))}")
     wanted = dict.fromkeys(part for name in names for part in MADE_OF.get(name, (name,)))
-    _, parts = weighted_sum([], ours, theirs, rows.labels, vocab=vocab, measures=tuple(wanted))
+    parts: dict[str, Tensor] = {}
+    if wanted:
+        _, parts = weighted_sum([], ours, theirs, rows.labels, vocab=vocab, measures=tuple(wanted))
     sums = {name: value.double().sum() for name, value in parts.items()}
     for name in ("ece", "teacher_ece"):
         if name in names:
             sums[name] = reliability_sums(*(parts[part].double() for part in MADE_OF[name]))
     if start is not None:
-        began = start(batch, rows)
-        _, parts = weighted_sum([], ours, began, rows.labels, measures=("kl_to_teacher",))
-        sums["kl_to_start"] = parts["kl_to_teacher"].double().sum()
+        _, forgotten = weighted_sum([], ours, start(batch, rows), rows.labels, measures=("kl_to_teacher",))
+        sums["kl_to_start"] = forgotten["kl_to_teacher"].double().sum()
     return {COUNT: torch.tensor(float(len(rows.labels)), dtype=torch.float64, device=rows.labels.device), **sums}
 
 

@@ -69,7 +69,7 @@ class Watch:
 
     def read(self, loader: Iterable[Any], names: tuple[str, ...] | None) -> dict[str, float]:
         """Return metrics by name; None for those that evaluation watches by default with this teacher."""
-        told = self._summed(loader, names, self.teacher)
+        told = self._summed(loader, names, None if names == () else self.teacher)
         return told if names is None else {name: told[name] for name in (*names, "kl_to_start") if name in told}
 
     def _summed(self, loader: Iterable[Any], names: tuple[str, ...] | None, teacher: Any) -> dict[str, float]:
