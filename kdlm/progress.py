@@ -139,7 +139,7 @@ def memory(logs: Mapping[str, Any]) -> str:
 
 
 def memory_gib() -> float:
-    """Return the memory in use, in GiB: on a GPU the peak since this was last asked, else this process's resident set."""
+    """Return the memory in use, in GiB: on a GPU the peak since this was last asked, else the resident set."""
     if not torch.cuda.is_available():
         return psutil.Process().memory_info().rss / 2**30
     peak = torch.cuda.max_memory_allocated() / 2**30
