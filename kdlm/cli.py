@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     )
     drawn.add_argument("--output", metavar="FILE", help="picture to write (default: samples.png in the run folder)")
     verb(verbs.capture, "write a teacher's signals to disk", "kdlm capture recipe.yaml [key=value ...]")
+    many = "kdlm compare comparison.yaml [key=value ...]"
+    verb(verbs.compare, "run recipes on the same seeds and rank them", many, reads="kdlm.compare:Comparison")
     starter = verb(verbs.init, "write a recipe for a teacher and a student")
     starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")
     starter.add_argument("--student", required=True, help="hub id, folder, or sandbox:code-student")
@@ -79,6 +81,12 @@ def parser() -> argparse.ArgumentParser:
     _add_up(
         verb(verbs.pack, "compress what tuning changed in a model"),
         verb(verbs.merge, "add packs or tuned models to a base"),
+    )
+    verb(
+        verbs.eval_,
+        "evaluate student, teacher and baselines on the same tasks",
+        "kdlm eval job.yaml [key=value ...]",
+        reads="kdlm.jobs:Job",
     )
     verb(verbs.methods, "list methods, losses, teachers and data")
     verb(verbs.doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")

@@ -35,6 +35,14 @@ def check(args: argparse.Namespace) -> int:
     return 0
 
 
+def compare(args: argparse.Namespace) -> int:
+    from kdlm.compare import Comparison, compare
+    from kdlm.section_loader import load_section
+
+    rows = compare(load_section(Comparison, args.recipe, args.overrides))
+    return int(any(row.failed for row in rows))
+
+
 def capture(args: argparse.Namespace) -> int:
     recipe = load(args)
     from kdlm.capture import capture
@@ -113,6 +121,18 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
+def eval_(args: argparse.Namespace) -> int:
+    from kdlm.yaml_document import Document
+
+    Document.read(args.recipe)
+    from kdlm.jobs import Job
+    from kdlm.jobs.verb import run
+    from kdlm.section_loader import load_section
+
+    run(load_section(Job, args.recipe, args.overrides))
+    return 0
+
+
 def schema(args: argparse.Namespace) -> int:
     from kdlm.schema import write
 
@@ -126,10 +146,12 @@ VERBS = tuple(
         check,
         sample,
         capture,
+        compare,
         serve,
         speculate,
         pack,
         merge,
+        eval_,
         init,
         methods,
         doctor,

@@ -18,7 +18,7 @@ from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
 from kdlm.losses.log_probs import label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
-from kdlm.losses.measures import measures_for
+from kdlm.losses.measures import all_measures_for, measures_for
 from kdlm.losses.merged import Hybrid, merged_divergence
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
 from kdlm.losses.mmd import RBFMixture, energy_distance, mmd2, negative_distance, polynomial
@@ -95,6 +95,7 @@ __all__ = [
     "Weight",
     "adaptive_kl",
     "affinity",
+    "all_measures_for",
     "alpha_mixture",
     "attention_transfer",
     "bucket",

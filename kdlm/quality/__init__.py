@@ -1,7 +1,13 @@
 """How good generated samples are, and pictures of them; how far a classifier can be trusted."""
 
 from kdlm.quality.attacks import carlini_wagner, fgsm
-from kdlm.quality.calibration import calibration_sums, with_calibration_error
+from kdlm.quality.calibration import (
+    calibration_error,
+    calibration_sums,
+    reliability,
+    reliability_sums,
+    with_calibration_error,
+)
 from kdlm.quality.frechet import FrechetStats, frechet_distance
 from kdlm.quality.manifold import PrecisionRecall, precision_recall
 from kdlm.quality.measures import FeatureNet, accuracy_of, quality_of, seen_by
@@ -17,6 +23,7 @@ __all__ = [
     "SamplingSection",
     "Yardstick",
     "accuracy_of",
+    "calibration_error",
     "calibration_sums",
     "carlini_wagner",
     "fgsm",
@@ -25,6 +32,8 @@ __all__ = [
     "mode_report",
     "precision_recall",
     "quality_of",
+    "reliability",
+    "reliability_sums",
     "scatter",
     "seen_by",
     "side_by_side",

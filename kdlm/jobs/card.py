@@ -1,0 +1,85 @@
+"""card: a job's results as a markdown table for a model card."""
+
+from typing import Any
+
+from kdlm.jobs.results import LEVEL
+
+ARROWS = {True: " ↑", False: " ↓", None: ""}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return results.md: a row for each metric, a column for each model, marks where a student beats or loses."""
+    models = found["models"]
+    heads = [f"{name} ({model['role']})" if model["role"] != "other" else name for name, model in models.items()]
+    gaps = any(metric["gap_closed"] for _, _, metric in _rows(found))
+    lines = [_row(["task", "metric", *heads, *(["gap closed"] if gaps else [])])]
+    lines.append(_row(["---", "---", *["---:"] * (len(models) + gaps)]))
+    for task, name, metric in _rows(found):
+        cells = [_cell(metric, model) for model in models]
+        closed = [f"{model}: {shown(gap)}" for model, gap in metric["gap_closed"].items()]
+        if len(closed) == 1:
+            closed = [closed[0].partition(": ")[2]]
+        lines.append(
+            _row([task, name + ARROWS[metric["higher_is_better"]], *cells, *([", ".join(closed)] if gaps else [])])
+        )
+    return "\n".join(lines) + "\n\n" + _explained(found) + "\n"
+
+
+def shown(figure: dict[str, float | None]) -> str:
+    """Write a figure with as many digits as its error bears."""
+    value, error = figure["value"], figure["error"]
+    if value is None:
+        return "?"
+    if error is None:
+        return f"{value:.4g}"
+    if error == 0:
+        return f"{value:.4g} ± 0"
+    digits = max(0, 1 - _magnitude(error))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _magnitude(value: float) -> int:
+    return int(f"{value:e}".partition("e")[2])
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (task, name, metric)
+        for task, about in found["tasks"].items()
+        if about["asked"]
+        for name, metric in about["metrics"].items()
+    ]
+
+
+def _cell(metric: dict[str, Any], model: str) -> str:
+    figure = metric["models"].get(model)
+    if figure is None:
+        return ""
+    mark = verdict(metric, metric["against_baseline"].get(model))
+    return {"better": f"**{shown(figure)}**", "worse": f"{shown(figure)} ▾"}.get(mark, shown(figure))
+
+
+def verdict(metric: dict[str, Any], pair: dict[str, Any] | None) -> str:
+    """Return `better` or `worse` where a difference is significant, else nothing."""
+    if pair is None or pair["p_value"] is None or pair["p_value"] >= LEVEL or metric["higher_is_better"] is None:
+        return ""
+    return "better" if (pair["difference"] > 0) == metric["higher_is_better"] else "worse"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _explained(found: dict[str, Any]) -> str:
+    baseline = next((name for name, model in found["models"].items() if model["role"] == "baseline"), None)
+    taken = sorted({name for _, name, metric in _rows(found) if metric["errors_from"] != "documents"})
+    parts = [
+        "Value ± standard error over documents" + (f" (lm-eval's own for {', '.join(taken)})" if taken else "") + "."
+    ]
+    if baseline:
+        parts.append(
+            f"**Bold**: significantly better than {baseline} on the same documents, ▾: significantly worse (paired, "
+            f"two-sided, p < {LEVEL:g} each, not corrected for the number of rows)."
+        )
+    parts.append("Made by `kdlm eval` with lm-evaluation-harness.")
+    return " ".join(parts)
