@@ -84,11 +84,9 @@ def figures_of(sums: Mapping[str, Tensor]) -> dict[str, float]:
     return found
 
 
-def gap_closed(figures: Mapping[str, float], baseline: float) -> float:
-    """Return the share of the way from `baseline` to the teacher's cross-entropy that the student has gone.
+def gap_closed(before: float, student: float, teacher: float) -> float:
+    """Return `(before - student) / (before - teacher)` of three losses: 0 is no better than before, 1 the teacher.
 
-    1 where it is as good as the teacher, 0 where it is as good as the baseline, below where it is worse; nan where the
-    teacher is no better than the baseline, so that there is no way.
+    nan where there is no gap. `before` is the model that distillation began with, or a baseline trained without it.
     """
-    way = baseline - figures["teacher_cross_entropy"]
-    return (baseline - figures["cross_entropy"]) / way if way > 0 else math.nan
+    return (before - student) / (before - teacher) if before != teacher else math.nan

@@ -90,7 +90,7 @@ class Watch:
         began = self.section.gap_closed
         if began is True:
             began = figures["cross_entropy"] if self.trainer.state.global_step == 0 else self._at_start()
-        return gap_closed(figures, began)
+        return gap_closed(began, figures["cross_entropy"], figures["teacher_cross_entropy"])
 
     def _at_start(self) -> float:
         """Return the student's cross-entropy at step 0, which a resumed run has from its checkpoint."""
