@@ -174,5 +174,5 @@ def log_figures(trainer: Trainer, draw: Callable[[], Mapping[str, bytes]]) -> No
         import trackio
 
         trackio.init(project=args.project, name=args.run_name, space_id=args.trackio_space_id, resume="must")
-        trackio.log({f"figures/{name}": trackio.Image(picture) for name, picture in pictures.items()}, step=step)
+        trackio.log({f"figures/{name}": trackio.Image(picture) for name, picture in pictures.items()})
         trackio.finish()

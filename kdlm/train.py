@@ -129,7 +129,7 @@ def best_of(trainer: DistillTrainer) -> dict[str, Any]:
 def assemble(recipe: Recipe) -> Assembly:
     """Load everything a recipe names and put it together; nothing is written to the run folder."""
     args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed, disable_tqdm=True)
-    args.run_name = args.run_name or recipe.run_dir.name
+    args.run_name = args.run_name or "-".join(part for part in recipe.run_dir.parts if part != "/")  # in trackers
     args.dataloader_pin_memory &= args.device.type == "cuda"
     # A padding-free batch has one row, which ranks cannot share: each reads its own.
     args.accelerator_config = AcceleratorConfig(dispatch_batches=False)

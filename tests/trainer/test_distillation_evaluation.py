@@ -49,7 +49,14 @@ def test_a_plain_trainer_reports_what_a_loop_by_hand_and_distilltrainer_do(argum
     )
     ours.watch(SECTION)
     own = ours.evaluate()
-    for name in ("cross_entropy", "kl_to_teacher", "teacher_cross_entropy", *SECTION.measures, "kl_to_start", "gap_closed"):
+    for name in (
+        "cross_entropy",
+        "kl_to_teacher",
+        "teacher_cross_entropy",
+        *SECTION.measures,
+        "kl_to_start",
+        "gap_closed",
+    ):
         assert told[f"eval_{name}"] == pytest.approx(own[f"eval_{name}"], rel=1e-5, abs=1e-9), name
     (logged,) = [logs for logs in trainer.state.log_history if "eval_brier" in logs]
     assert logged["eval_brier"] == told["eval_brier"]
@@ -57,7 +64,12 @@ def test_a_plain_trainer_reports_what_a_loop_by_hand_and_distilltrainer_do(argum
 
 def test_the_best_checkpoint_of_a_plain_trainer_is_chosen_by_it(arguments) -> None:
     args = arguments(
-        remove_unused_columns=False, max_steps=6, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2
+        remove_unused_columns=False,
+        max_steps=6,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
     )
     trainer = plain_trainer(args)
     section = EvaluationSection(rows=3, start=True, gap_closed=True, best="kl_to_start")
@@ -99,7 +111,7 @@ def test_trl_trains_with_it(tmp_path: Path) -> None:
     text = Dataset.from_dict({"text": [f"def f{n}(x):\n    return x + {n}\n" for n in range(8)]})
     args = trl.SFTConfig(
         str(tmp_path), use_cpu=True, max_steps=4, eval_strategy="steps", eval_steps=2, save_steps=2, report_to="none",
-        logging_steps=1, max_length=32, bf16=False, disable_tqdm=True, gradient_checkpointing=False, per_device_train_batch_size=2,
+        logging_steps=1, max_length=32, bf16=False, disable_tqdm=True, per_device_train_batch_size=2,
     )  # fmt: skip
     trainer = trl.SFTTrainer(
         build("code-student-tiny").as_posix(), args, train_dataset=text, eval_dataset=text, processing_class=tokenizer
@@ -110,7 +122,11 @@ def test_trl_trains_with_it(tmp_path: Path) -> None:
     teacher = AutoModelForCausalLM.from_pretrained(build("code-teacher-tiny"))
     trainer.add_callback(DistillationEvaluation(trainer, teacher, section))
     trainer.train()
-    told = {logs["step"]: logs["eval_acceptance_rate"] for logs in trainer.state.log_history if "eval_acceptance_rate" in logs}
+    told = {
+        logs["step"]: logs["eval_acceptance_rate"]
+        for logs in trainer.state.log_history
+        if "eval_acceptance_rate" in logs
+    }
     assert list(told) == [2, 4] and trainer.state.best_global_step == max(told, key=told.get)
 
 

@@ -48,7 +48,9 @@ metrics = trainer.evaluate()
 if trainer.is_world_process_zero():
     timed = ("runtime", "per_second", "preparation_time", "loss")
     kept = {name: value for name, value in metrics.items() if not name.endswith(timed) and isinstance(value, float)}
-    save_file({name: torch.tensor(value, dtype=torch.float64) for name, value in kept.items()}, folder / "metrics.safetensors")
+    save_file(
+        {name: torch.tensor(value, dtype=torch.float64) for name, value in kept.items()}, folder / "metrics.safetensors"
+    )
 trainer.accelerator.wait_for_everyone()
 if trainer.args.world_size > 1:
     torch.distributed.destroy_process_group()
