@@ -10,10 +10,11 @@ import pytest
 from run_folders import BASELINE, SOURCE, inspection, lines, write_inspected, write_run
 
 from kdlm.cli import main
-from kdlm.report import read_runs, writing
+from kdlm.report import pictures, read_runs, writing
 from kdlm.report.markup import element, script_data, visible
 from kdlm.report.page import page
 
+ROOT = Path(__file__).parents[2]
 EVIL = '</script><img src=x onerror="alert(1)">&amp;\u202e\x07'
 JOB = {
     "models": {"student": {"role": "student"}, "plain": {"role": "baseline"}},
@@ -205,6 +206,27 @@ def test_without_vega_it_is_said_what_to_install_before_anything_is_written(tmp_
     folder, output = write_run(tmp_path / "kl"), tmp_path / "page.html"
     assert main(["report", str(folder), "-o", str(output)]) == 2
     assert "pip install 'kdlm[report]'" in capsys.readouterr().err and not output.exists()
+
+
+def test_a_tracker_gets_the_figures_of_a_run(tmp_path):
+    pytest.importorskip("vl_convert")
+    log = [{"step": step, "loss": 1.0 / step} for step in (1, 2)]
+    found = pictures(write_run(tmp_path / "kl", log))
+    assert list(found) == ["curves/loss", "mixture/kl"]
+    assert all(picture.startswith(b"\x89PNG") for picture in found.values())
+
+
+def test_a_finished_run_is_not_lost_for_want_of_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kdlm.report.drawing.installed", lambda: False)
+    assert pictures(write_run(tmp_path / "kl")) == {}
+    assert capsys.readouterr().out.startswith("note: the tracker gets no figures: vl-convert-python is not installed")
+
+
+def test_kdlm_train_hands_the_figures_down(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("kdlm.train.train", lambda recipe, **options: seen.append(options))
+    assert main(["train", str(ROOT / "recipes" / "quickstart.yaml"), f"run_dir={tmp_path}"]) == 0
+    assert seen == [{"resume": False, "figures": pictures}]
 
 
 def test_the_script_and_the_style_are_in_the_package():
