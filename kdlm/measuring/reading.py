@@ -1,17 +1,17 @@
 """Reader: every measure of every kept token of a batch, from one forward pass of each model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kdlm.losses import all_measures_for, kept_rows, teacher_log_probs, weighted_sum
 from kdlm.models import Predictor, view
-from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Rows, Signal, TopK, sequence_of
+from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Rows, Signal, TopK, sequence_of, take
 from kdlm.spelling import Spelling, spelling_of
 from kdlm.teachers import freeze
 
@@ -37,6 +37,18 @@ class Reading:
     signals: tuple[Hidden | Dense, Signal | None]
     theirs: dict[str, Float[Tensor, "their_rows"]] = field(default_factory=dict)
     their_sequences: Int[Tensor, "their_rows"] | None = None
+
+    def only(self, wanted: Bool[Tensor, "rows"]) -> "Reading":
+        """Return what was measured of some of the tokens."""
+        index = wanted.nonzero().squeeze(-1)
+        here = index.cpu()
+        return replace(
+            self,
+            rows=Rows(self.rows.index[index], self.rows.labels[index]),
+            values={name: value[here] for name, value in self.values.items()},
+            sequences=self.sequences[here],
+            signals=(take(self.signals[0], index), self.signals[1] and take(self.signals[1], index)),
+        )
 
 
 class Reader:
