@@ -127,7 +127,9 @@ class Reader:
         if isinstance(signal, TopK) and signal.ids.shape[-1] < 5:
             possible = tuple(name for name in possible if name != "top5_agreement")
             self.note(f"top5_agreement: the teacher gives {signal.ids.shape[-1]} tokens at each place")
-        names = possible if self.names is None else tuple(name for name in self.names if name != "bytes")
+        names = possible if self.names is None else tuple(self.names)
+        if self.teacher is not None and signal is None:
+            names = tuple(name for name in names if name in possible or name not in all_measures_for(Dense))
         vocab = self.vocab
         if vocab is None and isinstance(signal, Dense | Hidden) and signal.vocab_size != student.vocab_size:
             vocab = min(signal.vocab_size, student.vocab_size)
