@@ -51,12 +51,18 @@ async function draw(place, colours) {
 
 let drawing = 0;
 
-async function drawAll(colours = scheme()) {
+async function drawAll() {
+  const colours = scheme();
   const mine = ++drawing;
   for (const place of document.querySelectorAll("[data-figure]")) {
     if (mine !== drawing) return; // the scheme was changed again
     views.get(place)?.finalize();
-    views.set(place, await draw(place, colours));
+    try {
+      views.set(place, await draw(place, colours));
+    } catch (error) {
+      place.firstElementChild.textContent = "This figure could not be drawn.";
+      console.error(place.dataset.figure, error);
+    }
     await new Promise((done) => setTimeout(done)); // let the page answer between two figures
   }
   document.documentElement.dataset.drawn = colours;
@@ -98,9 +104,3 @@ document.addEventListener("click", async (event) => {
 });
 
 document.addEventListener("vega", () => drawAll());
-addEventListener("beforeprint", () => {
-  if (scheme() === "dark") drawAll("light");
-});
-addEventListener("afterprint", () => {
-  if (scheme() === "dark") drawAll();
-});
