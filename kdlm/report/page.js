@@ -33,7 +33,8 @@ const tip = document.getElementById("tip");
 function showTip(handler, event, item, value) {
   tip.hidden = !value;
   if (!value) return;
-  const parts = typeof value === "object" ? Object.entries(value).map(([name, said]) => `${name} ${said}`) : [value];
+  const plain = ["run", "kind", "model"];
+  const parts = Object.entries(value).map(([name, said]) => (plain.includes(name) ? said : `${name} ${said}`));
   tip.textContent = parts.join(", ");
   const { width, height } = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(0, Math.min(event.clientX + 14, innerWidth - width - 8))}px`;
