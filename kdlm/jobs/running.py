@@ -11,6 +11,7 @@ import torch
 
 from kdlm.jobs.cache import Cache
 from kdlm.jobs.digests import digest
+from kdlm.jobs.distillation import distilled
 from kdlm.jobs.harness import Tasks, reason, told_to
 from kdlm.jobs.job import Job
 from kdlm.jobs.models import InProcess, Server
@@ -91,6 +92,15 @@ def _ask(job: Job, cache: Cache, name: str, answers: Answers, missing: dict[str,
         say(f"{name}: {task} evaluated in {time.perf_counter() - began:.1f} s")
     del lm
     _free()
+
+
+def distillation(job: Job, given: dict[str, Answers]) -> dict[str, Any]:
+    """Return what `kdlm.jobs.distillation.distilled` says of the job's students and baselines."""
+    assert job.distillation is not None
+    with told_to(job.output / LOG):
+        found = distilled(job, job.distillation, {name: one.hash for name, one in given.items()}, Cache(job.cache))
+    _free()
+    return found
 
 
 def speed(job: Job) -> dict[str, Any]:
