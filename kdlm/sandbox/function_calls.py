@@ -20,7 +20,9 @@ def _lines(draw: random.Random) -> list[str]:
 
 def _path(draw: random.Random, slash: str = "/") -> str:
     parts = draw.choices(["usr", "lib", "..", ".", "", "a.tar.gz", ".bashrc", "file.txt", "dir"], k=draw.randint(1, 5))
-    return draw.choice(["", slash, slash * 2, "c:", "c:" + slash] if slash == "\\" else ["", "", slash]) + slash.join(parts)
+    return draw.choice(["", slash, slash * 2, "c:", "c:" + slash] if slash == "\\" else ["", "", slash]) + slash.join(
+        parts
+    )
 
 
 def _url(draw: random.Random) -> str:
@@ -59,16 +61,13 @@ KINDS: dict[str, Callable[[random.Random], object]] = {
     "words": _words,
     "sortedwords": lambda draw: sorted(set(_words(draw))),
     "text": lambda draw: draw.choice([" ", "  ", ", ", "\n"]).join(_words(draw, 1, 14)),
-    "sentence": lambda draw: " ".join(_words(draw, 3, 20)),
     "lines": lambda draw: "\n".join(_lines(draw)) + draw.choice(["", "\n"]),
-    "linelist": lambda draw: [line + "\n" for line in _lines(draw)],
     "line": lambda draw: draw.choice(["", " ", "\n", "#\n", " # \n", "  x\n", *_lines(draw)]),
     "markup": lambda draw: " ".join(draw.choices([*WORDS, *TAGS], k=draw.randint(1, 6))),
     "path": _path,
     "winpath": lambda draw: _path(draw, "\\"),
     "paths": lambda draw: ["/" + "/".join(["usr", "lib"][: draw.randint(0, 2)] + _words(draw)) for _ in range(3)],
     "file": lambda draw: draw.choice(["data1", "a.py", "abc", "x.c", "Xyz.PY", "", "c.h", "a*"]),
-    "files": lambda draw: draw.choices(["data1", "a.py", "abc", "x.c", "xyz.py", "c.h", "a*"], k=draw.randint(1, 6)),
     "glob": lambda draw: draw.choice(GLOBS),
     "url": _url,
     "query": lambda draw: "&".join(f"{word}={draw.choice(['', '1', 'a+b', '%41', 'ü'])}" for word in _words(draw)),
@@ -113,13 +112,10 @@ CALLS: dict[str, tuple[str, ...]] = {
         "(lambda a: (heapify(a), a))({ints})",
         "nsmallest({digit}, {ints})",
         "nlargest({digit}, {ints})",
-        "list(merge({sorted}, {sorted}))",
     ),
     "statistics": (
-        "mean({floats})",
         "fmean({floats})",
         "geometric_mean({floats})",
-        "harmonic_mean({floats})",
         "median({ints})",
         "median_low({ints})",
         "median_high({ints})",
@@ -127,10 +123,6 @@ CALLS: dict[str, tuple[str, ...]] = {
         "mode({words})",
         "multimode({words})",
         "quantiles({floats}, n={digit})",
-        "variance({floats})",
-        "pvariance({floats})",
-        "stdev({floats})",
-        "pstdev({floats})",
         "covariance({eight}, {eight})",
         "correlation({eight}, {eight})",
         "linear_regression({eight}, {eight})",
@@ -138,9 +130,6 @@ CALLS: dict[str, tuple[str, ...]] = {
     "textwrap": (
         "dedent({lines})",
         "indent({lines}, '> ')",
-        "wrap({sentence}, 16)",
-        "fill({sentence}, 20)",
-        "shorten({sentence}, 25)",
     ),
     "string": ("capwords({text})",),
     "posixpath": (
@@ -148,13 +137,11 @@ CALLS: dict[str, tuple[str, ...]] = {
         "isabs({path})",
         "join({path}, {path})",
         "split({path})",
-        "splitext({path})",
         "splitdrive({path})",
         "splitroot({path})",
         "basename({path})",
         "dirname({path})",
         "commonpath({paths})",
-        "normpath({path})",
     ),
     "ntpath": (
         "isabs({winpath})",
@@ -163,15 +150,10 @@ CALLS: dict[str, tuple[str, ...]] = {
         "split({winpath})",
         "basename({winpath})",
         "dirname({winpath})",
-        "join({winpath}, {winpath})",
     ),
     "genericpath": ("commonprefix({paths})", "_splitext({path}, '/', None, '.')"),
     "shlex": ("quote({text})", "join({words})"),
     "difflib": (
-        "get_close_matches({word}, {words})",
-        "list(ndiff({linelist}, {linelist}))",
-        "list(unified_diff({linelist}, {linelist}))",
-        "list(context_diff({linelist}, {linelist}))",
         "IS_LINE_JUNK({line})",
         "_format_range_unified({nat}, {nat})",
         "_format_range_context({nat}, {nat})",
@@ -180,7 +162,6 @@ CALLS: dict[str, tuple[str, ...]] = {
         "isleap({year})",
         "leapdays({year}, {year})",
         "weekday({year}, {month}, {day})",
-        "monthrange({year}, {month})",
         "timegm(({year}, {month}, {day}, {nat}, {nat}, {nat}))",
     ),
     "_pydatetime": (
@@ -193,14 +174,11 @@ CALLS: dict[str, tuple[str, ...]] = {
         "_divide_and_round({int}, {digit})",
     ),
     "fnmatch": (
-        "fnmatch({file}, {glob})",
-        "fnmatchcase({file}, {glob})",
-        "filter({files}, {glob})",
         "translate({glob})",
     ),
     "glob": ("escape({file})",),
     "re": ("escape({markup})",),
-    "html": ("escape({markup})", "unescape({markup})"),
+    "html": ("escape({markup})",),
     "xml.sax.saxutils": (
         "__dict_replace({text}, {dict})",
         "escape({markup})",
@@ -208,21 +186,13 @@ CALLS: dict[str, tuple[str, ...]] = {
         "quoteattr({markup})",
     ),
     "urllib.parse": (
-        "urlsplit({url})",
-        "urlparse({url})",
         "urlunsplit(('http', {host}, {path}, {query}, ''))",
         "urlunparse(('http', {host}, {path}, '', {query}, 'x'))",
-        "urljoin({url}, {url})",
-        "urldefrag({url})",
         "quote({text})",
-        "quote_plus({text})",
         "quote_from_bytes({bytes})",
         "unquote({query})",
         "unquote_plus({query})",
         "unquote_to_bytes({query})",
-        "urlencode({dict})",
-        "parse_qs({query})",
-        "parse_qsl({query})",
         "unwrap('<URL:' + {url} + '>')",
     ),
     "urllib.request": ("parse_http_list({text})",),
@@ -247,7 +217,6 @@ CALLS: dict[str, tuple[str, ...]] = {
     "email.base64mime": ("header_length({ascii})", "header_encode({ascii})", "body_encode({ascii})"),
     "email.utils": ("unquote({address})", "decode_rfc2231({text})", "encode_rfc2231({text})"),
     "email._parseaddr": ("quote({markup})",),
-    "http.cookies": ("_quote({markup})",),
     "http.cookiejar": (
         "is_HDN({host})",
         "liberal_is_HDN({host})",
@@ -257,9 +226,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     ),
     "operator": (
         "concat({words}, {words})",
-        "contains({words}, {word})",
         "countOf({ints}, {digit})",
-        "indexOf([*{ints}, {digit}], {digit}) if True else 0",
         "floordiv({int}, {digit})",
         "mod({int}, {digit})",
         "xor({int}, {nat})",
@@ -289,7 +256,7 @@ CALLS: dict[str, tuple[str, ...]] = {
         "replace({text}, 'a', 'b', 'i', 'oo')",
         "stripid('<x at 0x7f{digit}a00>' + {word})",
     ),
-    "doctest": ("_indent({lines})", "_comment_line({line})", "_ellipsis_match('a...' + {word}, 'ab' + {word})"),
+    "doctest": ("_indent({lines})", "_comment_line({line})"),
     "json.encoder": ("py_encode_basestring({markup})", "py_encode_basestring_ascii({markup})"),
     "unittest.util": (
         "sorted_list_difference({sortedwords}, {sortedwords})",
@@ -305,7 +272,5 @@ CALLS: dict[str, tuple[str, ...]] = {
     "wsgiref.util": ("is_hop_by_hop({header})", "request_uri({'HTTP_HOST': {host}, 'wsgi.url_scheme': 'http', 'SCRIPT_NAME': {path}})"),
     "wsgiref.headers": ("_formatparam({word}, {word})",),
     "gettext": ("c2py('n % 10 == 1 ? 0 : n > {digit} ? 1 : 2')({nat})",),
-    "copy": ("copy({ints})",),
-    "pprint": ("saferepr({dict})",),
 }  # fmt: skip
 """By module, calls in the module's names; each is of one function, the first of the module's that it names."""

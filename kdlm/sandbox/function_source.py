@@ -52,8 +52,7 @@ class Source:
             statement = waiting.pop()
             if statement.lineno not in needed:
                 needed[statement.lineno] = statement
-                names = {part.id for part in ast.walk(statement) if isinstance(part, ast.Name)}
-                waiting += [each for name in names for each in self.binds.get(name, [])]
+                waiting += [each for name in _free(statement) for each in self.binds.get(name, [])]
         return [needed[line] for line in sorted(needed)]
 
     def _text(self, begin: int, end: int) -> str:
@@ -78,18 +77,29 @@ def source_of(module: str) -> Source:
     return Source(text.splitlines(keepends=True), binds)
 
 
-def _bound(statement: ast.stmt) -> Iterator[str]:
+def _bound(statement: ast.AST) -> Iterator[str]:
     """The names that a statement of a module binds there."""
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield statement.name
-        return
-    for part in ast.walk(statement):
-        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-            yield part.id
-        elif isinstance(part, (ast.FunctionDef, ast.ClassDef)):
-            yield part.name
-        elif isinstance(part, ast.alias):
-            yield (part.asname or part.name).partition(".")[0]
+    elif isinstance(statement, ast.Name):
+        if isinstance(statement.ctx, ast.Store):
+            yield statement.id
+    elif isinstance(statement, ast.alias):
+        yield (statement.asname or statement.name).partition(".")[0]
+    else:
+        for part in ast.iter_child_nodes(statement):
+            yield from _bound(part)
+
+
+def _free(statement: ast.stmt) -> set[str]:
+    """The names that a statement reads; of a function, those that it does not bind itself."""
+    parts = list(ast.walk(statement))
+    read = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
+    if not isinstance(statement, ast.FunctionDef):
+        return read
+    own = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    own |= {part.arg for part in parts if isinstance(part, ast.arg)}
+    return read - own.difference(*(part.names for part in parts if isinstance(part, ast.Global)))
 
 
 def _span(statement: ast.stmt) -> tuple[int, int]:

@@ -52,7 +52,7 @@ class Functions:
     needs: tuple[str, ...] = ()
 
     def ingredients(self) -> dict[str, Any]:
-        return {**asdict(self), "documents": stdlib_digest()}
+        return {**asdict(self), "calls": CALLS, "documents": stdlib_digest()}
 
     def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
         kept: list[Function] = []
