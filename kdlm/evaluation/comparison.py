@@ -61,15 +61,16 @@ def sums_of(
         if name not in possible(kind):
             raise ValueError(f"evaluation.measures: {unknown(name, possible(kind))}")
     wanted = dict.fromkeys(part for name in names for part in MADE_OF.get(name, (name,)))
-    _, parts = weighted_sum([], ours, theirs, rows.labels, vocab=vocab, measures=tuple(wanted))
+    parts: dict[str, Tensor] = {}
+    if wanted:
+        _, parts = weighted_sum([], ours, theirs, rows.labels, vocab=vocab, measures=tuple(wanted))
     sums = {name: value.double().sum() for name, value in parts.items()}
     for name in ("ece", "teacher_ece"):
         if name in names:
             sums[name] = reliability_sums(*(parts[part].double() for part in MADE_OF[name]))
     if start is not None:
-        began = start(batch, rows)
-        _, parts = weighted_sum([], ours, began, rows.labels, measures=("kl_to_teacher",))
-        sums["kl_to_start"] = parts["kl_to_teacher"].double().sum()
+        _, forgotten = weighted_sum([], ours, start(batch, rows), rows.labels, measures=("kl_to_teacher",))
+        sums["kl_to_start"] = forgotten["kl_to_teacher"].double().sum()
     return {COUNT: torch.tensor(float(len(rows.labels)), dtype=torch.float64, device=rows.labels.device), **sums}
 
 
@@ -83,11 +84,9 @@ def figures_of(sums: Mapping[str, Tensor]) -> dict[str, float]:
     return found
 
 
-def gap_closed(figures: Mapping[str, float], baseline: float) -> float:
-    """Return the share of the way from `baseline` to the teacher's cross-entropy that the student has gone.
+def gap_closed(before: float, student: float, teacher: float) -> float:
+    """Return `(before - student) / (before - teacher)` of three losses: 0 is no better than before, 1 the teacher.
 
-    1 where it is as good as the teacher, 0 where it is as good as the baseline, below where it is worse; nan where the
-    teacher is no better than the baseline, so that there is no way.
+    nan where there is no gap. `before` is the model that distillation began with, or a baseline trained without it.
     """
-    way = baseline - figures["teacher_cross_entropy"]
-    return (baseline - figures["cross_entropy"]) / way if way > 0 else math.nan
+    return (before - student) / (before - teacher) if before != teacher else math.nan

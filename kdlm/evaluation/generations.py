@@ -62,9 +62,9 @@ class Writer:
 
 
 def distinct(sequences: Sequence[Sequence[int]], n: int) -> float:
-    """Return how many different n-grams there are for one that is written (Li et al. 2016, arXiv 1510.03055); 0 of none.
+    """Return the share of n-grams that are different ones (Li et al. 2016, arXiv 1510.03055); 0 where there are none.
 
-    The n-grams are of tokens, inside each sequence.
+    They are of tokens, inside each sequence.
     """
     grams = [tuple(one[at : at + n]) for one in sequences for at in range(len(one) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -88,7 +88,7 @@ class SummedEvaluation(Trainer):
             dataset = splits[dataset]
         if not hasattr(dataset, "__len__"):
             return super().get_eval_dataloader(eval_dataset)
-        if eval_dataset is None or isinstance(eval_dataset, str):
+        if any(dataset is own for own in (splits.values() if isinstance(splits, dict) else [splits])):
             dataset = self._evaluation.chosen(dataset)
         return share_of(dataset, self.args, self.data_collator)
 

@@ -69,7 +69,7 @@ class Watch:
 
     def read(self, loader: Iterable[Any], names: tuple[str, ...] | None) -> dict[str, float]:
         """Return metrics by name; None for those that evaluation watches by default with this teacher."""
-        told = self._summed(loader, names, self.teacher)
+        told = self._summed(loader, names, None if names == () else self.teacher)
         return told if names is None else {name: told[name] for name in (*names, "kl_to_start") if name in told}
 
     def _summed(self, loader: Iterable[Any], names: tuple[str, ...] | None, teacher: Any) -> dict[str, float]:
@@ -90,7 +90,7 @@ class Watch:
         began = self.section.gap_closed
         if began is True:
             began = figures["cross_entropy"] if self.trainer.state.global_step == 0 else self._at_start()
-        return gap_closed(figures, began)
+        return gap_closed(began, figures["cross_entropy"], figures["teacher_cross_entropy"])
 
     def _at_start(self) -> float:
         """Return the student's cross-entropy at step 0, which a resumed run has from its checkpoint."""
