@@ -26,6 +26,14 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def report(args: argparse.Namespace) -> int:
+    from kdlm.report import report
+
+    for line in report(args.runs, args.output, pngs=args.png, inspect=not args.no_inspect):
+        print(line)
+    return 0
+
+
 def check(args: argparse.Namespace) -> int:
     recipe = load(args)
     from kdlm.check import check
@@ -152,6 +160,7 @@ VERBS = tuple(
         pack,
         merge,
         eval_,
+        report,
         init,
         methods,
         doctor,

@@ -34,7 +34,7 @@ REFUSED = {
     "accept4": Numbers(288, 242),
     "sendmsg": Numbers(46, 211),
     "sendmmsg": Numbers(307, 269),
-    # other processes: started, signalled, read, reschedule
+    # other processes: started, signalled, read, rescheduled
     "fork": Numbers(57, None),
     "vfork": Numbers(58, None),
     "execve": Numbers(59, 221),
@@ -137,6 +137,7 @@ REFUSED = {
 KILL, TGKILL, PRLIMIT64 = Numbers(62, 129), Numbers(234, 131), Numbers(302, 261)
 CLONE, SOCKETPAIR, SENDTO = Numbers(56, 220), Numbers(53, 199), Numbers(44, 206)
 PRCTL, IOCTL, FCNTL = Numbers(157, 167), Numbers(16, 29), Numbers(72, 25)
+CAPSET = Numbers(126, 91)
 
 NEWEST = 424
 """The first number that is the same everywhere, of Linux 5.1: from here on no call is made."""

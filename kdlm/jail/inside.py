@@ -29,7 +29,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 def main() -> None:
     with open(0, "rb", closefd=False) as incoming:
         order = marshal.loads(incoming.read())
-    say = _teller(int(sys.argv[1]), order.pop("nonce"))
+    say = _teller(int(sys.argv.pop()), order.pop("nonce"))
     try:
         lock(order)
     except OSError as error:

@@ -7,6 +7,7 @@ from typing import Literal
 MIB = 1 << 20
 
 Isolation = Literal["full", "limits_only"]
+Outcome = Literal["done", "raised", "timed_out", "killed"]
 Test = str | Mapping[str, str]
 """Python to run after the program, which passes if it does not raise; or `{"call": expression, "result": its repr}`."""
 
@@ -36,10 +37,12 @@ class Run:
         outcome: `done`; `raised`, by itself; `timed_out`; `killed`, by another limit or a signal.
         reason: why it is not done, or why the first test failed.
         passed: for each test whether it passed.
+        results: for each call what it returned, as `repr` writes it; None where it raised, or is no call.
         output: what it printed, to standard output and error.
     """
 
-    outcome: Literal["done", "raised", "timed_out", "killed"]
+    outcome: Outcome
     reason: str | None
     passed: tuple[bool, ...]
+    results: tuple[str | None, ...]
     output: str

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from kdlm.jail import support
-from kdlm.jail.filters import seccomp_filter
+from kdlm.jail.filters import CAPSET, PRCTL, REFUSED, seccomp_filter
 from kdlm.jail.limits import MIB, Isolation, Limits, Run, Test
 from kdlm.jail.scratch import remove
 from kdlm.jail.watching import Watch
 
 INSIDE = Path(__file__).with_name("inside.py")
+DEFAULT = Limits()
 
 
-def run(program: str, tests: Sequence[Test] = (), *, limits: Limits = Limits(), isolation: Isolation = "full") -> Run:
+def run(program: str, tests: Sequence[Test] = (), *, limits: Limits = DEFAULT, isolation: Isolation = "full") -> Run:
     """Run a program, and tests in its names, in a process of its own.
 
     With `full` isolation it reads only Python's standard library, writes only in a folder that is removed afterwards,
@@ -86,9 +87,9 @@ def _order(
         machine, version = platform.machine(), support.landlock_version()
         handled = support.handled(version)
         lock = {
-            "prctl": 157 if machine == "x86_64" else 167,
-            "capset": 126 if machine == "x86_64" else 91,
-            "seccomp": support.SECCOMP[machine],
+            "prctl": getattr(PRCTL, machine),
+            "capset": getattr(CAPSET, machine),
+            "seccomp": getattr(REFUSED["seccomp"], machine),
             "filter": seccomp_filter(machine, process),
             "handled": handled,
             "size": 24 if version >= 6 else 16 if version >= 4 else 8,

@@ -4,13 +4,13 @@ import os
 import shutil
 import stat
 
-DEEPEST = 64
-"""Folders within folders: more than a program needs, and few enough for one path."""
+DEEPEST, LONGEST = 64, 2048
+"""Folders within folders and characters of a path: more than a program needs, and less than calls take."""
 
 
 def size(folder: str, depth: int = 0) -> float:
     """Return the bytes that files and names take there; infinite where folders are nested too deep to be counted."""
-    if depth > DEEPEST:
+    if depth > DEEPEST or len(folder) > LONGEST:
         return float("inf")
     total = 0.0
     try:
@@ -37,8 +37,8 @@ def remove(folder: str) -> None:
         with os.scandir(place) as entries:
             inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
         for path in inner:
-            if depth >= DEEPEST:
+            if too_deep := depth >= DEEPEST or len(path) > LONGEST:
                 os.rename(path, path := os.path.join(folder, f"moved-{moved}"))
                 moved += 1
-            waiting.append((path, 0 if depth >= DEEPEST else depth + 1))
+            waiting.append((path, 0 if too_deep else depth + 1))
     shutil.rmtree(folder)

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 
-from kdlm.jail.filters import ARCHITECTURES
+from kdlm.jail.filters import ARCHITECTURES, REFUSED
 
 LANDLOCK_CREATE_RULESET = 444
 LANDLOCK_CREATE_RULESET_VERSION = 1
-SECCOMP = {"x86_64": 317, "aarch64": 277}
 SECCOMP_GET_ACTION_AVAIL = 2
+ERRNO_ACTION = ctypes.c_uint32(0x00050000)
 
 WRITE_FILE, READ_FILE, READ_DIR = 1 << 1, 1 << 2, 1 << 3
 REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG, MAKE_SYM = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 12
@@ -53,7 +53,9 @@ def missing() -> list[str]:
     lacks = []
     if platform.machine() not in ARCHITECTURES:
         lacks.append(f"a processor of {' or '.join(ARCHITECTURES)} (this is {platform.machine()})")
-    elif _syscall(SECCOMP[platform.machine()], SECCOMP_GET_ACTION_AVAIL, 0, ctypes.byref(ctypes.c_uint32(0x50000))):
+    elif _syscall(
+        getattr(REFUSED["seccomp"], platform.machine()), SECCOMP_GET_ACTION_AVAIL, 0, ctypes.byref(ERRNO_ACTION)
+    ):
         lacks.append("seccomp filters (CONFIG_SECCOMP_FILTER)")
     if landlock_version() < 1:
         lacks.append("Landlock (Linux 5.13, and `landlock` among the kernel's `lsm=`; containers may forbid it)")
@@ -76,8 +78,8 @@ def readable(version: int) -> list[tuple[str, int]]:
     """Return what a jailed Python may read: (path, rights).
 
     The standard library, entry by entry without site-packages; the shared libraries that its extension modules load;
-    the loader's list of libraries; /dev/null and /dev/urandom. The names in the standard library's folder can be listed,
-    site-packages' too: Landlock's rights reach down.
+    the loader's list of libraries; /dev/null and /dev/urandom. Names below the standard library's folder can be listed,
+    in site-packages too: Landlock's rights reach down.
     """
     run = subprocess.run(
         [*PYTHON, "-c", LOOK], stdin=subprocess.DEVNULL, capture_output=True, check=True, env=environment("/")

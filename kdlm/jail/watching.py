@@ -6,11 +6,10 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
-from kdlm.jail.limits import MIB, Limits, Run, Test
+from kdlm.jail.limits import MIB, Limits, Outcome, Run, Test
 from kdlm.jail.scratch import size
 from kdlm.jail.values import same
 
@@ -30,7 +29,7 @@ class Watch:
         self._process, self._results, self._scratch, self._limits = process, results, scratch, limits
         self._nonce = nonce.encode()
         self._printed, self._told = bytearray(), bytearray()
-        self._outcome: Literal["done", "timed_out", "killed"] = "done"
+        self._outcome: Outcome = "done"
         self._reason: str | None = None
 
     def wait(self) -> None:
@@ -91,18 +90,26 @@ class Watch:
         if ("ready", 0) not in said and self._outcome == "done":
             why = said.get(("refused", 0)) or f"its Python did not start: {output[-500:]}"
             raise RuntimeError(f"the jail was not built, and the program not run: {why}")
-        passed = tuple(_passed(test, said.get(("passed", number))) for number, test in enumerate(tests))
-        outcome, reason = self._outcome, self._reason
-        if outcome == "done" and ("raised", 0) in said:
-            return Run("raised", said["raised", 0], passed, output)
-        if outcome == "done" and ((code := self._process.returncode) or ("ran", 0) not in said):
-            ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            return Run("killed" if code < 0 else "raised", ended, passed, output)
+        heard = [said.get(("passed", number)) for number in range(len(tests))]
+        passed = tuple(map(_passed, tests, heard))
+        outcome, reason = self._ending(said)
         if reason is None and not all(passed):
             number = passed.index(False)
-            unlike = f"not the result expected: {said[found][:200]}" if (found := ("passed", number)) in said else ""
+            unlike = None if heard[number] is None else f"not the result expected: {heard[number]}"
             reason = f"test {number}: {said.get(('failed', number)) or unlike or 'not reached'}"
-        return Run(outcome, reason, passed, output)
+        results = tuple(None if isinstance(test, str) else text for test, text in zip(tests, heard, strict=True))
+        return Run(outcome, reason, passed, results, output)
+
+    def _ending(self, said: Mapping[tuple[str, int], str]) -> tuple[Outcome, str | None]:
+        if self._outcome != "done":
+            return self._outcome, self._reason
+        if ("raised", 0) in said:
+            return "raised", said["raised", 0]
+        if (code := self._process.returncode) < 0:
+            return "killed", f"ended by {signal.Signals(-code).name}"
+        if code or ("ran", 0) not in said:
+            return "raised", f"ended with exit code {code}"
+        return "done", None
 
 
 def _passed(test: Test, said: str | None) -> bool:

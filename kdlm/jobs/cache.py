@@ -31,12 +31,12 @@ class Cache:
         return None if self.folder is None else self.folder / model / f"{plain}-{digest(identity)}.json"
 
     def read(self, path: Path | None) -> Any:
-        """Return what is kept, None where there is nothing. Raises ValueError for a file that is not as it was written."""
+        """Return what is kept, None where there is nothing. Raises ValueError for a file that is damaged."""
         if path is None or not path.is_file():
             return None
         said, _, content = path.read_bytes().partition(b"\n")
         if said.decode("utf-8", "replace") != xxhash.xxh3_64_hexdigest(content):
-            raise ValueError(f"{path} is not what was written")
+            raise ValueError(f"{path} is damaged")
         return json.loads(content)
 
     def write(self, path: Path | None, value: Any) -> None:

@@ -7,8 +7,24 @@ from kdlm.jobs.results import LEVEL
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
-def table(found: dict[str, Any]) -> str:
-    """Return results.md: a row for each metric, a column for each model, marks where a student beats or loses."""
+UNITS = {
+    "prefill_tokens_per_second": ("prompt tokens/s", 1.0),
+    "decode_tokens_per_second": ("new tokens/s", 1.0),
+    "first_token_seconds": ("first token, ms", 1e3),
+    "peak_memory_bytes": ("peak memory, MiB", 2.0**-20),
+}
+
+
+def card(found: dict[str, Any]) -> str:
+    """Return results.md: the tables of what was measured, for a model card."""
+    parts = [_metrics(found)] if found["tasks"] else []
+    if "speed" in found:
+        parts.append(_speed(found["speed"]))
+    return "\n".join([*parts, "Made by `kdlm eval` with lm-evaluation-harness.\n"])
+
+
+def _metrics(found: dict[str, Any]) -> str:
+    """Return a row for each metric, a column for each model, and marks where a student differs from the baseline."""
     models = found["models"]
     heads = [f"{name} ({model['role']})" if model["role"] != "other" else name for name, model in models.items()]
     gaps = any(metric["gap_closed"] for _, _, metric in _rows(found))
@@ -23,6 +39,21 @@ def table(found: dict[str, Any]) -> str:
             _row([task, name + ARROWS[metric["higher_is_better"]], *cells, *([", ".join(closed)] if gaps else [])])
         )
     return "\n".join(lines) + "\n\n" + _explained(found) + "\n"
+
+
+def _speed(speed: dict[str, Any]) -> str:
+    lines = [_row(["batch", "speed", *speed]), _row(["---:", "---", *["---:"] * len(speed)])]
+    for size in next(iter(speed.values()))["batch"]:
+        for key, (title, unit) in UNITS.items():
+            cells = []
+            for model in speed.values():
+                ratio = model["batch"][size].get("against_teacher", {}).get(key, {"value": None})["value"]
+                figure = {k: None if v is None else v * unit for k, v in model["batch"][size][key].items()}
+                cells.append(shown(figure) + ("" if ratio is None else f" ({ratio:.2f}x)"))
+            lines.append(_row([size, title, *cells]))
+    disk = ["?" if model["bytes"] is None else f"{model['bytes'] / 2**20:.1f}" for model in speed.values()]
+    lines.append(_row(["", "size on disk, MiB", *disk]))
+    return "\n".join(lines) + "\n\nMedians of turns; in brackets the ratio to the teacher in the same turns.\n"
 
 
 def shown(figure: dict[str, float | None]) -> str:
@@ -81,5 +112,4 @@ def _explained(found: dict[str, Any]) -> str:
             f"**Bold**: significantly better than {baseline} on the same documents, ▾: significantly worse (paired, "
             f"two-sided, p < {LEVEL:g} each, not corrected for the number of rows)."
         )
-    parts.append("Made by `kdlm eval` with lm-evaluation-harness.")
     return " ".join(parts)

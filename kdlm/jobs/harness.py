@@ -121,11 +121,12 @@ class Tasks:
         `tasks` maps each task and group to {version, samples, metrics: {metric: {higher_is_better, value, error}}},
         `samples` each task to its documents with answers and values, `groups` each group to its tasks.
         """
-        from lm_eval import simple_evaluate
+        from lm_eval import evaluator
 
+        evaluator.add_env_info = lambda storage: None  # it lists the machine's packages, a second each time
         job, settings = self.job, self.job.settings(name)
         seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
-        said: Any = simple_evaluate(
+        said: Any = evaluator.simple_evaluate(
             model=lm,
             tasks=[name],
             num_fewshot=settings.num_fewshot,

@@ -13,6 +13,8 @@ from kdlm.jobs.cache import Cache
 from kdlm.jobs.digests import digest
 from kdlm.jobs.harness import Tasks, reason, told_to
 from kdlm.jobs.job import Job
+from kdlm.jobs.models import InProcess
+from kdlm.jobs.speed import measure
 
 LOG = "lm_eval.log"
 
@@ -85,6 +87,26 @@ def _ask(job: Job, cache: Cache, name: str, answers: Answers, missing: dict[str,
         answers.results[task] = result
         say(f"{name}: {task} evaluated in {time.perf_counter() - began:.1f} s")
     del lm
+    _free()
+
+
+def speed(job: Job) -> dict[str, Any]:
+    """Return what `kdlm.jobs.speed.measure` says of the models of this process, and how much disk each takes.
+
+    Raises ValueError where there are none, and for what cannot be measured.
+    """
+    sections = {name: section for name, section in job.models.items() if isinstance(section, InProcess)}
+    if job.speed is None or not sections:
+        raise ValueError("speed: it is that of models in this process (name: hf), and there are none")
+    with told_to(job.output / LOG):
+        models = {name: section.load(f"models.{name}")[0] for name, section in sections.items()}
+    found = measure(job.speed, models, next((name for name in job.of("teacher") if name in models), None))
+    del models
+    _free()
+    return {name: {"bytes": sections[name].bytes(), **measured} for name, measured in found.items()}
+
+
+def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

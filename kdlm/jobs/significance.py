@@ -98,7 +98,7 @@ def difference(ours: Documents, theirs: Documents) -> Estimate:
 
 
 def gap_closed(student: Documents, baseline: Documents, teacher: Documents) -> Estimate:
-    """Return (student - baseline) / (teacher - baseline), 0 at the baseline and 1 at the teacher, with jackknife error."""
+    """Return (student - baseline) / (teacher - baseline): 0 at the baseline, 1 at the teacher; jackknife error."""
     figure, width = student.of, student.rows.shape[1]
     rows = np.column_stack([student.rows, baseline.rows, teacher.rows])
 

@@ -1,10 +1,10 @@
 """`kdlm eval`: run a job, write what it found, and show it."""
 
-from kdlm.jobs.card import table
+from kdlm.jobs.card import card
 from kdlm.jobs.harness import require
 from kdlm.jobs.job import Job
 from kdlm.jobs.results import results, write
-from kdlm.jobs.running import evaluate
+from kdlm.jobs.running import evaluate, speed
 
 
 def run(job: Job) -> None:
@@ -14,7 +14,7 @@ def run(job: Job) -> None:
     """
     require()
     given = evaluate(job, lambda line: print(line, flush=True))
-    found = results(job, given)
-    text = table(found)
+    found = results(job, given) | ({} if job.speed is None else {"speed": speed(job)})
+    text = card(found)
     write(job, found, text, given)
     print(f"\n{text}\nresults: {job.output / 'results.json'}")

@@ -14,6 +14,7 @@ from kdlm.quality.measures import FeatureNet, accuracy_of, quality_of, seen_by
 from kdlm.quality.modes import ModeReport, mode_report
 from kdlm.quality.pictures import grid, scatter, side_by_side, write_image_folder, write_png
 from kdlm.quality.sampling import SamplingSection, Yardstick, yardstick
+from kdlm.quality.texts import distinct, repetition, text_figures
 
 __all__ = [
     "FeatureNet",
@@ -26,6 +27,7 @@ __all__ = [
     "calibration_error",
     "calibration_sums",
     "carlini_wagner",
+    "distinct",
     "fgsm",
     "frechet_distance",
     "grid",
@@ -34,9 +36,11 @@ __all__ = [
     "quality_of",
     "reliability",
     "reliability_sums",
+    "repetition",
     "scatter",
     "seen_by",
     "side_by_side",
+    "text_figures",
     "with_calibration_error",
     "write_image_folder",
     "write_png",

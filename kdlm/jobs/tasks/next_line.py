@@ -1,11 +1,12 @@
 """`kdlm_code_next`: which of four lines goes on with a file of the standard library that no sandbox model has read?
 
-The three others are the same words in another order. So all four have the same length and the same words, and what is
-left to tell them apart is what the line says after the lines before it. (With lines taken from elsewhere a sandbox
-teacher does no better than chance, and the likelihood of a line is mostly a matter of its length.)
+The three others are that line with two of its words exchanged. So all four have the same length and the same words,
+and what is left to tell them apart is what the line says, after the lines before it. (With lines taken from elsewhere a
+sandbox teacher does no better than chance: which line is likely is then mostly a matter of its length.)
 """
 
 import random
+from itertools import combinations
 from typing import Any
 
 from datasets import Dataset
@@ -15,7 +16,7 @@ from kdlm.sandbox.jsonl import read_jsonl
 
 QUESTIONS = 400
 CONTEXT = 400  # characters at most, in whole lines
-WORDS = 4  # at least, in a line: fewer have few orders
+WORDS = 4  # of a line, at least: three words can be exchanged in three ways only
 CHOICES = 4
 
 
@@ -27,12 +28,14 @@ def documents(**_: Any) -> dict[str, Dataset]:
 def questions(files: list[dict[str, str]], *, n: int, seed: int) -> list[dict[str, Any]]:
     """Return up to `n` questions on lines drawn from files with `path` and `text`; the same ones for the same seed."""
     generator = random.Random(seed)
-    places = [(file["path"], file["text"].splitlines(), i) for file in files for i in range(file["text"].count("\n"))]
+    texts = {file["path"]: file["text"].split("\n") for file in files}
+    places = [(path, i) for path, lines in texts.items() for i in range(len(lines))]
     generator.shuffle(places)
     made = []
-    for path, lines, i in places:
+    for path, i in places:
+        lines = texts[path]
         context = _context(lines[:i])
-        if context and (choices := _choices(lines[i].rstrip(), generator)):
+        if context.strip() and (choices := _choices(lines[i].rstrip(), generator)):
             true = choices[0]
             generator.shuffle(choices)
             made.append(
@@ -44,17 +47,18 @@ def questions(files: list[dict[str, str]], *, n: int, seed: int) -> list[dict[st
 
 
 def _choices(line: str, generator: random.Random) -> list[str] | None:
-    """The line and its words in other orders, all different; None for a line of few words, or mostly one."""
+    """The line, and the line with two of its words exchanged in different ways; None for a line of few words."""
     words = line.split(" ")
     places = [place for place, word in enumerate(words) if word]
     if len(places) < WORDS:
         return None
+    pairs = list(combinations(places, 2))
+    generator.shuffle(pairs)
     found = [line]
-    for _ in range(10 * CHOICES):
-        mixed = words.copy()
-        for place, other in zip(places, generator.sample(places, len(places)), strict=True):
-            mixed[place] = words[other]
-        if (candidate := " ".join(mixed)) not in found:
+    for one, other in pairs:
+        swapped = words.copy()
+        swapped[one], swapped[other] = words[other], words[one]
+        if (candidate := " ".join(swapped)) not in found:
             found.append(candidate)
         if len(found) == CHOICES:
             return found
@@ -68,4 +72,4 @@ def _context(lines: list[str]) -> str:
         if sum(len(other) + 1 for other in taken) + len(line) > CONTEXT:
             break
         taken.append(line)
-    return "\n".join(reversed(taken)).rstrip()
+    return "\n".join(reversed(taken))
