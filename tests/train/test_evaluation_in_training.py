@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from kdlm.check import check
 from kdlm.evaluation import EvaluationSection
+from kdlm.evaluation.start import start_of
 from kdlm.recipe import load
 from kdlm.train import assemble, train
 from kdlm.verifiers import Verdict
@@ -119,7 +120,7 @@ def test_a_sample_is_the_same_for_every_seed_of_the_run_and_another_for_another_
 
 def test_the_start_of_adapters_is_their_base_and_takes_no_memory(recipe: Path) -> None:
     plain, adapted = (assemble(load(recipe, overrides)).trainer for overrides in ([], ["student.lora={rank: 4}"]))
-    assert plain._watch.start.adapted is None and adapted._watch.start.adapted is adapted.student
+    assert plain._watch.start.module is not plain.student and adapted._watch.start.module is adapted.student
     flags = [p.requires_grad for p in adapted.student.parameters()]
     assert adapted.evaluate()["eval_kl_to_start"] == 0
     assert [p.requires_grad for p in adapted.student.parameters()] == flags
@@ -134,14 +135,12 @@ def test_the_start_of_adapters_is_their_base_and_takes_no_memory(recipe: Path) -
 
 
 def test_adapters_that_do_something_already_are_copied(recipe: Path) -> None:
-    from kdlm.evaluation.start import Start
-
     model = assemble(load(recipe, ["student.lora={rank: 4}"])).trainer.student
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.1)
-    assert Start(model).adapted is None
+    assert start_of(model, torch.device("cpu")).module is not model
 
 
 WRONG = {
