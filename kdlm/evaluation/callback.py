@@ -1,6 +1,6 @@
 """DistillationEvaluation: the evaluation of a recipe, for any Trainer, as a callback."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import Trainer, TrainerCallback
@@ -49,7 +49,7 @@ class DistillationEvaluation(TrainerCallback):
             teacher = freeze(teacher)
         if hasattr(teacher, "to"):
             teacher.to(trainer.args.device)
-        student = view(trainer.model)
+        student = view(cast("nn.Module", trainer.model))
         if vocab is None:
             vocab = common_vocab({"student": student, "teacher": teacher}, trainer.processing_class)
         self.trainer, self.section = trainer, section

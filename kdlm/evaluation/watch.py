@@ -121,7 +121,8 @@ def share_of(rows: Any, args: Any, collator: Any) -> DataLoader:
     """Return batches of this rank's share of the rows, none of them twice."""
     if args.world_size > 1:
         rows = Share(rows, args.process_index, args.world_size)
-    return DataLoader(rows, batch_size=args.eval_batch_size, collate_fn=collator)
+    own = torch.Generator()  # a loader draws a seed; the run's own numbers are left alone
+    return DataLoader(rows, batch_size=args.eval_batch_size, collate_fn=collator, generator=own)
 
 
 def _reduced(sums: dict[str, Tensor], accelerator: Any) -> dict[str, Tensor]:

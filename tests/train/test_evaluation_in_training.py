@@ -79,6 +79,7 @@ def test_the_best_checkpoint_is_handed_out_and_named(recipe: Path, lora: str) ->
     assert best < 6, "who trains on forgets more, so that the last checkpoint is not the best"
     value = told[best]["eval_kl_to_start"]
     assert results["best"] == {"step": best, "metric": "eval_kl_to_start", "value": value}
+    assert f"step {best}, the best by eval_kl_to_start" in (folder / "student" / "README.md").read_text()
     figures = {key: value for key, value in told[best].items() if key.startswith("eval_")}
     assert {key: results[key] for key in figures} == figures
     if "adapter" in lora:
@@ -108,6 +109,17 @@ def test_a_resumed_run_knows_start_best_and_sample_of_the_unbroken_one(recipe: P
         }
     assert results_of(whole)["best"] == results_of(part.run_dir)["best"]
     assert all(torch.equal(value, weights(part.run_dir)[name]) for name, value in weights(whole).items())
+
+
+def test_what_is_evaluated_does_not_change_what_is_learned(recipe: Path, tmp_path: Path) -> None:
+    dropout = "student.lora={rank: 4, dropout: 0.5}"  # draws random numbers at every step
+    watched = train(load(recipe, [dropout, f"run_dir={tmp_path / 'watched'}"]))
+    alone = ["evaluation=null", "training.eval_strategy=no", "training.save_steps=6", f"run_dir={tmp_path / 'alone'}"]
+    ours, theirs = (
+        load_file(folder / "checkpoint-6" / "adapter_model.safetensors")
+        for folder in (watched, train(load(recipe, [dropout, *alone])))
+    )
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_a_sample_is_the_same_for_every_seed_of_the_run_and_another_for_another_seed_of_its_own(recipe: Path) -> None:
