@@ -83,3 +83,20 @@ def test_lm_eval_counts_what_passes_and_asks_for_consent(functions, task):
     figures = evaluate(confirm_run_unsafe_code=True)["results"][task]
     name = "none" if task == "kdlm_code_completion" else "samples"
     assert figures[f"pass@1,{name}"] == 0.5 and figures[f"tests_passed,{name}"] >= 0.5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_task_that_includes_it_may_do_without_isolation(functions, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    text = f"include: {TASKS}/kdlm_code_completion.yaml\ntask: mine\nmetadata: {{version: 1, isolation: limits_only}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    (task,) = manager.load_task_or_group(["mine"]).values()
+    doc = task.dataset["test"][0]
+    assert doc["isolation"] == "limits_only"
+    monkeypatch.setattr("kdlm.jail.support.missing", lambda: ["Landlock"])
+    assert completes(doc, [doc["body"]])["pass@1"] == 1
+    with pytest.raises(RuntimeError, match="it lacks Landlock"):
+        completes({**doc, "isolation": "full"}, [doc["body"]])
