@@ -2,7 +2,8 @@
 
 The form is UniversalNER's (arXiv 2308.03279, section 3), in one turn. Every name is made up and no name occurs twice in
 a text, so there is one right answer: a person has two words, a place one, an organisation ends with what it is, and no
-mention of one type is part of one of another. A level is the number of sentences. Some questions ask for a type that the text lacks.
+mention of one type is part of one of another. A level is the number of sentences. Some questions ask for a type that
+the text lacks.
 """
 
 import json
