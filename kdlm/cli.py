@@ -91,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
     _pictured(verb(verbs.report, "show runs as one HTML file: curves, tokens, comparison"))
     verb(verbs.methods, "list methods, losses, teachers and data")
     verb(verbs.doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
-    written = verb(verbs.schema, "write recipes/schema.json and docs/recipe_reference.md")
-    written.add_argument("--root", default=".", help="folder that holds recipes/ and docs/ (default: here)")
+    written = verb(verbs.schema, "write schemas for editors and the references in docs/")
+    written.add_argument("--root", default=".", help="folder that holds recipes/, eval/ and docs/ (default: here)")
     written.add_argument("--check", action="store_true", help="write nothing; exit 1 when the files are out of date")
     return top
 

@@ -20,9 +20,10 @@ def load(args: argparse.Namespace) -> "Recipe":
 
 def train(args: argparse.Namespace) -> int:
     recipe = load(args)
+    from kdlm.report import pictures
     from kdlm.train import train
 
-    train(recipe, resume=args.resume)
+    train(recipe, resume=args.resume, figures=pictures)
     return 0
 
 

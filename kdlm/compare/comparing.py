@@ -24,7 +24,7 @@ def compare(comparison: Comparison, console: Console | None = None) -> list[tabl
     console = console or Console(soft_wrap=True)
     runs = planned(comparison)
     failed = made(runs, comparison, console)
-    rows = table.gathered(runs, failed)
+    rows = table.gathered(runs, failed, next(iter(comparison.metrics)))
     written(rows, comparison)
     console.print(table.printed(rows, comparison))
     console.print(f"table: {comparison.output / 'results.md'}", highlight=False)

@@ -16,6 +16,7 @@ from kdlm.losses.decoupled import DKD, decoupled_kl
 from kdlm.losses.fused import plan_chunks
 from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
+from kdlm.losses.likeliest import Likeliest, likeliest
 from kdlm.losses.log_probs import label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import all_measures_for, measures_for
@@ -78,6 +79,7 @@ __all__ = [
     "Divergence",
     "ForwardKL",
     "Hybrid",
+    "Likeliest",
     "Linear",
     "Loss",
     "Matched",
@@ -119,6 +121,7 @@ __all__ = [
     "kept_rows",
     "label_log_probs",
     "label_places",
+    "likeliest",
     "measures_for",
     "merged_divergence",
     "mmd2",

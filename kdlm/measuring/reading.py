@@ -1,17 +1,17 @@
 """Reader: every measure of every kept token of a batch, from one forward pass of each model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kdlm.losses import all_measures_for, kept_rows, teacher_log_probs, weighted_sum
 from kdlm.models import Predictor, view
-from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Rows, Signal, TopK, sequence_of
+from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Rows, Signal, TopK, sequence_of, take
 from kdlm.spelling import Spelling, spelling_of
 from kdlm.teachers import freeze
 
@@ -37,6 +37,18 @@ class Reading:
     signals: tuple[Hidden | Dense, Signal | None]
     theirs: dict[str, Float[Tensor, "their_rows"]] = field(default_factory=dict)
     their_sequences: Int[Tensor, "their_rows"] | None = None
+
+    def only(self, wanted: Bool[Tensor, "rows"]) -> "Reading":
+        """Return what was measured of some of the tokens."""
+        index = wanted.nonzero().squeeze(-1)
+        here = index.cpu()
+        return replace(
+            self,
+            rows=Rows(self.rows.index[index], self.rows.labels[index]),
+            values={name: value[here] for name, value in self.values.items()},
+            sequences=self.sequences[here],
+            signals=(take(self.signals[0], index), self.signals[1] and take(self.signals[1], index)),
+        )
 
 
 class Reader:
@@ -115,7 +127,9 @@ class Reader:
         if isinstance(signal, TopK) and signal.ids.shape[-1] < 5:
             possible = tuple(name for name in possible if name != "top5_agreement")
             self.note(f"top5_agreement: the teacher gives {signal.ids.shape[-1]} tokens at each place")
-        names = possible if self.names is None else tuple(name for name in self.names if name != "bytes")
+        names = possible if self.names is None else tuple(self.names)
+        if self.teacher is not None and signal is None:
+            names = tuple(name for name in names if name in possible or name not in all_measures_for(Dense))
         vocab = self.vocab
         if vocab is None and isinstance(signal, Dense | Hidden) and signal.vocab_size != student.vocab_size:
             vocab = min(signal.vocab_size, student.vocab_size)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kdlm.report.groups import Group, grouped
+from kdlm.report.markup import visible
 from kdlm.report.metrics import METRICS, TEACHERS, metric
 from kdlm.report.panel import Line, Spec, blank, panel
 from kdlm.report.run import Points, Run, finite
@@ -178,7 +179,7 @@ def mixture(runs: Sequence[Run]) -> dict[str, Spec]:
         sources = run.data.get("train") or []
         unit = "trained_tokens" if any(source.get("trained_tokens") for source in sources) else "kept"
         rows = [
-            {"source": str(source["source"]), "count": source.get(unit, 0), "rows": source.get("kept", 0)}
+            {"source": visible(str(source["source"])), "count": source.get(unit, 0), "rows": source.get("kept", 0)}
             for source in sources
         ]
         total = sum(row["count"] for row in rows)

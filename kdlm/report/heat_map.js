@@ -34,7 +34,7 @@
       if (word === actual) row.className = "true";
       return row;
     });
-    return [element("h4", title), element("ol", rows)];
+    return element("div", [element("h4", title), element("ol", rows)]);
   }
 
   function show(span, aloud) {
@@ -43,10 +43,10 @@
     here = span;
     span.classList.add("here");
     const figures = names.flatMap((name, at) => [element("dt", name), element("dd", `${number(values[at])} nats`)]);
-    const parts = [element("h3", element("span", word, "word")), element("dl", figures)];
-    if (teacher.length) parts.push(...bars("teacher's most probable", teacher, word, "series-1"));
-    if (student.length) parts.push(...bars("student's most probable", student, word, "series-0"));
-    panel.replaceChildren(...parts);
+    const tops = [];
+    if (teacher.length) tops.push(bars("teacher's most probable", teacher, word, "series-1"));
+    if (student.length) tops.push(bars("student's most probable", student, word, "series-0"));
+    panel.replaceChildren(element("h3", word, "word"), element("dl", figures), element("div", tops, "tops"));
     if (!aloud) return;
     const top = (who, list) => (list.length ? `${who}: ${list.map(([one, share]) => `${one} ${percent(share)}`).join(", ")}. ` : "");
     const measured = names.map((name, at) => `${name} ${number(values[at])}`).join(", ");

@@ -17,8 +17,10 @@ MEASURES = {
 
 TOP = 0.98
 """Share of all tokens below the darkest level."""
-MOST_TOKENS = 12_000
+MOST_TOKENS = 5000
 """Tokens of all runs together, so that the page stays small; the rest of a text is said to be left out."""
+LEAST_TOKENS = 64
+"""Tokens of a text; where even these are too many, fewer texts of each run are shown."""
 OPEN = 3
 """Texts that are seen at once; the others are folded."""
 SIGNS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
@@ -31,8 +33,10 @@ def heat_map(runs: Sequence[Run]) -> Html:
 
     At least one of the runs has been inspected. The scale of a measure is the same for all of them.
     """
-    inspected = [(run, run.inspection) for run in runs if run.inspection]
-    most = max(64, MOST_TOKENS // max(1, sum(len(found["texts"]) for _, found in inspected)))
+    there = [(run, run.inspection) for run in runs if run.inspection and run.inspection.get("texts")]
+    count = max(1, MOST_TOKENS // LEAST_TOKENS // len(there))
+    inspected = [(run, found | {"texts": found["texts"][:count]}) for run, found in there]
+    most = max(LEAST_TOKENS, MOST_TOKENS // sum(len(found["texts"]) for _, found in inspected))
     values = {name: [value for _, found in inspected for value in _values(found, name)] for name in MEASURES}
     scales = {name: edges(each) for name, each in values.items() if each}
     bodies = [_texts(found, scales, most) for _, found in inspected]
@@ -43,20 +47,22 @@ def heat_map(runs: Sequence[Run]) -> Html:
         "edges": list(scales.values()),
         "runs": [_data(found, scales, most) for _, found in inspected],
     }
+    aside = element("aside", element("p", "Choose a token.", class_="quiet"), id="token", aria_label="token")
+    fewer = any(len(found["texts"]) > count for _, found in there)
+    shown = f"The first {count} text{'s' * (count > 1)} of each run are shown." if fewer else ""
+    measure = _choice("measure", "Colour", [(name, MEASURES[name]) for name in scales])
     return joined(
         [
-            element("form", *choices, _choice("measure", "Colour", [(name, MEASURES[name]) for name in scales]),
-                    class_="controls"),
+            element("form", *choices, measure, class_="controls"),
             _scale(next(iter(scales.values()), ())),
-            element("div", element("div", bodies[0], class_="texts", id="texts"),
-                    element("aside", element("p", "Choose a token.", class_="quiet"), id="token", aria_label="token"),
-                    class_="heat"),
+            element("div", element("div", bodies[0], class_="texts", id="texts"), aside, class_="heat"),
+            element("p", shown, class_="quiet") if shown else "",
             element("button", "PNG", type="button", id="save-heat", aria_label="save the texts as PNG"),
             *(element("template", body, id=f"texts-{number}") for number, body in enumerate(bodies)),
             element("p", class_="unseen", id="said", aria_live="polite"),
             script_data("token-data", data),
         ]
-    )  # fmt: skip
+    )
 
 
 def edges(values: Sequence[float]) -> list[float]:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from kdlm.report.markup import visible
 from kdlm.report.run import is_number
 
 
@@ -62,7 +63,7 @@ TEACHERS = {
 
 def metric(name: str) -> Metric:
     """Return what is known of a figure by its key."""
-    return METRICS.get(name) or Metric(name.replace("_", " "))
+    return METRICS.get(name) or Metric(visible(name.replace("_", " ")))
 
 
 def shown(value: Any, name: str = "") -> str:

@@ -41,9 +41,11 @@ function showTip(handler, event, item, value) {
 }
 
 /* The page's policy lets no text be run as code, so Vega interprets its expressions (`ast`). */
-async function draw(place, colours, renderer = "svg") {
+async function draw(place, colours) {
+  const spec = specs[place.dataset.figure];
+  const renderer = spec.data.values.length > 500 ? "canvas" : "svg"; // an element for each point would be too many
   const options = { ast: true, actions: false, defaultStyle: false, mode: "vega-lite", renderer, tooltip: showTip };
-  const { view } = await vegaEmbed(place, specs[place.dataset.figure], { ...options, config: schemes[colours] });
+  const { view } = await vegaEmbed(place.firstElementChild, spec, { ...options, config: schemes[colours] });
   return view;
 }
 
@@ -55,11 +57,31 @@ async function drawAll(colours = scheme()) {
     if (mine !== drawing) return; // the scheme was changed again
     views.get(place)?.finalize();
     views.set(place, await draw(place, colours));
-    place.querySelector("svg")?.setAttribute("aria-hidden", "true"); // the plot itself has the words
     await new Promise((done) => setTimeout(done)); // let the page answer between two figures
   }
   document.documentElement.dataset.drawn = colours;
 }
+
+/* A figure's numbers as a table, made when it is opened: most are not. */
+function tabulate(details) {
+  const { data, title, usermeta } = specs[details.dataset.numbers];
+  const row = (cells, tag) => {
+    const made = document.createElement("tr");
+    for (const cell of cells) {
+      const box = document.createElement(tag);
+      box.textContent = typeof cell === "number" ? Number(cell.toPrecision(6)) : cell;
+      made.append(box);
+    }
+    return made;
+  };
+  const table = document.createElement("table");
+  table.createCaption().textContent = title;
+  table.createTHead().append(row(Object.values(usermeta.columns), "th"));
+  table.createTBody().append(...data.values.map((value) => row(Object.keys(usermeta.columns).map((name) => value[name]), "td")));
+  details.querySelector(".scroll").replaceChildren(table);
+}
+
+document.addEventListener("toggle", (event) => event.target.dataset.numbers && event.target.open && tabulate(event.target), true);
 
 function save(url, name) {
   const link = document.createElement("a");

@@ -14,7 +14,7 @@ from kdlm.report.evaluation import evaluation
 from kdlm.report.figures import curves, gaps, mixture, reliability, resources
 from kdlm.report.groups import Group, grouped
 from kdlm.report.heat_map import heat_map
-from kdlm.report.markup import Html, element, joined, script_data, table
+from kdlm.report.markup import Html, element, joined, script_data
 from kdlm.report.metrics import metric, shown
 from kdlm.report.panel import Spec
 from kdlm.report.reproduce import dropped, reproduce
@@ -43,7 +43,7 @@ def page(runs: Sequence[Run], bundle: str, jobs: dict[str, dict[str, Any]] | Non
         element("main", *(_section(*section) for section in sections), id="main", tabindex="-1"),
         element("footer", f"kdlm {__version__}, {date.today().isoformat()}. Logarithms are natural."),
         element("div", id="tip", hidden=True),
-        element("noscript", element("p", "The figures need JavaScript; their numbers are in the tables below them.")),
+        element("noscript", element("p", "The figures and their numbers need JavaScript.")),
         script_data("specs", specs),
         script_data("schemes", {"light": look.config(False), "dark": look.config(True)}),
     ]
@@ -137,25 +137,19 @@ def _figures(specs: dict[str, Spec], otherwise: str) -> Html:
 
 
 def figure(name: str, spec: Spec) -> Html:
-    """Return a figure: an empty plot that the script fills, what it says in words, its table, its PNG."""
+    """Return a figure: a plot that the script draws, what it says in words, its numbers, its PNG."""
     meta: dict[str, Any] = spec["usermeta"]
-    columns = meta["columns"]
-    rows = [[_cell(row[column]) for column in columns] for row in spec["data"]["values"]]
-    numbers = table(list(columns.values()), rows, f"{spec['title']}: numbers")
+    numbers = element("div", class_="scroll", tabindex="0", role="region", aria_label=f"numbers of {spec['title']}")
     caption = [
         *([element("p", meta["said"])] if meta["said"] else []),
         element("button", "PNG", type="button", data_png=name, aria_label=f"save {spec['title']} as PNG"),
-        element("details", element("summary", "Numbers"), numbers),
+        element("details", element("summary", "Numbers"), numbers, data_numbers=name),
     ]
     short = " short" if spec["height"] < 120 else ""
-    plot = element(
-        "div", class_=f"plot{short}", data_figure=name, role="img", tabindex="0", aria_label=spec["description"]
-    )
+    words = {"role": "img", "tabindex": "0", "aria_label": spec["description"]}
+    canvas = element("div", aria_hidden="true")
+    plot = element("div", canvas, class_=f"plot{short}", data_figure=name, **words)
     return element("figure", plot, element("figcaption", *caption))
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _header(runs: Sequence[Run], groups: Sequence[Group]) -> Html:

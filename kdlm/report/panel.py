@@ -13,8 +13,10 @@ from kdlm.report.metrics import shown
 from kdlm.report.run import Points, finite
 
 Spec = dict[str, Any]
-MOST_POINTS = 400
-"""Points of a line that are drawn; of more, the first, the last, and the lowest and highest of each stretch are."""
+MOST_POINTS = 1200
+"""Points of a panel that are drawn; of more, of each line the first, the last, and the lowest and highest of each
+stretch are."""
+LEAST_POINTS = 40
 MOST_CLAUSES = 12
 HEIGHT = 170
 LABEL = 13
@@ -53,13 +55,15 @@ def panel(
     """
     real = [_real(line, scale) for line in lines]
     lost = sum(len(line.points) for line in lines) - sum(len(line.points) for line in real)
+    most = max(LEAST_POINTS, MOST_POINTS // max(1, len(lines)))
     rows = [
         {"run": line.group, "name": line.run, "kind": line.kind, "step": step, "value": value}
         for line in real
-        for step, value in thinned(line.points)
+        for step, value in thinned(line.points, most)
     ]
     low, high = _domain([row["value"] for row in rows] + ([level[1]] if level else []) + [0.0] * zero)
-    note = f"{lost} values that are not finite are left out." if lost else ""
+    what = "1 value that is not finite is" if lost == 1 else f"{lost} values that are not finite are"
+    note = f"{what} left out." if lost else ""
     words = " ".join(part for part in (said, note) if part)
     spec = blank(title, f"{words} {_summary(real)}".strip(), unit)
     columns = {"name": "run", "kind": "kind", "step": "step", "value": unit or "value"}
@@ -83,7 +87,7 @@ def blank(title: str, description: str, unit: str = "") -> Spec:
     }
 
 
-def thinned(points: Points, most: int = MOST_POINTS) -> Points:
+def thinned(points: Points, most: int) -> Points:
     """Return at most about `most` of the points: the first, the last, the lowest and highest of each stretch."""
     if len(points) <= most:
         return points

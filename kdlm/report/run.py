@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdlm.report.markup import visible
 from kdlm.yaml_document import Document
 
 Points = list[tuple[int, float]]
@@ -118,7 +119,14 @@ def read_run(path: Path, name: str = "") -> Run:
         notes.append(f"resumed {segments - 1} times" if segments > 2 else "resumed once")
     inspection = _object(path / "inspection.json", []) or None
     return Run(
-        path, name or path.name, recipe, **files, lines=lines, segments=segments, inspection=inspection, notes=notes
+        path,
+        visible(name or path.name),
+        recipe,
+        **files,
+        lines=lines,
+        segments=segments,
+        inspection=inspection,
+        notes=notes,
     )
 
 
