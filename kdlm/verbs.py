@@ -20,9 +20,18 @@ def load(args: argparse.Namespace) -> "Recipe":
 
 def train(args: argparse.Namespace) -> int:
     recipe = load(args)
+    from kdlm.report import pictures
     from kdlm.train import train
 
-    train(recipe, resume=args.resume)
+    train(recipe, resume=args.resume, figures=pictures)
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from kdlm.report import report
+
+    for line in report(args.runs, args.output, pngs=args.png, inspect=not args.no_inspect):
+        print(line)
     return 0
 
 
@@ -121,6 +130,18 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
+def eval_(args: argparse.Namespace) -> int:
+    from kdlm.yaml_document import Document
+
+    Document.read(args.recipe)
+    from kdlm.jobs import Job
+    from kdlm.jobs.verb import run
+    from kdlm.section_loader import load_section
+
+    run(load_section(Job, args.recipe, args.overrides))
+    return 0
+
+
 def schema(args: argparse.Namespace) -> int:
     from kdlm.schema import write
 
@@ -139,6 +160,8 @@ VERBS = tuple(
         speculate,
         pack,
         merge,
+        eval_,
+        report,
         init,
         methods,
         doctor,

@@ -1,0 +1,24 @@
+"""`kdlm eval`: run a job, write what it found, and show it."""
+
+from kdlm.jobs.card import card
+from kdlm.jobs.harness import require
+from kdlm.jobs.job import Job
+from kdlm.jobs.results import results, write
+from kdlm.jobs.running import distillation, evaluate, speed
+
+
+def run(job: Job) -> None:
+    """Evaluate the job's models, write results.json, results.md and samples/ into its output folder, print the table.
+
+    Raises ValueError that names the key, for what cannot be done.
+    """
+    require()
+    given = evaluate(job, lambda line: print(line, flush=True))
+    found = results(job, given)
+    if job.distillation is not None:
+        found["distillation"] = distillation(job, given)
+    if job.speed is not None:
+        found["speed"] = speed(job)
+    text = card(found)
+    write(job, found, text, given)
+    print(f"\n{text}\nresults: {job.output / 'results.json'}")

@@ -1,0 +1,196 @@
+"""Ledger: the bytes that tensors hold while code runs on fake tensors, by part of a run, and the work it does.
+
+A fake tensor has a shape, a type and an autograd graph, and no numbers: the real
+model, method, losses and optimiser run on them in the memory of none. The ledger sees every operation, counts the
+storages that are alive, each under the part that was named when it was made, and keeps what was held at the peak.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+UNSEEN = frozenset({torch.ops.prim.device.default})
+"""What reads no numbers and makes none; half of all that is dispatched."""
+
+
+@dataclass
+class Work:
+    """What a phase does: floating point operations of products, bytes read and written, operations started."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    calls: int = 0
+
+
+@dataclass
+class Phase:
+    """One phase of a step.
+
+    Attributes:
+        peak: the most bytes held at once.
+        parts: by part, at that moment.
+    """
+
+    peak: int = 0
+    parts: Counter[str] = field(default_factory=Counter)
+    work: Work = field(default_factory=Work)
+
+
+class Fakes(FakeTensorMode):
+    """The mode in which tensors have no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # It would remember which fake tensor is whose, and `Module.to` refuses to replace what is remembered.
+        self.fake_tensor_converter.set_tensor_memo = lambda real, fake: None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fakes":
+        return self  # a copied network's tensors are of the same mode
+
+
+class Ledger(TorchDispatchMode):
+    """Counts inside `with Fakes(), Ledger() as ledger:`.
+
+    What depends on numbers is answered as a plan wants it: all elements are other than zero and no two are equal, a
+    number that is read is 1, and a condition is `holds`. A mask picks no elements out: kept rows are taken by index, and
+    masks look for what is wrong.
+
+    Attributes:
+        holds: what a condition on numbers is taken for.
+        part: under which the storages that are made now are counted.
+        held: bytes alive now, by part.
+        phases: by name, as they came.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.holds = "weights", True
+        self.held: Counter[str] = Counter()
+        self.phases: dict[str, Phase] = {}
+        self._phase = Phase()
+        self._total = 0
+        self._storages: dict[int, tuple[Any, int, str]] = {}
+
+    @contextmanager
+    def phase(self, name: str, part: str) -> Iterator[None]:
+        """Count what is done under a phase, and what is made under a part; then go back to those before."""
+        before = self._phase, self.part
+        self._phase, self.part = self.phases.setdefault(name, Phase()), part
+        self._look()
+        try:
+            yield
+        finally:
+            self._phase, self.part = before
+
+    @contextmanager
+    def making(self, part: str) -> Iterator[None]:
+        """Count what is made under a part."""
+        before, self.part = self.part, part
+        try:
+            yield
+        finally:
+            self.part = before
+
+    def move(self, tensor: Tensor, part: str) -> None:
+        """Count a tensor's storage under another part from now on."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._storages:
+            reference, size, old = self._storages[key]
+            self.held[old] -= size
+            self.held[part] += size
+            self._storages[key] = reference, size, part
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in UNSEEN:
+            return func(*args, **kwargs)
+        if func is aten._local_scalar_dense.default:
+            return self.holds if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        out = self._answered(func, args, kwargs)
+        made = [leaf for leaf in tree_iter(out) if isinstance(leaf, Tensor)]
+        new = sum([self._track(tensor) for tensor in made])
+        self._count(func, args, kwargs, out, new)
+        return out
+
+    def _answered(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run an operation; where the shape of its result depends on numbers, the largest that it can be is taken."""
+        if func is aten.nonzero.default:
+            return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        if func is aten._unique2.default:
+            same = args[0].new_empty(args[0].numel(), dtype=torch.int64)
+            return args[0].new_empty(args[0].numel()), same, same.clone()
+        if func is aten.index.Tensor:
+            args = args[0], [part for index in args[1] for part in _as_integers(index)]
+        return func(*args, **kwargs)
+
+    def _track(self, tensor: Tensor) -> int:
+        """Count a storage that is new; return its bytes."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return 0
+        size = storage.nbytes()
+        self._storages[key] = weakref.ref(storage, lambda _: self._free(key)), size, self.part
+        self.held[self.part] += size
+        self._total += size
+        self._look()
+        return size
+
+    def _free(self, key: int) -> None:
+        _, size, part = self._storages.pop(key)
+        self.held[part] -= size
+        self._total -= size
+
+    def _look(self) -> None:
+        if self._total > self._phase.peak:
+            self._phase.peak, self._phase.parts = self._total, self.held.copy()
+
+    def _count(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any, new: int) -> None:
+        """Add the work of an operation: views do none."""
+        work, packet = self._phase.work, func._overloadpacket
+        if packet in flop_registry:
+            work.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        elif packet in ATTENTION:
+            work.flops += ATTENTION[packet](*args, **kwargs)
+        elif not new and not func._schema.is_mutable:
+            return
+        work.calls += 1
+        read = sum(leaf.numel() * leaf.element_size() for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor))
+        work.bytes += read + new
+
+
+def _as_integers(index: Tensor | None) -> list[Tensor | None]:
+    """Return an index as it is, or in place of a mask no element of any of its axes."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    return [index.new_empty(0, dtype=torch.int64) for _ in range(index.dim())]
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, causal: bool = False, **_: Any) -> float:
+    """Return the FLOP of attention on a CPU, whose kernel torch's counter does not know; half where it is causal."""
+    batch, heads, length, width = query.shape
+    return 4 * batch * heads * length * key.shape[-2] * width * (0.5 if causal else 1.0)
+
+
+def _attention_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logs: Tensor, dropout: float, causal: bool,
+    **_: Any,
+) -> float:  # fmt: skip
+    return 2.5 * _attention(query, key, value, dropout, causal)
+
+
+ATTENTION = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}

@@ -1,0 +1,203 @@
+"""One optimiser step of a run on fake tensors: what `kdlm train` would do, in the memory of none."""
+
+import functools
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+
+from kdlm.losses import chunked, forward_kl, plan_chunks
+from kdlm.methods import Method, Step, TokenMethod
+from kdlm.methods.method import phases
+from kdlm.networks import Networks
+from kdlm.plan.ledger import Fakes, Ledger
+from kdlm.plan.optimisers import optimiser_of
+from kdlm.plan.rollouts import Rollouts
+from kdlm.plan.settings import Settings
+from kdlm.plan.skeletons import student_of, teacher_of
+from kdlm.recipe import Recipe
+from kdlm.signal import Dense
+
+
+def trace(recipe: Recipe, settings: Settings) -> Ledger:
+    """Run one optimiser step on fake tensors, as it is once the optimiser has its state, and return what it held.
+
+    Raises ValueError where the method looks at numbers that a plan does not have.
+    """
+    _settle()
+    try:
+        with Fakes(), Ledger() as ledger:
+            _Run(recipe, settings, ledger).step()
+            return ledger
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+        raise ValueError(
+            f"method: plan cannot follow {recipe.method.name}, whose shapes depend on numbers ({error})"
+        ) from error
+
+
+@functools.cache
+def _settle() -> None:
+    """Let the losses do what they do once in a process, so that no step's count has it."""
+    chunked(forward_kl, Dense(torch.zeros(1, 2)), Dense(torch.zeros(1, 2)))
+
+
+class _Run:
+    """Networks, method and optimiser of a recipe, without numbers."""
+
+    def __init__(self, recipe: Recipe, settings: Settings, ledger: Ledger):
+        self.settings, self.ledger = settings, ledger
+        with ledger.making("weights"):
+            student = student_of(recipe.student)
+        with ledger.making("teacher weights"):
+            teacher = teacher_of(recipe.teacher, settings.rows, settings.accumulation + 1)
+        for record in getattr(teacher, "ahead", ()):
+            for tensor in record.values():
+                ledger.move(tensor, "cache")
+        self.method: Method = recipe.method.build(recipe.losses, None)
+        self.narrow = self._fit(self.method, student, teacher) if isinstance(self.method, TokenMethod) else 0
+        self.networks = Networks(student, self.method, teacher)
+        if settings.checkpointing is not None:
+            self._checkpoint(student)
+        self.networks.train()
+        self.trained = [parameter for parameter in self.networks.parameters() if parameter.requires_grad]
+        for parameter in self.trained:
+            parameter.register_post_accumulate_grad_hook(lambda p: ledger.move(p.grad, "gradients"))
+        self.rollouts = None if recipe.rollouts is None else Rollouts(recipe.rollouts, student, settings, ledger)
+
+    def step(self) -> None:
+        """Run the step, phase by phase."""
+        settings, ledger = self.settings, self.ledger
+        ledger.holds = False
+        optimiser = self._primed()
+        if self.rollouts is not None:
+            self.rollouts.draw()
+        if settings.accumulation > 1:  # an earlier micro-batch has left its gradients
+            self._give_gradients()
+        with self._autocast():
+            loss = self._losses()
+        if loss is not None:
+            with ledger.phase("backward", "activations"):
+                loss.backward()
+        del loss
+        with ledger.phase("optimiser step", "optimiser"):
+            if settings.args.max_grad_norm:
+                nn.utils.clip_grad_norm_(self.trained, settings.args.max_grad_norm)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        if settings.evaluation:
+            self.networks.eval()
+            with torch.no_grad(), self._autocast(), ledger.phase("evaluation", "loss"):
+                self.method.evaluate(self._nets("evaluation"), self._batch(settings.evaluation), Step(0, 1))
+
+    def _losses(self) -> Tensor | None:
+        """Run the method's losses, and all backward passes but the last; return the loss of that one."""
+        with self.ledger.phase("loss", "loss"):
+            with self.ledger.making("activations"):
+                inputs = self._batch(self.settings.batch)
+            step, active = Step(0, 1), self.method.active(0)
+            advance = phases(partial(self.method.losses, self._nets(), inputs, active, step))
+            while True:
+                terms = advance()
+                loss: Any = sum(term.weight * term.sum for term in terms.terms.values()) / self.settings.rows
+                if not terms.more:
+                    break
+                with self.ledger.phase("backward", "activations"):
+                    loss.backward()
+        found = self.ledger.phases["loss"]
+        found.peak += self.narrow
+        found.parts["loss"] += self.narrow
+        return loss if isinstance(loss, Tensor) and loss.requires_grad else None
+
+    def _primed(self) -> torch.optim.Optimizer:
+        """Return the optimiser with the state that it has after a step."""
+        with self.ledger.phase("start", "gradients"):
+            self._give_gradients()
+        with self.ledger.phase("start", "optimiser"):
+            optimiser = optimiser_of(self.settings.args, self.trained, self.settings.device.kind)
+            optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return optimiser
+
+    def _give_gradients(self) -> None:
+        with self.ledger.making("gradients"):
+            for parameter in self.trained:
+                parameter.grad = torch.empty_like(parameter)
+
+    def _checkpoint(self, student: Any) -> None:
+        given = dict(self.settings.checkpointing or {})
+        if hasattr(student, "activation_checkpointing_enable"):
+            every, offload = given.pop("every_n_layers", 1), given.pop("offload", False)
+            student.activation_checkpointing_enable(
+                activation_checkpointing_kwargs=given or None, every_n_layers=every, offload=offload
+            )
+        else:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given or None)
+
+    def _autocast(self) -> Any:
+        dtype = self.settings.autocast
+        return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+
+    def _batch(self, batch: int) -> dict[str, Tensor]:
+        """Return so many whole sequences; attention gets a mask where some may be shorter."""
+        length, flat = self.settings.length, self.settings.flat
+        ids = torch.ones((1, batch * length) if flat else (batch, length), dtype=torch.int64)
+        made = {"input_ids": ids, "labels": torch.ones_like(ids)}
+        if self.settings.masked:
+            made["position_ids" if flat else "attention_mask"] = torch.ones_like(ids)
+        if self.rollouts is not None:
+            made |= self.rollouts.beside(ids, batch)
+        return made
+
+    def _nets(self, phase: str = "") -> dict[str, Any]:
+        nets: dict[str, Any] = dict(self.networks.views)
+        nets["student"] = _Watched(nets["student"], self.ledger, phase or "student forward", "activations")
+        if "teacher" in nets:
+            nets["teacher"] = _Watched(nets["teacher"], self.ledger, phase or "teacher forward", "teacher activations")
+        return nets
+
+    def _fit(self, method: TokenMethod, student: Any, teacher: Any) -> int:
+        """Tell the losses which ids are shared and, for a GPU, how many rows its kernels take at once.
+
+        Return the bytes of the gradient to a chunk's logits where a GPU keeps it beside them, in half precision.
+        """
+        head, theirs = student.get_output_embeddings().weight, getattr(teacher, "vocab_size", None)
+        ours = head.shape[0]
+        if theirs not in (None, ours):
+            method.vocab = min(ours, theirs)  # which ids they are does not matter here
+        if self.settings.device.kind == "cpu":
+            return 0
+        item = (self.settings.autocast or head.dtype).itemsize
+        projected = getattr(teacher, "hidden_size", 0)
+        sizes = {"vocab": ours, "student_width": head.shape[1], "teacher_width": projected, "teacher_vocab": theirs}
+        chunks = plan_chunks(self.settings.rows, **sizes, itemsize=item, device="cuda", trained=head.requires_grad)
+        method.chunk_rows = min(method.chunk_rows or chunks.rows, self.settings.rows)
+        return method.chunk_rows * ours * item if item < 4 else 0
+
+
+class _Watched:
+    """A network whose calls are a phase of their own."""
+
+    def __init__(self, net: Any, ledger: Ledger, phase: str, part: str):
+        self._net, self._phase = net, partial(ledger.phase, phase, part)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        with self._phase():
+            return self._net(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._net, name)
+        if not callable(found) or isinstance(found, nn.Module):
+            return found
+
+        def watched(*args: Any, **options: Any) -> Any:
+            with self._phase():
+                return found(*args, **options)
+
+        return watched
