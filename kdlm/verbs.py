@@ -35,6 +35,13 @@ def check(args: argparse.Namespace) -> int:
     return 0
 
 
+def plan(args: argparse.Namespace) -> int:
+    recipe = load(args)
+    from kdlm.plan import plan
+
+    return plan(recipe, args.gpu, as_json=args.json)
+
+
 def capture(args: argparse.Namespace) -> int:
     recipe = load(args)
     from kdlm.capture import capture
@@ -124,6 +131,7 @@ VERBS = tuple(
     for verb in (
         train,
         check,
+        plan,
         sample,
         capture,
         serve,
