@@ -50,6 +50,11 @@ def compare(args: argparse.Namespace) -> int:
 
     rows = compare(load_section(Comparison, args.recipe, args.overrides))
     return int(any(row.failed for row in rows))
+def plan(args: argparse.Namespace) -> int:
+    recipe = load(args)
+    from kdlm.plan import plan
+
+    return plan(recipe, args.gpu, as_json=args.json)
 
 
 def capture(args: argparse.Namespace) -> int:
@@ -153,6 +158,7 @@ VERBS = tuple(
     for verb in (
         train,
         check,
+        plan,
         sample,
         capture,
         compare,
