@@ -50,6 +50,8 @@ def compare(args: argparse.Namespace) -> int:
 
     rows = compare(load_section(Comparison, args.recipe, args.overrides))
     return int(any(row.failed for row in rows))
+
+
 def plan(args: argparse.Namespace) -> int:
     recipe = load(args)
     from kdlm.plan import plan
