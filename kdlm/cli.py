@@ -47,6 +47,11 @@ def parser() -> argparse.ArgumentParser:
         help="go on from the newest checkpoint of the run folder, or from this one",
     )
     verb(verbs.check, "validate a recipe without training", "kdlm check recipe.yaml [key=value ...]")
+    planned = verb(
+        verbs.plan, "predict memory and time of a run", "kdlm plan recipe.yaml [--gpu GPU] [--json] [key=value ...]"
+    )
+    planned.add_argument("--gpu", help="H100, cpu, '24 GiB, 165 TFLOP/s, 1008 GB/s' ... (default: this machine's)")
+    planned.add_argument("--json", action="store_true", help="for programs")
     drawn = verb(
         verbs.sample, "sample the student of a finished or running run", "kdlm sample recipe.yaml [key=value ...]"
     )
@@ -91,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
     _pictured(verb(verbs.report, "show runs as one HTML file: curves, tokens, comparison"))
     verb(verbs.methods, "list methods, losses, teachers and data")
     verb(verbs.doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
-    written = verb(verbs.schema, "write recipes/schema.json and docs/recipe_reference.md")
-    written.add_argument("--root", default=".", help="folder that holds recipes/ and docs/ (default: here)")
+    written = verb(verbs.schema, "write schemas for editors and the references in docs/")
+    written.add_argument("--root", default=".", help="folder that holds recipes/, eval/ and docs/ (default: here)")
     written.add_argument("--check", action="store_true", help="write nothing; exit 1 when the files are out of date")
     return top
 

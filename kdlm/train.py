@@ -201,7 +201,8 @@ def other_rows(recipe: Recipe, tokenizer: Any) -> Any:
     if recipe.evaluation is None or recipe.evaluation.other is None:
         return None
     alone = {"eval": None, "eval_rows": None, "eval_fraction": None, "streaming": False}
-    section = recipe.data.model_copy(update={"train": recipe.evaluation.other, **alone})
+    data: Any = recipe.data  # text: other data have no such evaluation
+    section = data.model_copy(update={"train": recipe.evaluation.other, **alone})
     return load_data(section, tokenizer, seed=recipe.seed).train
 
 

@@ -20,13 +20,13 @@ class Row:
 
     Attributes:
         figures: for each seed that ended, everything of its `results.json` that is a number.
-        seconds: for each seed that ended, how long it took; None where it was stopped in between.
+        seconds: for each seed that ended, how long it took: `wall` and `cpu`, nan where it was stopped in between.
         failed: for each seed that did not end, the last lines of what it said.
     """
 
     name: str
     figures: dict[int, dict[str, float]] = field(default_factory=dict)
-    seconds: dict[int, float | None] = field(default_factory=dict)
+    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
 
     def over_seeds(self, metric: str) -> Estimate:
@@ -40,24 +40,25 @@ class Row:
         ours, theirs = ([row.figures[seed][metric] for seed in both] for row in (self, baseline))
         return paired(ours, theirs)
 
-    @property
-    def pace(self) -> float:
-        """Seconds of a run, on average; nan where none is known."""
-        known = [seconds for seconds in self.seconds.values() if seconds is not None]
-        return sum(known) / len(known) if known else math.nan
+    def pace(self, clock: str) -> float:
+        """Return the seconds of a run by a clock, `wall` or `cpu`, on average; nan where none is known."""
+        return mean([one[clock] for one in self.seconds.values() if not math.isnan(one[clock])]).value
 
 
-def gathered(runs: Iterable[Planned], failed: dict[str, str]) -> list[Row]:
-    """Read the results of the runs, one row a name."""
+def gathered(runs: Iterable[Planned], failed: dict[str, str], metric: str) -> list[Row]:
+    """Read the results of the runs, one row a name; a run without the `metric` that ranks them has failed."""
     rows: dict[str, Row] = {}
     for run in runs:
         row = rows.setdefault(run.name, Row(run.name))
-        if run.finished:
-            results = json.loads((run.folder / "results.json").read_text())
-            row.figures[run.seed] = {k: float(v) for k, v in results.items() if isinstance(v, int | float)}
-            row.seconds[run.seed] = seconds_of(run.folder)
-        else:
+        if not run.finished:
             row.failed[run.seed] = failed.get(str(run.folder), "not run")
+            continue
+        results = json.loads((run.folder / "results.json").read_text())
+        figures = {name: float(value) for name, value in results.items() if isinstance(value, int | float)}
+        if metric in figures:
+            row.figures[run.seed], row.seconds[run.seed] = figures, seconds_of(run.folder)
+        else:
+            row.failed[run.seed] = f"metrics: the run has no {metric}. It has: {', '.join(sorted(figures))}"
     return list(rows.values())
 
 
@@ -84,9 +85,12 @@ def as_data(rows: list[Row], comparison: Comparison) -> dict[str, Any]:
                 m: {"difference": _number(e.value), "error": _number(e.error), "p_value": _number(e.p_value)}
                 for m, e in beyond.items()
             }
-        entry["seconds"] = _number(row.pace)
+        entry["seconds"] = {clock: _number(row.pace(clock)) for clock in ("wall", "cpu")}
         entry["seeds"] = {
-            str(s): {"seconds": row.seconds[s], "metrics": {k: _number(v) for k, v in row.figures[s].items()}}
+            str(s): {
+                "seconds": {clock: _number(value) for clock, value in row.seconds[s].items()},
+                "metrics": {name: _number(value) for name, value in row.figures[s].items()},
+            }
             for s in row.figures
         } | {str(seed): {"failed": lines} for seed, lines in row.failed.items()}
         runs[row.name] = entry
@@ -117,12 +121,12 @@ def cells(rows: list[Row], comparison: Comparison) -> tuple[list[str], list[list
     body = []
     for place, row in enumerate(ranked(rows, comparison), 1):
         estimates = [row.over_seeds(metric) for metric in comparison.metrics]
-        line = ["–" if math.isnan(estimates[0].value) else str(place), row.name, *map(with_interval, estimates)]
+        line = ["-" if math.isnan(estimates[0].value) else str(place), row.name, *map(with_interval, estimates)]
         if baseline is not None:
             beyond = row.beyond(baseline, first)
             line += ["", ""] if row is baseline else [signed(beyond), _shown(beyond.p_value, ".2g")]
-        body.append([*line, _shown(row.pace, ".0f")])
-    return [*head, "seconds a run"], body
+        body.append([*line, *(_shown(row.pace(clock), ".0f") for clock in ("wall", "cpu"))])
+    return [*head, "seconds", "CPU seconds"], body
 
 
 def plain(metric: str) -> str:
@@ -133,18 +137,18 @@ def plain(metric: str) -> str:
 def with_interval(estimate: Estimate) -> str:
     """Return `1.234 ± 0.056`, the second half of the 95 % interval; the value alone where one seed cannot tell."""
     if math.isnan(estimate.value):
-        return "–"
+        return "-"
     reach = estimate.interval()[1] - estimate.value
     return f"{estimate.value:.4g}" if math.isnan(reach) else f"{estimate.value:.4g} ± {reach:.2g}"
 
 
 def signed(estimate: Estimate) -> str:
     text = with_interval(estimate)
-    return text if text.startswith(("-", "–")) else f"+{text}"
+    return text if text.startswith("-") else f"+{text}"
 
 
 def _shown(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def markdown(rows: list[Row], comparison: Comparison) -> str:
@@ -166,3 +170,15 @@ def printed(rows: list[Row], comparison: Comparison) -> Table:
     for line in body:
         table.add_row(*line)
     return table
+
+
+def of_trials(trials: Iterable[Any], metric: str) -> str:
+    """Return the trials of a search, best first, as markdown."""
+    trials = list(trials)
+    keys = list(trials[0].values)
+    lines = ["## Search", "", f"| trial | {plain(metric)} | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 2)}"]
+    for trial in trials:
+        figure = "failed" if trial.figure is None else f"{trial.figure:.4g}"
+        values = [f"{v:.4g}" if isinstance(v, float) else f"`{json.dumps(v)}`" for v in trial.values.values()]
+        lines.append(f"| {trial.number} | {figure} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"

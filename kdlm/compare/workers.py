@@ -5,6 +5,7 @@ run, so a run has nothing of those before it, and one that is killed or runs out
 """
 
 import json
+import math
 import multiprocessing
 import os
 import threading
@@ -20,7 +21,7 @@ from kdlm.compare.planned import Planned
 from kdlm.disk import write_text
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-LOG, WALL, LAST = "log.txt", "seconds.json", 12
+LOG, SECONDS, LAST = "log.txt", "seconds.json", 12
 
 
 def run_all(
@@ -87,7 +88,7 @@ def child(path: str, overrides: Sequence[str], threads: int, here: str) -> None:
 
     folder = (recipe := load(path, overrides)).run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    fresh, began = not (folder / "recipe.yaml").exists(), time.perf_counter()
+    fresh, began, worked = not (folder / "recipe.yaml").exists(), time.perf_counter(), time.process_time()
     with open(folder / LOG, "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -97,13 +98,15 @@ def child(path: str, overrides: Sequence[str], threads: int, here: str) -> None:
 
     torch.set_num_threads(threads)
     train(recipe, resume=True)
-    write_text(folder / WALL, json.dumps(time.perf_counter() - began if fresh else None))
+    if fresh:
+        taken = {"wall": time.perf_counter() - began, "cpu": time.process_time() - worked}
+        write_text(folder / SECONDS, json.dumps(taken))
 
 
-def seconds_of(folder: Path) -> float | None:
-    """Return how long a run took; None where it was stopped in between, and nobody knows."""
-    path = folder / WALL
-    return json.loads(path.read_text()) if path.is_file() else None
+def seconds_of(folder: Path) -> dict[str, float]:
+    """Return the seconds a run took, `wall` and `cpu`; nan where it was stopped in between, and nobody knows."""
+    path = folder / SECONDS
+    return json.loads(path.read_text()) if path.is_file() else {"wall": math.nan, "cpu": math.nan}
 
 
 def last_lines(folder: Path, code: int | None) -> str:

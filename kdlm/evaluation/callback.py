@@ -1,10 +1,11 @@
 """DistillationEvaluation: the evaluation of a recipe, for any Trainer, as a callback."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
+from kdlm.evaluation.comparison import by_default
 from kdlm.evaluation.section import EvaluationSection
 from kdlm.evaluation.watch import Watch, share_of
 from kdlm.models import view
@@ -48,18 +49,18 @@ class DistillationEvaluation(TrainerCallback):
             teacher = freeze(teacher)
         if hasattr(teacher, "to"):
             teacher.to(trainer.args.device)
-        student = view(trainer.model)
+        student = view(cast("nn.Module", trainer.model))
         if vocab is None:
             vocab = common_vocab({"student": student, "teacher": teacher}, trainer.processing_class)
         self.trainer, self.section = trainer, section
-        self.watch = Watch(section, trainer, student, teacher, vocab=vocab, other=other, judge=judge)
+        options = {"more": by_default(teacher), "vocab": vocab, "other": other, "judge": judge}
+        self.watch = Watch(section, trainer, student, teacher, **options)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         prefix = next(name for name in metrics if name.endswith("_runtime")).removesuffix("runtime")
         loader = kwargs["eval_dataloader"]
         rows = share_of(self.section.chosen(loader.dataset), args, loader.collate_fn)
-        known = self.watch.read(rows, None)
-        found = known | (self.watch.figures(rows, known) if prefix == "eval_" else {})
+        found = self.watch.figures(rows, {}) if prefix == "eval_" else self.watch.read(rows, self.watch.names)
         named = {f"{prefix}{name}": value for name, value in found.items()}
         metrics |= named  # what chooses the best checkpoint looks here
         self.trainer.log(named)

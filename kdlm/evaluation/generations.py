@@ -1,12 +1,12 @@
 """What the student writes at an evaluation, and the figures of it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 
 from kdlm.evaluation.section import Generations
+from kdlm.quality import text_figures
 from kdlm.rollouts import GenerateSection, Sampling, prompt_of
 from kdlm.verifiers import Judge
 
@@ -39,7 +39,7 @@ class Writer:
         self.tokenizer, self.judge, self.seed = tokenizer, judge, args.seed
 
     def figures(self) -> dict[str, float]:
-        """Return the means over all completions of all ranks, and the share of n-grams that occur once."""
+        """Return the means over all completions of all ranks, and the share of n-grams that are different ones."""
         drawn = self.engine.generate(self.prompts, self.sampling, self.seed)
         written = [{"ids": one.ids, "truncated": one.stop == "length"} for one in drawn]
         if self.judge is not None:
@@ -47,11 +47,9 @@ class Writer:
             verdicts = self.judge.judge(texts, self.references)
             written = [one | {"score": said.score} for one, said in zip(written, verdicts, strict=True)]
         every: list[dict[str, Any]] = gather_object(written)
-        figures = {f"distinct_{n}": distinct([one["ids"] for one in every], n) for n in (1, 2)}
-        figures["length"] = sum(len(one["ids"]) for one in every) / len(every)
-        for name in ("truncated", "score"):
-            if name in every[0]:
-                figures[name] = sum(float(one[name]) for one in every) / len(every)
+        figures = text_figures([one["ids"] for one in every], [one["truncated"] for one in every])
+        if self.judge is not None:
+            figures["score"] = sum(one["score"] for one in every) / len(every)
         return figures
 
     def close(self) -> None:
@@ -59,12 +57,3 @@ class Writer:
         self.engine.close()
         if self.judge is not None:
             self.judge.close()
-
-
-def distinct(sequences: Sequence[Sequence[int]], n: int) -> float:
-    """Return the share of n-grams that are different ones (Li et al. 2016, arXiv 1510.03055); 0 where there are none.
-
-    They are of tokens, inside each sequence.
-    """
-    grams = [tuple(one[at : at + n]) for one in sequences for at in range(len(one) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0

@@ -53,7 +53,7 @@ def _unknown_names(recipe: Any, section: Any, method: TokenMethod) -> Iterator[s
         "other_cross_entropy": section.other,
         "other_kl_to_start": section.other and section.start,
         "gap_closed": section.gap_closed is not False,
-        **dict.fromkeys(("length", "truncated", "distinct_1", "distinct_2"), section.generations),
+        **dict.fromkeys(("length", "truncated", "repetition_4", "distinct_1", "distinct_2"), section.generations),
         "score": section.generations and recipe.verifier,
     }
     asked = [*default, *section.measures, *(name for name, has in more.items() if has)]

@@ -23,7 +23,8 @@ HIGHER = frozenset(
 LOWER = frozenset(
     {
         *("loss", "cross_entropy", "perplexity", "kl_to_teacher", "reverse_kl_to_teacher", "kl_to_start"),
-        *("other_cross_entropy", "other_kl_to_start", "ece", "brier", "truncated", "fd", "fd_pixel", "mmd"),
+        *("other_cross_entropy", "other_kl_to_start", "ece", "brier", "bits_per_byte", "repetition_4", "truncated"),
+        *("fd", "fd_pixel", "mmd"),
     }
 )
 """Metrics of which less is better. Of others, such as a length or an entropy, neither is."""
@@ -61,7 +62,8 @@ class EvaluationSection(Section):
     """Report how much of the way from the student's cross-entropy at step 0 to the teacher's is gone; a number stands
     in for the former, e.g. that of a student trained without teacher."""
     generations: Generations | None = None
-    """Let the student write: `length`, `truncated`, `distinct_1`, `distinct_2`, and with a verifier its `score`."""
+    """Let the student write: `length`, `truncated`, `repetition_4`, `distinct_1`, `distinct_2`, and with a verifier its
+    `score`."""
     best: str | None = None
     """Hand out the checkpoint at which this metric was best, and not the last one: any that evaluation reports."""
 

@@ -1,7 +1,7 @@
-"""Start: the student as it was before training, to measure what it forgets."""
+"""The student as it was before training, to measure what it forgets."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,30 +10,31 @@ from torch import Tensor, nn
 
 from kdlm.models import Predictor
 from kdlm.signal import Dense, Hidden, Rows
-from kdlm.teachers import LocalTeacher
 
 
-class Start:
-    """Answers a batch as the student did when this was made.
+def start_of(student: Any, device: torch.device) -> Predictor:
+    """Return what answers a batch as the student does now.
 
     Fresh adapters change nothing yet, so a student of adapters alone is asked without them; of any other a frozen copy
-    is kept, beside it on its device.
+    is kept on the device.
 
     Args:
         student: a causal language model, or a PEFT model around one.
+        device: where it will be asked.
     """
+    if _begins_as_its_base(student):
+        return WithoutAdapters(student)
+    return Predictor(copy.deepcopy(student).eval().requires_grad_(False).to(device))
 
-    def __init__(self, student: Any):
-        self.adapted = student if _begins_as_its_base(student) else None
-        self._view: Any = Predictor(student) if self.adapted is not None else LocalTeacher(copy.deepcopy(student))
 
-    @torch.no_grad()
-    def __call__(self, batch: dict[str, Tensor], rows: Rows) -> Hidden | Dense:
-        """Return the signal of the student as it began, at the kept rows."""
-        if self.adapted is None:
-            return self._view.to(rows.index.device)(batch, rows)
-        with _without_adapters(self.adapted):
-            return self._view(batch, rows)
+class WithoutAdapters(Predictor):
+    """Reads the base of a model that trains adapters."""
+
+    def with_layers(
+        self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
+    ) -> tuple[Hidden | Dense, list[Tensor]]:
+        with _without_adapters(self.module):
+            return super().with_layers(batch, rows, layers)
 
 
 @contextmanager

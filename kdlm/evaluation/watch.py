@@ -1,17 +1,19 @@
 """Watch: what a recipe's section `evaluation` asks for, read at every evaluation of any Trainer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.share import Share
-from kdlm.evaluation.comparison import figures_of, gap_closed, sums_of
+from kdlm.evaluation.comparison import figures_of, ingredients, possible, sums_of
 from kdlm.evaluation.generations import Writer
-from kdlm.evaluation.section import EvaluationSection
-from kdlm.evaluation.start import Start
+from kdlm.evaluation.section import EvaluationSection, unknown
+from kdlm.evaluation.start import start_of
+from kdlm.measuring import Reader, gap_closed
 from kdlm.models import Predictor
 from kdlm.verifiers import Judge
 
@@ -26,11 +28,12 @@ class Watch:
         trainer: whose evaluation it is.
         student: the student as methods call it.
         teacher: gives a signal of `(batch, rows)`; None without one.
+        more: metrics to read beside those of the section.
         vocab: ids that both share.
         other: the rows of the section's other text.
         judge: of the student's own completions.
 
-    Raises ValueError, naming the key, for what this student cannot give.
+    Raises ValueError, naming the key, for what this student and this teacher cannot give.
     """
 
     def __init__(
@@ -40,14 +43,22 @@ class Watch:
         student: Any,
         teacher: Any = None,
         *,
+        more: Sequence[str] = (),
         vocab: Any = None,
         other: Any = None,
         judge: Judge | None = None,
     ):
         if not isinstance(student, Predictor):
             raise ValueError("evaluation: beside rows and best it asks for what only a language model has")
-        self.section, self.trainer, self.student, self.teacher, self.vocab = section, trainer, student, teacher, vocab
-        self.start = Start(student.module) if section.start else None
+        self.section, self.trainer, self.student, self.teacher = section, trainer, student, teacher
+        self.names = tuple(dict.fromkeys([*more, *section.measures]))
+        kinds = {None} if teacher is None else getattr(teacher, "signals", frozenset())
+        for name in self.names if kinds else ():
+            if name not in (known := dict.fromkeys(one for kind in kinds for one in possible(kind))):
+                raise ValueError(f"evaluation.measures: {unknown(name, known)}")
+        self.start = start_of(student.module, trainer.args.device) if section.start else None
+        self.options: dict[str, Any] = {"start": self.start, "tokenizer": spelt_by(trainer.processing_class)}
+        self.vocab = vocab
         self.other = None if other is None else section.chosen(other)
         self.writer: Writer | None = None
         if section.generations is not None:
@@ -56,33 +67,28 @@ class Watch:
 
     def figures(self, loader: Iterable[Any], known: Mapping[str, float]) -> dict[str, float]:
         """Return what is asked for on the rows of a loader, beside what is `known` of them already."""
-        names = tuple(name for name in self.section.measures if name not in known)
-        found: dict[str, float] = {}
-        if names or self.start is not None:
-            found |= self.read(loader, names)
+        found = self.read(loader, tuple(name for name in self.names if name not in known))
         if self.other is not None:
-            told = self._summed(self._loader(self.other), ("cross_entropy",), None)
-            found |= {f"other_{name}": told[name] for name in ("cross_entropy", "kl_to_start") if name in told}
+            rows = share_of(self.other, self.trainer.args, self.trainer.data_collator)
+            found |= {f"other_{name}": value for name, value in self.read(rows, ("cross_entropy",), None).items()}
         if self.section.gap_closed is not False:
             found["gap_closed"] = self._gap_closed({**known, **found})
         return found | (self.writer.figures() if self.writer is not None else {})
 
-    def read(self, loader: Iterable[Any], names: tuple[str, ...] | None) -> dict[str, float]:
-        """Return metrics by name; None for those that evaluation watches by default with this teacher."""
-        told = self._summed(loader, names, None if names == () else self.teacher)
-        return told if names is None else {name: told[name] for name in (*names, "kl_to_start") if name in told}
-
-    def _summed(self, loader: Iterable[Any], names: tuple[str, ...] | None, teacher: Any) -> dict[str, float]:
-        trainer, sums = self.trainer, dict[str, Tensor]()
+    def read(self, loader: Iterable[Any], names: tuple[str, ...], teacher: Any = ...) -> dict[str, float]:
+        """Return metrics by name, and `kl_to_start` where it is asked for; `teacher` in place of the run's."""
+        if not names and self.start is None:
+            return {}
+        teacher = (self.teacher if names else None) if teacher is ... else teacher
+        reader = Reader(self.student, teacher, names=ingredients(names), vocab=self.vocab, **self.options)
+        sums: dict[str, Tensor] = {}
         for batch in loader:
-            batch = trainer._prepare_inputs(batch)
-            with trainer.accelerator.autocast():
-                read = sums_of(batch, self.student, teacher, self.start, names=names, vocab=self.vocab)
-            sums = {name: value.cpu() + sums[name] if sums else value.cpu() for name, value in read.items()}
-        return figures_of(_reduced(sums, trainer.accelerator))
-
-    def _loader(self, rows: Any) -> DataLoader:
-        return share_of(rows, self.trainer.args, self.trainer.data_collator)
+            batch = self.trainer._prepare_inputs(batch)
+            with self.trainer.accelerator.autocast():
+                read = sums_of(reader(batch))
+            sums = {name: value + sums[name] if sums else value for name, value in read.items()}
+        told = figures_of(_reduced(sums, self.trainer.accelerator))
+        return {name: told[name] for name in (*names, "kl_to_start") if name in told}
 
     def _gap_closed(self, figures: Mapping[str, float]) -> float:
         if "teacher_cross_entropy" not in figures:
@@ -105,11 +111,18 @@ class Watch:
             self.writer.close()
 
 
+def spelt_by(processing_class: Any) -> Any:
+    """Return the tokenizer of a Trainer, whose bytes can be counted; None where it has none."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+
+
 def share_of(rows: Any, args: Any, collator: Any) -> DataLoader:
     """Return batches of this rank's share of the rows, none of them twice."""
     if args.world_size > 1:
         rows = Share(rows, args.process_index, args.world_size)
-    return DataLoader(rows, batch_size=args.eval_batch_size, collate_fn=collator)
+    own = torch.Generator()  # a loader draws a seed; the run's own numbers are left alone
+    return DataLoader(rows, batch_size=args.eval_batch_size, collate_fn=collator, generator=own)
 
 
 def _reduced(sums: dict[str, Tensor], accelerator: Any) -> dict[str, Tensor]:

@@ -7,6 +7,11 @@ from kdlm.jobs.results import LEVEL
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
+BESIDE = (
+    *("cross_entropy", "bits_per_byte", "kl_to_teacher", "reverse_kl_to_teacher", "top1_agreement", "top5_agreement"),
+    *("acceptance_rate", "block_efficiency", "ece", "teacher_ece", "kl_to_start", "gap_closed"),
+)
+"""What the table shows of `distillation`; results.json has all of it."""
 UNITS = {
     "prefill_tokens_per_second": ("prompt tokens/s", 1.0),
     "decode_tokens_per_second": ("new tokens/s", 1.0),
@@ -18,6 +23,8 @@ UNITS = {
 def card(found: dict[str, Any]) -> str:
     """Return results.md: the tables of what was measured, for a model card."""
     parts = [_metrics(found)] if found["tasks"] else []
+    if "distillation" in found:
+        parts.append(_distillation(found["distillation"]))
     if "speed" in found:
         parts.append(_speed(found["speed"]))
     return "\n".join([*parts, "Made by `kdlm eval` with lm-evaluation-harness.\n"])
@@ -39,6 +46,18 @@ def _metrics(found: dict[str, Any]) -> str:
             _row([task, name + ARROWS[metric["higher_is_better"]], *cells, *([", ".join(closed)] if gaps else [])])
         )
     return "\n".join(lines) + "\n\n" + _explained(found) + "\n"
+
+
+def _distillation(measured: dict[str, Any]) -> str:
+    names = [name for name in BESIDE if any(name in one["metrics"] for one in measured.values())]
+    lines = [_row(["beside the teacher", *measured]), _row(["---", *["---:"] * len(measured)])]
+    for name in names:
+        figures = [one["metrics"].get(name) for one in measured.values()]
+        lines.append(_row([name, *("" if figure is None else shown(figure) for figure in figures)]))
+    counts = ", ".join(f"{one['tokens']} of {name}" for name, one in measured.items())
+    notes = dict.fromkeys(note for one in measured.values() for note in one["notes"])
+    said = [f"Means over tokens ({counts}) ± standard error over documents.", *(f"{note}." for note in notes)]
+    return "\n".join(lines) + f"\n\n{' '.join(said)}\n"
 
 
 def _speed(speed: dict[str, Any]) -> str:
@@ -65,8 +84,10 @@ def shown(figure: dict[str, float | None]) -> str:
         return f"{value:.4g}"
     if error == 0:
         return f"{value:.4g} ± 0"
-    digits = max(0, 1 - _magnitude(error))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    digits = 1 - _magnitude(error)
+    if digits > (most := 4 - _magnitude(value)):  # an error too small to matter
+        return f"{value:.{max(0, most)}f} ± {error:.0e}"
+    return f"{value:.{max(0, digits)}f} ± {error:.{max(0, digits)}f}"
 
 
 def _magnitude(value: float) -> int:

@@ -5,6 +5,7 @@ Its import takes seconds, so it happens inside of functions.
 
 import contextlib
 import json
+import logging
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -244,6 +245,7 @@ def server(section: Any, tokenizer: Any, key: str | None, *, max_length: int, ba
     class Chat(LocalChatCompletion):
         pass
 
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # one request's failure is told; not each of the others'
     for kind in (Completions, Chat):  # the harness would send a vendor's key, $OPENAI_API_KEY, to any server
         kind.header = {} if key is None else {"Authorization": f"Bearer {key}"}
     url = section.url.rstrip("/")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from kdlm.disk import cache_folder
+from kdlm.jobs.distillation import Distillation
 from kdlm.jobs.models import AnyEvaluated
 from kdlm.jobs.speed import Speed
 from kdlm.section import Section
@@ -49,17 +50,19 @@ class Job(Section):
     tell: BLEU and the like."""
     confirm_run_unsafe_code: bool = False
     """Run tasks that execute what a model wrote without a jail around it, such as humaneval."""
+    distillation: Distillation | None = None
+    """Also measure what students and baselines keep of the teacher, token by token."""
     speed: Speed | None = None
     """Also measure how fast the models of this machine are, and how much memory they take."""
     output: Path = Path("eval/results")
     """Folder for `results.json`, `results.md`, the answers in `samples/` and the harness's own messages."""
-    cache: Path | None = Field(default_factory=lambda: cache_folder("eval"), json_schema_extra={"default": None})
+    cache: Path | None = Field(default_factory=lambda: cache_folder("eval"))
     """Folder that keeps what was evaluated; by default `eval` in kdlm's cache ($KDLM_CACHE). `null` keeps nothing."""
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "Job":
-        if not (self.tasks or self.speed):
-            raise ValueError("nothing to do: give tasks, or speed")
+        if not (self.tasks or self.distillation or self.speed):
+            raise ValueError("nothing to do: give tasks, distillation, or speed")
         return self
 
     def of(self, role: str) -> list[str]:

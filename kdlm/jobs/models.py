@@ -1,6 +1,7 @@
 """The models of a job: in this process, in vLLM, or behind a server, each as an `LM` of lm-evaluation-harness."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -66,10 +67,18 @@ class InProcess(Evaluated, Loading):
             raise ValueError(f"{place}.path: {error}") from error
 
     def identity(self, place: str, memory: Path | None) -> dict[str, Any]:
-        weights = _weights(self.source(place), f"{place}.path", memory)
-        adapter = self.adapter and _weights(named(self.adapter), f"{place}.adapter", memory)
+        weights = _weights(self.source(place), place, memory)
+        adapter = self.adapter and _weights(named(self.adapter), place, memory)
         settings = {key: getattr(self, key) for key in ("dtype", "attention", "quantization", "max_length")}
         return {"name": self.name, "weights": weights, "adapter": adapter, **settings}
+
+    def tokenizer(self, place: str) -> "PreTrainedTokenizerBase":
+        """Open the tokenizer. Raises ValueError naming the key."""
+        return _naming(place, self.source(place).tokenizer)
+
+    def rows_of_head(self, place: str) -> int:
+        """Return how many ids the model scores. Raises ValueError naming the key."""
+        return _naming(place, self.source(place).config).get_text_config().vocab_size
 
     def load(self, place: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Open weights and tokenizer, on the device, ready to be asked. Raises ValueError naming the key."""
@@ -78,11 +87,8 @@ class InProcess(Evaluated, Loading):
             device = device_of(self.device)
         except ValueError as error:
             raise ValueError(f"{place}.device: {error}") from error
-        try:
-            model: Any = source.load(**({} if self.quantization == "none" else {"device_map": {"": device}}))
-            tokenizer = source.tokenizer()
-        except ValueError as error:
-            raise ValueError(f"{place}.path: {error}") from error
+        options = {} if self.quantization == "none" else {"device_map": {"": device}}
+        model: Any = _naming(place, lambda: source.load(**options))
         if self.quantization == "none":
             model = model.to(device)
         if self.adapter is not None:
@@ -92,7 +98,7 @@ class InProcess(Evaluated, Loading):
                 model = PeftModel.from_pretrained(model, self.adapter)
             except (OSError, ValueError, RuntimeError) as error:
                 raise ValueError(f"{place}.adapter: {self.adapter}: {str(error).splitlines()[0]}") from error
-        return model.eval(), tokenizer
+        return model.eval(), self.tokenizer(place)
 
     def about(self, lm: Any) -> dict[str, Any]:
         parameters = sum(parameter.numel() for parameter in lm.model.parameters())
@@ -131,7 +137,7 @@ class VLLM(Evaluated):
     """Handed to `vllm.LLM`: tensor_parallel_size, quantization, enforce_eager ..."""
 
     def identity(self, place: str, memory: Path | None) -> dict[str, Any]:
-        weights = _weights(self._source(place), f"{place}.path", memory)
+        weights = _weights(self._source(place), place, memory)
         return {
             "name": self.name,
             "weights": weights,
@@ -249,13 +255,17 @@ def local_folder(source: Any) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def _naming(place: str, open_it: Callable[[], Any]) -> Any:
+    try:
+        return open_it()
+    except ValueError as error:
+        raise ValueError(f"{place}.path: {error}") from error
+
+
 def _weights(source: Any, place: str, memory: Path | None) -> str:
     """Return the digest of a model's files, or its commit on the hub. Raises ValueError when it is not there."""
     if (folder := local_folder(source)) is None:
-        try:
-            config = source.config()
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+        config = _naming(place, source.config)
         return f"{source.describe()}@{config._commit_hash}"
     base = folder / "adapter_config.json"
     below = [] if not base.is_file() else [json.loads(base.read_text()).get("base_model_name_or_path")]

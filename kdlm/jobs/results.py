@@ -37,12 +37,9 @@ def results(job: Job, given: dict[str, Answers]) -> dict[str, Any]:
 
 
 def _metric(job: Job, by_model: dict[str, Any], task: str, metric: str) -> dict[str, Any]:
-    figures = {
-        name: found
-        for name, result in by_model.items()
-        if (found := result["tasks"].get(task, {}).get("metrics", {}).get(metric))
-    }
-    known = {name: documents(by_model[name], task, figure) for name, figure in figures.items()}
+    having = {name: result for name, result in by_model.items() if metric in _metrics_of(result, task)}
+    figures = {name: _metrics_of(result, task)[metric] for name, result in having.items()}
+    known = documents(having, task, metric)
     told = {
         name: {"value": figure["value"], "error": figure["error"]}
         if (behind := known[name]) is None
@@ -67,6 +64,10 @@ def _metric(job: Job, by_model: dict[str, Any], task: str, metric: str) -> dict[
         "pairs": pairs,
         "gap_closed": _gaps(known, students, first, teachers[0] if teachers else None),
     }
+
+
+def _metrics_of(result: dict[str, Any], task: str) -> dict[str, Any]:
+    return result["tasks"].get(task, {}).get("metrics", {})
 
 
 def _less(pair: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import torch
 
 from kdlm.jobs.cache import Cache
 from kdlm.jobs.digests import digest
+from kdlm.jobs.distillation import distilled
 from kdlm.jobs.harness import Tasks, reason, told_to
 from kdlm.jobs.job import Job
-from kdlm.jobs.models import InProcess
+from kdlm.jobs.models import InProcess, Server
 from kdlm.jobs.speed import measure
 
 LOG = "lm_eval.log"
@@ -42,6 +43,9 @@ def evaluate(job: Job, say: Say) -> dict[str, Answers]:
     A model is opened only where something of it is not kept. Each result is kept as soon as it is there, so that a
     job that was killed goes on with the task it was at. Raises ValueError that names the key, for what cannot be done.
     """
+    for name, model in job.models.items():
+        if isinstance(model, Server) and model.chat and not job.apply_chat_template:
+            raise ValueError(f"models.{name}.chat: a chat endpoint takes turns only: set apply_chat_template: true")
     cache, log = Cache(job.cache), job.output / LOG
     log.unlink(missing_ok=True)
     with told_to(log):
@@ -88,6 +92,15 @@ def _ask(job: Job, cache: Cache, name: str, answers: Answers, missing: dict[str,
         say(f"{name}: {task} evaluated in {time.perf_counter() - began:.1f} s")
     del lm
     _free()
+
+
+def distillation(job: Job, given: dict[str, Answers]) -> dict[str, Any]:
+    """Return what `kdlm.jobs.distillation.distilled` says of the job's students and baselines."""
+    assert job.distillation is not None
+    with told_to(job.output / LOG):
+        found = distilled(job, job.distillation, {name: one.hash for name, one in given.items()}, Cache(job.cache))
+    _free()
+    return found
 
 
 def speed(job: Job) -> dict[str, Any]:

@@ -6,7 +6,7 @@ models on the same documents, follow from leaving out one document after another
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,19 +16,28 @@ from kdlm.estimates import Estimate, jackknife, mean, paired
 
 Figure = Callable[[np.ndarray], float]
 
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
 FIGURES: dict[int, dict[str, Figure]] = {
     1: {"mean": lambda s: s[1] / s[0], "perplexity": lambda s: math.exp(-s[1] / s[0])},
     2: {
-        "weighted perplexity": lambda s: math.exp(-s[1] / s[2]),
-        "bits per unit": lambda s: -s[1] / s[2] / math.log(2),
+        "weighted_perplexity": lambda s: math.exp(-s[1] / s[2]),
+        "bits_per_byte": lambda s: -s[1] / s[2] / math.log(2),
         "ratio": lambda s: s[1] / s[2],
     },
-    3: {"F1": lambda s: 2 * s[1] / (s[2] + s[3])},
+    3: {
+        "f1": lambda s: _share(2 * s[1], 2 * s[1] + s[2] + s[3]),
+        "precision": lambda s: _share(s[1], s[1] + s[2]),
+        "recall": lambda s: _share(s[1], s[1] + s[3]),
+    },
 }
-"""By how many numbers a document gives: figures of their sums, after the number of documents.
+"""By how many numbers a document gives: figures of the sums, after the number of documents.
 
-F1 is of true positives, predicted and expected ones. The others are the harness's mean, perplexity,
-weighted_perplexity, bits_per_byte and weighted_mean.
+Those of one and two numbers are the harness's own aggregations (`ratio` is its weighted mean); three are true
+positives, false positives and false negatives.
 """
 
 
@@ -56,27 +65,46 @@ class Documents:
         return mean(self.rows[:, 1].tolist()) if self.figure == "mean" else jackknife(self.rows, self.of)
 
 
-def documents(result: dict[str, Any], task: str, metric: dict[str, Any]) -> Documents | None:
-    """Return the documents behind a metric of `Tasks.evaluate`'s result, a group's being those of all its tasks.
+def documents(results: Mapping[str, Any], task: str, metric: str) -> dict[str, Documents | None]:
+    """Return the documents behind a metric, for each model whose result (of `Tasks.evaluate`) has it.
 
-    None where single documents do not tell the metric.
+    A group's documents are those of all its tasks. One figure has to make the values of all models; None for all of
+    them where none does, or where a document gave no numbers.
     """
-    ids: list[Any] = []
-    values: list[Sequence[float]] = []
+    figures = {name: result["tasks"][task]["metrics"][metric] for name, result in results.items()}
+    read = {name: _rows(result, task, figures[name]) for name, result in results.items()}
+    for figure in sorted(set().union(*map(set, FIGURES.values())), key=lambda figure: figure != metric):
+        if all(found and _makes(figure, found[1], figures[name]["value"]) for name, found in read.items()):
+            return {name: Documents(*found, figure) for name, found in read.items() if found}
+    return dict.fromkeys(results)
+
+
+def _makes(figure: str, rows: np.ndarray, value: float) -> bool:
+    of = FIGURES.get(rows.shape[1] - 1, {}).get(figure)
+    return of is not None and math.isclose(_guarded(of)(rows.sum(0)), value, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def _rows(result: dict[str, Any], task: str, metric: dict[str, Any]) -> tuple[tuple[Any, ...], np.ndarray] | None:
+    """Return names and numbers of a metric's documents, None where they are no numbers, or not equally many."""
+    ids, values = [], []
     for leaf in result["groups"].get(task, [task]):
         for sample in result["samples"].get(leaf, []):
             if sample["filter"] == metric["filter"] and metric["metric"] in sample:
-                value = sample[metric["metric"]]
                 ids.append((leaf, sample["doc_id"]))
-                values.append(value if isinstance(value, list) else [value])
-    sizes = {len(value) for value in values}
-    if len(sizes) != 1 or not all(isinstance(part, int | float) for value in values for part in value):
+                values.append(_numbers(sample[metric["metric"]]))
+    if len({len(value) for value in values}) != 1 or not all(
+        isinstance(part, int | float) for value in values for part in value
+    ):
         return None
-    rows = np.column_stack([np.ones(len(values)), np.asarray(values, dtype=np.float64)])
-    for name, figure in FIGURES.get(sizes.pop(), {}).items():
-        if math.isclose(_guarded(figure)(rows.sum(0)), metric["value"], rel_tol=1e-9, abs_tol=1e-12):
-            return Documents(tuple(ids), rows, name)
-    return None
+    return tuple(ids), np.column_stack([np.ones(len(values)), np.asarray(values, dtype=np.float64)])
+
+
+def _numbers(value: Any) -> Sequence[Any]:
+    """Return what a document gave as numbers; of a choice and the probabilities of all choices, its Brier score."""
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], list):
+        right, probabilities = value
+        return [sum((p - (place == right)) ** 2 for place, p in enumerate(probabilities))]
+    return value if isinstance(value, list) else [value]
 
 
 def comparable(*models: Documents | None) -> bool:
@@ -92,18 +120,17 @@ def difference(ours: Documents, theirs: Documents) -> Estimate:
     """
     if ours.figure == "mean":
         return paired(ours.rows[:, 1].tolist(), theirs.rows[:, 1].tolist())
-    figure, width = ours.of, ours.rows.shape[1]
-    rows = np.column_stack([ours.rows, theirs.rows])
-    return jackknife(rows, lambda sums: figure(sums[:width]) - figure(sums[width:]))
+    figure, rows = ours.of, np.column_stack([ours.rows, theirs.rows])
+    return jackknife(rows, lambda sums: float(np.subtract(*map(figure, np.split(sums, 2)))))
 
 
 def gap_closed(student: Documents, baseline: Documents, teacher: Documents) -> Estimate:
     """Return (student - baseline) / (teacher - baseline): 0 at the baseline, 1 at the teacher; jackknife error."""
-    figure, width = student.of, student.rows.shape[1]
+    figure = student.of
     rows = np.column_stack([student.rows, baseline.rows, teacher.rows])
 
     def share(sums: np.ndarray) -> float:
-        ours, base, best = (figure(sums[place : place + width]) for place in (0, width, 2 * width))
+        ours, base, best = (figure(part) for part in np.split(sums, 3))
         return (ours - base) / (best - base) if best != base else math.nan
 
     return jackknife(rows, share)

@@ -4,7 +4,7 @@ from kdlm.jobs.card import card
 from kdlm.jobs.harness import require
 from kdlm.jobs.job import Job
 from kdlm.jobs.results import results, write
-from kdlm.jobs.running import evaluate, speed
+from kdlm.jobs.running import distillation, evaluate, speed
 
 
 def run(job: Job) -> None:
@@ -14,7 +14,11 @@ def run(job: Job) -> None:
     """
     require()
     given = evaluate(job, lambda line: print(line, flush=True))
-    found = results(job, given) | ({} if job.speed is None else {"speed": speed(job)})
+    found = results(job, given)
+    if job.distillation is not None:
+        found["distillation"] = distillation(job, given)
+    if job.speed is not None:
+        found["speed"] = speed(job)
     text = card(found)
     write(job, found, text, given)
     print(f"\n{text}\nresults: {job.output / 'results.json'}")

@@ -1,6 +1,6 @@
 """Ledger: the bytes that tensors hold while code runs on fake tensors, by part of a run, and the work it does.
 
-A fake tensor (`torch._subclasses.FakeTensorMode`) has a shape, a type and an autograd graph, and no numbers: the real
+A fake tensor has a shape, a type and an autograd graph, and no numbers: the real
 model, method, losses and optimiser run on them in the memory of none. The ledger sees every operation, counts the
 storages that are alive, each under the part that was named when it was made, and keeps what was held at the peak.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
@@ -46,13 +47,27 @@ class Phase:
     work: Work = field(default_factory=Work)
 
 
-class Ledger(TorchDispatchMode):
-    """Counts inside `with FakeTensorMode(), Ledger() as ledger:`.
+class Fakes(FakeTensorMode):
+    """The mode in which tensors have no numbers."""
 
-    What depends on numbers is answered as a plan wants it: all elements are other than zero, and a number that is read
-    is 1 or True.
+    def __init__(self) -> None:
+        super().__init__()
+        # It would remember which fake tensor is whose, and `Module.to` refuses to replace what is remembered.
+        self.fake_tensor_converter.set_tensor_memo = lambda real, fake: None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fakes":
+        return self  # a copied network's tensors are of the same mode
+
+
+class Ledger(TorchDispatchMode):
+    """Counts inside `with Fakes(), Ledger() as ledger:`.
+
+    What depends on numbers is answered as a plan wants it: all elements are other than zero and no two are equal, a
+    number that is read is 1, and a condition is `holds`. A mask picks no elements out: kept rows are taken by index, and
+    masks look for what is wrong.
 
     Attributes:
+        holds: what a condition on numbers is taken for.
         part: under which the storages that are made now are counted.
         held: bytes alive now, by part.
         phases: by name, as they came.
@@ -60,7 +75,7 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.part = "weights"
+        self.part, self.holds = "weights", True
         self.held: Counter[str] = Counter()
         self.phases: dict[str, Phase] = {}
         self._phase = Phase()
@@ -101,15 +116,23 @@ class Ledger(TorchDispatchMode):
         if func in UNSEEN:
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
-            return {torch.bool: True}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
-        if func is aten.nonzero.default:
-            out = args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
-        else:
-            out = func(*args, **kwargs)
+            return self.holds if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        out = self._answered(func, args, kwargs)
         made = [leaf for leaf in tree_iter(out) if isinstance(leaf, Tensor)]
         new = sum([self._track(tensor) for tensor in made])
         self._count(func, args, kwargs, out, new)
         return out
+
+    def _answered(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run an operation; where the shape of its result depends on numbers, the largest that it can be is taken."""
+        if func is aten.nonzero.default:
+            return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        if func is aten._unique2.default:
+            same = args[0].new_empty(args[0].numel(), dtype=torch.int64)
+            return args[0].new_empty(args[0].numel()), same, same.clone()
+        if func is aten.index.Tensor:
+            args = args[0], [part for index in args[1] for part in _as_integers(index)]
+        return func(*args, **kwargs)
 
     def _track(self, tensor: Tensor) -> int:
         """Count a storage that is new; return its bytes."""
@@ -145,6 +168,13 @@ class Ledger(TorchDispatchMode):
         work.calls += 1
         read = sum(leaf.numel() * leaf.element_size() for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor))
         work.bytes += read + new
+
+
+def _as_integers(index: Tensor | None) -> list[Tensor | None]:
+    """Return an index as it is, or in place of a mask no element of any of its axes."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    return [index.new_empty(0, dtype=torch.int64) for _ in range(index.dim())]
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, causal: bool = False, **_: Any) -> float:

@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from kdlm.data import DataSection
+from kdlm.plan.devices import Device
 from kdlm.plan.skeletons import FLASH
 from kdlm.recipe import Recipe, across
 
@@ -16,6 +17,7 @@ class Settings:
     """The shapes of a step, all sequences being as long as they may be.
 
     Attributes:
+        device: what the run is planned for.
         args: the run's training arguments.
         batch: sequences of a micro-batch.
         length: tokens of a sequence.
@@ -28,6 +30,7 @@ class Settings:
         steps: optimiser steps of the run, None where it is told in epochs.
     """
 
+    device: Device
     args: TrainingArguments
     batch: int
     length: int
@@ -45,8 +48,8 @@ class Settings:
         return self.batch * self.length
 
     @classmethod
-    def of(cls, recipe: Recipe, *, bf16: bool) -> "Settings":
-        """Read a recipe for a device that computes in bfloat16, or not.
+    def of(cls, recipe: Recipe, device: Device) -> "Settings":
+        """Read a recipe for a device.
 
         Raises ValueError for what plan does not cover.
         """
@@ -55,7 +58,8 @@ class Settings:
         if across(recipe):
             raise ValueError(f"method: plan covers methods of one tokenizer so far, not {recipe.method.name}")
         given = recipe.training
-        half = torch.float16 if given.fp16 else torch.bfloat16 if (bf16 if given.bf16 is None else given.bf16) else None
+        bf16 = device.bf16 if given.bf16 is None else given.bf16
+        half = torch.float16 if given.fp16 else torch.bfloat16 if bf16 else None
         args = given.model_copy(update={"use_cpu": True, "bf16": False, "fp16": False}).build(output_dir="plan")
         data, batch, length = recipe.data, args.per_device_train_batch_size, recipe.data.max_length
         if recipe.rollouts is not None:
@@ -67,6 +71,7 @@ class Settings:
         evaluated = any(part is not None for part in (data.eval, data.eval_fraction, data.eval_rows))
         checkpointed = getattr(args, "activation_checkpointing", False)
         return cls(
+            device=device,
             args=args,
             batch=batch,
             length=length,

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from kdlm.models import Pretrained, adapt
 from kdlm.signal import Dense, Head, Hidden, LogProbs, Rows, Sampled, TopK
@@ -41,7 +42,7 @@ def skeleton(section: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     loading = getattr(section, "source", section)
-    config = section.config()
+    config = configuration(section)
     attention = "eager" if loading.attention == "eager" else None  # all others hold what sdpa holds
     dtype = config.dtype or torch.float32 if loading.dtype == "auto" else getattr(torch, loading.dtype)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -51,6 +52,12 @@ def skeleton(section: Any) -> Any:
     if (kind := getattr(loading, "quantization", "none")) != "none":
         quantise(model, BITS[kind])
     return model
+
+
+def configuration(section: Any) -> Any:
+    """Open a section's configuration, outside of all modes: the sandbox may build a model for it, with numbers."""
+    with _disable_current_modes():
+        return section.config()
 
 
 def quantise(model: Any, bits: float) -> None:
@@ -125,7 +132,7 @@ class Elsewhere:
 
     def __init__(self, section: Any, form: Any, rows: int, ahead: int):
         self.form = form
-        config = section.config().get_text_config()
+        config = configuration(section).get_text_config()
         self.vocab_size = config.vocab_size
         self.head = None
         if isinstance(form, HiddenFormat):
@@ -140,7 +147,8 @@ class Elsewhere:
         return frozenset({self.form.kind})
 
     def __call__(self, batch: dict[str, Tensor], rows: Rows) -> Any:
-        record = self.ahead[0] if self.ahead else self._record(len(rows))
+        ready = bool(self.ahead) and len(next(iter(self.ahead[0].values()))) == len(rows)
+        record = self.ahead[0] if ready else self._record(len(rows))
         if self.head is not None:
             return Hidden(record["hidden"].to(self.head.weight.dtype), self.head)
         if "counts" in record:

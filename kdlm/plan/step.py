@@ -1,8 +1,7 @@
-"""One step of a run on fake tensors: what `kdlm train` would do, in the memory of none."""
+"""One optimiser step of a run on fake tensors: what `kdlm train` would do, in the memory of none."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+import functools
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,19 +10,20 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensorMode,
     UnsupportedOperatorException,
 )
-from transformers import Trainer
 
-from kdlm.losses import plan_chunks
+from kdlm.losses import chunked, forward_kl, plan_chunks
 from kdlm.methods import Method, Step, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.networks import Networks
-from kdlm.plan.ledger import Ledger
+from kdlm.plan.ledger import Fakes, Ledger
+from kdlm.plan.optimisers import optimiser_of
+from kdlm.plan.rollouts import Rollouts
 from kdlm.plan.settings import Settings
 from kdlm.plan.skeletons import student_of, teacher_of
 from kdlm.recipe import Recipe
+from kdlm.signal import Dense
 
 
 def trace(recipe: Recipe, settings: Settings) -> Ledger:
@@ -31,21 +31,28 @@ def trace(recipe: Recipe, settings: Settings) -> Ledger:
 
     Raises ValueError where the method looks at numbers that a plan does not have.
     """
+    _settle()
     try:
-        with FakeTensorMode(), Ledger() as ledger:
+        with Fakes(), Ledger() as ledger:
             _Run(recipe, settings, ledger).step()
             return ledger
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise ValueError(
-            f"method: plan cannot follow {recipe.method.name}, whose shapes depend on numbers: {error}"
+            f"method: plan cannot follow {recipe.method.name}, whose shapes depend on numbers ({error})"
         ) from error
+
+
+@functools.cache
+def _settle() -> None:
+    """Let the losses do what they do once in a process, so that no step's count has it."""
+    chunked(forward_kl, Dense(torch.zeros(1, 2)), Dense(torch.zeros(1, 2)))
 
 
 class _Run:
     """Networks, method and optimiser of a recipe, without numbers."""
 
     def __init__(self, recipe: Recipe, settings: Settings, ledger: Ledger):
-        self.recipe, self.settings, self.ledger = recipe, settings, ledger
+        self.settings, self.ledger = settings, ledger
         with ledger.making("weights"):
             student = student_of(recipe.student)
         with ledger.making("teacher weights"):
@@ -54,77 +61,98 @@ class _Run:
             for tensor in record.values():
                 ledger.move(tensor, "cache")
         self.method: Method = recipe.method.build(recipe.losses, None)
+        self.narrow = self._fit(self.method, student, teacher) if isinstance(self.method, TokenMethod) else 0
         self.networks = Networks(student, self.method, teacher)
-        if isinstance(self.method, TokenMethod):
-            self.method.vocab = self._vocab(student, teacher)
-            self.narrow = self._chunked(self.method, student, teacher)
         if settings.checkpointing is not None:
-            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings.checkpointing or None)
+            self._checkpoint(student)
         self.networks.train()
         self.trained = [parameter for parameter in self.networks.parameters() if parameter.requires_grad]
         for parameter in self.trained:
             parameter.register_post_accumulate_grad_hook(lambda p: ledger.move(p.grad, "gradients"))
+        self.rollouts = None if recipe.rollouts is None else Rollouts(recipe.rollouts, student, settings, ledger)
 
     def step(self) -> None:
         """Run the step, phase by phase."""
-        settings = self.settings
+        settings, ledger = self.settings, self.ledger
+        ledger.holds = False
         optimiser = self._primed()
+        if self.rollouts is not None:
+            self.rollouts.draw()
+        if settings.accumulation > 1:  # an earlier micro-batch has left its gradients
+            self._give_gradients()
         with self._autocast():
-            loss = self._losses(settings.batch, settings.length)
+            loss = self._losses()
         if loss is not None:
-            with self.ledger.phase("backward", "activations"):
+            with ledger.phase("backward", "activations"):
                 loss.backward()
         del loss
-        with self.ledger.phase("optimiser step", "optimiser"):
+        with ledger.phase("optimiser step", "optimiser"):
             if settings.args.max_grad_norm:
                 nn.utils.clip_grad_norm_(self.trained, settings.args.max_grad_norm)
             optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad(set_to_none=True)
         if settings.evaluation:
             self.networks.eval()
-            with torch.no_grad(), self._autocast(), self.ledger.phase("evaluation", "loss"):
-                batch = self._batch(settings.evaluation, settings.length)
-                self.method.evaluate(self._nets("evaluation"), batch, Step(0, 1))
+            with torch.no_grad(), self._autocast(), ledger.phase("evaluation", "loss"):
+                self.method.evaluate(self._nets("evaluation"), self._batch(settings.evaluation), Step(0, 1))
 
-    def _losses(self, batch: int, length: int) -> Tensor | None:
+    def _losses(self) -> Tensor | None:
+        """Run the method's losses, and all backward passes but the last; return the loss of that one."""
         with self.ledger.phase("loss", "loss"):
             with self.ledger.making("activations"):
-                inputs = self._batch(batch, length)
+                inputs = self._batch(self.settings.batch)
             step, active = Step(0, 1), self.method.active(0)
             advance = phases(partial(self.method.losses, self._nets(), inputs, active, step))
             while True:
                 terms = advance()
-                loss = sum(term.weight * term.sum for term in terms.terms.values()) / self.settings.rows
+                loss: Any = sum(term.weight * term.sum for term in terms.terms.values()) / self.settings.rows
                 if not terms.more:
-                    return loss if isinstance(loss, Tensor) and loss.requires_grad else None
+                    break
                 with self.ledger.phase("backward", "activations"):
                     loss.backward()
+        found = self.ledger.phases["loss"]
+        found.peak += self.narrow
+        found.parts["loss"] += self.narrow
+        return loss if isinstance(loss, Tensor) and loss.requires_grad else None
 
     def _primed(self) -> torch.optim.Optimizer:
-        """Return the optimiser after a step, and leave gradients where an earlier micro-batch would have."""
+        """Return the optimiser with the state that it has after a step."""
         with self.ledger.phase("start", "gradients"):
+            self._give_gradients()
+        with self.ledger.phase("start", "optimiser"):
+            optimiser = optimiser_of(self.settings.args, self.trained, self.settings.device.kind)
+            optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return optimiser
+
+    def _give_gradients(self) -> None:
+        with self.ledger.making("gradients"):
             for parameter in self.trained:
                 parameter.grad = torch.empty_like(parameter)
-        with self.ledger.phase("start", "optimiser"):
-            made, options = Trainer.get_optimizer_cls_and_kwargs(self.settings.args)
-            optimiser = made(self.trained, **options)
-            optimiser.step()
-        if self.settings.accumulation == 1:
-            optimiser.zero_grad(set_to_none=True)
-        return optimiser
+
+    def _checkpoint(self, student: Any) -> None:
+        given = dict(self.settings.checkpointing or {})
+        if hasattr(student, "activation_checkpointing_enable"):
+            every, offload = given.pop("every_n_layers", 1), given.pop("offload", False)
+            student.activation_checkpointing_enable(
+                activation_checkpointing_kwargs=given or None, every_n_layers=every, offload=offload
+            )
+        else:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given or None)
 
     def _autocast(self) -> Any:
         dtype = self.settings.autocast
         return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
 
-    def _batch(self, batch: int, length: int) -> dict[str, Tensor]:
-        """Return a batch of whole sequences; there is a mask where some may be shorter."""
-        rows = (1, batch * length) if self.settings.flat else (batch, length)
-        ids = torch.ones(rows, dtype=torch.int64)
+    def _batch(self, batch: int) -> dict[str, Tensor]:
+        """Return so many whole sequences; attention gets a mask where some may be shorter."""
+        length, flat = self.settings.length, self.settings.flat
+        ids = torch.ones((1, batch * length) if flat else (batch, length), dtype=torch.int64)
         made = {"input_ids": ids, "labels": torch.ones_like(ids)}
         if self.settings.masked:
-            name = "position_ids" if self.settings.flat else "attention_mask"
-            made[name] = torch.ones_like(ids)
+            made["position_ids" if flat else "attention_mask"] = torch.ones_like(ids)
+        if self.rollouts is not None:
+            made |= self.rollouts.beside(ids, batch)
         return made
 
     def _nets(self, phase: str = "") -> dict[str, Any]:
@@ -134,13 +162,23 @@ class _Run:
             nets["teacher"] = _Watched(nets["teacher"], self.ledger, phase or "teacher forward", "teacher activations")
         return nets
 
-    def _vocab(self, student: Any, teacher: Any) -> int | None:
-        """Return how many ids are compared where the heads differ; which ones does not matter here."""
-        ours, theirs = student.get_output_embeddings().weight.shape[0], getattr(teacher, "vocab_size", None)
-        return None if theirs in (None, ours) else min(ours, theirs)
+    def _fit(self, method: TokenMethod, student: Any, teacher: Any) -> int:
+        """Tell the losses which ids are shared and, for a GPU, how many rows its kernels take at once.
 
-    def _chunked(self, method: TokenMethod, student: Any, teacher: Any) -> int:
-        return 0
+        Return the bytes of the gradient to a chunk's logits where a GPU keeps it beside them, in half precision.
+        """
+        head, theirs = student.get_output_embeddings().weight, getattr(teacher, "vocab_size", None)
+        ours = head.shape[0]
+        if theirs not in (None, ours):
+            method.vocab = min(ours, theirs)  # which ids they are does not matter here
+        if self.settings.device.kind == "cpu":
+            return 0
+        item = (self.settings.autocast or head.dtype).itemsize
+        projected = getattr(teacher, "hidden_size", 0)
+        sizes = {"vocab": ours, "student_width": head.shape[1], "teacher_width": projected, "teacher_vocab": theirs}
+        chunks = plan_chunks(self.settings.rows, **sizes, itemsize=item, device="cuda", trained=head.requires_grad)
+        method.chunk_rows = min(method.chunk_rows or chunks.rows, self.settings.rows)
+        return method.chunk_rows * ours * item if item < 4 else 0
 
 
 class _Watched:
@@ -155,7 +193,7 @@ class _Watched:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._net, name)
-        if not callable(found):
+        if not callable(found) or isinstance(found, nn.Module):
             return found
 
         def watched(*args: Any, **options: Any) -> Any:

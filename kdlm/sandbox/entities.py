@@ -2,7 +2,8 @@
 
 The form is UniversalNER's (arXiv 2308.03279, section 3), in one turn. Every name is made up and no name occurs twice in
 a text, so there is one right answer: a person has two words, a place one, an organisation ends with what it is, and no
-mention of one type is part of one of another. A level is the number of sentences. Some questions ask for a type that the text lacks.
+mention of one type is part of one of another. A level is the number of sentences. Some questions ask for a type that
+the text lacks.
 """
 
 import json
@@ -57,23 +58,26 @@ def _problem(generator: random.Random, level: int) -> Task:
     present = [kind for kind, found in mentions.items() if found]
     kind = generator.choice(absent if absent and generator.random() < _ABSENT else present)
     answer = json.dumps(mentions[kind])
-    return Task(f"Text: {text}\nWhat describes {kind} in the text? Answer with a JSON list.", answer, answer, level, kind)
+    return Task(
+        f"Text: {text}\nWhat describes {kind} in the text? Answer with a JSON list.", answer, answer, level, kind
+    )
 
 
 def _name(*endings: str) -> Callable[[random.Random], str]:
     return lambda generator: generator.choice(_STEMS) + generator.choice(endings)
 
 
-_first, _last = _name("a", "an", "ia", "in", "is", "o", "wyn"), _name("berg", "dane", "feld", "kin", "lund", "man", "sen")
+_first, _last = (
+    _name("a", "an", "ia", "in", "is", "o", "wyn"),
+    _name("berg", "dane", "feld", "kin", "lund", "man", "sen"),
+)
 _place, _firm = _name("bury", "ford", "ham", "haven", "mere", "stad", "vale"), _name("ax", "ex", "ix", "ora", "um")
 _FORMS = ("Bank", "Institute", "Mills", "Press", "Trading Company", "Works")
 _MAKERS: dict[str, Callable[[random.Random], str]] = {
     "person": lambda generator: f"{_first(generator)} {_last(generator)}",
     "place": _place,
     "organisation": lambda generator: f"{_firm(generator)} {generator.choice(_FORMS)}",
-    "date": lambda generator: (
-        f"{generator.randint(1, 28)} {generator.choice(_MONTHS)} {generator.randint(1900, 2039)}"
-    ),
+    "date": lambda generator: f"{generator.randint(1, 28)} {generator.choice(_MONTHS)} {generator.randint(1900, 2039)}",
     "money": lambda generator: f"{generator.randint(2, 999) * 10} {generator.choice(('crowns', 'marks'))}",
 }
 TYPES = tuple(_MAKERS)

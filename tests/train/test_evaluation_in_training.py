@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from kdlm.check import check
 from kdlm.evaluation import EvaluationSection
+from kdlm.evaluation.start import start_of
 from kdlm.recipe import load
 from kdlm.train import assemble, train
 from kdlm.verifiers import Verdict
@@ -78,6 +79,7 @@ def test_the_best_checkpoint_is_handed_out_and_named(recipe: Path, lora: str) ->
     assert best < 6, "who trains on forgets more, so that the last checkpoint is not the best"
     value = told[best]["eval_kl_to_start"]
     assert results["best"] == {"step": best, "metric": "eval_kl_to_start", "value": value}
+    assert f"step {best}, the best by eval_kl_to_start" in (folder / "student" / "README.md").read_text()
     figures = {key: value for key, value in told[best].items() if key.startswith("eval_")}
     assert {key: results[key] for key in figures} == figures
     if "adapter" in lora:
@@ -109,6 +111,17 @@ def test_a_resumed_run_knows_start_best_and_sample_of_the_unbroken_one(recipe: P
     assert all(torch.equal(value, weights(part.run_dir)[name]) for name, value in weights(whole).items())
 
 
+def test_what_is_evaluated_does_not_change_what_is_learned(recipe: Path, tmp_path: Path) -> None:
+    dropout = "student.lora={rank: 4, dropout: 0.5}"  # draws random numbers at every step
+    watched = train(load(recipe, [dropout, f"run_dir={tmp_path / 'watched'}"]))
+    alone = ["evaluation=null", "training.eval_strategy=no", "training.save_steps=6", f"run_dir={tmp_path / 'alone'}"]
+    ours, theirs = (
+        load_file(folder / "checkpoint-6" / "adapter_model.safetensors")
+        for folder in (watched, train(load(recipe, [dropout, *alone])))
+    )
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
 def test_a_sample_is_the_same_for_every_seed_of_the_run_and_another_for_another_seed_of_its_own(recipe: Path) -> None:
     def sample(*overrides: str) -> list[int]:
         trainer = assemble(load(recipe, overrides)).trainer
@@ -119,7 +132,7 @@ def test_a_sample_is_the_same_for_every_seed_of_the_run_and_another_for_another_
 
 def test_the_start_of_adapters_is_their_base_and_takes_no_memory(recipe: Path) -> None:
     plain, adapted = (assemble(load(recipe, overrides)).trainer for overrides in ([], ["student.lora={rank: 4}"]))
-    assert plain._watch.start.adapted is None and adapted._watch.start.adapted is adapted.student
+    assert plain._watch.start.module is not plain.student and adapted._watch.start.module is adapted.student
     flags = [p.requires_grad for p in adapted.student.parameters()]
     assert adapted.evaluate()["eval_kl_to_start"] == 0
     assert [p.requires_grad for p in adapted.student.parameters()] == flags
@@ -134,14 +147,12 @@ def test_the_start_of_adapters_is_their_base_and_takes_no_memory(recipe: Path) -
 
 
 def test_adapters_that_do_something_already_are_copied(recipe: Path) -> None:
-    from kdlm.evaluation.start import Start
-
     model = assemble(load(recipe, ["student.lora={rank: 4}"])).trainer.student
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.1)
-    assert Start(model).adapted is None
+    assert start_of(model, torch.device("cpu")).module is not model
 
 
 WRONG = {

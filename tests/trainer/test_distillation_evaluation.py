@@ -11,10 +11,13 @@ from safetensors.torch import load_file
 from tiny_models import rows, tiny_model
 from torch.nn.functional import kl_div, log_softmax
 from transformers import Trainer
+from transformers.trainer_utils import SaveStrategy
 
 from kdlm import DistillationEvaluation, DistillTrainer
 from kdlm.data import Collator
 from kdlm.evaluation import EvaluationSection
+from kdlm.losses import ForwardKL
+from kdlm.methods import LogitKD
 
 HELD_OUT = rows([4, 9, 6, 12, 3], seed=7)
 SECTION = EvaluationSection(measures=["reverse_kl_to_teacher", "brier", "teacher_ece"], start=True, gap_closed=6.0)
@@ -81,6 +84,27 @@ def test_the_best_checkpoint_of_a_plain_trainer_is_chosen_by_it(arguments) -> No
     assert trainer.evaluate()["eval_kl_to_start"] == pytest.approx(told[2]["eval_kl_to_start"], rel=1e-5)
 
 
+class Averaged(LogitKD):
+    ema = 0.5
+
+
+def test_an_average_that_is_handed_out_is_that_of_the_best_checkpoint(arguments, tmp_path: Path) -> None:
+    args = arguments(max_steps=6, eval_strategy="steps", eval_steps=2)
+    data = {"train_dataset": rows([5, 11, 3, 17] * 4), "eval_dataset": HELD_OUT, "data_collator": Collator(0, "padded")}
+    trainer = DistillTrainer(tiny_model(1), tiny_model(2), args, method=Averaged([ForwardKL()]), **data)
+    with pytest.raises(ValueError, match=r"training\.save_strategy: no, but evaluation\.best takes a checkpoint"):
+        trainer.watch(EvaluationSection(best="kl_to_start", start=True))
+    args.save_strategy = SaveStrategy.STEPS
+    trainer.watch(EvaluationSection(best="kl_to_start", start=True))
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    saved = load_file(tmp_path / "run" / "checkpoint-2" / "kdlm" / "average.safetensors")
+    handed = trainer.exported.state_dict()
+    assert all(torch.equal(value, handed[name]) for name, value in saved.items())
+    student = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    assert any(not torch.equal(value, saved[name]) for name, value in student.items()), "and it is no copy"
+
+
 def test_several_splits_are_told_apart(arguments) -> None:
     trainer = plain_trainer(arguments(remove_unused_columns=False))
     trainer.eval_dataset = {"a": HELD_OUT, "b": HELD_OUT[:2]}
@@ -95,9 +119,8 @@ def test_without_a_teacher_the_student_is_watched_alone(arguments) -> None:
     told = trainer.evaluate()
     assert told["eval_cross_entropy"] > 0 and "eval_ece" in told and "eval_kl_to_teacher" not in told
     trainer = plain_trainer(arguments(remove_unused_columns=False))
-    trainer.add_callback(DistillationEvaluation(trainer, section=EvaluationSection(measures=["kl_to_teacher"])))
     with pytest.raises(ValueError, match=r"evaluation\.measures: 'kl_to_teacher' is not reported"):
-        trainer.evaluate()
+        DistillationEvaluation(trainer, section=EvaluationSection(measures=["kl_to_teacher"]))
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")

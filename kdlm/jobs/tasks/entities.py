@@ -2,26 +2,27 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-Counts = tuple[int, int, int]
-"""True positives, false positives and false negatives, of a document or summed over documents."""
 
+def counts(doc: dict[str, Any], results: list[str]) -> dict[str, tuple[int, ...] | float]:
+    """Return what one document gives to each metric, and whether its answer is `malformed`.
 
-def counts(doc: dict[str, Any], results: list[str]) -> dict[str, Counts | float]:
-    """Return the document's counts for `f1`, `precision` and `recall`, and whether the answer is `malformed`.
-
-    A predicted mention is right if its text is letter for letter one that was asked for; each counts as often as it
-    is given. An answer that is not one JSON list of texts is malformed: it gives no mention, so all are missed.
+    `f1` gets (right, given, asked) mentions, `precision` (right, given) and `recall` (right, asked). A given mention is
+    right if its text is letter for letter one that was asked for; each counts as often as it is there. An answer that
+    is not one JSON list of texts is malformed: it gives no mention, so all are missed.
     """
     (text,) = results
-    asked = Counter(json.loads(doc["answer"]))
-    given = mentions(text)
-    right = asked & Counter(given or [])
-    tp = right.total()
-    document = (tp, len(given or []) - tp, asked.total() - tp)
-    return {"f1": document, "precision": document, "recall": document, "malformed": float(given is None)}
+    asked, given = Counter(json.loads(doc["answer"])), mentions(text)
+    found = Counter(given)
+    right = (asked & found).total()
+    return {
+        "f1": (right, found.total(), asked.total()),
+        "precision": (right, found.total()),
+        "recall": (right, asked.total()),
+        "malformed": float(given is None),
+    }
 
 
 def mentions(text: str) -> list[str] | None:
@@ -33,27 +34,17 @@ def mentions(text: str) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
 
 
-def f1(documents: Sequence[Counts]) -> float:
-    """Return `2 tp / (2 tp + fp + fn)` of the counts summed over documents; 0 where nothing was asked or given."""
-    tp, fp, fn = _summed(documents)
-    return _share(2 * tp, 2 * tp + fp + fn)
+def f1(documents: Iterable[Sequence[int]]) -> float:
+    """Return micro F1, `2 right / (given + asked)`, of counts summed over documents; 0 where there was nothing."""
+    right, given, asked = _summed(documents)
+    return 2 * right / max(given + asked, 1)
 
 
-def precision(documents: Sequence[Counts]) -> float:
-    """Return `tp / (tp + fp)` of the counts summed over documents; 0 where nothing was given."""
-    tp, fp, _ = _summed(documents)
-    return _share(tp, tp + fp)
+def share(documents: Iterable[Sequence[int]]) -> float:
+    """Return precision `right / given`, or recall `right / asked`, of counts summed over documents; 0 of nothing."""
+    right, of = _summed(documents)
+    return right / max(of, 1)
 
 
-def recall(documents: Sequence[Counts]) -> float:
-    """Return `tp / (tp + fn)` of the counts summed over documents; 0 where nothing was asked."""
-    tp, _, fn = _summed(documents)
-    return _share(tp, tp + fn)
-
-
-def _summed(documents: Sequence[Counts]) -> tuple[float, ...]:
+def _summed(documents: Iterable[Sequence[int]]) -> tuple[int, ...]:
     return tuple(sum(column) for column in zip(*documents, strict=True))
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
