@@ -113,6 +113,9 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         notes.append("Bold is the best figure measured; it is no test of significance.")
     if any(len(group.runs) > 1 for group in groups):
         notes.append("Several seeds: the mean and half of its 95 % interval (Student's t).")
+    plain_one = baseline(groups)
+    if plain_one and len(plain_one.runs) == 1 and len(groups) > 1 and any(len(group.runs) > 1 for group in groups):
+        notes.append("The baseline has one seed: what another would change is not in the interval of the gap closed.")
     if len(groups) > 1 and not comparable(groups):
         notes.append("The runs were not evaluated on the same data: their figures cannot be compared.")
     if any(run.seen for group in groups for run in group.runs):
