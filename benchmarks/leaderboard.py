@@ -85,7 +85,9 @@ def missing(planned: dict[str, list[Any]]) -> list[str]:
 
     there = {name for runs in planned.values() for name in used(runs)}
     union = {name_of(section) for kind in (AnyMethod, AnyLoss) for section in members(kind)}
-    lines = [f"{name}: in no group of eval/leaderboard, nor in LEFT_OUT" for name in sorted(union - there - {*LEFT_OUT})]
+    lines = [
+        f"{name}: in no group of eval/leaderboard, nor in LEFT_OUT" for name in sorted(union - there - {*LEFT_OUT})
+    ]
     return lines + [f"{name}: in LEFT_OUT, and there is no such method or loss" for name in sorted({*LEFT_OUT} - union)]
 
 
@@ -124,7 +126,9 @@ def table_of(group: str, rows: list[Any], compared: Any, runs: list[Any], cited:
     def paper(name: str) -> str:
         recipe = first[name]
         loss = recipe.method.name in ("logit_kd", "image_kd") and recipe.losses
-        return cited.get(recipe.losses[-1].name if loss else recipe.method.name, "") if name != compared.baseline else ""
+        return (
+            cited.get(recipe.losses[-1].name if loss else recipe.method.name, "") if name != compared.baseline else ""
+        )
 
     lines = [[rank, name, paper(name), *rest] for rank, name, *rest in body]
     heading = [head[0], "method", "paper", *head[2:]]
@@ -208,7 +212,9 @@ def main() -> int:
         wrong += [f"{group}: {row.name} failed" for row in rows if row.failed]
     if not args.quick:
         sure = [(group, name) for group, name in SURE if group in better]
-        wrong += [f"{g}: {n} does not beat the baseline on every seed" for g, n in sure if not better[g].get(n, (0, 0))[1]]
+        wrong += [
+            f"{g}: {n} does not beat the baseline on every seed" for g, n in sure if not better[g].get(n, (0, 0))[1]
+        ]
     minutes = (time.perf_counter() - began) / 60
     if whole and not args.quick:
         written(done, minutes, args.workers)

@@ -52,8 +52,9 @@ class Choices(Section):
 class Search(Section):
     """Looks for the best values of some keys of a recipe, by Optuna's tree-structured Parzen estimator.
 
-    That is how AutoDistiller recommends a pipeline: scores of past runs say which of the untried ones to try. The table
-    has the best one's recipe beside the runs; it was chosen by what it is ranked by, so its lead there is flattered.
+    That is how AutoDistiller recommends a pipeline: scores of past runs say which of the untried ones to try. The best
+    one is then run on all seeds, as `best` beside the runs. It was chosen by what it is ranked by, on the first seed:
+    there its lead is flattered.
     """
 
     recipe: Path
@@ -98,6 +99,8 @@ class Comparison(Section):
             raise ValueError("nothing to run: name runs, or a search")
         if self.baseline is not None and self.baseline not in self.runs:
             raise ValueError(f"baseline: no run is called {self.baseline!r}. There are: {', '.join(self.runs)}")
+        if self.search is not None and "best" in self.runs:
+            raise ValueError("runs: `best` is the name of what the search finds; choose another")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: each may be there once")
         return self

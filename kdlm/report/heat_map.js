@@ -44,8 +44,8 @@
     span.classList.add("here");
     const figures = names.flatMap((name, at) => [element("dt", name), element("dd", `${number(values[at])} nats`)]);
     const tops = [];
-    if (teacher.length) tops.push(bars("teacher's most probable", teacher, word, "series-1"));
-    if (student.length) tops.push(bars("student's most probable", student, word, "series-0"));
+    if (teacher.length) tops.push(bars("teacher", teacher, word, "series-1"));
+    if (student.length) tops.push(bars("student", student, word, "series-0"));
     panel.replaceChildren(element("h3", word, "word"), element("dl", figures), element("div", tops, "tops"));
     if (!aloud) return;
     const top = (who, list) => (list.length ? `${who}: ${list.map(([one, share]) => `${one} ${percent(share)}`).join(", ")}. ` : "");

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdlm import __version__
 from kdlm.report import look
-from kdlm.report.comparison import comparison, models, recipes
+from kdlm.report.comparison import comparison, measured, models, recipes
 from kdlm.report.evaluation import evaluation
 from kdlm.report.figures import curves, gaps, mixture, reliability, resources
 from kdlm.report.groups import Group, grouped
@@ -122,7 +122,7 @@ def _tokens(runs: Sequence[Run]) -> Html:
         "it. Point at one, or walk with the arrow keys. Grey tokens are not counted."
     )
     note = f" Not inspected: {', '.join(missing)}." if missing else ""
-    return joined([element("p", said + note, class_="said"), heat_map(runs)])
+    return joined([element("p", said + note, class_="said"), heat_map(runs), measured(runs)])
 
 
 def _curves(specs: dict[str, Spec]) -> Html:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from zlib import crc32
 
@@ -54,21 +55,25 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@cache
+def manager(**told) -> TaskManager:
+    return TaskManager(include_path=str(TASKS), include_defaults=False, metadata=told)
+
+
 def evaluate(model, task, *, told=None, **settings):
     """Return the metrics of a task and its documents."""
-    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=told)
-    said = simple_evaluate(model, tasks=[task], task_manager=manager, bootstrap_iters=0, **settings)
+    said = simple_evaluate(model, tasks=[task], task_manager=manager(**told or {}), bootstrap_iters=0, **settings)
     figures = {name.partition(",")[0]: value for name, value in said["results"][task].items() if "," in name}
     return {name: value for name, value in figures.items() if not name.endswith("_stderr")}, said["samples"][task]
 
 
 def test_every_file_is_data_with_a_version_and_a_name_of_its_own():
-    manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+    known = manager()
     names = {path.stem for path in TASKS.glob("*.yaml")}
     assert {path.suffix for path in TASKS.parent.rglob("*") if path.is_file()} == {".yaml"}
-    assert names <= set(manager.all_tasks)
+    assert names <= set(known.all_tasks)
     for name in names:
-        assert "version" in manager._index[name].cfg["metadata"]
+        assert "version" in known._index[name].cfg["metadata"]
 
 
 @pytest.mark.parametrize("task", GENERATED)
