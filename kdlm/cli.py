@@ -47,6 +47,11 @@ def parser() -> argparse.ArgumentParser:
         help="go on from the newest checkpoint of the run folder, or from this one",
     )
     verb(verbs.check, "validate a recipe without training", "kdlm check recipe.yaml [key=value ...]")
+    planned = verb(
+        verbs.plan, "predict memory and time of a run", "kdlm plan recipe.yaml [--gpu GPU] [--json] [key=value ...]"
+    )
+    planned.add_argument("--gpu", help="H100, cpu, '24 GiB, 165 TFLOP/s, 1008 GB/s' ... (default: this machine's)")
+    planned.add_argument("--json", action="store_true", help="for programs")
     drawn = verb(
         verbs.sample, "sample the student of a finished or running run", "kdlm sample recipe.yaml [key=value ...]"
     )

@@ -1,11 +1,13 @@
 """What a run shows while it runs: a rich progress bar on a terminal, plain lines elsewhere, and `metrics.jsonl`."""
 
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -160,9 +162,14 @@ def log_figures(trainer: Trainer, draw: Callable[[], Mapping[str, bytes]]) -> No
     )
     if on_tensorboard is None and on_trackio is None:
         return
+    if not (drawn := draw()):
+        return
+    if find_spec("PIL") is None:
+        print("the figures of the run are not put into trackers without Pillow: pip install pillow", file=sys.stderr)
+        return
     from PIL import Image
 
-    pictures = {name: Image.open(BytesIO(png)).convert("RGB") for name, png in draw().items()}
+    pictures = {name: Image.open(BytesIO(png)).convert("RGB") for name, png in drawn.items()}
     step, args = trainer.state.global_step, trainer.args
     if on_tensorboard is not None:
         from torch.utils.tensorboard import SummaryWriter

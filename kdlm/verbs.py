@@ -52,6 +52,13 @@ def compare(args: argparse.Namespace) -> int:
     return int(any(row.failed for row in rows))
 
 
+def plan(args: argparse.Namespace) -> int:
+    recipe = load(args)
+    from kdlm.plan import plan
+
+    return plan(recipe, args.gpu, as_json=args.json)
+
+
 def capture(args: argparse.Namespace) -> int:
     recipe = load(args)
     from kdlm.capture import capture
@@ -153,6 +160,7 @@ VERBS = tuple(
     for verb in (
         train,
         check,
+        plan,
         sample,
         capture,
         compare,

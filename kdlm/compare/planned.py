@@ -37,12 +37,13 @@ class Planned:
         return (self.folder / "results.json").is_file() and (self.folder / "student").is_dir()
 
 
-def planned(comparison: Comparison) -> list[Planned]:
+def planned(comparison: Comparison, known: Sequence[str] = ()) -> list[Planned]:
     """Return every run, seed after seed.
 
-    Raises ValueError with all that is wrong with any of the recipes, one a line, and the run that it belongs to.
+    Raises ValueError with the problems that are `known`, and with all that is wrong with any of the recipes, one a
+    line with the run that it belongs to.
     """
-    problems: list[str] = []
+    problems = [*known]
     found: dict[str, list[Planned]] = {}
     for name, candidate in comparison.runs.items():
         try:
@@ -50,7 +51,7 @@ def planned(comparison: Comparison) -> list[Planned]:
             check(found[name][0].recipe)
         except (ValueError, OSError) as error:
             problems += [f"{name}: {line}" for line in str(error).splitlines()]
-    problems += [line for runs in found.values() for run in runs for line in _strangers(run)]
+    problems += [line for runs in found.values() for run in runs for line in strangers(run)]
     if problems:
         raise ValueError("\n".join(problems))
     return [runs[place] for place in range(len(comparison.seeds)) for runs in found.values()]
@@ -78,7 +79,7 @@ def _seeds_of(value: Any, key: str) -> Iterator[str]:
         yield from _seeds_of(child, f"{key}.{field}")
 
 
-def _strangers(run: Planned) -> list[str]:
+def strangers(run: Planned) -> list[str]:
     """Return a line if the folder of a run holds another one."""
     described = run.folder / "recipe.yaml"
     if not described.is_file():

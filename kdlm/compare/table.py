@@ -121,7 +121,7 @@ def cells(rows: list[Row], comparison: Comparison) -> tuple[list[str], list[list
     body = []
     for place, row in enumerate(ranked(rows, comparison), 1):
         estimates = [row.over_seeds(metric) for metric in comparison.metrics]
-        line = ["–" if math.isnan(estimates[0].value) else str(place), row.name, *map(with_interval, estimates)]
+        line = ["-" if math.isnan(estimates[0].value) else str(place), row.name, *map(with_interval, estimates)]
         if baseline is not None:
             beyond = row.beyond(baseline, first)
             line += ["", ""] if row is baseline else [signed(beyond), _shown(beyond.p_value, ".2g")]
@@ -137,18 +137,18 @@ def plain(metric: str) -> str:
 def with_interval(estimate: Estimate) -> str:
     """Return `1.234 ± 0.056`, the second half of the 95 % interval; the value alone where one seed cannot tell."""
     if math.isnan(estimate.value):
-        return "–"
+        return "-"
     reach = estimate.interval()[1] - estimate.value
     return f"{estimate.value:.4g}" if math.isnan(reach) else f"{estimate.value:.4g} ± {reach:.2g}"
 
 
 def signed(estimate: Estimate) -> str:
     text = with_interval(estimate)
-    return text if text.startswith(("-", "–")) else f"+{text}"
+    return text if text.startswith("-") else f"+{text}"
 
 
 def _shown(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def markdown(rows: list[Row], comparison: Comparison) -> str:
@@ -170,3 +170,15 @@ def printed(rows: list[Row], comparison: Comparison) -> Table:
     for line in body:
         table.add_row(*line)
     return table
+
+
+def of_trials(trials: Iterable[Any], metric: str) -> str:
+    """Return the trials of a search, best first, as markdown."""
+    trials = list(trials)
+    keys = list(trials[0].values)
+    lines = ["## Search", "", f"| trial | {plain(metric)} | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 2)}"]
+    for trial in trials:
+        figure = "failed" if trial.figure is None else f"{trial.figure:.4g}"
+        values = [f"{v:.4g}" if isinstance(v, float) else f"`{json.dumps(v)}`" for v in trial.values.values()]
+        lines.append(f"| {trial.number} | {figure} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ which C libraries have an older way: io_uring, pidfd_getfd, clone3 and all that 
 
 import errno
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -89,6 +90,12 @@ REFUSED = {
     "removexattr": Numbers(197, 14),
     "lremovexattr": Numbers(198, 15),
     "fremovexattr": Numbers(199, 16),
+    "getxattr": Numbers(191, 8),
+    "lgetxattr": Numbers(192, 9),
+    "fgetxattr": Numbers(193, 10),
+    "listxattr": Numbers(194, 11),
+    "llistxattr": Numbers(195, 12),
+    "flistxattr": Numbers(196, 13),
     "name_to_handle_at": Numbers(303, 264),
     "open_by_handle_at": Numbers(304, 265),
     "inotify_init": Numbers(253, None),
@@ -137,16 +144,17 @@ REFUSED = {
 KILL, TGKILL, PRLIMIT64 = Numbers(62, 129), Numbers(234, 131), Numbers(302, 261)
 CLONE, SOCKETPAIR, SENDTO = Numbers(56, 220), Numbers(53, 199), Numbers(44, 206)
 PRCTL, IOCTL, FCNTL = Numbers(157, 167), Numbers(16, 29), Numbers(72, 25)
-CAPSET = Numbers(126, 91)
+OPEN, OPENAT, CAPSET = Numbers(2, None), Numbers(257, 56), Numbers(126, 91)
 
 NEWEST = 424
 """The first number that is the same everywhere, of Linux 5.1: from here on no call is made."""
-CLONE_THREAD = 0x10000
+A_THREAD = 0x50F00
+"""What every C library asks `clone` for in a thread: CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM."""
 PR_SET_NAME = 15
 TCGETS2 = 0x802C542A
 F_SETSIG, F_SETOWN_EX = 10, 15
 
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+LOAD, AND, EQUAL, AT_LEAST, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 ALLOW, KILL_PROCESS = 0x7FFF0000, 0x80000000
 REFUSE, ABSENT = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 
@@ -156,9 +164,6 @@ Instruction = tuple[int, int, int, int]
 
 def seccomp_filter(machine: str, process: int) -> bytes:
     """Return the `struct sock_filter[]` for a process of this number on this machine."""
-    kill, tgkill, prlimit64, clone, socketpair, sendto, prctl, ioctl, fcntl_ = (
-        getattr(each, machine) for each in (KILL, TGKILL, PRLIMIT64, CLONE, SOCKETPAIR, SENDTO, PRCTL, IOCTL, FCNTL)
-    )
     program: list[Instruction] = [
         (LOAD, 0, 0, 4),  # the architecture: a 32-bit call has other numbers
         (EQUAL, 1, 0, ARCHITECTURES[machine]),
@@ -167,26 +172,29 @@ def seccomp_filter(machine: str, process: int) -> bytes:
         (AT_LEAST, 0, 1, NEWEST),  # and those of x32, which have bit 30
         (RETURN, 0, 0, ABSENT),
     ]
-    for numbers in REFUSED.values():
-        if (number := getattr(numbers, machine)) is not None:
-            program += [(EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE)]
-    program += _if(kill, _one_of(0, process))
-    program += _if(tgkill, _one_of(0, process))
-    program += _if(prlimit64, _one_of(0, 0, process))
-    program += _if(clone, [_load(0), (ANY_BIT, 0, 1, CLONE_THREAD), (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)])
-    program += _if(socketpair, _one_of(0, socket.AF_UNIX))  # of asyncio; connected for good, since `connect` is refused
-    program += _if(sendto, [*_zero(4), (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)])  # to the other end of a pair
-    program += _if(prctl, _one_of(0, PR_SET_NAME))
     of_any_file = termios.TCGETS, TCGETS2, termios.TIOCGWINSZ, termios.FIONREAD
-    program += _if(ioctl, _one_of(1, *of_any_file, termios.FIONBIO, termios.FIOCLEX, termios.FIONCLEX))
-    program += _if(fcntl_, _none_of(1, fcntl.F_SETOWN, F_SETSIG, F_SETOWN_EX))  # signals to whoever
+    for numbers, block in (
+        *((numbers, [(RETURN, 0, 0, REFUSE)]) for numbers in REFUSED.values()),
+        (KILL, _one_of(0, process)),
+        (TGKILL, _one_of(0, process)),
+        (PRLIMIT64, _one_of(0, 0, process)),
+        (
+            CLONE,
+            [_load(0), (AND, 0, 0, A_THREAD), (EQUAL, 1, 0, A_THREAD), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)],
+        ),
+        (SOCKETPAIR, _one_of(0, socket.AF_UNIX)),  # of asyncio; it stays a pair, since `connect` is refused
+        (SENDTO, [*_zero(4), (RETURN, 0, 0, ALLOW)]),  # to the other end of a pair
+        (PRCTL, _one_of(0, PR_SET_NAME)),
+        (IOCTL, _one_of(1, *of_any_file, termios.FIONBIO, termios.FIOCLEX, termios.FIONCLEX)),
+        (FCNTL, _none_of(1, fcntl.F_SETOWN, F_SETSIG, F_SETOWN_EX)),  # signals to whoever
+        # before its third version Landlock takes this for reading, and mode 3 for nothing at all
+        (OPEN, _none_of(1, os.O_TRUNC, os.O_TRUNC | 3, mask=os.O_TRUNC | 3)),
+        (OPENAT, _none_of(2, os.O_TRUNC, os.O_TRUNC | 3, mask=os.O_TRUNC | 3)),
+    ):
+        if (number := getattr(numbers, machine)) is not None:
+            program += [(EQUAL, 0, len(block), number), *block]
     program.append((RETURN, 0, 0, ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-
-
-def _if(number: int, block: list[Instruction]) -> list[Instruction]:
-    """A block, which returns, for the call of this number."""
-    return [(EQUAL, 0, len(block), number), *block]
 
 
 def _load(argument: int) -> Instruction:
@@ -198,9 +206,9 @@ def _one_of(argument: int, *values: int) -> list[Instruction]:
     return [_load(argument), *found, (RETURN, 0, 0, REFUSE)]
 
 
-def _none_of(argument: int, *values: int) -> list[Instruction]:
+def _none_of(argument: int, *values: int, mask: int = 0xFFFFFFFF) -> list[Instruction]:
     found = [step for value in values for step in ((EQUAL, 0, 1, value), (RETURN, 0, 0, REFUSE))]
-    return [_load(argument), *found, (RETURN, 0, 0, ALLOW)]
+    return [_load(argument), (AND, 0, 0, mask), *found, (RETURN, 0, 0, ALLOW)]
 
 
 def _zero(argument: int) -> list[Instruction]:

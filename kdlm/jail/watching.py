@@ -73,7 +73,7 @@ class Watch:
         return f"results of more than {LONGEST // MIB} MiB" if len(self._told) > LONGEST else None
 
     def _took_too_much(self) -> str | None:
-        if size(self._scratch) > self._limits.disk * MIB:
+        if size(self._scratch, self._limits.disk * MIB) > self._limits.disk * MIB:
             return f"more than {self._limits.disk} MiB in its folder"
         with contextlib.suppress(OSError):  # no Linux, or over
             threads = (Path("/proc") / str(self._process.pid) / "stat").read_text().rpartition(")")[2].split()[17]
@@ -83,9 +83,7 @@ class Watch:
 
     def run(self, tests: Sequence[Test]) -> Run:
         """Return what became of the program, whose process is over. Raises RuntimeError where it could not begin."""
-        words = [line.split() for line in bytes(self._told).splitlines() if line.startswith(self._nonce)]
-        said = {(word.decode(), int(number)): bytes.fromhex("".join(map(bytes.decode, text))).decode()
-                for _, word, number, *text in words}  # fmt: skip
+        said = self._said()
         output = self._printed.decode(errors="replace")
         if ("ready", 0) not in said and self._outcome == "done":
             why = said.get(("refused", 0)) or f"its Python did not start: {output[-500:]}"
@@ -99,6 +97,16 @@ class Watch:
             reason = f"test {number}: {said.get(('failed', number)) or unlike or 'not reached'}"
         results = tuple(None if isinstance(test, str) else text for test, text in zip(tests, heard, strict=True))
         return Run(outcome, reason, passed, results, output)
+
+    def _said(self) -> dict[tuple[str, int], str]:
+        """The texts by word and number. A program that found out the nonce may have written anything."""
+        said = {}
+        for line in bytes(self._told).splitlines():
+            if line.startswith(self._nonce):
+                with contextlib.suppress(ValueError):
+                    _, word, number, *text = line.decode().split()
+                    said[word, int(number)] = bytes.fromhex("".join(text)).decode()
+        return said
 
     def _ending(self, said: Mapping[tuple[str, int], str]) -> tuple[Outcome, str | None]:
         if self._outcome != "done":

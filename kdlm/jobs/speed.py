@@ -1,7 +1,6 @@
 """speed: tokens per second, first-token latency and memory of the models of this process, measured in turns."""
 
 import ctypes
-import gc
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -122,7 +121,6 @@ class _Memory:
         self.device = model.device
         tensors = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
         self.weights = sum(storage.nbytes() for storage in tensors.values())
-        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before: float = torch.cuda.memory_allocated(self.device)

@@ -9,11 +9,13 @@ from kdlm.estimates import Estimate
 from kdlm.report.groups import Group, comparable, differences
 from kdlm.report.markup import Html, element, joined, table
 from kdlm.report.metrics import METRICS, TEACHERS, metric, plain, shown
-from kdlm.report.run import Run
+from kdlm.report.run import Run, finite
 from kdlm.report.verdict import baseline, gap_to
 
 MAIN = 7
 """Figures in the first table; the others are in one that is folded."""
+MOST_KEYS = 24
+"""Keys that recipes differ in that are shown at once; a longer table is folded."""
 ELSEWHERE = frozenset({*TEACHERS.values(), "loss"})
 
 
@@ -129,11 +131,37 @@ def recipes(groups: Sequence[Group]) -> Html:
         name: values for name, values in differ.items() if not any(other.startswith(f"{name}.") for other in differ)
     }
     rows = [[element("code", name), *(_value(value) for value in values)] for name, values in said.items()]
-    return table(head, rows, "What the recipes differ in", class_="words")
+    found = table(head, rows, "What the recipes differ in", class_="words")
+    if len(rows) <= MOST_KEYS:
+        return found
+    return element("details", element("summary", f"{len(rows)} keys differ"), found)
 
 
 def _value(value: Any) -> Any:
     return element("span", "–", class_="quiet") if value is None else f"{value}"  # noqa: RUF001
+
+
+def measured(runs: Sequence[Run]) -> Html:
+    """Return what was measured of the texts of the inspections, a column for each run, with standard errors."""
+    found = {run.name: (run.inspection or {}).get("measured") or {} for run in runs}
+    found = {name: each for name, each in found.items() if each.get("metrics")}
+    if not found:
+        return Html("")
+    there = dict.fromkeys(name for each in found.values() for name in each["metrics"])
+    names = [name for name in METRICS if name in there]
+    rows = [
+        [_heading(name), *(_with_error(each["metrics"].get(name), name) for each in found.values())]
+        for name in [*names, *(name for name in there if name not in names)]
+    ]
+    counts = ", ".join(f"{each['documents']:,} documents, {each['tokens']:,} tokens" for each in found.values())
+    said = f"Figures of these texts, ± standard error over documents ({counts})"
+    return element("details", element("summary", "All figures of these texts"), table(["", *found], rows, said))
+
+
+def _with_error(found: dict[str, Any] | None, name: str) -> Any:
+    value, error = (finite((found or {}).get(key)) for key in ("value", "error"))
+    said = shown(value, name)
+    return said if error is None else joined([said, element("small", f" ± {shown(error, name)}")])
 
 
 def model_name(section: Any) -> str:

@@ -1,7 +1,7 @@
 """What the figures of a run are called, what they are counted in, and which way is better."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdlm.report.markup import visible
@@ -25,11 +25,11 @@ class Metric:
 
 
 METRICS = {
-    "cross_entropy": Metric("cross-entropy", "nats/token", -1),
+    "cross_entropy": Metric("cross-entropy", "nats", -1),
     "perplexity": Metric("perplexity", "", -1),
     "bits_per_byte": Metric("bits per byte", "bits/byte", -1),
-    "kl_to_teacher": Metric("KL to the teacher", "nats/token", -1),
-    "reverse_kl_to_teacher": Metric("reverse KL to the teacher", "nats/token", -1),
+    "kl_to_teacher": Metric("KL to the teacher", "nats", -1),
+    "reverse_kl_to_teacher": Metric("reverse KL to the teacher", "nats", -1),
     "top1_agreement": Metric("top-1 agreement", "%", 1, True),
     "top5_agreement": Metric("top-5 agreement", "%", 1, True),
     "accuracy": Metric("accuracy", "%", 1, True),
@@ -38,10 +38,9 @@ METRICS = {
     "block_efficiency": Metric("block efficiency", "tokens/block", 1),
     "ece": Metric("calibration error", "%", -1, True),
     "brier": Metric("Brier score", "", -1),
-    "kl_to_start": Metric("KL from the start", "nats/token", -1),
-    "student_entropy": Metric("student's entropy", "nats/token"),
-    "teacher_entropy": Metric("teacher's entropy", "nats/token"),
-    "teacher_cross_entropy": Metric("teacher's cross-entropy", "nats/token"),
+    "kl_to_start": Metric("KL from the start", "nats", -1),
+    "student_entropy": Metric("student's entropy", "nats"),
+    "teacher_entropy": Metric("teacher's entropy", "nats"),
     "loss": Metric("training objective", "", -1),
     "tokens_per_second": Metric("throughput", "tokens/s", 1),
     "images_per_second": Metric("throughput", "images/s", 1),
@@ -55,6 +54,9 @@ METRICS = {
 TEACHERS = {
     "cross_entropy": "teacher_cross_entropy",
     "student_entropy": "teacher_entropy",
+    "perplexity": "teacher_perplexity",
+    "bits_per_byte": "teacher_bits_per_byte",
+    "accuracy": "teacher_accuracy",
     "ece": "teacher_ece",
     "brier": "teacher_brier",
 }
@@ -63,7 +65,10 @@ TEACHERS = {
 
 def metric(name: str) -> Metric:
     """Return what is known of a figure by its key."""
-    return METRICS.get(name) or Metric(visible(name.replace("_", " ")))
+    if known := METRICS.get(name):
+        return known
+    ours = METRICS.get(name.removeprefix("teacher_")) if name in TEACHERS.values() else None
+    return replace(ours, title=f"teacher's {ours.title}") if ours else Metric(visible(name.replace("_", " ")))
 
 
 def shown(value: Any, name: str = "") -> str:

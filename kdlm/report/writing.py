@@ -56,10 +56,13 @@ def pictures(folder: Path) -> Mapping[str, bytes]:
 
 def inspected(run: Run) -> Run:
     """Return the run with an inspection of its student, or with a note that says why there is none."""
-    from kdlm.inspection import inspect_run
-
     if not (run.path / "student").is_dir():
         return run
+    from transformers.utils import logging
+
+    from kdlm.inspection import inspect_run
+
+    logging.disable_progress_bar()
     try:
         found: dict[str, Any] = inspect_run(run.path)
     except (ValueError, OSError, ImportError) as error:

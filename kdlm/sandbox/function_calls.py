@@ -78,10 +78,10 @@ KINDS: dict[str, Callable[[random.Random], object]] = {
     "year": lambda draw: draw.choice([1900, 2000, 2023, 2024, draw.randint(1, 3000)]),
     "month": lambda draw: draw.randint(1, 12),
     "day": lambda draw: draw.randint(1, 28),
-    "host": lambda draw: draw.choice(["www.example.com", "example.com", "10.0.0.1", ".example.com", "localhost", "x.y"]),
+    "host": lambda draw: draw.choice(["www.example.com", "example.com", "10.0.0.1", ".example.com", "local", "x.y"]),
     "name": lambda draw: draw.choice(["__init__", "_private_", "name", "____", "__x", "_", "__a__", "x__"]),
     "header": lambda draw: draw.choice(["Keep-Alive", "host", "TE", "Date", "upgrade", "age", "Trailers"]),
-    "address": lambda draw: draw.choice(["a@b.org", "Ann <a@b.org>", '"Ann B." <a@b.org>', "<a@b>", "Ann", "", '"x\\"y"']),
+    "address": lambda draw: draw.choice(["a@b.org", "Ann <a@b.org>", '"Ann B." <a@b>', "<a@b>", "Ann", "", '"x\\"y"']),
 }  # fmt: skip
 """Kinds of arguments by the word that stands for one in a call, in braces."""
 
@@ -269,7 +269,10 @@ CALLS: dict[str, tuple[str, ...]] = {
     "tarfile": ("nts({ascii} + b'\\0x', 'utf-8', 'strict')", "stn({word}, 12, 'utf-8', 'strict')", "itn({nat}, 8)"),
     "encodings": ("normalize_encoding({text})",),
     "ipaddress": ("_count_righthand_zero_bits({nat} * 8, 32)", "v4_int_to_packed({nat} * {nat} * 1000)"),
-    "wsgiref.util": ("is_hop_by_hop({header})", "request_uri({'HTTP_HOST': {host}, 'wsgi.url_scheme': 'http', 'SCRIPT_NAME': {path}})"),
+    "wsgiref.util": (
+        "is_hop_by_hop({header})",
+        "request_uri({'HTTP_HOST': {host}, 'wsgi.url_scheme': 'http', 'SCRIPT_NAME': {path}})",
+    ),
     "wsgiref.headers": ("_formatparam({word}, {word})",),
     "gettext": ("c2py('n % 10 == 1 ? 0 : n > {digit} ? 1 : 2')({nat})",),
 }  # fmt: skip

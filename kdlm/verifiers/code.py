@@ -1,5 +1,7 @@
 """The completion is Python that passes tests, run in a jail."""
 
+import contextlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -59,10 +61,14 @@ class Code(LimitedSection):
 
 def _tests(reference: Any, column: str) -> tuple[str, list[Test]]:
     """Return the code before the completion, and the tests. Raises ValueError for what is neither."""
-    before = ""
-    if isinstance(reference, Mapping) and "tests" in reference:
-        before, reference = reference.get("before") or "", reference["tests"]
-    tests = [reference] if isinstance(reference, (str, Mapping)) else reference
+    before, tests = "", reference
+    if isinstance(reference, str):
+        with contextlib.suppress(ValueError):  # a list or a mapping comes as JSON out of the data of a recipe
+            tests = json.loads(reference)
+        tests = tests if isinstance(tests, (list, dict)) else reference
+    if isinstance(tests, Mapping) and "tests" in tests:
+        before, tests = tests.get("before") or "", tests["tests"]
+    tests = [tests] if isinstance(tests, (str, Mapping)) else tests
     if not isinstance(tests, (list, tuple)) or not tests or not all(map(_is_test, tests)):
         raise ValueError(
             f"no tests in the column {column!r}: {str(reference)[:60]!r}, expected Python, a list of tests or "

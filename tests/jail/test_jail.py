@@ -41,7 +41,7 @@ def is_running(process: int) -> bool:
 @pytest.fixture
 def outside(tmp_path):
     """A folder, servers and a signal that a program could reach; names for it, and what they have seen."""
-    for name in ("secret", "spare", "spare2"):
+    for name in ("secret", "spare", "spare2", "spare4"):
         (tmp_path / name).write_text("secret")
     seen: list[object] = []
     tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -73,7 +73,8 @@ def outside(tmp_path):
                 seen.append(known)
             except BlockingIOError:
                 pass
-        return [*seen, *sorted(each.name for each in tmp_path.iterdir())]
+        files = sorted(tmp_path.iterdir())
+        return [*seen, *((each.name, each.stat().st_size, each.stat().st_mode) for each in files)]
 
     yield "".join(f"{known} = {value!r}\n" for known, value in names.items()), look
     signal.signal(signal.SIGUSR2, before)
@@ -168,7 +169,20 @@ def test_the_numbers_are_those_of_the_kernel(header, machine):
     known = {line[1]: line[2] for line in lines if len(line) > 2}
     from kdlm.jail import filters
 
-    others = ("KILL", "TGKILL", "PRLIMIT64", "CLONE", "SOCKETPAIR", "SENDTO", "PRCTL", "IOCTL", "FCNTL", "CAPSET")
+    others = (
+        "KILL",
+        "TGKILL",
+        "PRLIMIT64",
+        "CLONE",
+        "SOCKETPAIR",
+        "SENDTO",
+        "PRCTL",
+        "IOCTL",
+        "FCNTL",
+        "CAPSET",
+        "OPEN",
+        "OPENAT",
+    )
     ours = REFUSED | {name.lower(): getattr(filters, name) for name in others}
     for name, numbers in ours.items():
         number = getattr(numbers, machine)
@@ -187,6 +201,23 @@ def test_the_numbers_are_those_of_the_kernel(header, machine):
 def test_limits_are_not_raised_again(attempt):
     program = f"import resource\ntry:\n    {attempt}\nexcept (ValueError, OSError):\n    print('refused')"
     assert done(program) == "refused\n"
+
+
+def test_a_thread_has_all_in_common_with_its_process():
+    number, files = (56 if platform.machine() == "x86_64" else 220), 0x50F00 & ~0x400
+    assert done(f"{CALL}\nprint(answer({number}, {files}, 0, 0, 0, 0))") == "EPERM\n"
+
+
+def test_a_program_that_knows_the_nonce_cannot_break_who_reads_it():
+    program = """
+import os, sys
+frame = sys._getframe()
+while 'say' not in frame.f_locals: frame = frame.f_back
+nonce = [cell.cell_contents for cell in frame.f_locals['say'].__closure__][0].encode()
+os.write(3, nonce + b' passed x 00\\n' + nonce + b'\\n' + nonce + b' failed 0 zz\\n' + nonce + b' passed 0 ff\\n')
+"""
+    found = run(program, [{"call": "1", "result": "2"}], limits=PATIENT)
+    assert found.outcome == "done" and found.passed == (False,)
 
 
 def test_it_cannot_untie_itself_from_its_parent_or_get_a_capability_back():
@@ -477,6 +508,9 @@ def test_older_kernels_keep_it_in_as_well(version, monkeypatch, outside):
         ("Fraction(1, 2)", "Fraction(1, 2)", True),
         ("Fraction(1, 2)", "Fraction(1, 3)", False),
         ("(" * 5000, "1", False),
+        ("'1.5'", "'1.50'", False),
+        ("1e-07", "1.0000000000000001e-07", True),
+        ("inf", "1.0", False),
     ],
 )
 def test_same_values(one, other, alike):

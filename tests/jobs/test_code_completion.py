@@ -1,13 +1,12 @@
-"""The code task: the real body of every function passes, others do not, and lm-eval counts it so."""
+"""The code task: real bodies pass, others do not, and lm-eval counts it so."""
 
 from pathlib import Path
 
 import pytest
 
 from kdlm.jail import missing
-from kdlm.jobs.tasks.code_completion import completes, documents, passes, share_passed
-from kdlm.sandbox.function_calls import CALLS, draw_calls
-from kdlm.sandbox.functions import functions_of
+from kdlm.jobs.tasks.code_completion import completes, documents, passes
+from kdlm.sandbox.function_calls import CALLS
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"this machine lacks {', '.join(missing())}")
 
@@ -16,18 +15,18 @@ TASKS = Path(__file__).parents[2] / "eval" / "tasks"
 
 @pytest.fixture(scope="module")
 def functions():
-    return list(documents()["test"])
+    """Some of them: `tests/sandbox/test_functions.py` looks at all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "kdlm.sandbox.functions.CALLS", {each: CALLS[each] for each in ("bisect", "calendar", "operator")}
+        )
+        yield list(documents()["test"])
 
 
-@pytest.mark.slow
-def test_the_real_body_of_every_function_passes_in_the_jail(functions):
-    assert len(functions) >= 80
-    assert [doc["name"] for doc in functions if share_passed(doc, doc["body"]) != 1] == []
-
-
-@pytest.mark.slow
-def test_a_body_of_nothing_passes_for_no_function(functions):
-    assert [doc["name"] for doc in functions if completes(doc, ["    return None\n"])["pass@1"] != 0] == []
+def test_real_bodies_pass_and_bodies_of_nothing_do_not(functions):
+    for doc in functions[::3]:
+        assert completes(doc, [doc["body"]]) == {"pass@1": 1, "tests_passed": 1}
+        assert completes(doc, ["    return None\n"])["pass@1"] == 0
 
 
 @pytest.mark.parametrize(
@@ -35,36 +34,6 @@ def test_a_body_of_nothing_passes_for_no_function(functions):
 )
 def test_what_raises_ends_or_is_no_python_passes_nothing(functions, wrong):
     assert completes(functions[0], [wrong]) == {"pass@1": 0, "tests_passed": 0}
-
-
-def test_the_body_of_another_function_passes_for_few(functions):
-    some = list(zip(functions[::4], functions[1::4], strict=True))
-    passed = [doc["name"] for doc, other in some if share_passed(doc, other["body"]) == 1]
-    assert len(passed) <= len(some) // 10, passed
-
-
-def test_some_real_bodies_pass(functions):
-    assert [doc["name"] for doc in functions[::20] if share_passed(doc, doc["body"]) != 1] == []
-
-
-def test_names_are_unique_and_prompts_end_where_the_body_begins(functions):
-    assert len({doc["name"] for doc in functions}) == len(functions)
-    for doc in functions:
-        assert doc["prompt"].rstrip().endswith(('"""', "'''", '"', "'")) and doc["prompt"].endswith("\n")
-        compile(doc["prompt"] + doc["body"], doc["name"], "exec")
-
-
-def test_functions_are_made_the_same_again(functions):
-    again = list(functions_of("bisect", CALLS["bisect"], 12, 4_000))
-    made = {doc["name"]: doc for doc in functions}
-    assert again and all(vars(each) == {k: made[each.name][k] for k in vars(each)} for each in again)
-
-
-def test_calls_are_different_and_the_same_every_time():
-    calls = draw_calls("a", "f({words}, {int})", 12)
-    assert len(set(calls)) == 12 and calls == draw_calls("a", "f({words}, {int})", 12)
-    assert calls != draw_calls("b", "f({words}, {int})", 12)
-    assert draw_calls("a", "f({bool})", 12) in (["f(True)", "f(False)"], ["f(False)", "f(True)"])
 
 
 def test_passing_counts_samples(functions):
@@ -114,3 +83,20 @@ def test_lm_eval_counts_what_passes_and_asks_for_consent(functions, task):
     figures = evaluate(confirm_run_unsafe_code=True)["results"][task]
     name = "none" if task == "kdlm_code_completion" else "samples"
     assert figures[f"pass@1,{name}"] == 0.5 and figures[f"tests_passed,{name}"] >= 0.5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_task_that_includes_it_may_do_without_isolation(functions, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    text = f"include: {TASKS}/kdlm_code_completion.yaml\ntask: mine\nmetadata: {{version: 1, isolation: limits_only}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    (task,) = manager.load_task_or_group(["mine"]).values()
+    doc = task.dataset["test"][0]
+    assert doc["isolation"] == "limits_only"
+    monkeypatch.setattr("kdlm.jail.support.missing", lambda: ["Landlock"])
+    assert completes(doc, [doc["body"]])["pass@1"] == 1
+    with pytest.raises(RuntimeError, match="it lacks Landlock"):
+        completes({**doc, "isolation": "full"}, [doc["body"]])

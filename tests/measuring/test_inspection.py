@@ -55,6 +55,14 @@ def test_the_means_of_the_tokens_are_the_figures_of_the_texts(folder):
     assert (found["student"], found["teacher"]) == (str(folder / "student"), "sandbox:code-teacher-tiny")
 
 
+def test_figures_of_all_evaluation_rows_are_those_that_the_run_logged(folder):
+    logged, run = json.loads((folder / "results.json").read_text()), open_run(folder)
+    found = measure(run.student, run.teacher, run.data.eval, run.tokenizer, collate=run.data.collator, batch_size=32)
+    assert found["tokens"] > 1000
+    for name in ("cross_entropy", "kl_to_teacher", "top1_agreement", "teacher_cross_entropy", "student_entropy"):
+        assert found["metrics"][name]["value"] == pytest.approx(logged[f"eval_{name}"], rel=1e-5)
+
+
 def test_tokens_are_those_of_the_text_with_what_both_expect(folder):
     found = inspect_run(folder, texts=3, top=4)
     run = open_run(folder)

@@ -131,6 +131,13 @@ def test_any_log_makes_a_page(tmp_path, log):
     assert "NaN" not in text and "Infinity" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
 
 
+def test_the_figures_of_the_inspected_texts_are_told_with_their_errors(tmp_path):
+    found = sections(of(write_inspected(tmp_path / "kl")))["tokens"]
+    value = inspection()["measured"]["metrics"]["kl_to_teacher"]["value"]
+    assert "KL to the teacher" in found and f"{value:.3f}<small> ± 0.100</small>" in found
+    assert "2 documents, 78 tokens" in found
+
+
 def test_rows_that_were_not_used_are_told_with_their_reason(tmp_path):
     found = sections(of(write_run(tmp_path / "kl")))["data"]
     assert "empty text" in found and "train.jsonl:3; train.jsonl:9" in found and "cut at max_length" in found
@@ -227,12 +234,3 @@ def test_kdlm_train_hands_the_figures_down(tmp_path, monkeypatch):
     monkeypatch.setattr("kdlm.train.train", lambda recipe, **options: seen.append(options))
     assert main(["train", str(ROOT / "recipes" / "quickstart.yaml"), f"run_dir={tmp_path}"]) == 0
     assert seen == [{"resume": False, "figures": pictures}]
-
-
-def test_the_script_and_the_style_are_in_the_package():
-    package = Path(writing.__file__).parent
-    assert {path.name for path in package.iterdir() if path.suffix in (".js", ".css")} == {
-        "heat_map.js",
-        "page.js",
-        "page.css",
-    }

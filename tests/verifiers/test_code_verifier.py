@@ -1,5 +1,7 @@
 """The verifier `code`: completions judged by running them, and what they cannot make of it."""
 
+import json
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
@@ -44,6 +46,14 @@ def test_code_before_the_completion_and_calls_with_results():
     tests = [{"call": "double(2)", "result": "4"}, {"call": "double([1])", "result": "[1, 1]"}]
     assert verdict("    return 2 * x\n", {"before": "def double(x):\n", "tests": tests}, timeout=60).score == 1
     assert verdict("    return 4\n", {"before": "def double(x):\n", "tests": tests}, timeout=60).score == 0
+
+
+def test_tests_may_come_as_json():
+    calls = {"before": "def double(x):\n", "tests": [{"call": "double(2)", "result": "4"}]}
+    assert verdict("    return 2 * x\n", json.dumps(calls), timeout=60).score == 1
+    assert verdict(DOUBLE, json.dumps(TESTS), timeout=60, score="share").score == pytest.approx(2 / 3)
+    assert verdict(DOUBLE, "[double(n) for n in range(3)]", timeout=60).score == 1  # Python, and no JSON
+    assert verdict(DOUBLE, "7", timeout=60).score == 1
 
 
 @pytest.mark.parametrize(
