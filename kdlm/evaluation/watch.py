@@ -73,7 +73,10 @@ class Watch:
             found |= {f"other_{name}": value for name, value in self.read(rows, ("cross_entropy",), None).items()}
         if self.section.gap_closed is not False:
             found["gap_closed"] = self._gap_closed({**known, **found})
-        return found | (self.writer.figures() if self.writer is not None else {})
+        if self.writer is None:
+            return found
+        log = getattr(self.trainer, "sample_log", None) if self.trainer.is_world_process_zero() else None
+        return found | self.writer.figures(self.trainer.state.global_step, log)
 
     def read(self, loader: Iterable[Any], names: tuple[str, ...], teacher: Any = ...) -> dict[str, float]:
         """Return metrics by name, and `kl_to_start` where it is asked for; `teacher` in place of the run's."""

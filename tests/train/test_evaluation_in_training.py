@@ -13,6 +13,7 @@ from kdlm.check import check
 from kdlm.evaluation import EvaluationSection
 from kdlm.evaluation.start import start_of
 from kdlm.recipe import load
+from kdlm.samples import SampleLog
 from kdlm.train import assemble, train
 from kdlm.verifiers import Verdict
 
@@ -57,7 +58,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_evaluation_says_what_was_asked_for_from_the_start_on(recipe: Path) -> None:
-    told = evaluations(train(load(recipe)))
+    folder = train(load(recipe))
+    told = evaluations(folder)
+    written = SampleLog(folder).read()
+    assert [one.step for one in written] == [0, 0, 0, 2, 2, 2, 4, 4, 4, 6, 6, 6]
+    assert len({one.prompt for one in written}) == 3 and "step 6" in (folder / "samples.html").read_text()
     assert list(told) == [0, 2, 4, 6]
     began = told[0]
     assert (began["eval_gap_closed"], began["eval_kl_to_start"], began["eval_other_kl_to_start"]) == (0, 0, 0)
