@@ -125,6 +125,7 @@ class Tasks:
         from lm_eval import evaluator
 
         evaluator.add_env_info = lambda storage: None  # it lists the machine's packages, a second each time
+        evaluator.get_git_commit_hash = lambda: None  # git would complain on the terminal outside of a checkout
         job, settings = self.job, self.job.settings(name)
         seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
         said: Any = evaluator.simple_evaluate(

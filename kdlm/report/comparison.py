@@ -14,6 +14,8 @@ from kdlm.report.verdict import baseline, gap_to
 
 MAIN = 7
 """Figures in the first table; the others are in one that is folded."""
+MOST_KEYS = 24
+"""Keys that recipes differ in that are shown at once; a longer table is folded."""
 ELSEWHERE = frozenset({*TEACHERS.values(), "loss"})
 
 
@@ -129,7 +131,10 @@ def recipes(groups: Sequence[Group]) -> Html:
         name: values for name, values in differ.items() if not any(other.startswith(f"{name}.") for other in differ)
     }
     rows = [[element("code", name), *(_value(value) for value in values)] for name, values in said.items()]
-    return table(head, rows, "What the recipes differ in", class_="words")
+    found = table(head, rows, "What the recipes differ in", class_="words")
+    if len(rows) <= MOST_KEYS:
+        return found
+    return element("details", element("summary", f"{len(rows)} keys differ"), found)
 
 
 def _value(value: Any) -> Any:

@@ -125,43 +125,63 @@
     });
   }
 
-  /* The texts as they lie on the page, drawn once more on a canvas. */
-  document.getElementById("save-heat")?.addEventListener("click", () => {
+  /* The texts that are open, as they lie on the page, drawn once more on a canvas, below the scale. */
+  function picture() {
+    const margin = 16;
+    const top = 64;
+    const articles = [...texts.querySelectorAll("article")].filter((article) => article.checkVisibility());
     const frame = texts.getBoundingClientRect();
+    const height = Math.max(...articles.map((article) => article.getBoundingClientRect().bottom)) - frame.top + top + margin;
+    const zoom = Math.min(2, 16000 / height);
     const canvas = document.createElement("canvas");
-    const zoom = Math.min(2, 16000 / frame.height);
-    canvas.width = Math.ceil(frame.width * zoom);
-    canvas.height = Math.ceil((frame.height + 24) * zoom);
+    canvas.width = Math.ceil((frame.width + 2 * margin) * zoom);
+    canvas.height = Math.ceil(height * zoom);
     const ink = canvas.getContext("2d");
-    ink.scale(zoom, zoom);
-    ink.fillStyle = getComputedStyle(document.body).backgroundColor;
-    ink.fillRect(0, 0, frame.width, frame.height + 24);
-    const write = (node) => {
-      const style = getComputedStyle(node.parentElement);
-      ink.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
-      ink.fillStyle = style.color;
-      ink.globalAlpha = Number(style.opacity);
-      ink.textBaseline = "middle";
-      const range = document.createRange();
-      for (let at = 0; at < node.length; at += 1) {
-        range.setStart(node, at);
-        range.setEnd(node, at + 1);
-        const box = range.getBoundingClientRect();
-        if (box.width) ink.fillText(node.data[at], box.left - frame.left, box.top + box.height / 2 - frame.top);
-      }
+    const place = (box) => [box.left - frame.left + margin, box.top - frame.top + top];
+    const style = (node) => getComputedStyle(node);
+    const page = style(document.body);
+    const write = (text, look, x, y) => {
+      ink.font = `${look.fontWeight} ${look.fontSize} ${look.fontFamily}`;
+      ink.fillStyle = look.color;
+      ink.globalAlpha = Number(look.opacity);
+      ink.fillText(text, x, y);
       ink.globalAlpha = 1;
     };
-    for (const span of texts.querySelectorAll("[data-level]")) {
-      ink.fillStyle = getComputedStyle(span).backgroundColor;
-      for (const box of span.getClientRects()) ink.fillRect(box.left - frame.left, box.top - frame.top, box.width, box.height);
+    ink.scale(zoom, zoom);
+    ink.textBaseline = "middle";
+    ink.fillStyle = page.backgroundColor;
+    ink.fillRect(0, 0, canvas.width, canvas.height);
+    write(`${names[measure]}, nats from`, page, margin, 20);
+    [...document.getElementById("scale").children].forEach((step, at) => {
+      ink.fillStyle = style(step).backgroundColor;
+      ink.fillRect(margin + 56 * at, 34, 56, 18);
+      write(step.textContent, style(step), margin + 56 * at + 6, 43);
+    });
+    for (const article of articles) {
+      for (const span of article.querySelectorAll("[data-level]")) {
+        ink.fillStyle = style(span).backgroundColor;
+        for (const box of span.getClientRects()) ink.fillRect(...place(box), box.width - 1, box.height);
+      }
+      const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
+      const range = document.createRange();
+      while (walker.nextNode()) {
+        const node = walker.currentNode;
+        const look = style(node.parentElement);
+        let at = 0;
+        for (const letter of node.data) {
+          range.setStart(node, at);
+          range.setEnd(node, (at += letter.length));
+          const box = range.getBoundingClientRect();
+          const [x, y] = place(box);
+          if (box.width) write(letter, look, x, y + box.height / 2);
+        }
+      }
     }
-    const walker = document.createTreeWalker(texts, NodeFilter.SHOW_TEXT);
-    while (walker.nextNode()) write(walker.currentNode);
-    ink.fillStyle = getComputedStyle(document.body).color;
-    const scale = [0, ...data.edges[measure]].join(" | ");
-    ink.font = "12px sans-serif";
-    ink.fillText(`${names[measure]}, nats; lower ends of the colours: ${scale}`, 0, frame.height + 12);
-    canvas.toBlob((blob) => {
+    return canvas;
+  }
+
+  document.getElementById("save-heat").addEventListener("click", () => {
+    picture().toBlob((blob) => {
       const url = URL.createObjectURL(blob);
       const link = document.createElement("a");
       link.href = url;

@@ -112,7 +112,7 @@ def _text(number: int, text: dict[str, Any], scales: dict[str, list[float]], mos
     first = next(iter(scales), "")
     spans = []
     for place, token in enumerate(text["tokens"][:most]):
-        at = level(finite(token.get(first)), scales.get(first, ()))
+        at = level(_short(token.get(first)), scales.get(first, ()))
         kept = (
             {"role": "option", "tabindex": "-1", "data_token": place} if token.get("kept") else {"aria_hidden": "true"}
         )

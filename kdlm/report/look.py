@@ -26,20 +26,19 @@ SERIES = {
 }
 """Colours of runs, each readable as text on the paper (contrast of at least 4.5)."""
 
-HEAT = {"light": ("#fcfcfa", "#c03a12"), "dark": ("#161715", "#ff9d6f")}
+HEAT = {"light": "#e8622f", "dark": "#ad3d10"}
+"""The last level of the heat map's scale, whose first is the paper; the ink can be read on all of them."""
 LEVELS = 8
 """Steps of the heat map's scale."""
 
 
 def palette(dark: bool) -> dict[str, str]:
-    """Return the named colours of the page: the basic ones, `series-0` ..., `heat-0` ... and `on-heat-0` ..."""
+    """Return the named colours of the page: the basic ones, `series-0` ... and `heat-0` ..."""
     scheme = "dark" if dark else "light"
     colours = dict(DARK if dark else LIGHT)
     colours |= {f"series-{number}": colour for number, colour in enumerate(SERIES[scheme])}
-    for level in range(LEVELS):
-        heat = _between(*HEAT[scheme], level / (LEVELS - 1))
-        on = max((LIGHT["ink"], DARK["ink"], "#000000", "#ffffff"), key=lambda ink: contrast(ink, heat))
-        colours |= {f"heat-{level}": heat, f"on-heat-{level}": on}
+    shares = [level / (LEVELS - 1) for level in range(LEVELS)]
+    colours |= {f"heat-{n}": _between(colours["paper"], HEAT[scheme], share) for n, share in enumerate(shares)}
     return colours
 
 
@@ -47,10 +46,7 @@ def stylesheet() -> str:
     """Return the colours as CSS variables, each of which knows its light and its dark value."""
     light, dark = palette(False), palette(True)
     lines = [f"  --{name}: light-dark({light[name]}, {dark[name]});" for name in light]
-    heat = [
-        f'[data-level="{level}"] {{ background: var(--heat-{level}); color: var(--on-heat-{level}); }}'
-        for level in range(LEVELS)
-    ]
+    heat = [f'[data-level="{level}"] {{ background: var(--heat-{level}); }}' for level in range(LEVELS)]
     series = [f".series-{number} {{ color: var(--series-{number}); }}" for number in range(len(SERIES["light"]))]
     return "\n".join([":root {", *lines, "}", *heat, *series])
 

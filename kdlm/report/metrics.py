@@ -25,11 +25,11 @@ class Metric:
 
 
 METRICS = {
-    "cross_entropy": Metric("cross-entropy", "nats/token", -1),
+    "cross_entropy": Metric("cross-entropy", "nats", -1),
     "perplexity": Metric("perplexity", "", -1),
     "bits_per_byte": Metric("bits per byte", "bits/byte", -1),
-    "kl_to_teacher": Metric("KL to the teacher", "nats/token", -1),
-    "reverse_kl_to_teacher": Metric("reverse KL to the teacher", "nats/token", -1),
+    "kl_to_teacher": Metric("KL to the teacher", "nats", -1),
+    "reverse_kl_to_teacher": Metric("reverse KL to the teacher", "nats", -1),
     "top1_agreement": Metric("top-1 agreement", "%", 1, True),
     "top5_agreement": Metric("top-5 agreement", "%", 1, True),
     "accuracy": Metric("accuracy", "%", 1, True),
@@ -38,9 +38,9 @@ METRICS = {
     "block_efficiency": Metric("block efficiency", "tokens/block", 1),
     "ece": Metric("calibration error", "%", -1, True),
     "brier": Metric("Brier score", "", -1),
-    "kl_to_start": Metric("KL from the start", "nats/token", -1),
-    "student_entropy": Metric("student's entropy", "nats/token"),
-    "teacher_entropy": Metric("teacher's entropy", "nats/token"),
+    "kl_to_start": Metric("KL from the start", "nats", -1),
+    "student_entropy": Metric("student's entropy", "nats"),
+    "teacher_entropy": Metric("teacher's entropy", "nats"),
     "loss": Metric("training objective", "", -1),
     "tokens_per_second": Metric("throughput", "tokens/s", 1),
     "images_per_second": Metric("throughput", "images/s", 1),

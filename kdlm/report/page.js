@@ -33,7 +33,8 @@ const tip = document.getElementById("tip");
 function showTip(handler, event, item, value) {
   tip.hidden = !value;
   if (!value) return;
-  const parts = typeof value === "object" ? Object.entries(value).map(([name, said]) => `${name} ${said}`) : [value];
+  const plain = ["run", "kind", "model"];
+  const parts = Object.entries(value).map(([name, said]) => (plain.includes(name) ? said : `${name} ${said}`));
   tip.textContent = parts.join(", ");
   const { width, height } = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(0, Math.min(event.clientX + 14, innerWidth - width - 8))}px`;
@@ -51,12 +52,18 @@ async function draw(place, colours) {
 
 let drawing = 0;
 
-async function drawAll(colours = scheme()) {
+async function drawAll() {
+  const colours = scheme();
   const mine = ++drawing;
   for (const place of document.querySelectorAll("[data-figure]")) {
     if (mine !== drawing) return; // the scheme was changed again
     views.get(place)?.finalize();
-    views.set(place, await draw(place, colours));
+    try {
+      views.set(place, await draw(place, colours));
+    } catch (error) {
+      place.firstElementChild.textContent = "This figure could not be drawn.";
+      console.error(place.dataset.figure, error);
+    }
     await new Promise((done) => setTimeout(done)); // let the page answer between two figures
   }
   document.documentElement.dataset.drawn = colours;
@@ -98,9 +105,3 @@ document.addEventListener("click", async (event) => {
 });
 
 document.addEventListener("vega", () => drawAll());
-addEventListener("beforeprint", () => {
-  if (scheme() === "dark") drawAll("light");
-});
-addEventListener("afterprint", () => {
-  if (scheme() === "dark") drawAll();
-});

@@ -12,7 +12,7 @@ from kdlm.report import look
 from kdlm.report.comparison import comparison, measured, models, recipes
 from kdlm.report.evaluation import evaluation
 from kdlm.report.figures import curves, gaps, mixture, reliability, resources
-from kdlm.report.groups import Group, grouped
+from kdlm.report.groups import Group, comparable, grouped
 from kdlm.report.heat_map import heat_map
 from kdlm.report.markup import Html, element, joined, script_data
 from kdlm.report.metrics import metric, shown
@@ -41,7 +41,10 @@ def page(runs: Sequence[Run], bundle: str, jobs: dict[str, dict[str, Any]] | Non
         _header(runs, groups),
         element("nav", element("ul", *links), aria_label="contents"),
         element("main", *(_section(*section) for section in sections), id="main", tabindex="-1"),
-        element("footer", f"kdlm {__version__}, {date.today().isoformat()}. Logarithms are natural."),
+        element(
+            "footer",
+            f"kdlm {__version__}, {date.today().isoformat()}. Losses and divergences are in nats, per token or image.",
+        ),
         element("div", id="tip", hidden=True),
         element("noscript", element("p", "The figures and their numbers need JavaScript.")),
         script_data("specs", specs),
@@ -155,7 +158,7 @@ def figure(name: str, spec: Spec) -> Html:
 def _header(runs: Sequence[Run], groups: Sequence[Group]) -> Html:
     count = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
     facts = []
-    for name in FACTS:
+    for name in FACTS if comparable(groups) else ():
         finals = [(found.value, group) for group in groups if (found := group.final(name))]
         if finals:
             value, best = max(finals, key=lambda pair: metric(name).better * pair[0])

@@ -83,7 +83,7 @@ def blank(title: str, description: str, unit: str = "") -> Spec:
         "description": f"{title}. {description}",
         "width": "container",
         "autosize": {"type": "fit-x", "contains": "padding"},
-        "padding": 6,
+        "padding": {"left": 0, "right": 8, "top": 4, "bottom": 4},
     }
 
 

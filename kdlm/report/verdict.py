@@ -21,11 +21,9 @@ def verdict(groups: Sequence[Group]) -> str:
         return _other(groups)
     theirs, ours = best.final("teacher_cross_entropy"), _value(best.final("cross_entropy"))
     if theirs is None:
-        return f"{best.label} ends with a held-out loss of {plain(ours)} nats per token."
+        return f"{best.label} ends with a held-out loss of {plain(ours)} nats."
     start = best.runs[0].points("eval_cross_entropy")[:1]
-    said = (
-        f"{best.label} ends with a held-out loss of {plain(ours)} nats per token; its teacher has {plain(theirs.value)}"
-    )
+    said = f"{best.label} ends with a held-out loss of {plain(ours)} nats; its teacher has {plain(theirs.value)}"
     if not start or start[0][0] != 0 or start[0][1] <= theirs.value:
         return f"{said}."
     share = (start[0][1] - ours) / (start[0][1] - theirs.value)

@@ -71,7 +71,7 @@ def test_a_student_that_lost_is_not_praised(tmp_path):
 def test_a_single_run_is_measured_against_its_start(tmp_path):
     (run,) = read_runs([write_run(tmp_path / "kl")])
     assert verdict(grouped([run])) == (
-        "kl ends with a held-out loss of 2.500 nats per token; its teacher has 2, and it began at 4.500: "
+        "kl ends with a held-out loss of 2.500 nats; its teacher has 2, and it began at 4.500: "
         "80 % of the way."
     )
 

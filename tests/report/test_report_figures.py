@@ -137,6 +137,6 @@ def test_text_and_colours_can_be_read_on_their_ground(dark):
     for colour in SERIES["dark" if dark else "light"]:
         assert contrast(colour, base["paper"]) >= 4.5, colour
     for level in range(LEVELS):
-        assert contrast(colours[f"on-heat-{level}"], colours[f"heat-{level}"]) >= 4.5, level
+        assert contrast(base["ink"], colours[f"heat-{level}"]) >= 4.5, level
     assert contrast(config(dark)["axis"]["labelColor"], config(dark)["background"]) >= 4.5
     assert contrast("#ffffff", "#000000") == pytest.approx(21)

@@ -234,12 +234,3 @@ def test_kdlm_train_hands_the_figures_down(tmp_path, monkeypatch):
     monkeypatch.setattr("kdlm.train.train", lambda recipe, **options: seen.append(options))
     assert main(["train", str(ROOT / "recipes" / "quickstart.yaml"), f"run_dir={tmp_path}"]) == 0
     assert seen == [{"resume": False, "figures": pictures}]
-
-
-def test_the_script_and_the_style_are_in_the_package():
-    package = Path(writing.__file__).parent
-    assert {path.name for path in package.iterdir() if path.suffix in (".js", ".css")} == {
-        "heat_map.js",
-        "page.js",
-        "page.css",
-    }
