@@ -88,6 +88,8 @@ def open_run(path: Path) -> FinishedRun:
     teacher = None if recipe.teacher is None else recipe.teacher.build(device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
+    if hasattr(teacher, "to"):
+        teacher.to(device)
     vocab = common_ids(recipe, processor, student, teacher)
     if teacher is not None and getattr(teacher, "needs_fit", False):
         teacher.fit(_held_out(data, device), vocab)

@@ -1,4 +1,4 @@
-"""What is generated from Recipe and Job: JSON schemas for editors and references for readers."""
+"""What is generated from Recipe, Job and Comparison: JSON schemas for editors and references for readers."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from typing import Any
 
 import transformers
 
+from kdlm.compare import Comparison
 from kdlm.disk import write_text
 from kdlm.jobs import Job
 from kdlm.recipe import Recipe
@@ -27,6 +28,13 @@ JOB_HEAD = """# Job reference
 Every key of an evaluation job (`kdlm eval job.yaml`), made from the code by `kdlm schema`: mend the code, not this page.
 A job is YAML 1.2, like a recipe. Where a key takes one of several things, its `name` says which.
 Any key can be set from the command line: `kdlm eval job.yaml limit=100 tasks.hellaswag.num_fewshot=5`.
+
+"""
+COMPARISON_HEAD = """# Comparison reference
+
+Every key of a comparison (`kdlm compare comparison.yaml`), made from the code by `kdlm schema`: mend the code, not this
+page. A comparison is YAML 1.2, like a recipe.
+Any key can be set from the command line: `kdlm compare c.yaml seeds=[0,1] workers=4`.
 
 """
 TRAINING = '## <a id="training">'  # the last heading of the reference
@@ -59,6 +67,7 @@ class Kind:
 KINDS = (
     Kind(Recipe, Path("recipes/schema.json"), Path("docs/recipe_reference.md"), HEAD),
     Kind(Job, Path("eval/schema.json"), Path("docs/job_reference.md"), JOB_HEAD),
+    Kind(Comparison, Path("eval/comparison_schema.json"), Path("docs/comparison_reference.md"), COMPARISON_HEAD),
 )
 
 

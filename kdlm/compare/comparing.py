@@ -9,6 +9,8 @@ from kdlm.compare.planned import planned
 from kdlm.compare.running import made
 from kdlm.compare.sections import Comparison
 from kdlm.disk import write_text
+from kdlm.report import report
+from kdlm.report.drawing import bundle
 
 
 def compare(comparison: Comparison, console: Console | None = None) -> list[table.Row]:
@@ -21,6 +23,8 @@ def compare(comparison: Comparison, console: Console | None = None) -> list[tabl
     Raises ValueError, before anything is run, with all that is wrong with any of the recipes.
     """
     console = console or Console(soft_wrap=True)
+    if comparison.report:
+        bundle()  # what it needs is missing now, not in an hour
     planned(comparison, [*search.problems(comparison)])
     trials: list[search.Trial] = []
     if comparison.search is not None:
@@ -37,4 +41,7 @@ def compare(comparison: Comparison, console: Console | None = None) -> list[tabl
     write_text(comparison.output / "results.md", text)
     console.print(table.printed(rows, comparison))
     console.print(f"table: {comparison.output / 'results.md'}", highlight=False)
+    if comparison.report and (ended := [run.folder for run in runs if run.finished]):
+        for line in report(ended, comparison.output / "report.html", inspect=False):
+            console.print(line, highlight=False, markup=False)
     return rows

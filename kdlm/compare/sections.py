@@ -1,6 +1,7 @@
 """What is compared: the file that `kdlm compare` reads."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,8 +11,7 @@ from kdlm.section import Section
 
 Way = Literal["lower", "higher"]
 """Which is better."""
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]
-"""A name that is a folder's too."""
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 class Candidate(Section):
@@ -72,8 +72,8 @@ class Search(Section):
 class Comparison(Section):
     """Recipes to run on the same seeds. Relative paths are taken from the folder that the command is started in."""
 
-    runs: dict[Name, Candidate] = Field({}, validate_default=True)
-    """Name -> recipe."""
+    runs: dict[str, Candidate] = {}
+    """Name -> recipe. A name is a folder's too: letters, digits and `_.+-`."""
     overrides: list[str] = []
     """Keys to change in every run, before its own: `training.max_steps=200` gives all the same budget."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
@@ -90,6 +90,8 @@ class Comparison(Section):
     """Runs at once, each in a process of its own; by default as many as there are cores."""
     threads: int | None = Field(None, ge=1)
     """Threads of each: by default 1, and all cores where there is one worker. Another number may move last digits."""
+    report: bool = False
+    """Write `report.html` too, the curves and recipes of all runs (`kdlm report`; tokens are for that command)."""
     output: Path
     """Folder of the table and, below it, of every run: NAME-SEED."""
 
@@ -97,6 +99,8 @@ class Comparison(Section):
     def _makes_sense(self) -> "Comparison":
         if not self.runs and self.search is None:
             raise ValueError("nothing to run: name runs, or a search")
+        if wrong := [name for name in self.runs if not NAME.fullmatch(name)]:
+            raise ValueError(f"runs: {wrong[0]!r} is no name of a folder: letters, digits and _.+-")
         if self.baseline is not None and self.baseline not in self.runs:
             raise ValueError(f"baseline: no run is called {self.baseline!r}. There are: {', '.join(self.runs)}")
         if self.search is not None and "best" in self.runs:

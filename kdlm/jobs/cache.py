@@ -10,6 +10,11 @@ from kdlm.disk import write_bytes
 from kdlm.jobs.digests import digest
 
 
+def file_name(name: str) -> str:
+    """Return a task's or model's name as a file can have it."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+
+
 class Cache:
     """Files `FOLDER/<model>/<task>-<settings>.json`, each with a checksum before its content.
 
@@ -27,8 +32,7 @@ class Cache:
 
     def path(self, model: str, name: str, identity: Any = "") -> Path | None:
         """Return where the result of a model is or would be."""
-        plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-        return None if self.folder is None else self.folder / model / f"{plain}-{digest(identity)}.json"
+        return None if self.folder is None else self.folder / model / f"{file_name(name)}-{digest(identity)}.json"
 
     def read(self, path: Path | None) -> Any:
         """Return what is kept, None where there is nothing. Raises ValueError for a file that is damaged."""

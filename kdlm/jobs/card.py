@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from kdlm.jobs.results import LEVEL
+from kdlm.jobs.significance import LEVEL
+from kdlm.yaml_document import dump
 
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 
@@ -28,6 +29,25 @@ def card(found: dict[str, Any]) -> str:
     if "speed" in found:
         parts.append(_speed(found["speed"]))
     return "\n".join([*parts, "Made by `kdlm eval` with lm-evaluation-harness.\n"])
+
+
+def model_index(found: dict[str, Any], model: str) -> str:
+    """Return the `model-index` of one model, as the head of a hub's model card has it."""
+    from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
+
+    figures = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=task,
+            dataset_name=task,
+            metric_type=name,
+            metric_value=metric["models"][model]["value"],
+            metric_name=name,
+        )
+        for task, name, metric in _rows(found)
+        if metric["models"].get(model, {"value": None})["value"] is not None
+    ]
+    return dump({"model-index": eval_results_to_model_index(model, figures)})
 
 
 def _metrics(found: dict[str, Any]) -> str:

@@ -2,17 +2,15 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from kdlm.disk import write_text
 from kdlm.estimates import Estimate
+from kdlm.jobs.cache import file_name
+from kdlm.jobs.card import card, model_index
 from kdlm.jobs.job import Job
 from kdlm.jobs.running import Answers
-from kdlm.jobs.significance import Documents, comparable, difference, documents, gap_closed
-
-LEVEL = 0.05
-"""The p-value below which a difference is called significant."""
+from kdlm.jobs.significance import LEVEL, Documents, comparable, difference, documents, gap_closed
 
 
 def results(job: Job, given: dict[str, Answers]) -> dict[str, Any]:
@@ -108,17 +106,14 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write(job: Job, found: dict[str, Any], table: str, given: dict[str, Answers]) -> None:
-    """Write results.json, results.md and samples/MODEL/TASK.jsonl into the job's output folder."""
+def write(job: Job, found: dict[str, Any], given: dict[str, Answers]) -> None:
+    """Write samples/MODEL/TASK.jsonl, model-index/MODEL.yaml, results.md and results.json into the output folder."""
     for name, answers in given.items():
         for result in answers.results.values():
             for task, samples in result["samples"].items():
                 lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-                write_text(_place(job.output, name, task), lines)
-    write_text(job.output / "results.md", table)
+                write_text(job.output / "samples" / file_name(name) / f"{file_name(task)}.jsonl", lines)
+        if found["tasks"]:
+            write_text(job.output / "model-index" / f"{file_name(name)}.yaml", model_index(found, name))
+    write_text(job.output / "results.md", card(found))
     write_text(job.output / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-
-
-def _place(output: Path, *names: str) -> Path:
-    plain = ["".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) for name in names]
-    return output / "samples" / plain[0] / f"{plain[1]}.jsonl"

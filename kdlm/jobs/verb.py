@@ -1,6 +1,5 @@
 """`kdlm eval`: run a job, write what it found, and show it."""
 
-from kdlm.jobs.card import card
 from kdlm.jobs.harness import require
 from kdlm.jobs.job import Job
 from kdlm.jobs.results import results, write
@@ -19,6 +18,5 @@ def run(job: Job) -> None:
         found["distillation"] = distillation(job, given)
     if job.speed is not None:
         found["speed"] = speed(job)
-    text = card(found)
-    write(job, found, text, given)
-    print(f"\n{text}\nresults: {job.output / 'results.json'}")
+    write(job, found, given)
+    print(f"\n{(job.output / 'results.md').read_text(encoding='utf-8')}\nresults: {job.output / 'results.json'}")

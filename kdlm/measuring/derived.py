@@ -37,8 +37,11 @@ def derived(means: Mapping[str, float], *, drafted: int = DRAFTED) -> dict[str, 
 def gap_closed(before: float, student: float, teacher: float) -> float:
     """Return `(before - student) / (before - teacher)` of three losses: 0 is no better than before, 1 the teacher.
 
-    nan where there is no gap. `before` is the model that distillation began with, or a baseline trained without it.
+    nan where there is no gap but that of rounding. `before` is the model that distillation began with, or a baseline
+    trained without it.
     """
+    if math.isclose(before, teacher, rel_tol=1e-7):
+        return math.nan
     return _share(before - student, before - teacher)
 
 

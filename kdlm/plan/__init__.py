@@ -1,4 +1,4 @@
-"""`kdlm plan`: memory by part, tokens/s and hours of a recipe before it runs, and what to change where it does not fit."""
+"""`kdlm plan`: memory by part, tokens/s and hours of a recipe before it runs, and what to change if it does not fit."""
 
 import json
 

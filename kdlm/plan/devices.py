@@ -76,7 +76,9 @@ def device(given: str | None) -> Device:
         return cpu()
     if (known := _known(given)) is not None:
         return known
-    found = {unit.lower(): float(number) for number, unit in re.findall(r"([\d.]+)\s*(GiB|GB/s|GB|TFLOP/s)", given, re.I)}
+    found = {
+        unit.lower(): float(number) for number, unit in re.findall(r"([\d.]+)\s*(GiB|GB/s|GB|TFLOP/s)", given, re.I)
+    }
     memory = found.get("gib", found.get("gb"))
     if memory is None:
         raise ValueError(

@@ -63,8 +63,8 @@ class Ledger(TorchDispatchMode):
     """Counts inside `with Fakes(), Ledger() as ledger:`.
 
     What depends on numbers is answered as a plan wants it: all elements are other than zero and no two are equal, a
-    number that is read is 1, and a condition is `holds`. A mask picks no elements out: kept rows are taken by index, and
-    masks look for what is wrong.
+    number that is read is 1, and a condition is `holds`. A mask picks no elements out: kept rows are taken by index,
+    and masks look for what is wrong.
 
     Attributes:
         holds: what a condition on numbers is taken for.
@@ -177,7 +177,9 @@ def _as_integers(index: Tensor | None) -> list[Tensor | None]:
     return [index.new_empty(0, dtype=torch.int64) for _ in range(index.dim())]
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, causal: bool = False, **_: Any) -> float:
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, causal: bool = False, **_: Any
+) -> float:
     """Return the FLOP of attention on a CPU, whose kernel torch's counter does not know; half where it is causal."""
     batch, heads, length, width = query.shape
     return 4 * batch * heads * length * key.shape[-2] * width * (0.5 if causal else 1.0)

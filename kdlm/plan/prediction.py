@@ -22,7 +22,7 @@ PARTS = (
     "rollouts",
     "framework",
 )
-"""What memory is told by: of the student (and what trains beside it), its gradients, the optimiser's state, what forward
+"""What memory is told by: the student (and what trains beside it), its gradients, the optimiser's state, what forward
 keeps for backward, buffers and gradients of the losses, the teacher, signals read ahead of the step, the student's own
 text, and Python, libraries and allocator."""
 MICRO = ("teacher forward", "student forward", "loss", "backward")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from kdlm.models import Pretrained, adapt
-from kdlm.signal import Dense, Head, Hidden, LogProbs, Rows, Sampled, TopK
+from kdlm.models import adapt
+from kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
 from kdlm.store import HiddenFormat, LogProbsFormat, SampledFormat, TopKFormat
 from kdlm.teachers import (
     CachedTeacherSection,

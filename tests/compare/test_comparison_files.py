@@ -61,8 +61,9 @@ def test_the_folder_of_another_run_is_refused_and_what_changed_is_said(tmp_path:
         ({"baseline": "ce"}, "baseline: no run is called 'ce'. There are: kd"),
         ({"runs": {}}, "nothing to run"),
         ({"seeds": [1, 1]}, "seeds: each may be there once"),
-        ({"runs": {"a/b": {"recipe": "r.yaml"}}}, "must match pattern"),
+        ({"runs": {"a/b": {"recipe": "r.yaml"}}}, "runs: 'a/b' is no name of a folder"),
         ({"metrics": {"eval_loss": "down"}}, "lower"),
+        ({"runs": {"a": {"recpe": "r.yaml"}}}, "runs.a.recpe: unknown key, did you mean recipe?"),
         ({"search": {"recipe": "r", "space": {"seed": {"low": 2, "high": 1}}}}, "low must be below high"),
     ],
 )

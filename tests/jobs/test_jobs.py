@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from forks import start
 from job_files import MODELS, TEACHER, TEXTS, job_in
 from tokenizers.processors import TemplateProcessing
 
-from kdlm.jobs import Job, harness
+from kdlm.jobs import Job, lms
 from kdlm.jobs.harness import Tasks
 from kdlm.jobs.models import InProcess
 from kdlm.jobs.running import evaluate
@@ -80,10 +81,10 @@ def test_a_beginning_that_the_tokenizer_adds_is_not_read_twice():
     model, tokenizer = source.load(), source.tokenizer()
     begin = tokenizer.bos_token or tokenizer.eos_token
     number = tokenizer.convert_tokens_to_ids(begin)
-    assert not harness.adds_beginning(tokenizer)
+    assert not lms.adds_beginning(tokenizer)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{begin} $A", None, [(begin, number)])
-    assert harness.adds_beginning(tokenizer)
-    lm = harness.hf(model, tokenizer, 2, None)
+    assert lms.adds_beginning(tokenizer)
+    lm = lms.hf(model, tokenizer, 2, None)
     asked = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in TEXTS[:2]]
     plain = [-nats(model, tokenizer, text, 1024) for text in TEXTS[:2]]
     assert lm.loglikelihood_rolling(asked) == pytest.approx(plain, rel=1e-5)
@@ -195,10 +196,11 @@ def test_groups_are_told_of_with_all_their_documents(tmp_path):
     assert "| tiny |" in shown and "tiny_choice" not in shown
 
 
-def test_what_is_written_is_what_was_found(tmp_path, capsys):
+def test_what_is_written_is_what_was_found(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no checkout
     job = job_in(tmp_path, tasks=["tiny_perplexity", "tiny_choice", "tiny_answer"])
     run(job)
-    found, out = read(job), capsys.readouterr()
+    found, out = read(job), capfd.readouterr()
     assert found["models"]["teacher"]["role"] == "teacher" and found["models"]["teacher"]["parameters"] > 1000
     assert found["models"]["student"]["hash"] != found["models"]["plain"]["hash"]
     metric = found["tasks"]["tiny_perplexity"]["metrics"]["bits_per_byte"]
@@ -215,4 +217,8 @@ def test_what_is_written_is_what_was_found(tmp_path, capsys):
     assert [sample["doc_id"] for sample in samples] == list(range(11))
     table = (job.output / "results.md").read_text()
     assert table in out.out and "lm_eval" not in out.out
-    assert "INFO" not in out.err and "Running" not in out.err
+    assert not any(word in out.err for word in ("INFO", "Running", "fatal", "Loading"))
+    (index,) = yaml.safe_load((job.output / "model-index/student.yaml").read_text())["model-index"]
+    values = [metric["value"] for part in index["results"] for metric in part["metrics"]]
+    metrics = [metric for task in found["tasks"].values() for metric in task["metrics"].values()]
+    assert values == [metric["models"]["student"]["value"] for metric in metrics]

@@ -6,8 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax
-from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 
 from kdlm.estimates import jackknife
 from kdlm.jobs.tasks import entities, next_line, problems
@@ -33,15 +32,11 @@ def test_pass_at_more_than_the_samples_is_refused():
 
 
 def test_entities_are_counted_by_hand():
-    assert judged(["Ala Osman", "Bren Lund"], '["Ala Osman", "Bren", "Ala Osman"]') == {
-        "f1": (1, 3, 2),
-        "precision": (1, 3),
-        "recall": (1, 2),
-        "malformed": 0.0,
-    }
+    found = judged(["Ala Osman", "Bren Lund"], '["Ala Osman", "Bren", "Ala Osman"]')
+    assert found == {**dict.fromkeys(("f1", "precision", "recall"), (1, 2, 1)), "malformed": 0.0}
     assert judged([], "[]")["f1"] == (0, 0, 0)
-    assert judged(["x"], '["x"]<|im_end|>')["f1"] == (1, 1, 1)
-    assert judged(["x", "x"], '["x"]')["f1"] == (1, 1, 2), "a mention counts as often as it is there"
+    assert judged(["x"], '["x"]<|im_end|>')["f1"] == (1, 0, 0)
+    assert judged(["x", "x"], '["x"]')["f1"] == (1, 0, 1), "a mention counts as often as it is there"
     assert judged(["Osman"], '["osman"]')["f1"] == (0, 1, 1), "letter for letter"
 
 
@@ -49,7 +44,8 @@ def test_entities_are_counted_by_hand():
     "given", ["", "none", '["x"', '["x"] or so', '{"a": "x"}', '"x"', "[1]", '["x", null]', "[" * 9999]
 )
 def test_an_answer_that_is_no_list_of_texts_is_malformed_and_misses_all(given):
-    assert judged(["x", "y"], given) == {"f1": (0, 0, 2), "precision": (0, 0), "recall": (0, 2), "malformed": 1.0}
+    found = judged(["x", "y"], given)
+    assert found["malformed"] == 1 and found["f1"] == (0, 0, 2)
 
 
 def test_f1_precision_and_recall_are_those_of_scikit_learn_and_of_sums_over_documents():
@@ -63,33 +59,16 @@ def test_f1_precision_and_recall_are_those_of_scikit_learn_and_of_sums_over_docu
             for n in range(1, 5):
                 truth.append(asked.count(name) >= n)
                 said.append(given.count(name) >= n)
-    precision, recall, f1, _ = precision_recall_fscore_support(truth, said, average="binary")
-    found = {name: np.array([row[name] for row in rows]) for name in ("precision", "recall", "f1")}
-    assert entities.share(found["precision"]) == pytest.approx(precision)
-    assert entities.share(found["recall"]) == pytest.approx(recall)
-    assert entities.f1(found["f1"]) == pytest.approx(f1)
-    for name, figure in (("precision", entities.share), ("recall", entities.share), ("f1", entities.f1)):
-        assert figure([found[name].sum(0)]) == figure(found[name])
-    estimate = jackknife(found["f1"], lambda total: entities.f1([total]))
-    assert estimate.value == pytest.approx(f1) and 0.01 < estimate.error < 0.1
+    expected = precision_recall_fscore_support(truth, said, average="binary")
+    for figure, theirs in zip((entities.precision, entities.recall, entities.f1), expected, strict=False):
+        counts = [row[figure.__name__] for row in rows]
+        assert figure(counts) == pytest.approx(theirs)
+        estimate = jackknife(np.array(counts), lambda total, figure=figure: figure([total]))
+        assert estimate.value == figure(counts) and 0.01 < estimate.error < 0.1
 
 
 def test_figures_of_nothing_are_zero():
-    assert entities.f1([(0, 0, 0)]) == entities.share([(0, 0)]) == 0
-
-
-def test_brier_score_is_scikit_learns_and_bounded():
-    rng = np.random.default_rng(0)
-    likelihoods, gold = rng.normal(0, 2, (50, 4)) - 40, rng.integers(0, 4, 50)
-    ours = [
-        next_line.judged({"gold": truth}, [(value, False) for value in row])
-        for row, truth in zip(likelihoods, gold, strict=True)
-    ]
-    theirs = brier_score_loss(gold, np.exp(log_softmax(likelihoods, axis=1)), scale_by_half=False)
-    assert np.mean([one["brier_score"] for one in ours]) == pytest.approx(theirs)
-    assert np.mean([one["acc"] for one in ours]) == np.mean(likelihoods.argmax(1) == gold)
-    assert next_line.judged({"gold": 1}, [(-900, False), (0, True)])["brier_score"] == pytest.approx(0)
-    assert next_line.judged({"gold": 0}, [(-900, False), (0, True)])["brier_score"] == pytest.approx(2)
+    assert entities.f1([(0, 0, 0)]) == entities.precision([(0, 0, 3)]) == entities.recall([(0, 3, 0)]) == 0
 
 
 TRUE = "    if name and not name.startswith('.'):"

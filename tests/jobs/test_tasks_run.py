@@ -8,15 +8,17 @@ import subprocess
 import sys
 from collections import Counter
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from zlib import crc32
 
 import pytest
 import torch
-from lm_eval import simple_evaluate
+from lm_eval import evaluator
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
+from kdlm.jobs.significance import documents
 from kdlm.sandbox import build
 from kdlm.sandbox.jsonl import read_jsonl
 from kdlm.sandbox.tasks import gives
@@ -48,11 +50,12 @@ class Answering(LM):
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch):
+def offline_and_quick(monkeypatch):
     def refuse(*_):
         raise AssertionError("a task asked the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(evaluator, "add_env_info", lambda storage: None)  # lists the machine's packages: seconds
 
 
 @cache
@@ -62,7 +65,9 @@ def manager(**told) -> TaskManager:
 
 def evaluate(model, task, *, told=None, **settings):
     """Return the metrics of a task and its documents."""
-    said = simple_evaluate(model, tasks=[task], task_manager=manager(**told or {}), bootstrap_iters=0, **settings)
+    said = evaluator.simple_evaluate(
+        model, tasks=[task], task_manager=manager(**told or {}), bootstrap_iters=0, **settings
+    )
     figures = {name.partition(",")[0]: value for name, value in said["results"][task].items() if "," in name}
     return {name: value for name, value in figures.items() if not name.endswith("_stderr")}, said["samples"][task]
 
@@ -70,7 +75,7 @@ def evaluate(model, task, *, told=None, **settings):
 def test_every_file_is_data_with_a_version_and_a_name_of_its_own():
     known = manager()
     names = {path.stem for path in TASKS.glob("*.yaml")}
-    assert {path.suffix for path in TASKS.parent.rglob("*") if path.is_file()} == {".yaml"}
+    assert {path.suffix for path in TASKS.rglob("*") if path.is_file()} == {".yaml"}
     assert names <= set(known.all_tasks)
     for name in names:
         assert "version" in known._index[name].cfg["metadata"]
@@ -207,6 +212,29 @@ def test_lines_are_choices_with_a_chat_template_too():
 def test_chance_on_four_lines_is_a_quarter():
     figures, _ = evaluate(Answering(lambda request: -float(crc32(request.args[1].encode()) % 997)), "kdlm_code_next")
     assert figures["acc"] == pytest.approx(0.25, abs=0.09)  # four standard errors
+
+
+@pytest.mark.parametrize("task", [*GENERATED, "kdlm_code_next", "kdlm_code_perplexity", "kdlm_strings_pass"])
+def test_documents_tell_every_metric_of_a_task_with_its_error(task):
+    """So a job can say how sure a figure is, and test a difference between two models."""
+
+    def answer(request):
+        if task in ("kdlm_code_next", "kdlm_code_perplexity"):
+            return -float(crc32(request.args[-1].encode()) % 997)
+        return next(kinds)(request.doc["completion"])
+
+    kinds = cycle([str, lambda completion: '["nobody"]', str, lambda completion: "not even", str])
+    figures, samples = evaluate(Answering(answer), task, limit=25)
+    metrics = {
+        metric: {"metric": metric, "filter": samples[0]["filter"], "value": value} for metric, value in figures.items()
+    }
+    result = {"tasks": {task: {"metrics": metrics}}, "samples": {task: samples}, "groups": {}}
+    result = json.loads(json.dumps(result, default=lambda array: array.tolist()))
+    for metric, value in figures.items():
+        found = documents({"student": result}, task, metric)["student"]
+        assert found is not None, metric
+        estimate = found.estimate()
+        assert estimate.value == pytest.approx(value) and (estimate.error > 0 or value == 1), metric
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

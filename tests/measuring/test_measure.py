@@ -72,6 +72,12 @@ def test_batches_padding_and_order_change_nothing(student, teacher, rows, tokeni
     same(measure(student, teacher, backwards, tokenizer, batch_size=7), measured)
 
 
+def test_single_precision_gives_the_same_figures(student, teacher, rows, tokenizer, measured):
+    singles = [copy.deepcopy(model).float() for model in (student, teacher)]
+    for size in (1, 24):
+        same(measure(*singles, rows, tokenizer, batch_size=size), measured, 1e-6)
+
+
 def test_packing_changes_nothing(student, teacher, load, tokenizer, tmp_path):
     path = tmp_path / "rows.jsonl"
     pairs = [{"prompt": f"def f{n}(x):\n", "completion": f"    return {'x + ' * n}{n}\n"} for n in range(9)]
@@ -112,6 +118,7 @@ def test_forgetting_and_the_gap_are_measured_from_the_start_or_a_baseline(studen
     from_baseline = values(measure(student, teacher, rows, tokenizer, start=student, baseline=teacher))
     assert from_baseline["gap_closed"] is None  # the baseline is as good as the teacher
     assert gap_closed(3.0, 2.5, 2.0) == 0.5
+    assert math.isnan(gap_closed(3.0, 2.5, 3.0 + 1e-12))
 
 
 def test_errors_are_over_documents_and_pieces_of_one_text_are_one_document(student, teacher, load, tokenizer):

@@ -13,12 +13,13 @@ CHANCES = (1, 2, 4, 8)  # the k of pass@k
 
 
 def documents(*, data: str, level: int | None = None, **_: Any) -> dict[str, Dataset]:
-    """Return the eval rows of a sandbox dataset of tasks as `test`, all or those of a level, and its train rows.
+    """Return the eval rows of a sandbox dataset of tasks as `test`, all or those of a level.
 
-    Examples in the prompt (`--num_fewshot`) are drawn from `train`. Raises ValueError for a level that does not exist.
+    `train` has every tenth of its train rows: worked examples for prompts (`--num_fewshot`) are drawn from them.
+    Raises ValueError for a level that does not exist.
     """
     folder = build(data)
-    splits = {"test": read_jsonl(folder / "eval.jsonl"), "train": read_jsonl(folder / "train.jsonl")}
+    splits = {"test": read_jsonl(folder / "eval.jsonl"), "train": read_jsonl(folder / "train.jsonl")[::10]}
     if level is not None:
         splits = {split: [row for row in rows if row["level"] == level] for split, rows in splits.items()}
         if not splits["test"]:
