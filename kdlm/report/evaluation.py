@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdlm.report.comparison import heading, with_error
 from kdlm.report.markup import Html, element, joined, table
 from kdlm.report.metrics import plain
 from kdlm.report.run import Run, finite
@@ -43,13 +44,23 @@ def _job(name: str, job: dict[str, Any]) -> Html:
             against = figures.get("against_baseline") or {}
             cells = [_figure(figures["models"].get(model), against.get(model)) for model in models]
             rows.append([f"{task}: {metric} {way}", f"{found.get('samples', '')}", *cells])
-    measured = job.get("distillation") or {}
-    for metric in dict.fromkeys(metric for each in measured.values() for metric in each.get("metrics", {})):
-        cells = [_figure((measured.get(model) or {}).get("metrics", {}).get(metric), None) for model in models]
-        rows.append([metric.replace("_", " "), "", *cells])
-    head = ["task", "samples", *(_model(model, job["models"][model]) for model in models)]
+    heads = [_model(model, job["models"][model]) for model in models]
     said = f"± standard error; * differs from the baseline (p < {SIGNIFICANT}, paired); ↑ more is better, ↓ less."
-    return joined([table(head, rows, name), element("p", said, class_="said")])
+    parts = [table(["task", "samples", *heads], rows, name), element("p", said, class_="said")]
+    for title, key, values in (("Against the teacher", "distillation", "metrics"), ("Speed", "speed", "")):
+        found = {model: each.get(values, each) for model, each in (job.get(key) or {}).items()}
+        names = dict.fromkeys(metric for each in found.values() for metric in each)
+        if names:
+            rows = [
+                [heading(each), *(_told(found.get(model, {}).get(each), each) for model in models)] for each in names
+            ]
+            parts.append(table(["", *heads], rows, title))
+    return joined(parts)
+
+
+def _told(found: Any, name: str) -> Any:
+    """Return a figure with its error, or a plain value, by what is known of its name."""
+    return with_error(found if isinstance(found, dict) else {"value": found}, name)
 
 
 def _model(name: str, about: dict[str, Any]) -> Html:

@@ -148,7 +148,7 @@ def test_the_results_of_a_job_are_the_last_section(tmp_path):
     found = sections(text)
     assert list(found)[-1] == "evaluation"
     assert "kdlm_arithmetic: exact_match ↑" in found["evaluation"] and "0.500*<small> ± 0.020" in found["evaluation"]
-    assert "kl to teacher" in found["evaluation"] and "0.125<small> ± 0.010" in found["evaluation"]
+    assert "KL to the teacher" in found["evaluation"] and "0.125<small> ± 0.010" in found["evaluation"]
 
 
 def test_many_long_runs_stay_a_small_page(tmp_path):
