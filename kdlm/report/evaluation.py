@@ -47,20 +47,25 @@ def _job(name: str, job: dict[str, Any]) -> Html:
     heads = [_model(model, job["models"][model]) for model in models]
     said = f"± standard error; * differs from the baseline (p < {SIGNIFICANT}, paired); ↑ more is better, ↓ less."
     parts = [table(["task", "samples", *heads], rows, name), element("p", said, class_="said")]
-    for title, key, values in (("Against the teacher", "distillation", "metrics"), ("Speed", "speed", "")):
-        found = {model: each.get(values, each) for model, each in (job.get(key) or {}).items()}
+    measured = {model: each["metrics"] for model, each in (job.get("distillation") or {}).items()}
+    paces = {model: _pace(each) for model, each in (job.get("speed") or {}).items()}
+    for title, found in (("Against the teacher", measured), ("Speed", paces)):
         names = dict.fromkeys(metric for each in found.values() for metric in each)
-        if names:
-            rows = [
-                [heading(each), *(_told(found.get(model, {}).get(each), each) for model in models)] for each in names
-            ]
-            parts.append(table(["", *heads], rows, title))
+        rows = [
+            [heading(each), *(with_error(found.get(model, {}).get(each), each) for model in models)] for each in names
+        ]
+        parts += [table(["", *heads], rows, title)] if rows else []
     return joined(parts)
 
 
-def _told(found: Any, name: str) -> Any:
-    """Return a figure with its error, or a plain value, by what is known of its name."""
-    return with_error(found if isinstance(found, dict) else {"value": found}, name)
+def _pace(speed: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a model's speed at each size of the batch, by name."""
+    return {
+        f"{name}, batch {size}": figure
+        for size, figures in speed.get("batch", {}).items()
+        for name, figure in figures.items()
+        if name != "against_teacher"
+    }
 
 
 def _model(name: str, about: dict[str, Any]) -> Html:
