@@ -210,6 +210,25 @@ class TestCommand:
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in pngs.iterdir())
 
 
+def test_a_finished_run_is_inspected_and_what_hinders_it_is_a_note(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "kl")
+    asked = []
+
+    def inspect_run(path):
+        asked.append(path)
+        if len(asked) > 1:
+            raise ValueError("trains no language model")
+        return inspection()
+
+    monkeypatch.setattr("kdlm.inspection.inspect_run", inspect_run)
+    (run,) = read_runs([folder])
+    assert writing.inspected(run) is run and asked == []  # it has no student yet
+    (folder / "student").mkdir()
+    assert writing.inspected(run).inspection == inspection()
+    assert writing.inspected(run).notes == ["not inspected: trains no language model"]
+    assert asked == [folder, folder]
+
+
 def test_without_vega_it_is_said_what_to_install_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("kdlm.report.drawing.installed", lambda: False)
     folder, output = write_run(tmp_path / "kl"), tmp_path / "page.html"
