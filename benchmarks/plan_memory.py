@@ -3,7 +3,7 @@
     python benchmarks/plan_memory.py [--quick] [--check]
 
 Full fine-tuning, LoRA, eager logits (a dense signal and all rows at once), a cached teacher, a long sequence, and that
-with activation checkpointing. Models are made from configurations, with random weights: 24 M and 36 M of them, 16,000
+with activation checkpointing. Models are made from configurations, with random weights: 24 M and 37 M of them, 16,000
 tokens, fp32, one thread. Rows are bytes of text, all of the greatest length but one in eight. Each run is two
 optimiser steps in a process of its own, measured in two ways:
 
@@ -212,6 +212,8 @@ def main() -> int:
     print(
         f"{'MiB':<15}{'predicted':>11}{'resident':>11}{'allocated':>11}{'error':>11}{'error':>11}{'peak':>17}{'pace':>8}"
     )
+    from machine import described
+
     rows = []
     with tempfile.TemporaryDirectory(prefix="kdlm-plan-") as name:
         alone("inputs", "full", Path(name))

@@ -5,7 +5,7 @@ from completions_server import served
 from job_files import MODELS, TEACHER, job_in
 
 from kdlm import cli
-from kdlm.jobs.harness import tries
+from kdlm.jobs.lms import tries
 from kdlm.jobs.models import Server
 from kdlm.jobs.running import evaluate
 from kdlm.models import named

@@ -16,8 +16,9 @@ def parts(found):
 
 
 def weights_of(**sizes):
+    config = LlamaConfig(**{"vocab_size": 1000, **SMALL, **sizes})
     with torch.device("meta"):
-        return sum(p.numel() for p in LlamaForCausalLM(LlamaConfig(vocab_size=1000, **SMALL | sizes)).parameters())
+        return sum(p.numel() for p in LlamaForCausalLM(config).parameters())
 
 
 def test_the_parts_add_up_to_the_total_and_the_peak_is_the_largest_phase(tmp_path):
@@ -135,7 +136,7 @@ def test_a_model_of_70_billion_weights_is_planned_without_them(tmp_path):
 
 
 def test_every_advice_saves_what_it_says_and_together_they_may_do(tmp_path):
-    given = recipe(tmp_path, {"data.max_length": 512, "training.bf16": False}, num_hidden_layers=4)
+    given = recipe(tmp_path, {"data.max_length": 512, "training.bf16": False})
     now = predict(given, replace(GPU, memory=10**7))
     advice = advise(given, now)
     assert len(advice) >= 5

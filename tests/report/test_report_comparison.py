@@ -23,7 +23,9 @@ def runs(tmp_path):
         [
             write_run(tmp_path / "kl-seed0", lines(2.5)),
             write_run(tmp_path / "ce", lines(3.0, "cross_entropy"), **BASELINE),
-            write_run(tmp_path / "kl-seed1", lines(2.7), seed=1),
+            write_run(
+                tmp_path / "kl-seed1", lines(2.7), seed=1, training=RECIPE["training"] | {"report_to": "trackio"}
+            ),
         ]
     )
 
@@ -71,8 +73,7 @@ def test_a_student_that_lost_is_not_praised(tmp_path):
 def test_a_single_run_is_measured_against_its_start(tmp_path):
     (run,) = read_runs([write_run(tmp_path / "kl")])
     assert verdict(grouped([run])) == (
-        "kl ends with a held-out loss of 2.500 nats; its teacher has 2, and it began at 4.500: "
-        "80 % of the way."
+        "kl ends with a held-out loss of 2.500 nats; its teacher has 2, and it began at 4.500: 80 % of the way."
     )
 
 
