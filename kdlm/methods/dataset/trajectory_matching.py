@@ -135,7 +135,7 @@ class MTTSection(TrajectoryOptions):
 
 
 class FTDSection(TrajectoryOptions):
-    """Trajectory matching with experts trained to stay flat (adaptive GSAM), and the average of the set in evaluation."""
+    """Trajectory matching with experts trained to stay flat (adaptive GSAM); the average of the set is evaluated."""
 
     paper: ClassVar = "arXiv 2211.11004"
     name: Literal["ftd"] = "ftd"
