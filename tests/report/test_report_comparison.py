@@ -90,6 +90,7 @@ def test_the_table_has_means_with_intervals_the_best_in_bold_and_the_teacher(run
     text = comparison(grouped(runs))
     reach = 12.706 * 0.1  # Student's t with one degree of freedom
     assert f'<td class="best"><b>2.600<small> ± {reach:.3f}</small></b></td>' in text
+    assert "The baseline has one seed" in text
     assert "<td>baseline</td>" in text and "<td>0:01:01</td>" in text and "<td>≈ 4,950</td>" in text
     assert '<span class="quiet">teacher</span></th><td>2</td>' in text
 
