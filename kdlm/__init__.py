@@ -5,16 +5,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdlm.diffusion_trainer import DiffusionTrainer
+    from kdlm.evaluation.callback import DistillationEvaluation
     from kdlm.on_policy import OnPolicyTrainer
     from kdlm.recipe import load as load_recipe
     from kdlm.trainer import DistillTrainer
 
 __version__ = "0.1.0"
-__all__ = ["DiffusionTrainer", "DistillTrainer", "OnPolicyTrainer", "__version__", "load_recipe"]
+__all__ = [
+    "DiffusionTrainer",
+    "DistillTrainer",
+    "DistillationEvaluation",
+    "OnPolicyTrainer",
+    "__version__",
+    "load_recipe",
+]
 
 LAZY = {
     "DiffusionTrainer": ("kdlm.diffusion_trainer", "DiffusionTrainer"),
     "DistillTrainer": ("kdlm.trainer", "DistillTrainer"),
+    "DistillationEvaluation": ("kdlm.evaluation.callback", "DistillationEvaluation"),
     "OnPolicyTrainer": ("kdlm.on_policy", "OnPolicyTrainer"),
     "load_recipe": ("kdlm.recipe", "load"),
 }

@@ -9,6 +9,7 @@ from kdlm import teacher_checks
 from kdlm.data import DataSection, ImagesSection, ImageTextSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
+from kdlm.evaluation.looks import looked_at
 from kdlm.features import module_at
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import AlignedMethod, Method
@@ -36,6 +37,7 @@ def check(recipe: Recipe) -> list[str]:
         ("losses", _targets(recipe)),
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
+        ("evaluation", looked_at(recipe, method)),
     )
     for key, look in looks:
         try:
@@ -213,8 +215,12 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
     """Look at what training on the student's own text needs of the other sections."""
     wanted = method is not None and "rollouts" in method.needs
     section, name = recipe.rollouts, recipe.method.name
-    if section is None and recipe.verifier is not None:
-        raise ValueError("verifier: it judges the student's own text, and there is none: add a section `rollouts`")
+    written = recipe.evaluation is not None and recipe.evaluation.generations is not None
+    if section is None and recipe.verifier is not None and not written:
+        raise ValueError(
+            "verifier: it judges the student's own text, and there is none: add a section `rollouts`, or "
+            "evaluation.generations"
+        )
     if section is None:
         if wanted:
             raise ValueError(

@@ -57,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     )
     drawn.add_argument("--output", metavar="FILE", help="picture to write (default: samples.png in the run folder)")
     verb(verbs.capture, "write a teacher's signals to disk", "kdlm capture recipe.yaml [key=value ...]")
+    many = "kdlm compare comparison.yaml [key=value ...]"
+    verb(verbs.compare, "run recipes on the same seeds and rank them", many, reads="kdlm.compare:Comparison")
     starter = verb(verbs.init, "write a recipe for a teacher and a student")
     starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")
     starter.add_argument("--student", required=True, help="hub id, folder, or sandbox:code-student")
@@ -85,12 +87,29 @@ def parser() -> argparse.ArgumentParser:
         verb(verbs.pack, "compress what tuning changed in a model"),
         verb(verbs.merge, "add packs or tuned models to a base"),
     )
+    verb(
+        verbs.eval_,
+        "evaluate student, teacher and baselines on the same tasks",
+        "kdlm eval job.yaml [key=value ...]",
+        reads="kdlm.jobs:Job",
+    )
+    _pictured(verb(verbs.report, "show runs as one HTML file: curves, tokens, comparison"))
     verb(verbs.methods, "list methods, losses, teachers and data")
     verb(verbs.doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
-    written = verb(verbs.schema, "write recipes/schema.json and docs/recipe_reference.md")
-    written.add_argument("--root", default=".", help="folder that holds recipes/ and docs/ (default: here)")
+    written = verb(verbs.schema, "write schemas for editors and the references in docs/")
+    written.add_argument("--root", default=".", help="folder that holds recipes/, eval/ and docs/ (default: here)")
     written.add_argument("--check", action="store_true", help="write nothing; exit 1 when the files are out of date")
     return top
+
+
+def _pictured(shown: argparse.ArgumentParser) -> None:
+    """Add what `kdlm report` takes."""
+    shown.add_argument("runs", nargs="+", metavar="run", help="run folder; or results of kdlm eval")
+    shown.add_argument(
+        "-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(default: %(default)s)"
+    )
+    shown.add_argument("--png", type=Path, metavar="FOLDER", help="write every figure there as PNG too")
+    shown.add_argument("--no-inspect", action="store_true", help="load no models: no heat map of a run not seen before")
 
 
 def _pair(paired: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from kdlm import jail
 from kdlm.disk import cache_folder
 
 GIB = 2**30
@@ -91,6 +92,9 @@ def _machine() -> Iterator[Finding]:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         yield Finding("machine", "memory", "ok", f"{memory / GIB:.1f} GiB")
+    lacks = jail.missing()
+    about = f"not in isolation, it lacks {' and '.join(lacks)}" if lacks else "in isolation: no files, no network"
+    yield Finding("machine", "generated code", "missing" if lacks else "ok", about)
 
 
 def _core() -> Iterator[Finding]:

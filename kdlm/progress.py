@@ -1,22 +1,29 @@
 """What a run shows while it runs: a rich progress bar on a terminal, plain lines elsewhere, and `metrics.jsonl`."""
 
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback
 
-SHOWN_ELSEWHERE = frozenset({"epoch", "step", "grad_norm", "learning_rate", "tokens_per_second", "total_flos"})
+SHOWN_ELSEWHERE = frozenset(
+    {"epoch", "step", "grad_norm", "learning_rate", "tokens_per_second", "total_flos", "memory_gib"}
+)
 
 
 class Window:
@@ -39,10 +46,14 @@ class Window:
         self.steps += 1
 
     def readings(self, reduced: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, float]:
-        """Return the means over the steps that had each, and the pace; `reduced` sums values over the ranks."""
+        """Return the means over the steps that had each, the pace, and the memory of this process.
+
+        `reduced` sums values over the ranks.
+        """
         sums = {name: value.item() for name, value in reduced(self.sums).items()}
         pace = sums.pop("count") / (time.perf_counter() - self.began)
-        return {f"{self.unit}_per_second": pace, **{name: total / self.had[name] for name, total in sums.items()}}
+        means = {name: total / self.had[name] for name, total in sums.items()}
+        return {f"{self.unit}_per_second": pace, "memory_gib": memory_gib(), **means}
 
 
 class MetricsFile(TrainerCallback):
@@ -92,10 +103,10 @@ class Display(TrainerCallback):
             return
         said = readable(logs)
         if self.progress is not None and "loss" in logs:
-            self.progress.update(self.task, said=f"{said}  {memory()}")
+            self.progress.update(self.task, said=f"{said}{memory(logs)}")
             return
         place = f"step {state.global_step}/{state.max_steps}"
-        left = "" if "loss" not in logs else f"  eta {self._left(state)}  {memory()}"
+        left = "" if "loss" not in logs else f"  eta {self._left(state)}{memory(logs)}"
         self.console.print(f"{place}  {said}{left}", highlight=False, soft_wrap=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -123,8 +134,52 @@ def readable(logs: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def memory() -> str:
-    """Return the memory in use: the peak on the GPU where there is one, else this process's resident set."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB gpu"
-    return f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
+def memory(logs: Mapping[str, Any]) -> str:
+    """Return what a log line says of the memory in use."""
+    gpu = " gpu" if torch.cuda.is_available() else ""
+    return f"  {logs['memory_gib']:.1f} GiB{gpu}" if "memory_gib" in logs else ""
+
+
+def memory_gib() -> float:
+    """Return the memory in use, in GiB: on a GPU the peak since this was last asked, else the resident set."""
+    if not torch.cuda.is_available():
+        return psutil.Process().memory_info().rss / 2**30
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def log_figures(trainer: Trainer, draw: Callable[[], Mapping[str, bytes]]) -> None:
+    """Put pictures of a finished run where the run reported to: tensorboard, trackio. Nothing is drawn for neither.
+
+    Args:
+        trainer: whose run is over.
+        draw: gives PNGs by name.
+    """
+    on_tensorboard, on_trackio = (
+        next((one for one in trainer.callback_handler.callbacks if isinstance(one, kind)), None)
+        for kind in (TensorBoardCallback, TrackioCallback)
+    )
+    if on_tensorboard is None and on_trackio is None:
+        return
+    if not (drawn := draw()):
+        return
+    if find_spec("PIL") is None:
+        print("the figures of the run are not put into trackers without Pillow: pip install pillow", file=sys.stderr)
+        return
+    from PIL import Image
+
+    pictures = {name: Image.open(BytesIO(png)).convert("RGB") for name, png in drawn.items()}
+    step, args = trainer.state.global_step, trainer.args
+    if on_tensorboard is not None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(on_tensorboard.logging_dir) as writer:
+            for name, picture in pictures.items():
+                writer.add_image(f"figures/{name}", numpy.asarray(picture), step, dataformats="HWC")
+    if on_trackio is not None:
+        import trackio
+
+        trackio.init(project=args.project, name=args.run_name, space_id=args.trackio_space_id, resume="must")
+        trackio.log({f"figures/{name}": trackio.Image(picture) for name, picture in pictures.items()})
+        trackio.finish()

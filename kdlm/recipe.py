@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from kdlm.data import AnyData
+from kdlm.evaluation import EvaluationSection
 from kdlm.losses import AnyLoss
 from kdlm.methods import AlignedMethod, AnyMethod
 from kdlm.models import AnyStudent
@@ -41,6 +42,8 @@ class Recipe(Section):
     """What evaluation samples and measures, where the student is a denoiser."""
     verifier: AnyVerifier | None = None
     """What says how right the student's own completions are, by a column of the data; methods may use the score."""
+    evaluation: EvaluationSection | None = None
+    """What is evaluated while the student trains, on which rows, and which checkpoint is handed out."""
     training: Training = Field(default_factory=Training)
     """Arguments of the Hugging Face Trainer: steps, batch size, learning rate, precision, logging."""
     run_dir: Path

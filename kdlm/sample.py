@@ -7,7 +7,7 @@ import safetensors.torch
 from kdlm import checkpoints
 from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.disk import write_bytes
-from kdlm.models import DenoiserStudent
+from kdlm.finished_run import with_own_student
 from kdlm.quality import SamplingSection
 from kdlm.recipe import Recipe
 from kdlm.run_folder import RunFolder
@@ -25,7 +25,7 @@ def sample(recipe: Recipe, output: str | None = None) -> list[str]:
     if not folder.student.is_dir() and not found:
         raise ValueError(f"run_dir: {folder.path} holds neither a student nor a checkpoint: run kdlm train first")
     if folder.student.is_dir():
-        recipe = recipe.model_copy(update={"student": DenoiserStudent(path=str(folder.student))})
+        recipe = with_own_student(recipe)
     if recipe.sampling is None:
         recipe = recipe.model_copy(update={"sampling": SamplingSection()})
     trainer = assemble(recipe).trainer

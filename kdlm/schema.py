@@ -1,24 +1,40 @@
-"""What is generated from the Recipe: the JSON schema for editors and the recipe reference for readers."""
+"""What is generated from Recipe, Job and Comparison: JSON schemas for editors and references for readers."""
 
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
 
+from kdlm.compare import Comparison
 from kdlm.disk import write_text
+from kdlm.jobs import Job
 from kdlm.recipe import Recipe
+from kdlm.section import Section
 
-SCHEMA = Path("recipes/schema.json")
-REFERENCE = Path("docs/recipe_reference.md")
 HEAD = """# Recipe reference
 
 Every key of a recipe, made from the code by `kdlm schema`: mend the code, not this page.
 A recipe is YAML 1.2: `1e-3` is a number, `true` and `false` are the only booleans, `no` and `on` are words.
 There is no interpolation and no inheritance. Where a key takes one of several things, its `name` says which.
 Any key can be set from the command line: `kdlm train r.yaml losses.0.temperature=2 training.max_steps=10`.
+
+"""
+JOB_HEAD = """# Job reference
+
+Every key of an evaluation job (`kdlm eval job.yaml`), made from the code by `kdlm schema`: mend the code, not this page.
+A job is YAML 1.2, like a recipe. Where a key takes one of several things, its `name` says which.
+Any key can be set from the command line: `kdlm eval job.yaml limit=100 tasks.hellaswag.num_fewshot=5`.
+
+"""
+COMPARISON_HEAD = """# Comparison reference
+
+Every key of a comparison (`kdlm compare comparison.yaml`), made from the code by `kdlm schema`: mend the code, not this
+page. A comparison is YAML 1.2, like a recipe.
+Any key can be set from the command line: `kdlm compare c.yaml seeds=[0,1] workers=4`.
 
 """
 TRAINING = '## <a id="training">'  # the last heading of the reference
@@ -38,16 +54,34 @@ LIMITS = {
 Node = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of YAML file: the Section it holds, where its schema and its reference are, and how the latter begins."""
+
+    section: type[Section]
+    schema: Path
+    reference: Path
+    head: str
+
+
+KINDS = (
+    Kind(Recipe, Path("recipes/schema.json"), Path("docs/recipe_reference.md"), HEAD),
+    Kind(Job, Path("eval/schema.json"), Path("docs/job_reference.md"), JOB_HEAD),
+    Kind(Comparison, Path("eval/comparison_schema.json"), Path("docs/comparison_reference.md"), COMPARISON_HEAD),
+)
+
+
 def write(root: Path, *, check: bool = False) -> int:
-    """Write both files below `root`, or with `check` only compare. Returns the exit code.
+    """Write both files of each kind below `root`, or with `check` only compare. Returns the exit code.
 
     The keys of `training` are those of the installed transformers; files made with another version are compared
     without them.
     """
-    if not (root / SCHEMA).parent.is_dir():
-        raise ValueError(f"{root / SCHEMA.parent}: no such folder; start in the checkout or give --root")
+    if not (root / KINDS[0].schema).parent.is_dir():
+        raise ValueError(f"{root / KINDS[0].schema.parent}: no such folder; start in the checkout or give --root")
     stale = []
-    for path, text in ((SCHEMA, json_schema()), (REFERENCE, reference())):
+    made = [((kind.schema, json_schema(kind)), (kind.reference, reference(kind))) for kind in KINDS]
+    for path, text in (file for files in made for file in files):
         old = (root / path).read_text(encoding="utf-8") if (root / path).is_file() else ""
         if not check:
             write_text(root / path, text)
@@ -58,9 +92,9 @@ def write(root: Path, *, check: bool = False) -> int:
     return 1 if stale else 0
 
 
-def json_schema() -> str:
-    """Return the JSON schema of a recipe, keys sorted, with the `name` of every choice required."""
-    schema = Recipe.model_json_schema()
+def json_schema(kind: Kind = KINDS[0]) -> str:
+    """Return the JSON schema of a kind of file, keys sorted, with the `name` of every choice required."""
+    schema = kind.section.model_json_schema()
     mappings = [
         node["discriminator"]["mapping"] for node in _walk(schema) if "mapping" in node.get("discriminator", ())
     ]
@@ -69,16 +103,17 @@ def json_schema() -> str:
         if not node["properties"]["name"].pop("optional", False):
             node["required"] = ["name", *(key for key in node.get("required", []) if key != "name")]
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["$comment"] = f"training: the arguments of transformers {transformers.__version__}"
+    if kind.section is Recipe:
+        schema["$comment"] = f"training: the arguments of transformers {transformers.__version__}"
     return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def reference() -> str:
-    """Return the recipe reference as markdown: one table per section, grouped by the key that it hangs from."""
-    schema = Recipe.model_json_schema()
+def reference(kind: Kind = KINDS[0]) -> str:
+    """Return the reference as markdown: one table per section, grouped by the key that it hangs from."""
+    schema = kind.section.model_json_schema()
     definitions = schema["$defs"]
-    made = f"`training` is that of transformers {transformers.__version__}.\n\n"
-    parts = [HEAD, made, "## Top level\n\n", _table(schema, definitions)]
+    made = f"`training` is that of transformers {transformers.__version__}.\n\n" if kind.section is Recipe else ""
+    parts = [kind.head, made, "## Top level\n\n", _table(schema, definitions)]
     done: set[str] = set()
     for key, node in schema["properties"].items():
         pending = [(name, key) for name in _references(node) if name not in done]
@@ -178,7 +213,7 @@ def _agree(path: Path, old: str, new: str) -> bool:
 
 
 def _without_training(path: Path, text: str) -> str:
-    if path == SCHEMA:
+    if path.suffix == ".json":
         schema = json.loads(text)
         schema["$defs"].pop("Training", None)
         return json.dumps(schema)

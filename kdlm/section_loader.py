@@ -87,7 +87,7 @@ def placed(cls: type[Section], path: str | Path, message: str) -> str:
     document = Document.read(path)
 
     def place(line: str) -> str:
-        found = re.match(r"(\w+(?:\.\w+)*): ", line)
+        found = re.match(r"([\w-]+(?:\.[\w-]+)*): ", line)
         keys = found[1].split(".") if found else [""]
         if keys[0] not in cls.model_fields:
             return line

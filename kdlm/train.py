@@ -1,5 +1,6 @@
 """`kdlm train`: the only place that assembles a run."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
-from kdlm.progress import Display, MetricsFile
+from kdlm.progress import Display, MetricsFile, log_figures
 from kdlm.recipe import Recipe, across
 from kdlm.remote import ServerUnavailable
 from kdlm.run_folder import RunFolder, model_card
@@ -27,6 +28,9 @@ from kdlm.samples import SampleLog
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
 from kdlm.verifiers import Judge
+
+Figures = Callable[[Path], Mapping[str, bytes]]
+"""A run folder -> pictures by name, as PNG."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,14 @@ class Assembly:
     tokenizer: Any
 
 
-def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
+def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None = None) -> Path:
     """Run a recipe to its end and return the run folder.
 
     Args:
         recipe: what to run.
         resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
             names a checkpoint.
+        figures: draws a finished run folder, name -> PNG, for the trackers that the run reports to.
 
     Raises ValueError, before anything is written, when the recipe cannot work; ServerUnavailable when a server that
     it asks stays away, after a checkpoint of the last finished step.
@@ -69,11 +74,13 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
             trainer.pictures = folder.path / "samples"
         if resume:
             print(f"resuming at step {step}" if checkpoint else "no finished checkpoint yet: starting at step 0")
+    trainer.args.eval_on_start &= checkpoint is None  # a resumed run has that evaluation behind it
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         results = {"steps": outcome.global_step, **outcome.metrics}
         if run.data.eval is not None:
             results |= final_metrics(trainer)
+        results |= best_of(trainer)
     except ServerUnavailable as error:
         raise ServerUnavailable(f"{error}\n{save_what_is_done(trainer)}") from error
     finally:
@@ -82,6 +89,8 @@ def train(recipe: Recipe, *, resume: bool | str = False) -> Path:
         folder.write_results(results)
         export(recipe, run, folder, results)
         print(f"student: {folder.student}")
+        if figures is not None:
+            log_figures(trainer, partial(figures, folder.path))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # a rank that exits with its process group open may abort
     return folder.path
@@ -101,15 +110,26 @@ def save_what_is_done(trainer: DistillTrainer) -> str:
 
 
 def final_metrics(trainer: DistillTrainer) -> dict[str, float]:
-    """Return the student's evaluation: the one that the last step made, if it did."""
-    last = [logs for logs in trainer.state.log_history[-3:] if logs["step"] == trainer.state.global_step]
-    done = {key: value for logs in last for key, value in logs.items() if key.startswith("eval_")}
-    return done if done and trainer.state.best_model_checkpoint is None else trainer.evaluate()
+    """Return the evaluation of the student that is handed out: that of the step it is of, if there was one."""
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    step = trainer.state.global_step if best is None else checkpoints.step_of(Path(best))
+    logs = [logs for logs in trainer.state.log_history if logs["step"] == step]
+    return {key: value for one in logs for key, value in one.items() if key.startswith("eval_")} or trainer.evaluate()
+
+
+def best_of(trainer: DistillTrainer) -> dict[str, Any]:
+    """Return which checkpoint was the best and by what, where the best one is handed out."""
+    state, metric = trainer.state, trainer.args.metric_for_best_model
+    if not trainer.args.load_best_model_at_end or state.best_model_checkpoint is None:
+        return {}
+    step = checkpoints.step_of(Path(state.best_model_checkpoint))
+    return {"best": {"step": step, "metric": metric, "value": state.best_metric}}
 
 
 def assemble(recipe: Recipe) -> Assembly:
     """Load everything a recipe names and put it together; nothing is written to the run folder."""
     args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed, disable_tqdm=True)
+    args.run_name = args.run_name or "-".join(part for part in recipe.run_dir.parts if part != "/")  # in trackers
     args.dataloader_pin_memory &= args.device.type == "cuda"
     # A padding-free batch has one row, which ranks cannot share: each reads its own.
     args.accelerator_config = AcceleratorConfig(dispatch_batches=False)
@@ -122,12 +142,12 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
+    judge = None if recipe.verifier is None else Judge(recipe.verifier)
     kind: Any = DistillTrainer
     if isinstance(method, DiffusionMethod):
         kind = partial(DiffusionTrainer, sampling=recipe.sampling)
     if recipe.rollouts is not None:
-        reward = None if recipe.verifier is None else Judge(recipe.verifier)
-        kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=reward)
+        kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=judge)
     trainer = kind(
         student,
         teacher,
@@ -139,6 +159,8 @@ def assemble(recipe: Recipe) -> Assembly:
         data_collator=data.collator,
         callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
     )
+    if recipe.evaluation is not None:
+        trainer.watch(recipe.evaluation, other=other_rows(recipe, tokenizer), judge=judge)
     if "classes" in data.made_with:
         name_classes(trainer, data.made_with["classes"])
     for callback in (PrinterCallback, ProgressCallback):
@@ -172,6 +194,16 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
     column = recipe.verifier.column if recipe.verifier is not None else None
     theirs = recipe.teacher.tokenizer() if across(recipe) else None  # pyright: ignore[reportOptionalMemberAccess]
     return tokenizer, load_data(recipe.data.with_reference(column), tokenizer, theirs, seed=recipe.seed)
+
+
+def other_rows(recipe: Recipe, tokenizer: Any) -> Any:
+    """Return the rows of the text on which forgetting is measured too, read as the data are; None without it."""
+    if recipe.evaluation is None or recipe.evaluation.other is None:
+        return None
+    alone = {"eval": None, "eval_rows": None, "eval_fraction": None, "streaming": False}
+    data: Any = recipe.data  # text: other data have no such evaluation
+    section = data.model_copy(update={"train": recipe.evaluation.other, **alone})
+    return load_data(section, tokenizer, seed=recipe.seed).train
 
 
 def loaded_student(recipe: Recipe, data: Data) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from kdlm.data import PairCollator, Prefetched, collator_for
-from kdlm.evaluation import SummedEvaluation
+from kdlm.evaluation.summed import SummedEvaluation
 from kdlm.losses import ForwardKL
 from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
@@ -160,6 +160,8 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         """Let go of what a run holds beside its weights: the lines to a server, workers."""
         if hasattr(self.teacher, "close"):
             self.teacher.close()
+        if self._watch is not None:
+            self._watch.close()
 
     # One step
 

@@ -20,9 +20,18 @@ def load(args: argparse.Namespace) -> "Recipe":
 
 def train(args: argparse.Namespace) -> int:
     recipe = load(args)
+    from kdlm.report import pictures
     from kdlm.train import train
 
-    train(recipe, resume=args.resume)
+    train(recipe, resume=args.resume, figures=pictures)
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from kdlm.report import report
+
+    for line in report(args.runs, args.output, pngs=args.png, inspect=not args.no_inspect):
+        print(line)
     return 0
 
 
@@ -33,6 +42,14 @@ def check(args: argparse.Namespace) -> int:
     for line in check(recipe):
         print(line)
     return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    from kdlm.compare import Comparison, compare
+    from kdlm.section_loader import load_section
+
+    rows = compare(load_section(Comparison, args.recipe, args.overrides))
+    return int(any(row.failed for row in rows))
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -120,6 +137,18 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
+def eval_(args: argparse.Namespace) -> int:
+    from kdlm.yaml_document import Document
+
+    Document.read(args.recipe)
+    from kdlm.jobs import Job
+    from kdlm.jobs.verb import run
+    from kdlm.section_loader import load_section
+
+    run(load_section(Job, args.recipe, args.overrides))
+    return 0
+
+
 def schema(args: argparse.Namespace) -> int:
     from kdlm.schema import write
 
@@ -134,10 +163,13 @@ VERBS = tuple(
         plan,
         sample,
         capture,
+        compare,
         serve,
         speculate,
         pack,
         merge,
+        eval_,
+        report,
         init,
         methods,
         doctor,

@@ -20,6 +20,7 @@ os.environ |= {
     "HF_DATASETS_CACHE": str(CACHE / "datasets"),
     "KDLM_CACHE": str(CACHE / "kdlm"),
     "MPLBACKEND": "Agg",
+    "TRACKIO_DIR": str(CACHE / "trackio"),
 }
 
 import jaxtyping  # noqa: E402

@@ -50,6 +50,11 @@ def test_the_wheel_holds_every_module_of_the_tree(wheel):
     assert {name for name in wheel.namelist() if name.endswith(".py")} == written
 
 
+def test_the_wheel_holds_the_script_and_style_of_the_report(wheel):
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "kdlm").rglob("*") if path.suffix in (".js", ".css")}
+    assert files and files <= set(wheel.namelist())
+
+
 def test_the_wheel_has_the_kdlm_command_and_the_licence(wheel):
     info = f"kdlm-{kdlm.__version__}.dist-info"
     scripts = configparser.ConfigParser()

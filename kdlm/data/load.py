@@ -1,7 +1,7 @@
 """Loading: from a recipe's data section to tokenised splits, and the collator that makes batches of them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
 from typing import Any, Literal, NamedTuple
@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -41,6 +42,8 @@ class Data:
         report: what became of the rows of every source. `print(data.report)`.
         fingerprints: for each split, a hash of all that determines its tokens.
         made_with: the settings behind the tokens, by name; of two readings, behind the teacher's.
+        documents: for each stored split of text, which document the sequence of each `index` is a piece of, by a hash
+            of the row that it was.
     """
 
     train: datasets.Dataset | datasets.IterableDataset | TensorRows
@@ -49,6 +52,7 @@ class Data:
     report: DataReport
     fingerprints: dict[str, str]
     made_with: dict[str, Any]
+    documents: dict[str, Int[np.ndarray, "sequences"]] = field(default_factory=dict)
 
 
 Read = Callable[..., Tokenised]
@@ -56,10 +60,11 @@ Read = Callable[..., Tokenised]
 
 
 class Split(NamedTuple):
-    """The rows of a split, and the hash of all that determines them."""
+    """The rows of a split, the hash of all that determines them, and the document of each sequence by its index."""
 
     rows: Any
     fingerprint: str
+    documents: Any = None
 
 
 def load_data(
@@ -80,7 +85,7 @@ def load_data(
     splits = {"train": _streamed(section, read, seed, report)} if section.streaming else _stored(section, read, report)
     if section.eval:
         table, _, name = _table(section.eval, section, read, report.eval)
-        splits["eval"] = _packed(Split(table, name), section, report, "eval")
+        splits["eval"] = _packed(Split(table, name, table.data.column("key").to_numpy()), section, report, "eval")
     return Data(
         train=splits["train"].rows,
         eval=splits["eval"].rows if "eval" in splits else None,
@@ -88,6 +93,7 @@ def load_data(
         report=report,
         fingerprints={name: split.fingerprint for name, split in splits.items()},
         made_with=made_with(section, tokenizer, teacher),
+        documents={name: split.documents for name, split in splits.items() if split.documents is not None},
     )
 
 
@@ -148,10 +154,10 @@ def _stored(section: DataSection, read: Read, report: DataReport) -> dict[str, S
             raise ValueError(f"data source {source.path!r}: all of its rows are held out, none is left to train on")
     weights = _weights(section)
     order = np.fromiter(mixed([rows.__iter__ for rows in kept], weights, section.stopping_strategy), dtype=np.int64)
-    train = Split(table.select(order), fingerprint(name, "train", weights, section.stopping_strategy))
+    train = Split(table.select(order), fingerprint(name, "train", weights, section.stopping_strategy), keys)
     splits = {"train": _packed(train, section, report, "train")}
     if out.any():
-        held = Split(table.select(np.flatnonzero(out)), fingerprint(name, "eval"))
+        held = Split(table.select(np.flatnonzero(out)), fingerprint(name, "eval"), keys)
         splits["eval"] = _packed(held, section, report, "eval")
     return splits
 
@@ -164,7 +170,7 @@ def _packed(split: Split, section: DataSection, report: DataReport, name: str) -
     """Return the split as the section lays it out: as it is, or in packed rows."""
     rows = split.rows.remove_columns("key").with_format("numpy")
     if section.packing != "pack":
-        return Split(rows, split.fingerprint)
+        return Split(rows, split.fingerprint, split.documents)
     packed_name = fingerprint(split.fingerprint, "packed", section.max_length)
 
     schema = PACKED
@@ -182,7 +188,7 @@ def _packed(split: Split, section: DataSection, report: DataReport, name: str) -
     table = table.add_column("domain", pa.ListArray.from_arrays(index.offsets, ids))
     full = sum(table.data.column("length").to_pylist()) / (len(table) * section.max_length)
     report.notes.append(f"packed {name}: {len(rows)} sequences in {len(table)} rows, {full:.0%} full")
-    return Split(table.with_format("numpy"), packed_name)
+    return Split(table.with_format("numpy"), packed_name, split.documents)
 
 
 def _by_index(rows: datasets.Dataset) -> np.ndarray:

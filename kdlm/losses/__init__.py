@@ -16,9 +16,10 @@ from kdlm.losses.decoupled import DKD, decoupled_kl
 from kdlm.losses.fused import plan_chunks
 from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
+from kdlm.losses.likeliest import Likeliest, likeliest
 from kdlm.losses.log_probs import label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
-from kdlm.losses.measures import measures_for
+from kdlm.losses.measures import all_measures_for, measures_for
 from kdlm.losses.merged import Hybrid, merged_divergence
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
 from kdlm.losses.mmd import RBFMixture, energy_distance, mmd2, negative_distance, polynomial
@@ -78,6 +79,7 @@ __all__ = [
     "Divergence",
     "ForwardKL",
     "Hybrid",
+    "Likeliest",
     "Linear",
     "Loss",
     "Matched",
@@ -95,6 +97,7 @@ __all__ = [
     "Weight",
     "adaptive_kl",
     "affinity",
+    "all_measures_for",
     "alpha_mixture",
     "attention_transfer",
     "bucket",
@@ -118,6 +121,7 @@ __all__ = [
     "kept_rows",
     "label_log_probs",
     "label_places",
+    "likeliest",
     "measures_for",
     "merged_divergence",
     "mmd2",

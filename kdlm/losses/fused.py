@@ -34,8 +34,10 @@ _FUNCTIONS = {
 }
 """Functions that the kernels know by the same name, with the same options."""
 _DIVERGENCES = (ForwardKL, ReverseKL, SkewKL, SkewReverseKL, JSD, TVD, AdaptiveKL, AlphaMixture)
-_AS_TERMS = {"cross_entropy": "cross_entropy", "kl_to_teacher": "forward_kl"}
+_AS_TERMS = {"cross_entropy": "cross_entropy", "kl_to_teacher": "forward_kl", "reverse_kl_to_teacher": "reverse_kl"}
 """Measures that are terms of weight 0."""
+_COUNTED = {*_AS_TERMS, "student_entropy", "accuracy", "top1_agreement", "teacher_cross_entropy"}
+"""Measures that the kernels take."""
 _OF_SAMPLES = ("forward_kl", "cross_entropy")
 _OF_FEW = ("student_entropy", "accuracy")
 """What the kernels do with a teacher that gives samples, and measure with one that gives a few tokens."""
@@ -89,6 +91,8 @@ def fused(
     """
     terms = [term for loss, weight in losses if (term := as_term(loss, weight)) is not None]
     if len(terms) < len(losses) or isinstance(vocab, Tensor) or isinstance(teacher, Mixture):
+        return None
+    if not set(measures) <= _COUNTED:
         return None
     terms += [Term(_AS_TERMS[name], 0.0) for name in measures if name in _AS_TERMS]
     others = [name for name in measures if name not in _AS_TERMS]

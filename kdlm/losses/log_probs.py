@@ -8,9 +8,10 @@ from kdlm_kernels import linear_logprobs
 from kdlm_kernels.row_part import Impl
 from torch import Tensor
 
-from kdlm.losses.measures import teacher_cross_entropy
+from kdlm.losses.distributions import log_probs as log_softmax
+from kdlm.losses.measures import label_log_p
 from kdlm.losses.sweep import sweep
-from kdlm.losses.vocabulary import Vocab, whole
+from kdlm.losses.vocabulary import Vocab, label_places, whole
 from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Signal, TopK
 
 
@@ -63,7 +64,8 @@ def teacher_log_probs(
         nobody = Dense((first.hidden if isinstance(first, Hidden) else first.logits).new_zeros(len(labels), 1))
 
         def of_rows(_: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
-            return -teacher_cross_entropy(logits, logits, rows, vocab)
+            places = label_places(rows, logits.shape[-1] if vocab is None else vocab)
+            return label_log_p(log_softmax(logits, 1.0), places)
 
         return sweep(of_rows, nobody, teacher, labels, vocab=vocab, **call)
     shared = teacher if vocab is None else teacher.cut(vocab)

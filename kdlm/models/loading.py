@@ -167,11 +167,11 @@ class Fresh(StudentOptions):
 
     name: Literal["fresh"] = "fresh"
     config_from: str
-    """Hub id or folder whose `config.json` gives the architecture."""
+    """Hub id, folder or `sandbox:code-student`, whose configuration gives the architecture."""
     sizes: dict[str, Any] = {}
     """Configuration values to change, e.g. {num_hidden_layers: 4, hidden_size: 256}."""
     tokenizer_from: str | None = None
-    """Hub id or folder of the tokenizer; by default `config_from`."""
+    """Where the tokenizer is, said likewise; by default `config_from`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the weights."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
@@ -180,9 +180,7 @@ class Fresh(StudentOptions):
     """Seed of the random weights."""
 
     def config(self) -> Any:
-        from transformers import AutoConfig
-
-        config = open_pretrained(AutoConfig, self.config_from)
+        config = named(self.config_from).config()
         if unknown := [key for key in self.sizes if not hasattr(config, key)]:
             raise ValueError(f"student.sizes: {type(config).__name__} has no {', '.join(unknown)}")
         for key, value in self.sizes.items():
@@ -200,9 +198,7 @@ class Fresh(StudentOptions):
             return AutoModelForCausalLM.from_config(self.config(), dtype=getattr(torch, self.dtype), **extra)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        from transformers import AutoTokenizer
-
-        return open_pretrained(AutoTokenizer, self.tokenizer_from or self.config_from)
+        return named(self.tokenizer_from or self.config_from).tokenizer()
 
     def describe(self) -> str:
         return f"fresh {self.config_from} {self.sizes or ''}".strip()

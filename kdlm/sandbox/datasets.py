@@ -7,6 +7,7 @@ from typing import Any
 
 from kdlm.sandbox.arithmetic import arithmetic
 from kdlm.sandbox.corpus import Document, split_documents, stdlib_digest, stdlib_documents
+from kdlm.sandbox.entities import entities
 from kdlm.sandbox.jsonl import read_jsonl, write_jsonl
 from kdlm.sandbox.progress import Progress
 from kdlm.sandbox.strings import strings
@@ -36,12 +37,12 @@ class CodeCorpus:
         return figures
 
 
-FAMILIES: dict[str, Callable[..., list[Task]]] = {"arithmetic": arithmetic, "strings": strings}
+FAMILIES: dict[str, Callable[..., list[Task]]] = {"arithmetic": arithmetic, "strings": strings, "entities": entities}
 
 
 @dataclass(frozen=True)
 class TaskSet:
-    """Tasks of every level with worked solutions: `train.jsonl` and `eval.jsonl`."""
+    """Tasks of every level with their solutions: `train.jsonl` and `eval.jsonl`."""
 
     family: str
     train: int

@@ -23,7 +23,7 @@ class Task:
 
     Attributes:
         prompt: the question.
-        completion: chain of thought, ending with the line `Answer: <answer>`.
+        completion: chain of thought that ends with the line `Answer: <answer>`, or the answer alone.
         answer: what the last line must say.
         level: difficulty, 1 to 5.
         kind: the operation, such as `add` or `reverse`.

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kdlm.verifiers.answer import Answer
+from kdlm.verifiers.code import Code
 from kdlm.verifiers.custom import CustomVerifier
 from kdlm.verifiers.exact import Exact
 from kdlm.verifiers.json_schema import JSONSchema
@@ -15,13 +16,14 @@ from kdlm.verifiers.regex import Regex
 from kdlm.verifiers.verifier import Verdict, Verifier, VerifierSection
 
 AnyVerifier = Annotated[
-    Exact | Numeric | Answer | Math | Regex | JSONSchema | CustomVerifier, Field(discriminator="name")
+    Exact | Numeric | Answer | Math | Regex | JSONSchema | Code | CustomVerifier, Field(discriminator="name")
 ]
 """A verifier of a recipe, chosen by its `name`."""
 
 __all__ = [
     "Answer",
     "AnyVerifier",
+    "Code",
     "CustomVerifier",
     "Exact",
     "JSONSchema",

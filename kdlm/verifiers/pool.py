@@ -142,7 +142,7 @@ class Worker:
             self.kill()
             self.start()
         else:
-            self.deadline = time.monotonic() + self._section.timeout
+            self.deadline = time.monotonic() + self._section.patience
         self.given.extend(numbers)
         self._outbox = memoryview(bytes(self._outbox) + pickle.dumps(list(items)))
 
@@ -177,11 +177,11 @@ class Worker:
             self.kill()
             raise ValueError(f"verifier {self._section.describe()}: {verdict.reason}")
         self.starting = False
-        self.deadline = time.monotonic() + self._section.timeout if self.given else math.inf
+        self.deadline = time.monotonic() + self._section.patience if self.given else math.inf
 
     def _lose(self, timed_out: bool) -> Iterator[tuple[int, Verdict, bool]]:
         """End the process, for which the item that it was at is to blame."""
-        starting, limit = self.starting, START_LIMIT if self.starting else self._section.timeout
+        starting, limit = self.starting, START_LIMIT if self.starting else self._section.patience
         code = self.kill()
         # killed just now, not ended before; or it was quicker to end itself
         over = (timed_out and code == -signal.SIGKILL) or code == -signal.SIGALRM

@@ -72,6 +72,11 @@ class LimitedSection(VerifierSection):
     workers: int = Field(1, ge=1)
     """Processes that judge at once, for every process that trains."""
 
+    @property
+    def patience(self) -> float:
+        """Seconds at one completion after which a worker is ended: more than `timeout` where it keeps to that."""
+        return self.timeout
+
 
 def verdict_of(judgement: Callable[[], Any]) -> Verdict:
     """Return the verdict that a verifier's call comes to: what it raises, or returns that is no score, is one too."""

@@ -38,7 +38,7 @@ def main() -> None:
     with contextlib.suppress(EOFError):
         while True:
             for item in pickle.load(incoming):
-                signal.setitimer(signal.ITIMER_REAL, section.timeout + ORPHANED)
+                signal.setitimer(signal.ITIMER_REAL, section.patience + ORPHANED)
                 _say(outgoing, verdict_of(lambda item=item: verifier(*pickle.loads(item))))
             signal.setitimer(signal.ITIMER_REAL, 0)
 

@@ -2,10 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.calibration import calibration_curve
 
-from kdlm.quality import calibration_sums, carlini_wagner, fgsm, with_calibration_error
+from kdlm.quality import (
+    calibration_error,
+    calibration_sums,
+    carlini_wagner,
+    fgsm,
+    reliability,
+    reliability_sums,
+    with_calibration_error,
+)
 
 LINE = torch.tensor([[4.0, -1.0], [-3.0, 2.0]])
 
@@ -46,6 +56,26 @@ def test_who_is_sure_and_right_has_no_error_and_who_is_sure_and_wrong_all_of_it(
     log_q = torch.tensor([[0.0, -math.inf], [0.0, -math.inf]])
     assert report(log_q, torch.tensor([0, 0]), 2) == {"ece": 0.0, "brier": 0.0}
     assert report(log_q, torch.tensor([1, 1]), 2) == {"ece": 1.0, "brier": 2.0}
+
+
+def test_the_reliability_diagram_is_that_of_scikit_learn():
+    generator = torch.Generator().manual_seed(2)
+    confidence = torch.rand(400, generator=generator, dtype=torch.float64) ** 2
+    correct = torch.rand(400, generator=generator, dtype=torch.float64) < confidence**1.5
+    sums = reliability_sums(confidence[:37], correct[:37]) + reliability_sums(confidence[37:], correct[37:])
+    found = reliability(sums)
+    accuracy, mean_confidence = calibration_curve(correct.numpy(), confidence.numpy(), n_bins=15)
+    np.testing.assert_allclose([value for value in found["accuracy"] if value is not None], accuracy)
+    np.testing.assert_allclose([value for value in found["confidence"] if value is not None], mean_confidence)
+    assert sum(found["count"]) == 400
+    share = np.array([count for count in found["count"] if count]) / 400
+    assert calibration_error(sums) == pytest.approx((share * np.abs(accuracy - mean_confidence)).sum())
+
+
+def test_a_bin_without_rows_has_no_means():
+    found = reliability(reliability_sums(torch.tensor([0.99, 1.0]), torch.tensor([True, False])))
+    assert found["count"] == [0] * 14 + [2] and found["accuracy"] == [None] * 14 + [0.5]
+    assert math.isnan(calibration_error(torch.zeros(3, 15)))
 
 
 def test_fgsm_moves_each_value_by_epsilon_and_stays_inside():

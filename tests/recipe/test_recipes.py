@@ -18,6 +18,10 @@ from kdlm.train import train
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
 TINY = {
+    "best_by_agreement": [
+        *("training.eval_strategy=steps", "training.eval_steps=1", "training.save_strategy=steps"),
+        *("evaluation.rows=4", "evaluation.generations.max_new_tokens=4"),
+    ],
     "alm_cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
     "cached": ["teacher.of.model=code-teacher-tiny", "data.train.0.limit=2"],
     "byte_kd": ["student.model=code-student-tiny-bytes"],

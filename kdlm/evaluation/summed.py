@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from kdlm.data.share import Share
+from kdlm.evaluation.section import EvaluationSection, unknown
+from kdlm.evaluation.watch import Watch, share_of
 from kdlm.losses import kept_rows
 from kdlm.methods import Method
 from kdlm.networks import Networks
 from kdlm.progress import Window
 from kdlm.signal import Rows
+from kdlm.verifiers import Judge
 
 
 class SummedEvaluation(Trainer):
@@ -28,6 +30,25 @@ class SummedEvaluation(Trainer):
     method: Method
     teacher: Any
     _window: Window
+    _evaluation = EvaluationSection()
+    _watch: Watch | None = None
+
+    def watch(self, section: EvaluationSection, *, other: Any = None, judge: Judge | None = None) -> None:
+        """Evaluate as a section says. To be called before training: the student is then as it starts.
+
+        Args:
+            section: which rows, what is read on them, and which checkpoint is handed out in the end.
+            other: rows of the other text that forgetting is measured on.
+            judge: of the student's own completions, by what rows carry as `reference`.
+
+        Raises ValueError, naming the key, where student or training arguments do not allow it.
+        """
+        section.settle(self.args)
+        self._evaluation = section
+        if section.reads_text:
+            nets, vocab = self.networks.views, getattr(self.method, "vocab", None)
+            teacher = nets.get("teacher")
+            self._watch = Watch(section, self, nets["student"], teacher, vocab=vocab, other=other, judge=judge)
 
     def fit_teacher(self) -> None:
         """Let a teacher that learns something from evaluation rows do so: once, and the same on every rank.
@@ -67,9 +88,9 @@ class SummedEvaluation(Trainer):
             dataset = splits[dataset]
         if not hasattr(dataset, "__len__"):
             return super().get_eval_dataloader(eval_dataset)
-        if self.args.world_size > 1:
-            dataset = Share(dataset, self.args.process_index, self.args.world_size)
-        return DataLoader(dataset, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+        if any(dataset is own for own in (splits.values() if isinstance(splits, dict) else [splits])):
+            dataset = self._evaluation.chosen(dataset)
+        return share_of(dataset, self.args, self.data_collator)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's; the time it takes is not counted into the pace of training."""
@@ -110,9 +131,18 @@ class SummedEvaluation(Trainer):
         loss = sum(value for name, value in means.items() if name.startswith("loss/"))
         others = {name: value for name, value in means.items() if not name.startswith("loss/")}
         metrics = {"loss": loss, **self.method.summarised(others)}
+        if self._watch is not None and metric_key_prefix == "eval":
+            metrics |= self._watch.figures(dataloader, metrics)
         return EvalLoopOutput(
             predictions=None,  # pyright: ignore[reportArgumentType]  never kept: they would be [rows, vocab]
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=samples,
         )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        wanted = self._evaluation.best
+        if wanted is not None and f"eval_{wanted}" not in metrics:
+            known = [name.removeprefix("eval_") for name, value in metrics.items() if isinstance(value, float)]
+            raise ValueError(f"evaluation.best: {unknown(wanted, known)}")
+        return super()._determine_best_metric(metrics, trial)

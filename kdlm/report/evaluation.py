@@ -1,0 +1,66 @@
+"""What a job of `kdlm eval` measured, as a table."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdlm.report.markup import Html, element, joined, table
+from kdlm.report.metrics import plain
+from kdlm.report.run import Run, finite
+
+SIGNIFICANT = 0.05
+
+
+def read_job(path: Path) -> dict[str, Any] | None:
+    """Return the results of the job that a file or folder holds, or None where it holds none."""
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"models", "tasks"} <= found.keys() else None
+
+
+def jobs_of(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Return the results that lie in run folders as `evaluation/results.json`, by run."""
+    found = {run.name: read_job(run.path / "evaluation") for run in runs}
+    return {name: job for name, job in found.items() if job is not None}
+
+
+def evaluation(jobs: dict[str, dict[str, Any]]) -> Html:
+    """Return a table of each job: tasks and distillation metrics down, models across."""
+    return joined(_job(name, job) for name, job in jobs.items())
+
+
+def _job(name: str, job: dict[str, Any]) -> Html:
+    models = list(job["models"])
+    rows: list[list[Any]] = []
+    for task, found in job["tasks"].items():
+        for metric, figures in found["metrics"].items():
+            way = {True: "↑", False: "↓"}.get(figures.get("higher_is_better"), "")
+            against = figures.get("against_baseline") or {}
+            cells = [_figure(figures["models"].get(model), against.get(model)) for model in models]
+            rows.append([f"{task}: {metric} {way}", f"{found.get('samples', '')}", *cells])
+    measured = job.get("distillation") or {}
+    for metric in dict.fromkeys(metric for each in measured.values() for metric in each.get("metrics", {})):
+        cells = [_figure((measured.get(model) or {}).get("metrics", {}).get(metric), None) for model in models]
+        rows.append([metric.replace("_", " "), "", *cells])
+    head = ["task", "samples", *(_model(model, job["models"][model]) for model in models)]
+    said = f"± standard error; * differs from the baseline (p < {SIGNIFICANT}, paired); ↑ more is better, ↓ less."
+    return joined([table(head, rows, name), element("p", said, class_="said")])
+
+
+def _model(name: str, about: dict[str, Any]) -> Html:
+    return joined([name, " ", element("small", about.get("role", ""))])
+
+
+def _figure(found: dict[str, Any] | None, against: dict[str, Any] | None) -> Any:
+    value = finite((found or {}).get("value"))
+    if value is None:
+        return "–"  # noqa: RUF001
+    error = finite((found or {}).get("error"))
+    p_value = finite((against or {}).get("p_value"))
+    star = "*" if (math.inf if p_value is None else p_value) < SIGNIFICANT else ""
+    return joined([f"{plain(value)}{star}", element("small", "" if error is None else f" ± {plain(error)}")])
