@@ -196,7 +196,10 @@ def _named(metric: str, filtered: str) -> str:
 def _plain(value: Any) -> Any:
     from lm_eval.utils import handle_non_serializable
 
-    return json.loads(json.dumps(value, default=handle_non_serializable))
+    def as_list(one: Any) -> Any:  # the harness would write an array as the text that numpy prints
+        return one.tolist() if hasattr(one, "tolist") else handle_non_serializable(one)
+
+    return json.loads(json.dumps(value, default=as_list))
 
 
 def reason(error: BaseException) -> str:

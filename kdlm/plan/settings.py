@@ -70,6 +70,7 @@ class Settings:
         attention = getattr(getattr(recipe.student, "source", recipe.student), "attention", "auto")
         evaluated = any(part is not None for part in (data.eval, data.eval_fraction, data.eval_rows))
         checkpointed = getattr(args, "activation_checkpointing", False)
+        given_options: Any = getattr(args, "activation_checkpointing_kwargs", None)
         return cls(
             device=device,
             args=args,
@@ -79,7 +80,7 @@ class Settings:
             masked=several and attention not in FLASH,
             accumulation=args.gradient_accumulation_steps,
             autocast=half,
-            checkpointing=(args.activation_checkpointing_kwargs or {}) if checkpointed else None,
+            checkpointing=dict(given_options or {}) if checkpointed else None,
             evaluation=args.per_device_eval_batch_size if evaluated else 0,
             steps=args.max_steps if args.max_steps > 0 else None,
         )

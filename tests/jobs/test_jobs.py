@@ -214,6 +214,8 @@ def test_what_is_written_is_what_was_found(tmp_path, capfd, monkeypatch):
     assert set(metric["gap_closed"]) == {"student"}
     lines = (job.output / "samples/teacher/tiny_choice.jsonl").read_text().splitlines()
     samples = [json.loads(line) for line in lines]
+    figures = [(name, metric) for task in found["tasks"].values() for name, metric in task["metrics"].items()]
+    assert {metric["errors_from"] for _, metric in figures} == {"documents"} and "brier_score" in dict(figures)
     assert [sample["doc_id"] for sample in samples] == list(range(11))
     table = (job.output / "results.md").read_text()
     assert table in out.out and "lm_eval" not in out.out
