@@ -68,6 +68,7 @@ class Ledger(TorchDispatchMode):
 
     Attributes:
         holds: what a condition on numbers is taken for.
+        fused: whether what is made under the part `loss` and freed again is left out, as in one kernel it never is.
         part: under which the storages that are made now are counted.
         held: bytes alive now, by part.
         phases: by name, as they came.
@@ -75,7 +76,7 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.part, self.holds = "weights", True
+        self.part, self.holds, self.fused = "weights", True, False
         self.held: Counter[str] = Counter()
         self.phases: dict[str, Phase] = {}
         self._phase = Phase()
@@ -101,6 +102,11 @@ class Ledger(TorchDispatchMode):
             yield
         finally:
             self.part = before
+
+    def add(self, size: int, part: str) -> None:
+        """Count a peak of this phase in which a part holds so many bytes more than what is alive."""
+        if size and self._total + size > self._phase.peak:
+            self._phase.peak, self._phase.parts = self._total + size, self.held + Counter({part: size})
 
     def move(self, tensor: Tensor, part: str) -> None:
         """Count a tensor's storage under another part from now on."""
@@ -153,7 +159,7 @@ class Ledger(TorchDispatchMode):
         self._total -= size
 
     def _look(self) -> None:
-        if self._total > self._phase.peak:
+        if self._total > self._phase.peak and not (self.fused and self.part == "loss"):
             self._phase.peak, self._phase.parts = self._total, self.held.copy()
 
     def _count(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any, new: int) -> None:
@@ -163,7 +169,7 @@ class Ledger(TorchDispatchMode):
             work.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         elif packet in ATTENTION:
             work.flops += ATTENTION[packet](*args, **kwargs)
-        elif not new and not func._schema.is_mutable:
+        elif (not new and not func._schema.is_mutable) or (self.fused and self.part == "loss"):
             return
         work.calls += 1
         read = sum(leaf.numel() * leaf.element_size() for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor))

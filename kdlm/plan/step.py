@@ -1,9 +1,11 @@
 """One optimiser step of a run on fake tensors: what `kdlm train` would do, in the memory of none."""
 
 import functools
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +35,24 @@ def trace(recipe: Recipe, settings: Settings) -> Ledger:
     """
     _settle()
     try:
-        with Fakes(), Ledger() as ledger:
+        with _as_there(settings), Fakes(), Ledger() as ledger:
             _Run(recipe, settings, ledger).step()
             return ledger
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise ValueError(
             f"method: plan cannot follow {recipe.method.name}, whose shapes depend on numbers ({error})"
         ) from error
+
+
+@contextmanager
+def _as_there(settings: Settings) -> Iterator[None]:
+    """Let code that looks at numbers or devices do as it would in the run."""
+    with ExitStack() as stack:
+        if not settings.masked:  # transformers cannot see that sequences are not packed, and would make a mask for it
+            stack.enter_context(patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_, **__: None))
+        if settings.device.kind == "cuda":  # as many rows at once as there; on a CPU they are few, to stay in its cache
+            stack.enter_context(patch.dict("kdlm_kernels.distribution.BLOCK", {"cpu": 1 << 24}))
+        yield
 
 
 @functools.cache
@@ -61,7 +74,7 @@ class _Run:
             for tensor in record.values():
                 ledger.move(tensor, "cache")
         self.method: Method = recipe.method.build(recipe.losses, None)
-        self.narrow = self._fit(self.method, student, teacher) if isinstance(self.method, TokenMethod) else 0
+        self.chunk = self._fit(self.method, student, teacher) if isinstance(self.method, TokenMethod) else 0
         self.networks = Networks(student, self.method, teacher)
         if settings.checkpointing is not None:
             self._checkpoint(student)
@@ -98,6 +111,7 @@ class _Run:
 
     def _losses(self) -> Tensor | None:
         """Run the method's losses, and all backward passes but the last; return the loss of that one."""
+        self.ledger.fused = self.settings.device.kind == "cuda"
         with self.ledger.phase("loss", "loss"):
             with self.ledger.making("activations"):
                 inputs = self._batch(self.settings.batch)
@@ -110,9 +124,8 @@ class _Run:
                     break
                 with self.ledger.phase("backward", "activations"):
                     loss.backward()
-        found = self.ledger.phases["loss"]
-        found.peak += self.narrow
-        found.parts["loss"] += self.narrow
+            self.ledger.add(self.chunk, "loss")
+        self.ledger.fused = False
         return loss if isinstance(loss, Tensor) and loss.requires_grad else None
 
     def _primed(self) -> torch.optim.Optimizer:
@@ -165,7 +178,7 @@ class _Run:
     def _fit(self, method: TokenMethod, student: Any, teacher: Any) -> int:
         """Tell the losses which ids are shared and, for a GPU, how many rows its kernels take at once.
 
-        Return the bytes of the gradient to a chunk's logits where a GPU keeps it beside them, in half precision.
+        Return the bytes of a chunk's buffers on a GPU: logits of both, and the gradient in half precision.
         """
         head, theirs = student.get_output_embeddings().weight, getattr(teacher, "vocab_size", None)
         ours = head.shape[0]
@@ -178,7 +191,7 @@ class _Run:
         sizes = {"vocab": ours, "student_width": head.shape[1], "teacher_width": projected, "teacher_vocab": theirs}
         chunks = plan_chunks(self.settings.rows, **sizes, itemsize=item, device="cuda", trained=head.requires_grad)
         method.chunk_rows = min(method.chunk_rows or chunks.rows, self.settings.rows)
-        return method.chunk_rows * ours * item if item < 4 else 0
+        return method.chunk_rows * (chunks.bytes // chunks.rows)
 
 
 class _Watched:
