@@ -85,7 +85,7 @@ def open_run(path: Path) -> FinishedRun:
         from peft import PeftModel
 
         student = PeftModel.from_pretrained(student, str(path / "student"))
-    teacher = None if recipe.teacher is None else recipe.teacher.build(device)
+    teacher: Any = None if recipe.teacher is None else recipe.teacher.build(device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     if hasattr(teacher, "to"):

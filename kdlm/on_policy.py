@@ -33,7 +33,7 @@ from kdlm.rollouts import (
     as_row,
     describe,
 )
-from kdlm.samples import Sample, SampleLog, described, look
+from kdlm.samples import Sample, described, look
 from kdlm.teachers import LocalTeacher
 from kdlm.trainer import Counts, DistillTrainer
 from kdlm.verifiers import Judge
@@ -114,8 +114,6 @@ class OnPolicyTrainer(DistillTrainer):
         )
         self.samples: list[Sample] = []
         """The completions that were last looked at."""
-        self.sample_log: SampleLog | None = None
-        """Where they are written down."""
         self._warned: set[str] = set()
         self._seen: dict[str, Tensor] = defaultdict(partial(torch.zeros, (2,), dtype=torch.float64))
 

@@ -25,8 +25,8 @@ Any key can be set from the command line: `kdlm train r.yaml losses.0.temperatur
 """
 JOB_HEAD = """# Job reference
 
-Every key of an evaluation job (`kdlm eval job.yaml`), made from the code by `kdlm schema`: mend the code, not this page.
-A job is YAML 1.2, like a recipe. Where a key takes one of several things, its `name` says which.
+Every key of an evaluation job (`kdlm eval job.yaml`), made from the code by `kdlm schema`: mend the code, not this
+page. A job is YAML 1.2, like a recipe. Where a key takes one of several things, its `name` says which.
 Any key can be set from the command line: `kdlm eval job.yaml limit=100 tasks.hellaswag.num_fewshot=5`.
 
 """

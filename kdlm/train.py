@@ -68,8 +68,7 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
         print(run.data.report)
         folder.open(recipe, described(run.data), step)
         trainer.add_callback(MetricsFile(folder.metrics))
-        if isinstance(trainer, OnPolicyTrainer):
-            trainer.sample_log = SampleLog(folder.path)
+        trainer.sample_log = SampleLog(folder.path)
         if isinstance(trainer, DiffusionTrainer):
             trainer.pictures = folder.path / "samples"
         if resume:

@@ -1,14 +1,16 @@
 """What is read of student, teacher and start on the same tokens, by name: sums, that batches and ranks add up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdlm.evaluation.section import unknown
 from kdlm.losses import all_measures_for, measures_for
 from kdlm.measuring import Reading, derived
 from kdlm.quality import calibration_error, reliability_sums
+from kdlm.signal import Dense
 
 MADE_OF = {
     "perplexity": ("cross_entropy",),
@@ -28,6 +30,13 @@ def possible(signal: type | None) -> tuple[str, ...]:
     """Return the metrics that can be had with a teacher that gives `signal` (a class, or None without one)."""
     measures = all_measures_for(signal)
     return (*measures, *(name for name, parts in MADE_OF.items() if set(parts) <= set(measures)))
+
+
+def refusal(name: str, known: Collection[str]) -> str:
+    """Return why a metric cannot be read: this teacher does not tell it, or there is none of that name."""
+    if name in possible(Dense):
+        return f"{name!r} cannot be had with this teacher. There are {', '.join(known)}"
+    return unknown(name, known)
 
 
 def by_default(teacher: Any) -> tuple[str, ...]:

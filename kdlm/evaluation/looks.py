@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from kdlm.evaluation.comparison import possible
+from kdlm.evaluation.comparison import possible, refusal
 from kdlm.evaluation.section import unknown
 from kdlm.losses import measures_for
 from kdlm.methods import AlignedMethod, Method, TokenMethod
@@ -42,7 +42,7 @@ def _unknown_names(recipe: Any, section: Any, method: TokenMethod) -> Iterator[s
         return
     known = dict.fromkeys(name for kind in kinds for name in possible(kind))
     wrong = [name for name in section.measures if name not in known]
-    yield from (f"evaluation.measures: {unknown(name, known)}" for name in wrong)
+    yield from (f"evaluation.measures: {refusal(name, known)}" for name in wrong)
     default = dict.fromkeys(name for kind in kinds for name in measures_for(kind))
     if section.gap_closed is not False and "teacher_cross_entropy" not in default:
         yield "evaluation.gap_closed: it takes a teacher of the same tokenizer, and all of its distribution"

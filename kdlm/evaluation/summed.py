@@ -19,6 +19,7 @@ from kdlm.losses import kept_rows
 from kdlm.methods import Method
 from kdlm.networks import Networks
 from kdlm.progress import Window
+from kdlm.samples import SampleLog
 from kdlm.signal import Rows
 from kdlm.verifiers import Judge
 
@@ -30,6 +31,8 @@ class SummedEvaluation(Trainer):
     method: Method
     teacher: Any
     _window: Window
+    sample_log: SampleLog | None = None
+    """Where what the student writes is written down."""
     _evaluation = EvaluationSection()
     _watch: Watch | None = None
 

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.share import Share
-from kdlm.evaluation.comparison import figures_of, ingredients, possible, sums_of
+from kdlm.evaluation.comparison import figures_of, ingredients, possible, refusal, sums_of
 from kdlm.evaluation.generations import Writer
-from kdlm.evaluation.section import EvaluationSection, unknown
+from kdlm.evaluation.section import EvaluationSection
 from kdlm.evaluation.start import start_of
 from kdlm.measuring import Reader, gap_closed
 from kdlm.models import Predictor
@@ -55,7 +55,7 @@ class Watch:
         kinds = {None} if teacher is None else getattr(teacher, "signals", frozenset())
         for name in self.names if kinds else ():
             if name not in (known := dict.fromkeys(one for kind in kinds for one in possible(kind))):
-                raise ValueError(f"evaluation.measures: {unknown(name, known)}")
+                raise ValueError(f"evaluation.measures: {refusal(name, known)}")
         self.start = start_of(student.module, trainer.args.device) if section.start else None
         self.options: dict[str, Any] = {"start": self.start, "tokenizer": spelt_by(trainer.processing_class)}
         self.vocab = vocab
@@ -73,7 +73,10 @@ class Watch:
             found |= {f"other_{name}": value for name, value in self.read(rows, ("cross_entropy",), None).items()}
         if self.section.gap_closed is not False:
             found["gap_closed"] = self._gap_closed({**known, **found})
-        return found | (self.writer.figures() if self.writer is not None else {})
+        if self.writer is None:
+            return found
+        log = getattr(self.trainer, "sample_log", None) if self.trainer.is_world_process_zero() else None
+        return found | self.writer.figures(self.trainer.state.global_step, log)
 
     def read(self, loader: Iterable[Any], names: tuple[str, ...], teacher: Any = ...) -> dict[str, float]:
         """Return metrics by name, and `kl_to_start` where it is asked for; `teacher` in place of the run's."""

@@ -50,16 +50,18 @@ def distilled(job: "Job", section: Distillation, hashes: dict[str, str], cache: 
     opened: dict[str, Any] = {}
 
     def model(name: str | None) -> Any:
-        if name is not None and name not in opened:
+        if name is None:
+            return None
+        if name not in opened:
             opened[name] = here[name].load(f"models.{name}")[0]
-        return opened.get(name)
+        return opened[name]
 
     found = {}
     for name in (name for name in [*job.of("student"), *job.of("baseline")] if name in here):
         beside = {"start": section.start, "baseline": None if name == baseline else baseline}
         tokenizer, theirs = (here[one].tokenizer(f"models.{one}") for one in (name, teacher))
-        rows_of = [here[one].rows_of_head(f"models.{one}") for one in (name, teacher)]
-        shared = shared_vocabulary(tokenizer, theirs, *rows_of)
+        heads = [here[one].rows_of_head(f"models.{one}") for one in (name, teacher)]
+        shared = shared_vocabulary(tokenizer, theirs, *heads)
         other = theirs if shared.conflicts else None
         try:
             data = load_data(section.rows(), tokenizer, other)
@@ -68,10 +70,11 @@ def distilled(job: "Job", section: Distillation, hashes: dict[str, str], cache: 
         models = [hashes[one] if one else None for one in (name, teacher, *beside.values())]
         path = cache.path(hashes[name], "distillation", [models, data.fingerprints["train"], section.batch_size])
         if (kept := cache.read(path)) is None:
+            rows: Any = data.train
             kept = measure(
                 model(name),
                 model(teacher),
-                data.train,
+                rows,
                 tokenizer,
                 their_tokenizer=other,
                 **{key: model(one) for key, one in beside.items()},

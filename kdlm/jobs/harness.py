@@ -5,7 +5,6 @@ Its import takes seconds, so it happens inside of functions.
 
 import contextlib
 import json
-import logging
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -58,11 +57,12 @@ class Tasks:
         """The harness's index; its own 14,000 tasks are only read where a name is not in the job's folders."""
         from lm_eval.tasks import TaskManager
 
-        folders = [str(folder) for folder in self.job.folders()]
-        manager = TaskManager(include_path=folders, include_defaults=False, metadata=self.told)
+        folders: list[str | Path] = [*self.job.folders()]
+        told: dict[str, Any] = self.told
+        manager = TaskManager(include_path=folders, include_defaults=False, metadata=told)
         if all(name in manager.task_index for name in self.job.tasks):
             return manager
-        return TaskManager(include_path=folders, metadata=self.told)
+        return TaskManager(include_path=folders, metadata=told)
 
     def check(self) -> None:
         """Raise ValueError for names that there are not, and for tasks that need a consent which is not given."""
@@ -196,92 +196,10 @@ def _named(metric: str, filtered: str) -> str:
 def _plain(value: Any) -> Any:
     from lm_eval.utils import handle_non_serializable
 
-    return json.loads(json.dumps(value, default=handle_non_serializable))
+    def as_list(one: Any) -> Any:  # the harness would write an array as the text that numpy prints
+        return one.tolist() if hasattr(one, "tolist") else handle_non_serializable(one)
 
-
-# The models. Each counts a text's likelihood from one beginning token on, its own: HFLM and its kin would let a
-# tokenizer that adds a beginning put a second one behind it, and count that as text.
-
-
-class _Rolling:
-    """Reads whole texts without a beginning that the tokenizer adds: the harness puts one there already."""
-
-    add_bos_token: bool | None
-
-    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        kept, self.add_bos_token = self.add_bos_token, False
-        try:
-            return super().loglikelihood_rolling(requests, disable_tqdm)  # pyright: ignore
-        finally:
-            self.add_bos_token = kept
-
-
-def hf(model: Any, tokenizer: Any, batch_size: int | str, max_length: int | None) -> Any:
-    """Return a loaded model as the harness asks it."""
-    from lm_eval.models.huggingface import HFLM
-
-    class InProcess(_Rolling, HFLM):
-        pass
-
-    return InProcess(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
-
-
-def vllm(path: str, **options: Any) -> Any:
-    """Return a model in vLLM as the harness asks it. Raises ImportError where there is no vLLM."""
-    from lm_eval.models.vllm_causallms import VLLM
-
-    class InEngine(_Rolling, VLLM):
-        pass
-
-    return InEngine(pretrained=path, **options)
-
-
-def server(section: Any, tokenizer: Any, key: str | None, *, max_length: int, batch_size: int | str, seed: int) -> Any:
-    """Return a served model as the harness asks it: `local-completions`, or `local-chat-completions`."""
-    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
-
-    class Completions(_Rolling, LocalCompletionsAPI):
-        pass
-
-    class Chat(LocalChatCompletion):
-        pass
-
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # one request's failure is told; not each of the others'
-    for kind in (Completions, Chat):  # the harness would send a vendor's key, $OPENAI_API_KEY, to any server
-        kind.header = {} if key is None else {"Authorization": f"Bearer {key}"}
-    url = section.url.rstrip("/")
-    options: dict[str, Any] = {
-        "model": section.model,
-        "max_length": max_length,
-        "seed": seed,
-        "num_concurrent": section.concurrency,
-        "timeout": round(section.timeout),
-        "max_retries": tries(section.patience),
-    }
-    if section.chat:
-        return Chat(base_url=f"{url}/v1/chat/completions", tokenizer_backend=None, batch_size=1, **options)
-    return Completions(
-        base_url=f"{url}/v1/completions",
-        tokenizer_backend="huggingface",
-        tokenizer=tokenizer.location(),
-        add_bos_token=adds_beginning(tokenizer.tokenizer()),
-        batch_size=1 if batch_size == "auto" else batch_size,
-        **options,
-    )
-
-
-def adds_beginning(tokenizer: Any) -> bool:
-    """Whether a tokenizer puts a beginning before a text, as HFLM lets it and the harness's API models do not."""
-    return bool(tokenizer("").input_ids)
-
-
-def tries(patience: float) -> int:
-    """Return how many tries fit into some seconds with the harness's pauses of 1, 1, 2, 4, 8, 10, 10 ... seconds."""
-    made, spent = 1, 0.0
-    while spent < patience:
-        spent += min(10.0, max(1.0, 0.5 * 2 ** (made - 1)))
-        made += 1
-    return made
+    return json.loads(json.dumps(value, default=as_list))
 
 
 def reason(error: BaseException) -> str:

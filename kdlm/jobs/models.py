@@ -110,7 +110,7 @@ class InProcess(Evaluated, Loading):
         return None if folder is None else size_of_folder(folder)
 
     def open(self, place: str, batch_size: int | str, seed: int) -> Any:
-        from kdlm.jobs.harness import hf
+        from kdlm.jobs.lms import hf
 
         model, tokenizer = self.load(place)
         return hf(model, tokenizer, batch_size, self.max_length)
@@ -146,7 +146,7 @@ class VLLM(Evaluated):
         } | self.options
 
     def open(self, place: str, batch_size: int | str, seed: int) -> Any:
-        from kdlm.jobs.harness import vllm
+        from kdlm.jobs.lms import vllm
 
         try:
             return vllm(
@@ -225,7 +225,7 @@ class Server(Evaluated, ServerOptions):
         return settings | {"served": served}
 
     def open(self, place: str, batch_size: int | str, seed: int) -> Any:
-        from kdlm.jobs.harness import server
+        from kdlm.jobs.lms import server
 
         if self.tokenizer is None and not self.chat:
             raise ValueError(

@@ -57,7 +57,7 @@ def evaluate(job: Job, say: Say) -> dict[str, Answers]:
     for name, model in models.items():
         given[name] = answers = Answers(model)
         kept = {task: _read(cache, cache.path(model, task, identities[task]), say) for task in job.tasks}
-        answers.about = _read(cache, cache.path(model, "model"), say) or {}
+        answers.about = _read(cache, cache.path(model, "model"), say) or {"parameters": None, "bytes": None}
         answers.results = {task: result for task, result in kept.items() if result is not None}
         if missing := {task: identities[task] for task in job.tasks if task not in answers.results}:
             _ask(job, cache, name, answers, missing, say)

@@ -124,7 +124,12 @@ def difference(ours: Documents, theirs: Documents) -> Estimate:
     if ours.figure == "mean":
         return paired(ours.rows[:, 1].tolist(), theirs.rows[:, 1].tolist())
     figure, rows = ours.of, np.column_stack([ours.rows, theirs.rows])
-    return jackknife(rows, lambda sums: float(np.subtract(*map(figure, np.split(sums, 2)))))
+
+    def less(sums: np.ndarray) -> float:
+        one, other = np.split(sums, 2)
+        return figure(one) - figure(other)
+
+    return jackknife(rows, less)
 
 
 def gap_closed(student: Documents, baseline: Documents, teacher: Documents) -> Estimate:

@@ -35,7 +35,7 @@ def comparison(groups: Sequence[Group]) -> Html:
 def figures_table(groups: Sequence[Group], names: Sequence[str], *, cost: bool) -> Html:
     """Return a row for each group and a column for each figure, the best of it bold; the teacher comes last."""
     plain_one = baseline(groups) if len(groups) > 1 and comparable(groups) else None
-    head = ["run", *(_heading(name) for name in names)]
+    head = ["run", *(heading(name) for name in names)]
     head += [joined(["gap closed ", element("small", "% to teacher")])] if plain_one and cost else []
     head += [
         "steps",
@@ -63,7 +63,8 @@ def key(group: Group, number: int) -> Html:
     return element("span", element("span", group.label, more), class_=f"key series-{number % 8}")
 
 
-def _heading(name: str) -> Html:
+def heading(name: str) -> Html:
+    """Return what a figure is called, with its unit."""
     known = metric(name)
     return joined([known.title, " ", element("small", known.unit)] if known.unit else [known.title])
 
@@ -113,6 +114,9 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         notes.append("Bold is the best figure measured; it is no test of significance.")
     if any(len(group.runs) > 1 for group in groups):
         notes.append("Several seeds: the mean and half of its 95 % interval (Student's t).")
+    plain_one = baseline(groups)
+    if plain_one and len(plain_one.runs) == 1 and len(groups) > 1 and any(len(group.runs) > 1 for group in groups):
+        notes.append("The baseline has one seed: what another would change is not in the interval of the gap closed.")
     if len(groups) > 1 and not comparable(groups):
         notes.append("The runs were not evaluated on the same data: their figures cannot be compared.")
     if any(run.seen for group in groups for run in group.runs):
@@ -150,7 +154,7 @@ def measured(runs: Sequence[Run]) -> Html:
     there = dict.fromkeys(name for each in found.values() for name in each["metrics"])
     names = [name for name in METRICS if name in there]
     rows = [
-        [_heading(name), *(_with_error(each["metrics"].get(name), name) for each in found.values())]
+        [heading(name), *(with_error(each["metrics"].get(name), name) for each in found.values())]
         for name in [*names, *(name for name in there if name not in names)]
     ]
     counts = ", ".join(f"{each['documents']:,} documents, {each['tokens']:,} tokens" for each in found.values())
@@ -158,7 +162,8 @@ def measured(runs: Sequence[Run]) -> Html:
     return element("details", element("summary", "All figures of these texts"), table(["", *found], rows, said))
 
 
-def _with_error(found: dict[str, Any] | None, name: str) -> Any:
+def with_error(found: dict[str, Any] | None, name: str) -> Any:
+    """Return a figure `{"value", "error"}` with its standard error, a dash for none."""
     value, error = (finite((found or {}).get(key)) for key in ("value", "error"))
     said = shown(value, name)
     return said if error is None else joined([said, element("small", f" ± {shown(error, name)}")])

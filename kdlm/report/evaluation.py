@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdlm.report.comparison import heading, with_error
 from kdlm.report.markup import Html, element, joined, table
 from kdlm.report.metrics import plain
 from kdlm.report.run import Run, finite
@@ -43,13 +44,28 @@ def _job(name: str, job: dict[str, Any]) -> Html:
             against = figures.get("against_baseline") or {}
             cells = [_figure(figures["models"].get(model), against.get(model)) for model in models]
             rows.append([f"{task}: {metric} {way}", f"{found.get('samples', '')}", *cells])
-    measured = job.get("distillation") or {}
-    for metric in dict.fromkeys(metric for each in measured.values() for metric in each.get("metrics", {})):
-        cells = [_figure((measured.get(model) or {}).get("metrics", {}).get(metric), None) for model in models]
-        rows.append([metric.replace("_", " "), "", *cells])
-    head = ["task", "samples", *(_model(model, job["models"][model]) for model in models)]
+    heads = [_model(model, job["models"][model]) for model in models]
     said = f"± standard error; * differs from the baseline (p < {SIGNIFICANT}, paired); ↑ more is better, ↓ less."
-    return joined([table(head, rows, name), element("p", said, class_="said")])
+    parts = [table(["task", "samples", *heads], rows, name), element("p", said, class_="said")]
+    measured = {model: each["metrics"] for model, each in (job.get("distillation") or {}).items()}
+    paces = {model: _pace(each) for model, each in (job.get("speed") or {}).items()}
+    for title, found in (("Against the teacher", measured), ("Speed", paces)):
+        names = dict.fromkeys(metric for each in found.values() for metric in each)
+        rows = [
+            [heading(each), *(with_error(found.get(model, {}).get(each), each) for model in models)] for each in names
+        ]
+        parts += [table(["", *heads], rows, title)] if rows else []
+    return joined(parts)
+
+
+def _pace(speed: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a model's speed at each size of the batch, by name."""
+    return {
+        f"{name}, batch {size}": figure
+        for size, figures in speed.get("batch", {}).items()
+        for name, figure in figures.items()
+        if name != "against_teacher"
+    }
 
 
 def _model(name: str, about: dict[str, Any]) -> Html:

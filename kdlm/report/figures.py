@@ -112,7 +112,7 @@ def reliability(runs: Sequence[Run]) -> dict[str, Spec]:
 def _diagram(name: str, rows: Sequence[Spec]) -> Spec:
     """Return one reliability diagram; the area of a dot is the number of tokens."""
     axis = {"type": "quantitative", "scale": {"domain": [0, 1]}, "axis": {"format": "%", "tickCount": 5}}
-    who = {"title": None, "orient": "top-left", "symbolType": "circle", "symbolOpacity": 1}
+    who = {"title": None, "orient": "top", "symbolType": "circle", "symbolOpacity": 1}
     encoding = {
         "x": {"field": "confidence", "title": "probability of the likeliest token", **axis},
         "y": {"field": "accuracy", "title": "how often it is right", **axis},
@@ -124,7 +124,7 @@ def _diagram(name: str, rows: Sequence[Spec]) -> Spec:
         "field": "count",
         "type": "quantitative",
         "scale": {"rangeMin": 8, "rangeMax": 320},
-        "legend": {"title": "tokens", "orient": "bottom-right", "values": counts},
+        "legend": {"title": "tokens", "orient": "bottom", "values": counts},
     }
     tooltip = [
         {"field": "who", "title": "model"},
@@ -143,7 +143,6 @@ def _diagram(name: str, rows: Sequence[Spec]) -> Spec:
                 "mark": diagonal,
                 "encoding": {"x": at, "y": at, "color": {"value": "gray"}},
             },
-            {"mark": {"type": "line", "strokeWidth": 1, "opacity": 0.4}, "encoding": encoding},
             {"mark": {"type": "circle", "opacity": 0.85}, "encoding": encoding | {"size": size, "tooltip": tooltip}},
         ],
         "usermeta": {

@@ -12,7 +12,12 @@ from kdlm.report.run import Run
 
 SEEDS = frozenset({"seed", "student.seed"})
 OWN = SEEDS | {"run_dir"}
-"""Keys that runs of one recipe may differ in."""
+"""Keys of a run alone, which are no difference of recipes."""
+ASIDE = frozenset(
+    f"training.{key}"
+    for key in ("report_to", "run_name", "project", "logging_steps", "save_steps", "save_strategy", "save_total_limit")
+)
+"""Keys that change what is written down of a run, not what it learns."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """Return the runs in groups of one recipe and the same data, in the order in which they were given."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        recipe = {key: value for key, value in flat(run.recipe).items() if key not in OWN}
+        recipe = {key: value for key, value in flat(run.recipe).items() if key not in OWN | ASIDE}
         prints = run.data.get("fingerprints")
         found.setdefault(json.dumps([recipe, prints], sort_keys=True, default=str), []).append(run)
     return [Group(_label([run.name for run in group]), group) for group in found.values()]

@@ -117,7 +117,8 @@ def _text(number: int, text: dict[str, Any], scales: dict[str, list[float]], mos
             {"role": "option", "tabindex": "-1", "data_token": place} if token.get("kept") else {"aria_hidden": "true"}
         )
         spans.append(element("span", *_letters(token["text"]), data_level=at, **kept))
-    left = len(text["tokens"]) - len(spans)
+        spans += [element("br")] * token["text"].endswith("\n")  # outside, or the outline would reach the next line
+    left = len(text["tokens"]) - most
     cut = f"; {left} more tokens are not shown" if left > 0 else ""
     label = f"tokens of {text['place']}; arrow keys go from one to the next"
     return element(
@@ -143,9 +144,9 @@ def marked(text: str) -> str:
 
 
 def _letters(text: str) -> Iterator[Any]:
-    """Yield a token's text with its white space to be seen; a line break is shown, and then made."""
+    """Yield a token's text with its white space to be seen; a line break is shown, and made where it is not the end."""
     word = ""
-    for letter in text:
+    for at, letter in enumerate(text, start=1):
         if letter not in SIGNS:
             word += letter
             continue
@@ -153,7 +154,7 @@ def _letters(text: str) -> Iterator[Any]:
             yield word
             word = ""
         yield element("i", SIGNS[letter])
-        if letter == "\n":
+        if letter == "\n" and at < len(text):
             yield element("br")
     if word:
         yield word

@@ -45,7 +45,7 @@ METRICS = {
     "tokens_per_second": Metric("throughput", "tokens/s", 1),
     "images_per_second": Metric("throughput", "images/s", 1),
     "samples_per_second": Metric("throughput", "samples/s", 1),
-    "memory_gib": Metric("peak memory", "GiB", -1),
+    "memory_gib": Metric("memory", "GiB", -1),
     "grad_norm": Metric("gradient norm"),
     "learning_rate": Metric("learning rate"),
 }

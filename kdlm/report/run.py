@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,16 @@ class Run:
 
     def points(self, key: str) -> Points:
         """Return the steps and values of a reading, in the order of steps; the last one of a step counts."""
-        found = {line["step"]: line[key] for line in self.lines if is_number(line.get(key))}
-        return sorted(found.items())
+        return self._series.get(key, [])
+
+    @cached_property
+    def _series(self) -> dict[str, Points]:
+        found: dict[str, dict[int, float]] = {}
+        for line in self.lines:
+            for key, value in line.items():
+                if is_number(value):
+                    found.setdefault(key, {})[line["step"]] = value
+        return {key: sorted(values.items()) for key, values in found.items()}
 
     def readings(self, prefix: str = "") -> list[str]:
         """Return the names of the readings over steps that begin with `prefix`, in the order of the log."""

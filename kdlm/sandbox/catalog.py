@@ -61,6 +61,7 @@ CODE = CodeCorpus(train_chars=310_000, eval_chars=250_000)  # train is about 102
 ARITHMETIC = TaskSet("arithmetic", train=1_000, eval=100, seed=0)  # of each level
 STRINGS = TaskSet("strings", train=1_000, eval=100, seed=0)
 ENTITIES = TaskSet("entities", train=1_000, eval=100, seed=0)
+FUNCTIONS = Functions(tests=12, longest=4_000, seed=0)
 
 TEACHER = Shape(width=192, layers=4, heads=4, feed_forward=512)
 STUDENT = Shape(width=96, layers=2, heads=4, feed_forward=256)
@@ -75,7 +76,7 @@ _ENTRIES = (
     Entry("arithmetic", "sums and products, worked out, 5 levels", "5000 + 500 rows", 1, ARITHMETIC),
     Entry("strings", "reverse, count, sort, shift, 5 levels", "5000 + 500 rows", 1, STRINGS),
     Entry("entities", "names of one type in a text, 5 levels", "5000 + 500 rows", 1, ENTITIES),
-    Entry("functions", "library functions to complete, with tests", "148 rows", 15, Functions(tests=12, longest=4_000)),
+    Entry("functions", "library functions to complete, with tests", "148 rows", 15, FUNCTIONS),
     Entry("code-tokenizer-2k", "of every code-* model but the tiny ones", "2048 ids", 6, CodeTokenizer(2048)),
     Entry("code-tokenizer-1k", "coarser, for pairs that do not share a tokenizer", "1024 ids", 6, CodeTokenizer(1024)),
     Entry("code-tokenizer-4k", "finer, for pairs that do not share a tokenizer", "4096 ids", 6, CodeTokenizer(4096)),

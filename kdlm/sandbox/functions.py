@@ -4,6 +4,7 @@ What a function needs of its module, imports, constants and other functions, sta
 real function with drawn arguments, and what it returned.
 """
 
+import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -45,10 +46,12 @@ class Functions:
     Attributes:
         tests: calls of each.
         longest: characters that its prompt may have.
+        seed: of their order.
     """
 
     tests: int
     longest: int
+    seed: int
     needs: tuple[str, ...] = ()
 
     def ingredients(self) -> dict[str, Any]:
@@ -60,6 +63,7 @@ class Functions:
             for module, templates in CALLS.items():
                 kept += functions_of(module, templates, self.tests, self.longest)
                 advance(1, module)
+        random.Random(self.seed).shuffle(kept)  # so that the first few are of many modules
         write_jsonl(folder / "eval.jsonl", map(asdict, kept))
         return {"eval": len(kept)}
 

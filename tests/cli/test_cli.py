@@ -22,7 +22,7 @@ def python(code: str) -> str:
 def test_help_lists_every_verb():
     done = run("--help")
     assert done.returncode == 0
-    for verb in ("train", "check", "init", "serve", "speculate", "pack", "merge", "methods", "doctor", "schema"):
+    for verb in cli.VERBS:
         assert re.search(rf"^    {verb}\s", done.stdout, re.MULTILINE)
 
 

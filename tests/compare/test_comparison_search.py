@@ -96,14 +96,8 @@ def test_every_choice_and_end_of_the_space_is_looked_at_first(tmp_path: Path, qu
 
 
 def test_the_recipe_may_be_a_choice(tmp_path: Path, quick) -> None:
-    compared = asked(tmp_path)
+    space = {"recipe": {"choices": [str(tmp_path / f"{name}.yaml") for name in ("other", "recipe")]}}
+    compared = asked(tmp_path, trials=6, space=space)
     (tmp_path / "other.yaml").write_text((tmp_path / "recipe.yaml").read_text().replace("forward_kl", "reverse_kl"))
-    space = {"recipe": {"choices": [str(tmp_path / "other.yaml"), str(tmp_path / "recipe.yaml")]}}
-    compare(
-        compared.model_copy(
-            update={
-                "search": compared.search.model_validate({**compared.search.model_dump(), "space": space, "trials": 6})
-            }
-        )
-    )
+    compare(compared)
     assert load(tmp_path / "out" / "best.yaml").losses[0].name == "forward_kl"

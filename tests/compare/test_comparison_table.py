@@ -1,6 +1,7 @@
 """The table's figures are those of scipy, its order is by the first metric, and what is missing is said."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def rows(rng: np.random.Generator, names: list[str], seeds: int = 4) -> list[Row
 
 
 def of(names: list[str], **changes: object) -> Comparison:
-    runs = {name: Candidate(recipe="r.yaml") for name in names}
+    runs = {name: Candidate(recipe=Path("r.yaml")) for name in names}
     metrics = {"loss": "lower", "right": "higher"}
     return Comparison.model_validate({"runs": runs, "metrics": metrics, "baseline": names[0], "output": "o", **changes})
 

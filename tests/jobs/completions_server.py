@@ -1,4 +1,4 @@
-"""A server with OpenAI's completions API over a model of transformers, as vLLM answers: for tests."""
+"""A server with OpenAI's completions and chat API over a model of transformers, as vLLM answers: for tests."""
 
 import contextlib
 from collections.abc import Iterator
@@ -32,6 +32,13 @@ def make_app(model: Any, tokenizer: Any, name: str, key: str | None) -> FastAPI:
         choices = [{"index": place, **answer(prompt, said)} for place, prompt in enumerate(prompts)]
         return refused(request) or {"choices": choices}
 
+    @app.post("/v1/chat/completions")
+    async def talk(request: Request) -> Any:
+        said = await request.json()
+        ids = tokenizer.apply_chat_template(said["messages"], add_generation_prompt=True, return_dict=False)
+        choices = [{"index": 0, "message": {"role": "assistant", "content": written(ids, said)["text"]}}]
+        return refused(request) or {"choices": choices}
+
     @torch.no_grad()
     def echoed(ids: list[int], said: dict[str, Any]) -> dict[str, Any]:
         """Return the log-probability of each token of the prompt, and of one more, with the best at each place."""
@@ -45,7 +52,7 @@ def make_app(model: Any, tokenizer: Any, name: str, key: str | None) -> FastAPI:
     def written(ids: list[int], said: dict[str, Any]) -> dict[str, Any]:
         made = model.generate(torch.tensor([ids]), max_new_tokens=said["max_tokens"], do_sample=False)
         text = tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
-        for end in said["stop"]:
+        for end in filter(None, said["stop"]):
             text = text.partition(end)[0]
         return {"text": text}
 

@@ -21,7 +21,14 @@ test_split: test
 metadata: {{version: 1}}
 """
 PERPLEXITY = 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: text\n'
-CHOICE = "output_type: multiple_choice\ndoc_to_text: question\ndoc_to_target: answer\ndoc_to_choice: choices\n"
+CHOICE = """output_type: multiple_choice
+doc_to_text: question
+doc_to_target: answer
+doc_to_choice: choices
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: brier_score, aggregation: brier_score, higher_is_better: false}
+"""
 ANSWER = """output_type: generate_until
 doc_to_text: question
 doc_to_target: "{{choices[answer]}}"

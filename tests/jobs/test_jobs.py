@@ -11,7 +11,7 @@ from forks import start
 from job_files import MODELS, TEACHER, TEXTS, job_in
 from tokenizers.processors import TemplateProcessing
 
-from kdlm.jobs import Job, harness
+from kdlm.jobs import Job, lms
 from kdlm.jobs.harness import Tasks
 from kdlm.jobs.models import InProcess
 from kdlm.jobs.running import evaluate
@@ -81,10 +81,10 @@ def test_a_beginning_that_the_tokenizer_adds_is_not_read_twice():
     model, tokenizer = source.load(), source.tokenizer()
     begin = tokenizer.bos_token or tokenizer.eos_token
     number = tokenizer.convert_tokens_to_ids(begin)
-    assert not harness.adds_beginning(tokenizer)
+    assert not lms.adds_beginning(tokenizer)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{begin} $A", None, [(begin, number)])
-    assert harness.adds_beginning(tokenizer)
-    lm = harness.hf(model, tokenizer, 2, None)
+    assert lms.adds_beginning(tokenizer)
+    lm = lms.hf(model, tokenizer, 2, None)
     asked = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in TEXTS[:2]]
     plain = [-nats(model, tokenizer, text, 1024) for text in TEXTS[:2]]
     assert lm.loglikelihood_rolling(asked) == pytest.approx(plain, rel=1e-5)
@@ -214,6 +214,8 @@ def test_what_is_written_is_what_was_found(tmp_path, capfd, monkeypatch):
     assert set(metric["gap_closed"]) == {"student"}
     lines = (job.output / "samples/teacher/tiny_choice.jsonl").read_text().splitlines()
     samples = [json.loads(line) for line in lines]
+    figures = [(name, metric) for task in found["tasks"].values() for name, metric in task["metrics"].items()]
+    assert {metric["errors_from"] for _, metric in figures} == {"documents"} and "brier_score" in dict(figures)
     assert [sample["doc_id"] for sample in samples] == list(range(11))
     table = (job.output / "results.md").read_text()
     assert table in out.out and "lm_eval" not in out.out

@@ -57,7 +57,7 @@ def test_examples_that_the_task_forbids_are_refused(tmp_path, capsys):
         ("models.m.rol=student", "models.m.rol=student': unknown key, did you mean role?"),
         ("models.m.name=hg", "models.m.name=hg': unknown m 'hg'. One of: hf, vllm, server"),
         ("tasks.tiny_choice={limits: 3}", "tasks.tiny_choice.limits: unknown key, did you mean limit?"),
-        ("tasks={}", "nothing to do: give tasks, or speed"),
+        ("tasks={}", "nothing to do: give tasks, distillation, or speed"),
         ("models={}", "must have at least 1 item"),
         ("limit=0", "must be greater than or equal to 1"),
     ],

@@ -5,7 +5,7 @@ from completions_server import served
 from job_files import MODELS, TEACHER, job_in
 
 from kdlm import cli
-from kdlm.jobs.harness import tries
+from kdlm.jobs.lms import tries
 from kdlm.jobs.models import Server
 from kdlm.jobs.running import evaluate
 from kdlm.models import named
@@ -38,6 +38,19 @@ def test_local_completions_of_a_served_model_gives_what_it_gives_in_process(tmp_
                 assert figure["value"] == pytest.approx(there["tasks"][task]["metrics"][metric]["value"], rel=1e-5)
             texts = [[s["filtered_resps"] for s in result["samples"][task]] for result in (here, there)]
             assert task != "tiny_answer" or (texts[0] == texts[1] and any(text[0] for text in texts[0]))
+
+
+def test_a_chat_endpoint_writes_what_the_model_writes_behind_its_chat_template(tmp_path, tiny):
+    with served(*tiny) as running:
+        there = server(running.url, chat=True, tokenizer=None)
+        models = {"here": {"name": "hf", "path": TEACHER}, "there": there}
+        given = evaluate(job_in(tmp_path, "apply_chat_template=true", models=models, tasks=["tiny_answer"]), quiet)
+        texts = {
+            name: [sample["filtered_resps"] for sample in one.results["tiny_answer"]["samples"]["tiny_answer"]]
+            for name, one in given.items()
+        }
+        assert texts["here"] == texts["there"] and any(text[0] for text in texts["here"])
+        assert ("/v1/chat/completions", None) in running.asked
 
 
 def test_the_key_of_the_environment_and_no_other_is_sent(tmp_path, tiny, monkeypatch, capsys):

@@ -6,8 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax
-from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 
 from kdlm.estimates import jackknife
 from kdlm.jobs.tasks import entities, next_line, problems
@@ -70,20 +69,6 @@ def test_f1_precision_and_recall_are_those_of_scikit_learn_and_of_sums_over_docu
 
 def test_figures_of_nothing_are_zero():
     assert entities.f1([(0, 0, 0)]) == entities.precision([(0, 0, 3)]) == entities.recall([(0, 3, 0)]) == 0
-
-
-def test_brier_score_is_scikit_learns_and_bounded():
-    rng = np.random.default_rng(0)
-    likelihoods, gold = rng.normal(0, 2, (50, 4)) - 40, rng.integers(0, 4, 50)
-    ours = [
-        next_line.judged({"gold": truth}, [(value, False) for value in row])
-        for row, truth in zip(likelihoods, gold, strict=True)
-    ]
-    theirs = brier_score_loss(gold, np.exp(log_softmax(likelihoods, axis=1)), scale_by_half=False)
-    assert np.mean([one["brier_score"] for one in ours]) == pytest.approx(theirs)
-    assert np.mean([one["acc"] for one in ours]) == np.mean(likelihoods.argmax(1) == gold)
-    assert next_line.judged({"gold": 1}, [(-900, False), (0, True)])["brier_score"] == pytest.approx(0)
-    assert next_line.judged({"gold": 0}, [(-900, False), (0, True)])["brier_score"] == pytest.approx(2)
 
 
 TRUE = "    if name and not name.startswith('.'):"

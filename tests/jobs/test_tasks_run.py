@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from zlib import crc32
 
@@ -17,6 +18,7 @@ from lm_eval import evaluator
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
+from kdlm.jobs.significance import documents
 from kdlm.sandbox import build
 from kdlm.sandbox.jsonl import read_jsonl
 from kdlm.sandbox.tasks import gives
@@ -210,6 +212,29 @@ def test_lines_are_choices_with_a_chat_template_too():
 def test_chance_on_four_lines_is_a_quarter():
     figures, _ = evaluate(Answering(lambda request: -float(crc32(request.args[1].encode()) % 997)), "kdlm_code_next")
     assert figures["acc"] == pytest.approx(0.25, abs=0.09)  # four standard errors
+
+
+@pytest.mark.parametrize("task", [*GENERATED, "kdlm_code_next", "kdlm_code_perplexity", "kdlm_strings_pass"])
+def test_documents_tell_every_metric_of_a_task_with_its_error(task):
+    """So a job can say how sure a figure is, and test a difference between two models."""
+
+    def answer(request):
+        if task in ("kdlm_code_next", "kdlm_code_perplexity"):
+            return -float(crc32(request.args[-1].encode()) % 997)
+        return next(kinds)(request.doc["completion"])
+
+    kinds = cycle([str, lambda completion: '["nobody"]', str, lambda completion: "not even", str])
+    figures, samples = evaluate(Answering(answer), task, limit=25)
+    metrics = {
+        metric: {"metric": metric, "filter": samples[0]["filter"], "value": value} for metric, value in figures.items()
+    }
+    result = {"tasks": {task: {"metrics": metrics}}, "samples": {task: samples}, "groups": {}}
+    result = json.loads(json.dumps(result, default=lambda array: array.tolist()))
+    for metric, value in figures.items():
+        found = documents({"student": result}, task, metric)["student"]
+        assert found is not None, metric
+        estimate = found.estimate()
+        assert estimate.value == pytest.approx(value) and (estimate.error > 0 or value == 1), metric
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -132,6 +132,17 @@ def test_without_a_teacher_there_is_what_there_is(tmp_path):
     assert set(token) == {"text", "kept", "cross_entropy", "student"}
 
 
+def test_across_tokenizers_the_student_is_shown_and_bytes_are_compared(tmp_path):
+    change = ["student.model=code-student-tiny-unigram", "method.name=alm", "losses=[]", "data.max_length=64"]
+    found = inspect_run(ran(tmp_path, *change), texts=2, top=2)
+    tokens = [token for text in found["texts"] for token in text["tokens"] if token["kept"]]
+    assert all(set(token) == {"text", "kept", "cross_entropy", "student"} for token in tokens)
+    figures = found["measured"]["metrics"]
+    assert means(found, "cross_entropy") == pytest.approx(figures["cross_entropy"]["value"], rel=1e-6)
+    assert figures["teacher_bits_per_byte"]["value"] > 1 and "kl_to_teacher" not in figures
+    assert "its own tokenizer" in found["measured"]["notes"][0]
+
+
 def test_what_is_no_finished_run_of_text_is_refused(tmp_path, folder):
     with pytest.raises(ValueError, match="no finished run"):
         inspect_run(tmp_path)

@@ -93,6 +93,19 @@ def test_a_teacher_without_distributions_leaves_what_it_knows(student, teacher, 
     assert set(nothing["metrics"]) == {"accuracy"} and "no distribution" in nothing["notes"][0]
 
 
+def test_what_a_teacher_reads_ahead_it_finds_in_the_batch(student, teacher, rows, tokenizer):
+    class Reading(Telling):
+        def prefetch(self, batch):
+            return {"sums": batch["input_ids"].sum(-1)}
+
+        def __call__(self, batch, kept):
+            assert torch.equal(batch.pop("teacher")["sums"], batch["input_ids"].sum(-1))
+            return super().__call__(batch, kept)
+
+    found = measure(student, Reading(teacher, few(6)), rows, tokenizer, batch_size=3)
+    assert values(found) == pytest.approx(values(measure(student, Telling(teacher, few(6)), rows, tokenizer)))
+
+
 def test_across_tokenizers_bits_per_byte_are_compared_and_nothing_else():
     student, teacher = tiny(1, 448), tiny(2, 528)
     ours, theirs = reader("unigram-tiny"), reader("tiny")

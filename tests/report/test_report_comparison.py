@@ -23,7 +23,9 @@ def runs(tmp_path):
         [
             write_run(tmp_path / "kl-seed0", lines(2.5)),
             write_run(tmp_path / "ce", lines(3.0, "cross_entropy"), **BASELINE),
-            write_run(tmp_path / "kl-seed1", lines(2.7), seed=1),
+            write_run(
+                tmp_path / "kl-seed1", lines(2.7), seed=1, training=RECIPE["training"] | {"report_to": "trackio"}
+            ),
         ]
     )
 
@@ -71,8 +73,7 @@ def test_a_student_that_lost_is_not_praised(tmp_path):
 def test_a_single_run_is_measured_against_its_start(tmp_path):
     (run,) = read_runs([write_run(tmp_path / "kl")])
     assert verdict(grouped([run])) == (
-        "kl ends with a held-out loss of 2.500 nats; its teacher has 2, and it began at 4.500: "
-        "80 % of the way."
+        "kl ends with a held-out loss of 2.500 nats; its teacher has 2, and it began at 4.500: 80 % of the way."
     )
 
 
@@ -89,6 +90,7 @@ def test_the_table_has_means_with_intervals_the_best_in_bold_and_the_teacher(run
     text = comparison(grouped(runs))
     reach = 12.706 * 0.1  # Student's t with one degree of freedom
     assert f'<td class="best"><b>2.600<small> ± {reach:.3f}</small></b></td>' in text
+    assert "The baseline has one seed" in text
     assert "<td>baseline</td>" in text and "<td>0:01:01</td>" in text and "<td>≈ 4,950</td>" in text
     assert '<span class="quiet">teacher</span></th><td>2</td>' in text
 

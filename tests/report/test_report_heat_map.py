@@ -67,7 +67,7 @@ def test_white_space_is_seen_and_text_is_whole(run):
     page = heat_map([run])
     text = html.unescape(re.sub(r"<[^>]*>", "", re.search(r'data-text="0" dir="ltr">(.*?)</div>', page)[1]))
     assert text == "".join(marked(each["text"]) for each in inspection()["texts"][0]["tokens"])
-    assert "(x):<i>↵</i><br></span>" in page and "<i>·</i><i>·</i><i>·</i><i>·</i>return" in page
+    assert "(x):<i>↵</i></span><br><span" in page and "<i>·</i><i>·</i><i>·</i><i>·</i>return" in page
 
 
 def test_without_a_teacher_only_the_loss_colours(run):

@@ -30,6 +30,7 @@ JOB = {
             },
         }
     },
+    "speed": {"student": {"bytes": 9, "batch": {"4": {"decode_tokens_per_second": {"value": 812.5, "error": 3.0}}}}},
     "distillation": {"student": {"metrics": {"kl_to_teacher": {"value": 0.125, "error": 0.01}}}},
 }
 
@@ -148,7 +149,8 @@ def test_the_results_of_a_job_are_the_last_section(tmp_path):
     found = sections(text)
     assert list(found)[-1] == "evaluation"
     assert "kdlm_arithmetic: exact_match ↑" in found["evaluation"] and "0.500*<small> ± 0.020" in found["evaluation"]
-    assert "kl to teacher" in found["evaluation"] and "0.125<small> ± 0.010" in found["evaluation"]
+    assert "decode tokens per second, batch 4" in found["evaluation"] and "812.5<small> ± 3" in found["evaluation"]
+    assert "KL to the teacher" in found["evaluation"] and "0.125<small> ± 0.010" in found["evaluation"]
 
 
 def test_many_long_runs_stay_a_small_page(tmp_path):
@@ -206,6 +208,25 @@ class TestCommand:
         assert main(["report", str(folder), *options]) == 0
         assert {path.name for path in pngs.iterdir()} == {"curves-loss.png", "mixture-kl.png"}
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in pngs.iterdir())
+
+
+def test_a_finished_run_is_inspected_and_what_hinders_it_is_a_note(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "kl")
+    asked = []
+
+    def inspect_run(path):
+        asked.append(path)
+        if len(asked) > 1:
+            raise ValueError("trains no language model")
+        return inspection()
+
+    monkeypatch.setattr("kdlm.inspection.inspect_run", inspect_run)
+    (run,) = read_runs([folder])
+    assert writing.inspected(run) is run and asked == []  # it has no student yet
+    (folder / "student").mkdir()
+    assert writing.inspected(run).inspection == inspection()
+    assert writing.inspected(run).notes == ["not inspected: trains no language model"]
+    assert asked == [folder, folder]
 
 
 def test_without_vega_it_is_said_what_to_install_before_anything_is_written(tmp_path, monkeypatch, capsys):

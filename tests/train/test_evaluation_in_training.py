@@ -13,6 +13,7 @@ from kdlm.check import check
 from kdlm.evaluation import EvaluationSection
 from kdlm.evaluation.start import start_of
 from kdlm.recipe import load
+from kdlm.samples import SampleLog
 from kdlm.train import assemble, train
 from kdlm.verifiers import Verdict
 
@@ -57,7 +58,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_evaluation_says_what_was_asked_for_from_the_start_on(recipe: Path) -> None:
-    told = evaluations(train(load(recipe)))
+    folder = train(load(recipe))
+    told = evaluations(folder)
+    written = SampleLog(folder).read()
+    assert [one.step for one in written] == [0, 0, 0, 2, 2, 2, 4, 4, 4, 6, 6, 6]
+    assert len({one.prompt for one in written}) == 3 and "step 6" in (folder / "samples.html").read_text()
     assert list(told) == [0, 2, 4, 6]
     began = told[0]
     assert (began["eval_gap_closed"], began["eval_kl_to_start"], began["eval_other_kl_to_start"]) == (0, 0, 0)
@@ -165,7 +170,7 @@ WRONG = {
     "training.save_strategy=epoch": "training.save_strategy: epoch, but evaluation.best takes a checkpoint",
     "training.metric_for_best_model=loss": "training.metric_for_best_model: loss is not evaluation.best",
     "data.eval_rows=null": "evaluation: there are no rows to evaluate",
-    "teacher=null": "evaluation.measures: 'reverse_kl_to_teacher' is not reported",
+    "teacher=null": "evaluation.measures: 'reverse_kl_to_teacher' cannot be had with this teacher",
 }
 
 
@@ -174,6 +179,17 @@ def test_check_refuses_what_evaluation_cannot_do(recipe: Path, override: str, me
     more = ["losses=[{name: cross_entropy}]"] if override == "teacher=null" else []
     with pytest.raises(ValueError, match=message.replace("[", r"\[").replace("?", r"\?")):
         check(load(recipe, [override, *more]))
+
+
+def test_check_refuses_what_a_teacher_of_few_tokens_cannot_tell(recipe: Path, tmp_path: Path) -> None:
+    of = "{name: sandbox, model: code-teacher-tiny}"
+    few = f"teacher={{name: cached, path: {tmp_path / 'none'}, of: {of}, format: {{name: top_k, k: 8}}}}"
+    with pytest.raises(ValueError, match="evaluation") as refused:
+        check(load(recipe, [few, "evaluation.measures=[teacher_brier, top5_agreement]"]))
+    said = str(refused.value)
+    assert "evaluation.measures: 'teacher_brier' cannot be had with this teacher. There are cross_entropy" in said
+    assert "evaluation.gap_closed: it takes a teacher of the same tokenizer, and all of its distribution" in said
+    assert "'top5_agreement'" not in said
 
 
 def test_check_says_what_is_evaluated(recipe: Path) -> None:

@@ -119,7 +119,7 @@ def test_without_a_teacher_the_student_is_watched_alone(arguments) -> None:
     told = trainer.evaluate()
     assert told["eval_cross_entropy"] > 0 and "eval_ece" in told and "eval_kl_to_teacher" not in told
     trainer = plain_trainer(arguments(remove_unused_columns=False))
-    with pytest.raises(ValueError, match=r"evaluation\.measures: 'kl_to_teacher' is not reported"):
+    with pytest.raises(ValueError, match=r"evaluation\.measures: 'kl_to_teacher' cannot be had with this teacher"):
         DistillationEvaluation(trainer, section=EvaluationSection(measures=["kl_to_teacher"]))
 
 

@@ -9,9 +9,7 @@ import random
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
-from scipy.special import softmax
 
 from kdlm.sandbox import build
 from kdlm.sandbox.jsonl import read_jsonl
@@ -46,20 +44,6 @@ def questions(files: list[dict[str, str]], *, n: int, seed: int) -> list[dict[st
         if len(made) == n:
             break
     return made
-
-
-def judged(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
-    """Return `acc`, 1 if the true line is the likeliest, and its `brier_score` over the four, 0 at best and 2 at worst.
-
-    The probabilities are those of the four lines among each other. All have the same length, so there is no second
-    accuracy with likelihoods divided by it (lm-eval's `acc_norm`).
-    """
-    likelihoods = np.array([log_likelihood for log_likelihood, _ in results])
-    truth = np.arange(len(likelihoods)) == doc["gold"]
-    return {
-        "acc": float(likelihoods.argmax() == doc["gold"]),
-        "brier_score": float(((softmax(likelihoods) - truth) ** 2).sum()),
-    }
 
 
 def _choices(line: str, generator: random.Random) -> list[str] | None:

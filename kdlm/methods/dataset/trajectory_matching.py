@@ -135,8 +135,9 @@ class MTTSection(TrajectoryOptions):
 
 
 class FTDSection(TrajectoryOptions):
-    """The same with experts trained to stay flat (adaptive GSAM), and the average of the set in evaluation."""
+    """Trajectory matching with experts trained to stay flat (adaptive GSAM); the average of the set is evaluated."""
 
+    paper: ClassVar = "arXiv 2211.11004"
     name: Literal["ftd"] = "ftd"
     experts: Experts = Experts(rho=0.01, alpha=0.4)
     """How the experts train; FTD's own `rho` and `alpha` to begin with."""
