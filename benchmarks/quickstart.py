@@ -1,9 +1,9 @@
 """What distillation buys, on two cores: the same small student from text alone, from forward KL, and from TAID.
 
 Equal student, data, tokens and steps; only the objective differs. A teacher of 2.1M weights, trained on the whole
-Python standard library, teaches a student of 0.4M that sees 3 % of it. Ends with a table, a plot (quickstart.png), a page (report.html) and the figure: the
-smallest share of the gap in held-out loss, between plain training and the teacher, that forward KL closes over the
-seeds.
+Python standard library, teaches a student of 0.4M that sees 3 % of it. Ends with a table, a plot (quickstart.png), a
+page (report.html) and the figure: the smallest share of the gap in held-out loss, between plain training and the
+teacher, that forward KL closes over the seeds.
 
     python benchmarks/quickstart.py [--seeds 3] [--check] [--quick] [--save]
 
