@@ -76,8 +76,8 @@ class Tasks:
             configs = list(self.configs(name))
             if not self.job.confirm_run_unsafe_code and any(config.get("unsafe_code") for config in configs):
                 problems.append(
-                    f"tasks.{name}: it runs what a model wrote, with nothing around it: in a machine that may break, "
-                    "set confirm_run_unsafe_code: true"
+                    f"tasks.{name}: it runs what a model wrote. kdlm's own tasks do so in a jail; for others, take a "
+                    "machine that may break. Then set confirm_run_unsafe_code: true"
                 )
             shots = self.job.settings(name).num_fewshot
             if shots and any(config.get("num_fewshot") == 0 for config in configs):
@@ -199,7 +199,8 @@ def _plain(value: Any) -> Any:
     def as_list(one: Any) -> Any:  # the harness would write an array as the text that numpy prints
         return one.tolist() if hasattr(one, "tolist") else handle_non_serializable(one)
 
-    return json.loads(json.dumps(value, default=as_list))
+    text = json.dumps(value, default=as_list, ensure_ascii=False)
+    return json.loads(text.encode("utf-8", "replace"))  # a server may cut an answer within a character
 
 
 def reason(error: BaseException) -> str:
