@@ -154,10 +154,13 @@ def _files_beside(yaml_path: Path, config: dict[str, Any]) -> list[Path]:
     """Return the Python files beside a task's file, which its functions may come from, and its own data files."""
     if "site-packages/lm_eval" in yaml_path.as_posix():
         return []
-    data = (config.get("dataset_kwargs") or {}).get("data_files") or []
+    options = config.get("dataset_kwargs") or {}
+    data = options.get("data_files") or []
     while isinstance(data, dict):
         data = [path for paths in data.values() for path in ([paths] if isinstance(paths, str) else paths)]
     named = [Path(path) for path in ([data] if isinstance(data, str) else data)]
+    folders = [Path(place) for place in (config.get("dataset_path"), options.get("data_dir")) if place]
+    named += [path for folder in folders if folder.is_dir() for path in folder.rglob("*")]
     return [*yaml_path.parent.glob("*.py"), *(path for path in named if path.is_file())]
 
 
