@@ -160,6 +160,12 @@ def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
         ("checkpoint", chosen),
         ("seed", f"{recipe.seed}"),
     ]
+    )
+    best = results.get("best", {"step": None})
+    chosen = "the last" if best["step"] is None else f"step {best['step']}, the best by {best['metric']}"
+    table = (
+        f"| held-out | value |\n|---|---|\n{figures}" if figures else "Not evaluated: the recipe has no held-out data."
+    )
     sources = "\n".join(f"- {line.strip()}" for line in data.splitlines())
     return f"""---
 library_name: transformers

@@ -1,6 +1,7 @@
 """`kdlm plan` on the command line, and against a run that was measured."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from kdlm.cli import main
 from kdlm.plan import device, predict
 from kdlm.recipe import Recipe, resolved
 from kdlm.train import assemble
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture
@@ -49,9 +52,9 @@ def test_memory_alone_gives_no_pace(written, capsys):
 
 
 def test_what_plan_does_not_cover_is_said(written, capsys):
-    assert main(["plan", "recipes/vision/dkd.yaml"]) == 2
+    assert main(["plan", str(RECIPES / "vision" / "dkd.yaml")]) == 2
     assert "plan covers text recipes so far" in capsys.readouterr().err
-    assert main(["plan", "recipes/sandbox/gold.yaml"]) == 2
+    assert main(["plan", str(RECIPES / "sandbox" / "gold.yaml")]) == 2
     assert "one tokenizer" in capsys.readouterr().err
     assert main(["plan", written, "--gpu", "abacus"]) == 2
     assert "--gpu abacus: not known. One of A100" in capsys.readouterr().err
