@@ -10,15 +10,10 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from kdlm.estimates import mean
+from kdlm.estimates import Estimate, mean
 from kdlm.section import Section
 
-HIGHER_IS_BETTER = {
-    "prefill_tokens_per_second": True,
-    "decode_tokens_per_second": True,
-    "first_token_seconds": False,
-    "peak_memory_bytes": False,
-}
+READINGS = ("prefill_tokens_per_second", "decode_tokens_per_second", "first_token_seconds", "peak_memory_bytes")
 """What is measured of each model at each batch size."""
 MEDIAN = 1.2533
 """The standard error of a median over that of a mean, for readings that are normally distributed."""
@@ -40,12 +35,12 @@ class Speed(Section):
 
 
 def measure(section: Speed, models: dict[str, Any], teacher: str | None) -> dict[str, Any]:
-    """Return, by model and batch size, the medians of HIGHER_IS_BETTER, and their ratios to the teacher's.
+    """Return, by model and batch size, the medians of READINGS, and their ratios to the teacher's.
 
     In each turn every model is measured once, in turning order, so that a machine that slows down slows all of them;
     a ratio is the median of the turns' own. The first token comes with reading the prompts; decoding is the tokens
     after it. The prompts are random ids. Peak memory is that of the weights and of what was taken on top of them: on a
-    GPU by torch's count, else by the resident set (Linux), None elsewhere. Errors are standard errors of the medians.
+    CUDA GPU by torch's count, on a CPU by the resident set (Linux), None elsewhere. Errors are standard errors of the medians.
 
     Args:
         models: causal LMs by name.
@@ -65,11 +60,9 @@ def measure(section: Speed, models: dict[str, Any], teacher: str | None) -> dict
         turns = list(_turns(section, models, size))
         for name in models:
             readings = [turn[name] for turn in turns]
-            found[name]["batch"][str(size)] = {key: _median([r[key] for r in readings]) for key in HIGHER_IS_BETTER}
+            found[name]["batch"][str(size)] = {key: _median([r[key] for r in readings]) for key in READINGS}
             if teacher is not None and name != teacher:
-                ratios = {
-                    key: _median([turn[name][key] / turn[teacher][key] for turn in turns]) for key in HIGHER_IS_BETTER
-                }
+                ratios = {key: _median([turn[name][key] / turn[teacher][key] for turn in turns]) for key in READINGS}
                 found[name]["batch"][str(size)]["against_teacher"] = ratios
     return found
 
@@ -91,6 +84,7 @@ def _read(section: Speed, model: Any, size: int) -> Reading:
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (size, section.prompt_tokens), generator=generator).to(model.device)
     memory = _Memory(model)
+    _wait(model)
     began = time.perf_counter()
     said = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     ids = said.logits[:, -1:].argmax(-1)
@@ -110,8 +104,9 @@ def _read(section: Speed, model: Any, size: int) -> Reading:
 
 
 def _wait(model: Any) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    """Wait for what was asked of an accelerator: its calls return before they are done."""
+    if model.device.type != "cpu":
+        torch.accelerator.synchronize(model.device)
 
 
 class _Memory:
@@ -119,12 +114,13 @@ class _Memory:
 
     def __init__(self, model: Any):
         self.device = model.device
+        self.resident = self.device.type == "cpu" and _LINUX
         tensors = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
         self.weights = sum(storage.nbytes() for storage in tensors.values())
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before: float = torch.cuda.memory_allocated(self.device)
-        elif _LINUX:
+        elif self.resident:
             ctypes.CDLL(None).malloc_trim(0)  # freed pages that malloc keeps would hide what comes now
             self.before = _resident("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew
@@ -132,7 +128,7 @@ class _Memory:
     def peak(self) -> float:
         if self.device.type == "cuda":
             return self.weights + torch.cuda.max_memory_allocated(self.device) - self.before
-        return self.weights + _resident("VmHWM") - self.before if _LINUX else float("nan")
+        return self.weights + _resident("VmHWM") - self.before if self.resident else float("nan")
 
 
 _LINUX = Path("/proc/self/clear_refs").exists()
@@ -145,7 +141,4 @@ def _resident(key: str) -> float:
 
 
 def _median(readings: Sequence[float]) -> dict[str, float | None]:
-    value = statistics.median(readings)
-    if value != value:
-        return {"value": None, "error": None}
-    return {"value": value, "error": MEDIAN * mean(readings).error}
+    return Estimate(statistics.median(readings), MEDIAN * mean(readings).error).as_json()

@@ -7,9 +7,10 @@ import pytest
 import torch
 from job_files import MODELS, TEACHER, job_in
 
+from kdlm import cli
 from kdlm.jobs import speed as room
 from kdlm.jobs.running import speed
-from kdlm.jobs.speed import HIGHER_IS_BETTER, Speed, measure
+from kdlm.jobs.speed import READINGS, Speed, measure
 from kdlm.models import named
 
 HERE = {name: MODELS[name] for name in ("teacher", "student")}
@@ -38,8 +39,8 @@ def test_models_take_turns_and_read_and_write_what_was_asked():
     once = [(3, 10), *[(3, 1)] * 3]
     order = ["a", "b", "b", "a", "a", "b"]
     assert calls == [(name, shape) for name in order for shape in once]
-    assert set(found["b"]["batch"]["3"]) == {*HIGHER_IS_BETTER, "against_teacher"}
-    assert set(found["a"]["batch"]["3"]) == set(HIGHER_IS_BETTER)
+    assert set(found["b"]["batch"]["3"]) == {*READINGS, "against_teacher"}
+    assert set(found["a"]["batch"]["3"]) == set(READINGS)
 
 
 def test_rates_are_tokens_by_the_clock_and_ratios_the_teachers(monkeypatch):
@@ -88,17 +89,13 @@ def test_a_job_measures_the_models_of_this_process_and_their_size_on_disk(tmp_pa
     assert set(found) == {"teacher", "student"} and found["teacher"]["bytes"] > found["student"]["bytes"] > 1000
 
 
-@pytest.mark.parametrize(
-    ("overrides", "models", "said"),
-    [
-        (
-            ["speed={prompt_tokens: 4000}"],
-            HERE,
-            "speed.prompt_tokens: 4000 and 32 new ones do not fit the 1024 positions",
-        ),
-        (["speed={}"], {"m": {"name": "vllm", "path": TEACHER}}, "speed: it is that of models in this process"),
-    ],
-)
-def test_what_cannot_be_measured_is_said(tmp_path, overrides, models, said):
-    with pytest.raises(ValueError, match=said):
-        speed(job_in(tmp_path, *overrides, models=models))
+def test_prompts_that_do_not_fit_a_model_are_said(tmp_path):
+    with pytest.raises(ValueError, match="speed.prompt_tokens: 4000 and 32 new ones do not fit the 1024 positions"):
+        speed(job_in(tmp_path, "speed={prompt_tokens: 4000}", models=HERE))
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is_evaluated(tmp_path, capsys):
+    job_in(tmp_path, models={"m": {"name": "vllm", "path": TEACHER}})
+    assert cli.main(["eval", str(tmp_path / "job.yaml"), "speed={}"]) == 2
+    assert "speed: it is that of models in this process" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
