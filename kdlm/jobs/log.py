@@ -38,7 +38,7 @@ class _Told:
 
 @contextlib.contextmanager
 def _line(doing: str) -> Iterator[Callable[[str], None]]:
-    """Give what shows a text behind `doing` until the end: on a terminal in a line that goes away, elsewhere nowhere."""
+    """Yield what shows a text behind `doing`: on a terminal in a line that goes away at the end, elsewhere nowhere."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return
