@@ -100,6 +100,8 @@ def papers() -> dict[str, str]:
 
 def beaten(rows: list[Any], compared: Any) -> dict[str, tuple[bool, bool, bool]]:
     """Return for each run but the baseline whether it is better in the mean, on every seed, and with p below 0.05."""
+    from kdlm.estimates import SIGNIFICANT
+
     metric, way = next(iter(compared.metrics.items()))
     sign = 1 if way == "higher" else -1
     base = next(row for row in rows if row.name == compared.baseline)
@@ -110,13 +112,14 @@ def beaten(rows: list[Any], compared: Any) -> dict[str, tuple[bool, bool, bool]]
         beyond, seeds = row.beyond(base, metric), row.figures.keys() & base.figures.keys()
         wins = [sign * (row.figures[seed][metric] - base.figures[seed][metric]) > 0 for seed in seeds]
         better = sign * beyond.value > 0
-        found[row.name] = better, bool(wins) and all(wins), better and beyond.p_value < 0.05
+        found[row.name] = better, bool(wins) and all(wins), better and beyond.p_value < SIGNIFICANT
     return found
 
 
 def table_of(group: str, rows: list[Any], compared: Any, runs: list[Any], cited: dict[str, str]) -> str:
     """Return the heading, the words and the table of a group."""
     from kdlm.compare.table import cells
+    from kdlm.markdown import table
 
     text = (ROOT / "eval" / "leaderboard" / f"{group}.yaml").read_text()
     about = " ".join(line.removeprefix("# ") for line in text.splitlines()[1:] if line.startswith("# "))
@@ -131,12 +134,11 @@ def table_of(group: str, rows: list[Any], compared: Any, runs: list[Any], cited:
         )
 
     lines = [[rank, name, paper(name), *rest] for rank, name, *rest in body]
-    heading = [head[0], "method", "paper", *head[2:]]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *lines))
+    rows = table([head[0], "method", "paper", *head[2:]], lines)
     ways = ", ".join(f"`{metric}` {way}" for metric, way in compared.metrics.items())
     steps = max(run.recipe.training.max_steps for run in runs)
     steps = f"{steps} optimiser steps" if steps > 0 else f"{runs[0].recipe.training.num_train_epochs} epochs"
-    return f"## {GROUPS[group]}\n\n{about}\n\n{steps}. Better: {ways}; ranked by the first.\n\n{table}\n"
+    return f"## {GROUPS[group]}\n\n{about}\n\n{steps}. Better: {ways}; ranked by the first.\n\n{rows}\n"
 
 
 HEAD = """# Leaderboard

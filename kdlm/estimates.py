@@ -3,9 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
+
+Readings = Sequence[float] | Real[np.ndarray, "n"]
+
+SIGNIFICANT = 0.05
+"""The p-value below which a difference is called significant, of one comparison by itself."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,11 @@ class Estimate:
     freedom: float = math.inf
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.error:.3f}"
+        return written(self.value, self.error)
+
+    def as_json(self) -> dict[str, float | None]:
+        """Return value and error as JSON has them."""
+        return {"value": finite(self.value), "error": finite(self.error)}
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return the ends of the confidence interval, by Student's t: for three seeds twice as wide as a normal's."""
@@ -34,23 +44,27 @@ class Estimate:
 
     @property
     def p_value(self) -> float:
-        """How likely a figure as far from 0 is, on either side, if the true one is 0; 1 for 0 ± 0."""
+        """How likely a figure as far from 0 is, on either side, if the true one is 0; nan where nothing tells.
+
+        Readings that are all equal have no spread for a t-test: their p is a sign test's, `2^(1 - n)`, and 1 at 0.
+        """
         from scipy.stats import t
 
         if self.error == 0:
-            return 1.0 if self.value == 0 else 0.0
+            return 1.0 if self.value == 0 else 0.5**self.freedom
         return float(2 * t.sf(abs(self.value) / self.error, self.freedom))
 
 
-def mean(values: Sequence[float]) -> Estimate:
+def mean(values: Readings) -> Estimate:
     """Return the mean of independent readings, such as seeds, with n - 1 degrees of freedom; of one, error nan."""
     readings, n = np.asarray(values, dtype=np.float64), len(values)
     if n < 2:
-        return Estimate(float(readings.mean()) if n else math.nan, math.nan, 0.0)
-    return Estimate(float(readings.mean()), float(readings.std(ddof=1) / math.sqrt(n)), n - 1.0)
+        return Estimate(float(readings[0]) if n else math.nan, math.nan, 0.0)
+    with np.errstate(invalid="ignore"):  # of an infinite reading: no error
+        return Estimate(float(readings.mean()), float(readings.std(ddof=1) / math.sqrt(n)), n - 1.0)
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
+def paired(ours: Readings, theirs: Readings) -> Estimate:
     """Return the mean difference `ours - theirs` of readings of the same things: documents, or seeds.
 
     Its p-value is that of the paired t-test. Raises ValueError for unequal numbers of readings.
@@ -60,7 +74,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     return mean(np.subtract(ours, theirs).tolist())
 
 
-def ratio(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
+def ratio(sums: Readings, counts: Readings) -> Estimate:
     """Return `sum(sums) / sum(counts)`, a mean per token of texts that are independent of each other; jackknife error.
 
     Tokens of one text depend on each other, so an error over tokens would be too small.
@@ -72,6 +86,36 @@ def ratio(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
 def jackknife(rows: Float[np.ndarray, "n columns"], figure: Callable[[np.ndarray], float]) -> Estimate:
     """Return `figure` of the sums over rows; its error comes from leaving out one row after another."""
     total, n = rows.sum(0), len(rows)
-    without = np.array([figure(total - row) for row in rows])
-    error = float(np.sqrt((n - 1) * without.var())) if n > 1 else math.nan
-    return Estimate(figure(total), error, n - 1.0)
+    if n < 2:
+        return Estimate(figure(total), math.nan, 0.0)
+    with np.errstate(invalid="ignore", over="ignore"):  # of infinite sums: no error
+        without = np.array([figure(total - row) for row in rows])
+        return Estimate(figure(total), float(np.sqrt((n - 1) * without.var())), n - 1.0)
+
+
+def finite(value: Any) -> float | None:
+    """Return a number, None for what is none or is not finite, which JSON cannot hold."""
+    known = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return float(value) if known and math.isfinite(value) else None
+
+
+def written(value: float | None, reach: float | None = None) -> str:
+    """Return `1.234 ± 0.056`: a figure with as many digits as its error, or half of its interval, bears.
+
+    Four digits where that is not known, `-` where there is no figure.
+    """
+    value, reach = finite(value), finite(reach)
+    if value is None:
+        return "-"
+    if reach is None:
+        return f"{value:.4g}"
+    if reach == 0:
+        return f"{value:.4g} ± 0"
+    digits = 1 - _magnitude(reach)
+    if digits > (most := 4 - _magnitude(value)):  # an error too small to matter
+        return f"{value:.{max(0, most)}f} ± {reach:.0e}"
+    return f"{value:.{max(0, digits)}f} ± {reach:.{max(0, digits)}f}"
+
+
+def _magnitude(value: float) -> int:
+    return int(f"{value:e}".partition("e")[2])

@@ -11,6 +11,7 @@ import numpy as np
 from kdlm.data import DataSection
 from kdlm.data.load import text_collator
 from kdlm.disk import digest_of_file, write_text
+from kdlm.estimates import finite
 from kdlm.finished_run import FinishedRun, open_run
 from kdlm.losses import Likeliest, likeliest
 from kdlm.measuring import Reader, Reading, Tally
@@ -100,7 +101,7 @@ def _tokens(run: FinishedRun, batch: dict[str, Any], reading: Reading, top: int)
     for row, before in enumerate(reading.rows.index.tolist()):
         token = tokens[before + 1]
         token["kept"] = True
-        token |= {name: _number(values[row]) for name, values in measures.items()}
+        token |= {name: finite(values[row]) for name, values in measures.items()}
         for side, said in (("student", ours), ("teacher", theirs)):
             if said is not None:
                 token[side] = _named_tokens(said, row, decode)
@@ -110,10 +111,6 @@ def _tokens(run: FinishedRun, batch: dict[str, Any], reading: Reading, top: int)
 def _named_tokens(said: Likeliest, row: int, decode: Any) -> list[list[Any]]:
     ids, probabilities = said.ids[row].tolist(), said.probabilities[row].tolist()
     return [[decode([token]), float(f"{p:.4g}")] for token, p in zip(ids, probabilities, strict=True)]
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def _sequences(rows: Any, count: int) -> list[dict[str, Any]]:

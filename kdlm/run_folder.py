@@ -15,6 +15,9 @@ import torch
 
 from kdlm import checkpoints
 from kdlm.disk import flush, write_text
+from kdlm.estimates import written
+from kdlm.markdown import table
+from kdlm.metrics import metric
 from kdlm.models import SyntheticImages
 from kdlm.quality import grid, write_image_folder, write_png
 from kdlm.recipe import Recipe, load, resolved
@@ -140,16 +143,23 @@ def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
     """Return the student's README.md: teacher, data, loss and figures."""
     teacher = "none" if recipe.teacher is None else _name(recipe.teacher)
     losses = ", ".join(_summary(loss) for loss in recipe.losses) or "the method's own"
-    figures = "\n".join(
-        f"| {key.removeprefix('eval_').replace('_', ' ')} | {value:.4f} |"
+    figures = [
+        (metric(key).label, written(value * metric(key).scale))
         for key, value in results.items()
         if key.startswith("eval_") and isinstance(value, float) and "per_second" not in key and "runtime" not in key
-    )
-    best = results.get("best")
-    chosen = f"step {best['step']}, the best by {best['metric']}" if best else "the last"
-    table = (
-        f"| held-out | value |\n|---|---|\n{figures}" if figures else "Not evaluated: the recipe has no held-out data."
-    )
+    ]
+    best = results.get("best", {"step": None})
+    chosen = "the last" if best["step"] is None else f"step {best['step']}, the best by {best['metric']}"
+    held_out = table(["held-out", "value"], figures) if figures else "Not evaluated: the recipe has no held-out data."
+    about = [
+        ("student", _name(recipe.student)),
+        ("teacher", teacher),
+        ("method", _summary(recipe.method)),
+        ("losses", losses),
+        ("optimiser steps", f"{results.get('steps', '?')}"),
+        ("checkpoint", chosen),
+        ("seed", f"{recipe.seed}"),
+    ]
     sources = "\n".join(f"- {line.strip()}" for line in data.splitlines())
     return f"""---
 library_name: transformers
@@ -159,21 +169,13 @@ tags: [distillation, kdlm]
 
 A student distilled with kdlm {version("kdlm")}.
 
-| | |
-|---|---|
-| student | {_name(recipe.student)} |
-| teacher | {teacher} |
-| method | {_summary(recipe.method)} |
-| losses | {losses} |
-| optimiser steps | {results.get("steps", "?")} |
-| checkpoint | {chosen} |
-| seed | {recipe.seed} |
+{table(["", ""], about)}
 
 ## Data
 {sources}
 
 ## Figures
-{table}
+{held_out}
 
 Values are means per held-out token or image, natural logarithms. The whole recipe is `recipe.yaml` of the run folder.
 """

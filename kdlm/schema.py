@@ -12,6 +12,7 @@ import transformers
 from kdlm.compare import Comparison
 from kdlm.disk import write_text
 from kdlm.jobs import Job
+from kdlm.markdown import table
 from kdlm.recipe import Recipe
 from kdlm.section import Section
 
@@ -137,16 +138,15 @@ def reference(kind: Kind = KINDS[0]) -> str:
 
 
 def _table(section: Node, definitions: Node) -> str:
-    rows = ["| key | takes | default | what it does |", "|---|---|---|---|"]
+    rows = []
     required = section.get("required", [])
     for key, node in sorted(section["properties"].items(), key=lambda item: item[0] not in required):
         if "const" in node and key == "name":
             continue
         default = "**required**" if key in required else _value(node.get("default"))
         description = " ".join(node.get("description", "").split())
-        cells = (f"`{key}`", _type(node, definitions), default, description)
-        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(rows) + "\n\n" if len(rows) > 2 else "Nothing to set.\n\n"
+        rows.append([f"`{key}`", _type(node, definitions), default, description])
+    return f"{table(['key', 'takes', 'default', 'what it does'], rows)}\n\n" if rows else "Nothing to set.\n\n"
 
 
 def _value(default: Any) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdlm.estimates import Estimate, jackknife, mean, paired, ratio
+from kdlm.estimates import Estimate, finite, jackknife, mean, paired, ratio, written
 
 
 def test_a_mean_has_the_standard_error_and_interval_of_scipy():
@@ -54,3 +54,44 @@ def test_the_error_of_a_ratio_is_how_far_it_strays():
 
 def test_a_jackknife_of_one_row_has_no_error():
     assert math.isnan(jackknife(np.ones((1, 1)), lambda total: total[0]).error)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_equal_differences_are_no_more_certain_than_a_sign_test_finds(count):
+    assert paired([1.0] * count, [0.5] * count).p_value == pytest.approx(stats.binomtest(count, count).pvalue)
+
+
+def test_one_pair_is_never_significant():
+    for found in (paired([2.0], [1.0]), ratio([2.0], [1.0]), ratio([], []), mean([])):
+        assert math.isnan(found.p_value) and all(map(math.isnan, found.interval()))
+
+
+def test_an_infinite_reading_has_no_error():
+    assert mean([1.0, math.inf]).value == math.inf and math.isnan(mean([1.0, math.inf]).error)
+    assert ratio([1.0, math.inf], [1.0, 1.0]).as_json() == {"value": None, "error": None}
+
+
+@pytest.mark.parametrize(
+    ("value", "reach", "said"),
+    [
+        (4.72034, 0.01234, "4.720 ± 0.012"),
+        (0.5, None, "0.5"),
+        (0.5, 0.0, "0.5 ± 0"),
+        (1234.5, 67.8, "1234 ± 68"),
+        (4.72034, 1.2e-9, "4.7203 ± 1e-09"),
+        (-0.25, 3.0, "-0.2 ± 3.0"),
+        (math.nan, 0.1, "-"),
+        (math.inf, math.nan, "-"),
+        (None, None, "-"),
+    ],
+)
+def test_a_figure_is_written_in_the_digits_that_its_error_bears(value, reach, said):
+    assert written(value, reach) == said
+
+
+def test_json_holds_no_number_that_is_not_finite():
+    assert [finite(value) for value in (1, np.float32(0.5), True, "1", None, math.nan, -math.inf)] == [
+        1.0,
+        0.5,
+        *[None] * 5,
+    ]

@@ -79,8 +79,8 @@ def problems(comparison: Comparison) -> Iterator[str]:
         key: [space.low, space.high] if isinstance(space, Numbers) else space.choices
         for key, space in search.space.items()
     }
-    if (whole := [k for k, s in search.space.items() if isinstance(s, Numbers) and s.whole]) and whole:
-        tried |= {key: [round(end) for end in tried[key]] for key in whole}
+    whole = [key for key, space in search.space.items() if isinstance(space, Numbers) and space.whole]
+    tried |= {key: [round(end) for end in tried[key]] for key in whole}
     first = {key: values[0] for key, values in tried.items()}
     said: dict[str, None] = {}
     for key, values in tried.items():

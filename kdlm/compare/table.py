@@ -11,7 +11,9 @@ from rich.table import Table
 from kdlm.compare.planned import Planned
 from kdlm.compare.sections import Comparison
 from kdlm.compare.workers import seconds_of
-from kdlm.estimates import Estimate, mean, paired
+from kdlm.estimates import Estimate, finite, mean, paired, written
+from kdlm.markdown import table as markdown_table
+from kdlm.metrics import metric as described
 
 
 @dataclass
@@ -82,14 +84,14 @@ def as_data(rows: list[Row], comparison: Comparison) -> dict[str, Any]:
         if baseline is not None and row is not baseline:
             beyond = {m: row.beyond(baseline, m) for m in comparison.metrics}
             entry["against_baseline"] = {
-                m: {"difference": _number(e.value), "error": _number(e.error), "p_value": _number(e.p_value)}
+                m: {"difference": finite(e.value), "error": finite(e.error), "p_value": finite(e.p_value)}
                 for m, e in beyond.items()
             }
-        entry["seconds"] = {clock: _number(row.pace(clock)) for clock in ("wall", "cpu")}
+        entry["seconds"] = {clock: finite(row.pace(clock)) for clock in ("wall", "cpu")}
         entry["seeds"] = {
             str(s): {
-                "seconds": {clock: _number(value) for clock, value in row.seconds[s].items()},
-                "metrics": {name: _number(value) for name, value in row.figures[s].items()},
+                "seconds": {clock: finite(value) for clock, value in row.seconds[s].items()},
+                "metrics": {name: finite(value) for name, value in row.figures[s].items()},
             }
             for s in row.figures
         } | {str(seed): {"failed": lines} for seed, lines in row.failed.items()}
@@ -99,23 +101,14 @@ def as_data(rows: list[Row], comparison: Comparison) -> dict[str, Any]:
 
 def _figure(estimate: Estimate) -> dict[str, float | None]:
     low, high = estimate.interval()
-    return {
-        "value": _number(estimate.value),
-        "error": _number(estimate.error),
-        "low": _number(low),
-        "high": _number(high),
-    }
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {**estimate.as_json(), "low": finite(low), "high": finite(high)}
 
 
 def cells(rows: list[Row], comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the headings of the table and its rows as text."""
     baseline = next((row for row in rows if row.name == comparison.baseline), None)
     first = next(iter(comparison.metrics))
-    head = ["rank", "run", *map(plain, comparison.metrics)]
+    head = ["rank", "run", *(described(metric).title for metric in comparison.metrics)]
     if baseline is not None:
         head += [f"difference to {baseline.name}", "p"]
     body = []
@@ -124,22 +117,14 @@ def cells(rows: list[Row], comparison: Comparison) -> tuple[list[str], list[list
         line = ["-" if math.isnan(estimates[0].value) else str(place), row.name, *map(with_interval, estimates)]
         if baseline is not None:
             beyond = row.beyond(baseline, first)
-            line += ["", ""] if row is baseline else [signed(beyond), _shown(beyond.p_value, ".2g")]
-        body.append([*line, *(_shown(row.pace(clock), ".0f") for clock in ("wall", "cpu"))])
+            line += ["", ""] if row is baseline else [signed(beyond), _or_dash(beyond.p_value, ".2g")]
+        body.append([*line, *(_or_dash(row.pace(clock), ".0f") for clock in ("wall", "cpu"))])
     return [*head, "seconds", "CPU seconds"], body
-
-
-def plain(metric: str) -> str:
-    """Return a metric's name as it is read: eval_kl_to_teacher -> KL to teacher."""
-    return metric.removeprefix("eval_").replace("_", " ").replace("kl ", "KL ")
 
 
 def with_interval(estimate: Estimate) -> str:
     """Return `1.234 ± 0.056`, the second half of the 95 % interval; the value alone where one seed cannot tell."""
-    if math.isnan(estimate.value):
-        return "-"
-    reach = estimate.interval()[1] - estimate.value
-    return f"{estimate.value:.4g}" if math.isnan(reach) else f"{estimate.value:.4g} ± {reach:.2g}"
+    return written(estimate.value, estimate.interval()[1] - estimate.value)
 
 
 def signed(estimate: Estimate) -> str:
@@ -147,7 +132,7 @@ def signed(estimate: Estimate) -> str:
     return text if text.startswith("-") else f"+{text}"
 
 
-def _shown(value: float, form: str) -> str:
+def _or_dash(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
@@ -155,9 +140,9 @@ def markdown(rows: list[Row], comparison: Comparison) -> str:
     """Return the table as markdown, with what failed below it."""
     head, body = cells(rows, comparison)
     seeds = ", ".join(map(str, comparison.seeds))
-    ways = ", ".join(f"{plain(metric)} {way}" for metric, way in comparison.metrics.items())
+    ways = ", ".join(f"{described(metric).title} {way}" for metric, way in comparison.metrics.items())
     lines = [f"Seeds {seeds}; means ± half of the 95 % interval over seeds (Student's t); better is: {ways}.", ""]
-    lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(line)} |" for line in body)]
+    lines.append(markdown_table(head, body))
     for row in rows:
         lines += [f"\n{row.name}, seed {seed}, failed:\n\n```\n{said}\n```" for seed, said in row.failed.items()]
     return "\n".join(lines) + "\n"
@@ -175,10 +160,9 @@ def printed(rows: list[Row], comparison: Comparison) -> Table:
 def of_trials(trials: Iterable[Any], metric: str) -> str:
     """Return the trials of a search, best first, as markdown."""
     trials = list(trials)
-    keys = list(trials[0].values)
-    lines = ["## Search", "", f"| trial | {plain(metric)} | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 2)}"]
+    rows = []
     for trial in trials:
         figure = "failed" if trial.figure is None else f"{trial.figure:.4g}"
         values = [f"{v:.4g}" if isinstance(v, float) else f"`{json.dumps(v)}`" for v in trial.values.values()]
-        lines.append(f"| {trial.number} | {figure} | {' | '.join(values)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"{trial.number}", figure, *values])
+    return f"## Search\n\n{markdown_table(['trial', described(metric).title, *trials[0].values], rows)}\n"

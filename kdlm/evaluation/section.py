@@ -8,26 +8,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from kdlm.data import Source
+from kdlm.metrics import METRICS
 from kdlm.section import Section
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-HIGHER = frozenset(
-    {
-        *("accuracy", "top1_agreement", "top5_agreement", "acceptance_rate", "block_efficiency", "gap_closed"),
-        *("distinct_1", "distinct_2", "score", "rollout_reward", "precision", "recall", "good", "modes"),
-    }
-)
-"""Metrics of which more is better."""
-LOWER = frozenset(
-    {
-        *("loss", "cross_entropy", "perplexity", "kl_to_teacher", "reverse_kl_to_teacher", "kl_to_start"),
-        *("other_cross_entropy", "other_kl_to_start", "ece", "brier", "bits_per_byte", "repetition_4", "truncated"),
-        *("fd", "fd_pixel", "mmd"),
-    }
-)
-"""Metrics of which less is better. Of others, such as a length or an entropy, neither is."""
 
 
 class Generations(Section):
@@ -105,12 +90,13 @@ class EvaluationSection(Section):
     def _higher(self, said: bool | None) -> bool:
         if said is not None:
             return said
-        if self.best not in HIGHER | LOWER:
+        better = METRICS[self.best].better if self.best in METRICS else 0
+        if not better:
             raise ValueError(
                 f"evaluation.best: of {self.best} neither more nor less is known to be better: say which by "
                 "training.greater_is_better, or take another metric"
             )
-        return self.best in HIGHER
+        return better > 0
 
 
 def _save_where_it_evaluates(args: "TrainingArguments") -> None:

@@ -13,7 +13,8 @@ from kdlm.evaluation.comparison import figures_of, ingredients, possible, refusa
 from kdlm.evaluation.generations import Writer
 from kdlm.evaluation.section import EvaluationSection
 from kdlm.evaluation.start import start_of
-from kdlm.measuring import Reader, gap_closed
+from kdlm.measuring import Reader
+from kdlm.metrics import gap_closed
 from kdlm.models import Predictor
 from kdlm.verifiers import Judge
 

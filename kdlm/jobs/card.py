@@ -2,23 +2,18 @@
 
 from typing import Any
 
-from kdlm.jobs.significance import LEVEL
+from kdlm.estimates import SIGNIFICANT, finite, written
+from kdlm.jobs.speed import READINGS
+from kdlm.markdown import table
+from kdlm.metrics import metric as described
 from kdlm.yaml_document import dump
 
 ARROWS = {True: " ↑", False: " ↓", None: ""}
-
-
 BESIDE = (
     *("cross_entropy", "bits_per_byte", "kl_to_teacher", "reverse_kl_to_teacher", "top1_agreement", "top5_agreement"),
     *("acceptance_rate", "block_efficiency", "ece", "teacher_ece", "kl_to_start", "gap_closed"),
 )
 """What the table shows of `distillation`; results.json has all of it."""
-UNITS = {
-    "prefill_tokens_per_second": ("prompt tokens/s", 1.0),
-    "decode_tokens_per_second": ("new tokens/s", 1.0),
-    "first_token_seconds": ("first token, ms", 1e3),
-    "peak_memory_bytes": ("peak memory, MiB", 2.0**-20),
-}
 
 
 def card(found: dict[str, Any]) -> str:
@@ -55,63 +50,49 @@ def _metrics(found: dict[str, Any]) -> str:
     models = found["models"]
     heads = [f"{name} ({model['role']})" if model["role"] != "other" else name for name, model in models.items()]
     gaps = any(metric["gap_closed"] for _, _, metric in _rows(found))
-    lines = [_row(["task", "metric", *heads, *(["gap closed"] if gaps else [])])]
-    lines.append(_row(["---", "---", *["---:"] * (len(models) + gaps)]))
+    rows = []
     for task, name, metric in _rows(found):
         cells = [_cell(metric, model) for model in models]
         closed = [f"{model}: {shown(gap)}" for model, gap in metric["gap_closed"].items()]
         if len(closed) == 1:
             closed = [closed[0].partition(": ")[2]]
-        lines.append(
-            _row([task, name + ARROWS[metric["higher_is_better"]], *cells, *([", ".join(closed)] if gaps else [])])
-        )
-    return "\n".join(lines) + "\n\n" + _explained(found) + "\n"
+        rows.append([task, name + ARROWS[metric["higher_is_better"]], *cells, *([", ".join(closed)] if gaps else [])])
+    head = ["task", "metric", *heads, *(["gap closed"] if gaps else [])]
+    return f"{table(head, rows, words=2)}\n\n{_explained(found)}\n"
 
 
 def _distillation(measured: dict[str, Any]) -> str:
     names = [name for name in BESIDE if any(name in one["metrics"] for one in measured.values())]
-    lines = [_row(["beside the teacher", *measured]), _row(["---", *["---:"] * len(measured)])]
+    rows = []
     for name in names:
         figures = [one["metrics"].get(name) for one in measured.values()]
-        lines.append(_row([name, *("" if figure is None else shown(figure) for figure in figures)]))
+        rows.append([described(name).label, *("" if figure is None else shown(figure, name) for figure in figures)])
     counts = ", ".join(f"{one['tokens']} of {name}" for name, one in measured.items())
     notes = dict.fromkeys(note for one in measured.values() for note in one["notes"])
     said = [f"Means over tokens ({counts}) ± standard error over documents.", *(f"{note}." for note in notes)]
-    return "\n".join(lines) + f"\n\n{' '.join(said)}\n"
+    return f"{table(['beside the teacher', *measured], rows, words=1)}\n\n{' '.join(said)}\n"
 
 
 def _speed(speed: dict[str, Any]) -> str:
-    lines = [_row(["batch", "speed", *speed]), _row(["---:", "---", *["---:"] * len(speed)])]
+    rows = []
     for size in next(iter(speed.values()))["batch"]:
-        for key, (title, unit) in UNITS.items():
+        for key in READINGS:
             cells = []
             for model in speed.values():
                 ratio = model["batch"][size].get("against_teacher", {}).get(key, {"value": None})["value"]
-                figure = {k: None if v is None else v * unit for k, v in model["batch"][size][key].items()}
-                cells.append(shown(figure) + ("" if ratio is None else f" ({ratio:.2f}x)"))
-            lines.append(_row([size, title, *cells]))
-    disk = ["?" if model["bytes"] is None else f"{model['bytes'] / 2**20:.1f}" for model in speed.values()]
-    lines.append(_row(["", "size on disk, MiB", *disk]))
-    return "\n".join(lines) + "\n\nMedians of turns; in brackets the ratio to the teacher in the same turns.\n"
+                cells.append(shown(model["batch"][size][key], key) + ("" if ratio is None else f" ({ratio:.2f}x)"))
+            rows.append([described(key).label, size, *cells])
+    disk = ["-" if model["bytes"] is None else f"{model['bytes'] / 2**20:.1f}" for model in speed.values()]
+    rows.append(["size on disk, MiB", "", *disk])
+    said = "Medians of turns; in brackets the ratio to the teacher in the same turns."
+    return f"{table(['speed', 'batch', *speed], rows, words=1)}\n\n{said}\n"
 
 
-def shown(figure: dict[str, float | None]) -> str:
-    """Write a figure with as many digits as its error bears."""
-    value, error = figure["value"], figure["error"]
-    if value is None:
-        return "?"
-    if error is None:
-        return f"{value:.4g}"
-    if error == 0:
-        return f"{value:.4g} ± 0"
-    digits = 1 - _magnitude(error)
-    if digits > (most := 4 - _magnitude(value)):  # an error too small to matter
-        return f"{value:.{max(0, most)}f} ± {error:.0e}"
-    return f"{value:.{max(0, digits)}f} ± {error:.{max(0, digits)}f}"
-
-
-def _magnitude(value: float) -> int:
-    return int(f"{value:e}".partition("e")[2])
+def shown(figure: dict[str, float | None], name: str = "") -> str:
+    """Write a figure with as many digits as its error bears, in the unit of the metric that it is."""
+    value, error = finite(figure["value"]), finite(figure["error"])
+    scale = described(name).scale
+    return written(value and value * scale, error and error * scale)
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -133,13 +114,11 @@ def _cell(metric: dict[str, Any], model: str) -> str:
 
 def verdict(metric: dict[str, Any], pair: dict[str, Any] | None) -> str:
     """Return `better` or `worse` where a difference is significant, else nothing."""
-    if pair is None or pair["p_value"] is None or pair["p_value"] >= LEVEL or metric["higher_is_better"] is None:
+    if pair is None or metric["higher_is_better"] is None:
+        return ""
+    if pair["p_value"] is None or pair["p_value"] >= SIGNIFICANT:
         return ""
     return "better" if (pair["difference"] > 0) == metric["higher_is_better"] else "worse"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _explained(found: dict[str, Any]) -> str:
@@ -151,6 +130,6 @@ def _explained(found: dict[str, Any]) -> str:
     if baseline:
         parts.append(
             f"**Bold**: significantly better than {baseline} on the same documents, ▾: significantly worse (paired, "
-            f"two-sided, p < {LEVEL:g} each, not corrected for the number of rows)."
+            f"two-sided, p < {SIGNIFICANT:g} each, not corrected for the number of rows)."
         )
     return " ".join(parts)

@@ -1,16 +1,15 @@
 """results: what a job found, as results.json has it."""
 
 import json
-import math
 from typing import Any
 
 from kdlm.disk import write_text
-from kdlm.estimates import Estimate
+from kdlm.estimates import SIGNIFICANT, finite
 from kdlm.jobs.cache import file_name
 from kdlm.jobs.card import card, model_index
 from kdlm.jobs.job import Job
 from kdlm.jobs.running import Answers
-from kdlm.jobs.significance import LEVEL, Documents, comparable, difference, documents, gap_closed
+from kdlm.jobs.significance import Documents, comparable, difference, documents, gap_closed
 
 
 def results(job: Job, given: dict[str, Answers]) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def _metric(job: Job, by_model: dict[str, Any], task: str, metric: str) -> dict[
     told = {
         name: {key: None if figure[key] is None else finite(figure[key]) for key in ("value", "error")}
         if (behind := known[name]) is None
-        else figure_of(behind.estimate())
+        else behind.estimate().as_json()
         for name, figure in figures.items()
     }
     higher = next(iter(figures.values()))["higher_is_better"]
@@ -87,7 +86,7 @@ def _difference(ours: Documents | None, theirs: Documents | None) -> dict[str, A
     return {
         "difference": finite(found.value),
         "error": finite(found.error),
-        "p_value": finite(found.p_value) if found.freedom > 0 else None,
+        "p_value": finite(found.p_value),
     }
 
 
@@ -101,23 +100,13 @@ def _gaps(
     if baseline not in known or teacher is None or not comparable(known[baseline], known[teacher]):
         return {}
     gap = difference(known[teacher], known[baseline])
-    if not gap.p_value < LEVEL or (higher is not None and (gap.value > 0) != higher):
+    if not gap.p_value < SIGNIFICANT or (higher is not None and (gap.value > 0) != higher):
         return {}
     return {
-        name: figure_of(gap_closed(known[name], known[baseline], known[teacher]))
+        name: gap_closed(known[name], known[baseline], known[teacher]).as_json()
         for name in students
         if comparable(known[name], known[baseline])
     }
-
-
-def figure_of(estimate: Estimate) -> dict[str, float | None]:
-    """Return an estimate as results.json has it."""
-    return {"value": finite(estimate.value), "error": finite(estimate.error)}
-
-
-def finite(value: float) -> float | None:
-    """Return a number, None where it is none."""
-    return value if math.isfinite(value) else None
 
 
 def write(job: Job, found: dict[str, Any], given: dict[str, Answers]) -> None:

@@ -14,9 +14,6 @@ import numpy as np
 
 from kdlm.estimates import Estimate, jackknife, mean, paired
 
-LEVEL = 0.05
-"""The p-value below which a difference is called significant."""
-
 Figure = Callable[[np.ndarray], float]
 
 

@@ -10,15 +10,10 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from kdlm.estimates import mean
+from kdlm.estimates import Estimate, mean
 from kdlm.section import Section
 
-HIGHER_IS_BETTER = {
-    "prefill_tokens_per_second": True,
-    "decode_tokens_per_second": True,
-    "first_token_seconds": False,
-    "peak_memory_bytes": False,
-}
+READINGS = ("prefill_tokens_per_second", "decode_tokens_per_second", "first_token_seconds", "peak_memory_bytes")
 """What is measured of each model at each batch size."""
 MEDIAN = 1.2533
 """The standard error of a median over that of a mean, for readings that are normally distributed."""
@@ -40,7 +35,7 @@ class Speed(Section):
 
 
 def measure(section: Speed, models: dict[str, Any], teacher: str | None) -> dict[str, Any]:
-    """Return, by model and batch size, the medians of HIGHER_IS_BETTER, and their ratios to the teacher's.
+    """Return, by model and batch size, the medians of READINGS, and their ratios to the teacher's.
 
     In each turn every model is measured once, in turning order, so that a machine that slows down slows all of them;
     a ratio is the median of the turns' own. The first token comes with reading the prompts; decoding is the tokens
@@ -66,11 +61,9 @@ def measure(section: Speed, models: dict[str, Any], teacher: str | None) -> dict
         turns = list(_turns(section, models, size))
         for name in models:
             readings = [turn[name] for turn in turns]
-            found[name]["batch"][str(size)] = {key: _median([r[key] for r in readings]) for key in HIGHER_IS_BETTER}
+            found[name]["batch"][str(size)] = {key: _median([r[key] for r in readings]) for key in READINGS}
             if teacher is not None and name != teacher:
-                ratios = {
-                    key: _median([turn[name][key] / turn[teacher][key] for turn in turns]) for key in HIGHER_IS_BETTER
-                }
+                ratios = {key: _median([turn[name][key] / turn[teacher][key] for turn in turns]) for key in READINGS}
                 found[name]["batch"][str(size)]["against_teacher"] = ratios
     return found
 
@@ -149,7 +142,4 @@ def _resident(key: str) -> float:
 
 
 def _median(readings: Sequence[float]) -> dict[str, float | None]:
-    value = statistics.median(readings)
-    if value != value:
-        return {"value": None, "error": None}
-    return {"value": value, "error": MEDIAN * mean(readings).error}
+    return Estimate(statistics.median(readings), MEDIAN * mean(readings).error).as_json()

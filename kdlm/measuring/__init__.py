@@ -1,9 +1,9 @@
 """Measuring: what a student keeps of its teacher on any text, with standard errors over documents."""
 
-from kdlm.measuring.derived import derived, gap_closed
+from kdlm.measuring.derived import derived
 from kdlm.measuring.generations import measure_generations
 from kdlm.measuring.measure import measure
 from kdlm.measuring.reading import Reader, Reading
 from kdlm.measuring.tally import Measured, Tally
 
-__all__ = ["Measured", "Reader", "Reading", "Tally", "derived", "gap_closed", "measure", "measure_generations"]
+__all__ = ["Measured", "Reader", "Reading", "Tally", "derived", "measure", "measure_generations"]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from kdlm.metrics import gap_closed
 from kdlm.speculation import expected_block_efficiency
 
 DRAFTED = 5
@@ -32,17 +33,6 @@ def derived(means: Mapping[str, float], *, drafted: int = DRAFTED) -> dict[str, 
     if before is not None and {"cross_entropy", "teacher_cross_entropy"} <= set(means):
         figures["gap_closed"] = gap_closed(before, means["cross_entropy"], means["teacher_cross_entropy"])
     return figures
-
-
-def gap_closed(before: float, student: float, teacher: float) -> float:
-    """Return `(before - student) / (before - teacher)` of three losses: 0 is no better than before, 1 the teacher.
-
-    nan where there is no gap but that of rounding. `before` is the model that distillation began with, or a baseline
-    trained without it.
-    """
-    if math.isclose(before, teacher, rel_tol=1e-7):
-        return math.nan
-    return _share(before - student, before - teacher)
 
 
 def _share(part: float, whole: float) -> float:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdlm.estimates import Estimate, ratio
-from kdlm.measuring.tally import as_json
 from kdlm.quality import distinct, repetition
 from kdlm.rollouts import Completion, GenerateSection, Sampling
 
@@ -45,7 +44,7 @@ def measure_generations(
     return {
         "prompts": len(prompts),
         "completions": len(written),
-        "metrics": {name: as_json(figure) for name, figure in figures(written, len(prompts)).items()},
+        "metrics": {name: figure.as_json() for name, figure in figures(written, len(prompts)).items()},
     }
 
 

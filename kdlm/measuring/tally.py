@@ -1,8 +1,8 @@
 """Tally: what was measured, summed by document, so that batches and ranks add up and errors are over documents."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -83,14 +83,14 @@ class Tally:
             return {}
         column, tokens = dict(zip(names, rows.T, strict=True)), rows[:, names.index("tokens")]
         inner = ("tokens", *_INNER)
-        found = {name: _finite(ratio, column[name], tokens) for name in names if name not in inner}
+        found = {name: ratio(column[name], tokens) for name in names if name not in inner}
 
         def figures(totals: np.ndarray) -> dict[str, float]:
             count = totals[names.index("tokens")] or math.nan
             return derived(dict(zip(names, totals / count, strict=True)), drafted=drafted)
 
         for name in figures(rows.sum(0)):
-            found[name] = _finite(jackknife, rows, lambda totals, name=name: figures(totals)[name])
+            found[name] = jackknife(rows, lambda totals, name=name: figures(totals)[name])
         for side, error in (("student", "ece"), ("teacher", "teacher_ece")):
             flat = [self.bins[document][side].flatten() for document in self.bins if side in self.bins[document]]
             if flat:
@@ -107,23 +107,11 @@ class Tally:
         return {
             "tokens": round(sum(sums.get("tokens", 0.0) for sums in self.documents.values())),
             "documents": sum(sums.get("tokens", 0.0) > 0 for sums in self.documents.values()),
-            "metrics": {name: as_json(figure) for name, figure in self.estimates(drafted=drafted).items()},
+            "metrics": {name: figure.as_json() for name, figure in self.estimates(drafted=drafted).items()},
             "reliability": sides,
             "notes": list(notes),
         }
 
 
-def as_json(figure: Estimate) -> dict[str, float | None]:
-    """Return an estimate as JSON has it: None in place of what is no number."""
-    value, error = float(figure.value), float(figure.error)
-    return {"value": value if math.isfinite(value) else None, "error": error if math.isfinite(error) else None}
-
-
 def _binned_error(flat: np.ndarray) -> float:
     return calibration_error(torch.from_numpy(flat.reshape(3, BINS)))
-
-
-def _finite(estimate: Callable[..., Estimate], rows: np.ndarray, *rest: Any) -> Estimate:
-    """Return an estimate without the warnings that numpy has for infinite sums."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return estimate(rows, *rest)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from kdlm.estimates import Estimate
+from kdlm.estimates import Estimate, finite
+from kdlm.metrics import METRICS, TEACHERS, metric
 from kdlm.report.groups import Group, comparable, differences
 from kdlm.report.markup import Html, element, joined, table
-from kdlm.report.metrics import METRICS, TEACHERS, metric, plain, shown
-from kdlm.report.run import Run, finite
+from kdlm.report.numbers import plain, shown
+from kdlm.report.run import Run
 from kdlm.report.verdict import baseline, gap_to
 
 MAIN = 7

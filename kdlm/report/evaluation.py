@@ -1,17 +1,15 @@
 """What a job of `kdlm eval` measured, as a table."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdlm.estimates import SIGNIFICANT, finite
 from kdlm.report.comparison import heading, with_error
 from kdlm.report.markup import Html, element, joined, table
-from kdlm.report.metrics import plain
-from kdlm.report.run import Run, finite
-
-SIGNIFICANT = 0.05
+from kdlm.report.numbers import plain
+from kdlm.report.run import Run
 
 
 def read_job(path: Path) -> dict[str, Any] | None:
@@ -48,24 +46,18 @@ def _job(name: str, job: dict[str, Any]) -> Html:
     said = f"± standard error; * differs from the baseline (p < {SIGNIFICANT}, paired); ↑ more is better, ↓ less."
     parts = [table(["task", "samples", *heads], rows, name), element("p", said, class_="said")]
     measured = {model: each["metrics"] for model, each in (job.get("distillation") or {}).items()}
-    paces = {model: _pace(each) for model, each in (job.get("speed") or {}).items()}
-    for title, found in (("Against the teacher", measured), ("Speed", paces)):
-        names = dict.fromkeys(metric for each in found.values() for metric in each)
+    sizes = {model: each.get("batch") or {} for model, each in (job.get("speed") or {}).items()}
+    others = [("Against the teacher", "", measured)]
+    for size in dict.fromkeys(size for each in sizes.values() for size in each):
+        others.append(("Speed", f"batch {size}: ", {model: each.get(size, {}) for model, each in sizes.items()}))
+    for title, before, found in others:
+        names = dict.fromkeys(name for each in found.values() for name in each if name != "against_teacher")
         rows = [
-            [heading(each), *(with_error(found.get(model, {}).get(each), each) for model in models)] for each in names
+            [joined([before, heading(name)]), *(with_error(found.get(model, {}).get(name), name) for model in models)]
+            for name in names
         ]
         parts += [table(["", *heads], rows, title)] if rows else []
     return joined(parts)
-
-
-def _pace(speed: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a model's speed at each size of the batch, by name."""
-    return {
-        f"{name}, batch {size}": figure
-        for size, figures in speed.get("batch", {}).items()
-        for name, figure in figures.items()
-        if name != "against_teacher"
-    }
 
 
 def _model(name: str, about: dict[str, Any]) -> Html:
@@ -78,5 +70,5 @@ def _figure(found: dict[str, Any] | None, against: dict[str, Any] | None) -> Any
         return "–"  # noqa: RUF001
     error = finite((found or {}).get("error"))
     p_value = finite((against or {}).get("p_value"))
-    star = "*" if (math.inf if p_value is None else p_value) < SIGNIFICANT else ""
+    star = "*" if p_value is not None and p_value < SIGNIFICANT else ""
     return joined([f"{plain(value)}{star}", element("small", "" if error is None else f" ± {plain(error)}")])

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kdlm.estimates import finite
+from kdlm.metrics import METRICS, TEACHERS, gap_closed, metric
 from kdlm.report.groups import Group, grouped
 from kdlm.report.markup import visible
-from kdlm.report.metrics import METRICS, TEACHERS, metric
 from kdlm.report.panel import Line, Spec, blank, panel
-from kdlm.report.run import Points, Run, finite
+from kdlm.report.run import Points, Run
 
 OPTIMISER = ("grad_norm", "learning_rate")
 PACE = ("tokens_per_second", "images_per_second", "samples_per_second")
@@ -42,7 +43,7 @@ def curves(groups: Sequence[Group]) -> dict[str, Spec]:
 
 def gaps(groups: Sequence[Group]) -> dict[str, Spec]:
     """Return how much of the gap between its first evaluation and the teacher each run has closed, over its steps."""
-    found = [(group.label, run.name, points) for group in groups for run in group.runs if (points := gap_closed(run))]
+    found = [(group.label, run.name, points) for group in groups for run in group.runs if (points := closed(run))]
     if not found:
         return {}
     firsts = {points[0][0] for *_, points in found}
@@ -59,19 +60,19 @@ def gaps(groups: Sequence[Group]) -> dict[str, Spec]:
     return {"gap_closed": spec}
 
 
-def gap_closed(run: Run) -> Points:
-    """Return (start - student) / (start - teacher) of the held-out loss, where start is the first evaluation."""
+def closed(run: Run) -> Points:
+    """Return the share of the gap between its first evaluation and the teacher's that each evaluation has closed."""
     ours, theirs = run.points("eval_cross_entropy"), dict(run.points("eval_teacher_cross_entropy"))
-    if len(ours) < 2 or not theirs or finite(ours[0][1]) is None:
+    if len(ours) < 2:
         return []
     start = ours[0][1]
-    return [(step, (start - value) / (start - theirs[step])) for step, value in ours if theirs.get(step, start) < start]
+    points = [(step, gap_closed(start, value, theirs[step])) for step, value in ours if step in theirs]
+    return points if any(finite(share) is not None for _, share in points) else []
 
 
 def over_steps(groups: Sequence[Group], name: str, title: str = "") -> Spec:
     """Return one reading of all runs over their steps, with the teacher's own value where it is constant."""
     known = metric(name)
-    scale = 100 if known.share else 1
     kinds = (("training", name), ("held out", f"eval_{name}"))
     lines = [
         Line(group.label, run.name, kind, points)
@@ -87,8 +88,8 @@ def over_steps(groups: Sequence[Group], name: str, title: str = "") -> Spec:
         lines,
         groups=[group.label for group in groups],
         unit=known.unit,
-        scale=scale,
-        level=("teacher", scale * levels.pop()) if len(levels) == 1 and finite(min(levels)) is not None else None,
+        scale=known.scale,
+        level=("teacher", known.scale * levels.pop()) if len(levels) == 1 and finite(min(levels)) is not None else None,
         zero=name in COST,
     )
 

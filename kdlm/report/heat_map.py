@@ -4,9 +4,10 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kdlm.estimates import finite
 from kdlm.report.markup import Html, element, joined, script_data, visible
-from kdlm.report.metrics import plain
-from kdlm.report.run import Run, finite
+from kdlm.report.numbers import plain
+from kdlm.report.run import Run
 
 MEASURES = {
     "kl_to_teacher": "KL(teacher ‖ student)",

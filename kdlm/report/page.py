@@ -2,12 +2,14 @@
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from datetime import date
 from importlib.resources import files
 from typing import Any
 
 from kdlm import __version__
+from kdlm.metrics import metric
 from kdlm.report import look
 from kdlm.report.comparison import comparison, measured, models, recipes
 from kdlm.report.evaluation import evaluation
@@ -15,7 +17,7 @@ from kdlm.report.figures import curves, gaps, mixture, reliability, resources
 from kdlm.report.groups import Group, comparable, grouped
 from kdlm.report.heat_map import heat_map
 from kdlm.report.markup import Html, element, joined, script_data
-from kdlm.report.metrics import metric, shown
+from kdlm.report.numbers import shown
 from kdlm.report.panel import Spec
 from kdlm.report.reproduce import dropped, reproduce
 from kdlm.report.run import Run
@@ -159,7 +161,7 @@ def _header(runs: Sequence[Run], groups: Sequence[Group]) -> Html:
     count = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
     facts = []
     for name in FACTS if comparable(groups) else ():
-        finals = [(found.value, group) for group in groups if (found := group.final(name))]
+        finals = [(f.value, group) for group in groups if (f := group.final(name)) and math.isfinite(f.value)]
         if finals:
             value, best = max(finals, key=lambda pair: metric(name).better * pair[0])
             unit = f"{metric(name).unit}{f', {best.label}' if len(groups) > 1 else ''}"

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdlm.report.metrics import shown
-from kdlm.report.run import Points, finite
+from kdlm.estimates import finite
+from kdlm.report.markup import visible
+from kdlm.report.numbers import shown
+from kdlm.report.run import Points
 
 Spec = dict[str, Any]
 MOST_POINTS = 1200
@@ -79,8 +81,8 @@ def blank(title: str, description: str, unit: str = "") -> Spec:
     """Return what every figure has: a title with its unit, a description, the width of its place."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "title": f"{title}, {unit}" if unit else title,
-        "description": f"{title}. {description}",
+        "title": visible(f"{title}, {unit}" if unit else title),
+        "description": visible(f"{title}. {description}"),
         "width": "container",
         "autosize": {"type": "fit-x", "contains": "padding"},
         "padding": {"left": 0, "right": 8, "top": 4, "bottom": 4},

@@ -1,7 +1,6 @@
 """A run folder as it lies on disk: read for the report, whatever state it is in."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -185,8 +184,3 @@ def _lines(path: Path, notes: list[str]) -> tuple[list[dict[str, Any]], int]:
     if lost:
         notes.append(f"{lost} lines of the log could not be read" if lost > 1 else "a line of the log was cut short")
     return lines, segments
-
-
-def finite(value: Any) -> float | None:
-    """Return the number, or None for what is none or not finite, which JSON cannot hold."""
-    return float(value) if is_number(value) and math.isfinite(value) else None

@@ -60,7 +60,7 @@ def test_the_results_and_the_table_have_it(tmp_path):
     found = json.loads((job.output / "results.json").read_text())["distillation"]
     assert found["student"]["reliability"]["student"]["count"]
     table = (job.output / "results.md").read_text()
-    assert "| kl_to_teacher |" in table and "teacher_brier" not in table
+    assert "| KL to the teacher, nats |" in table and "teacher_brier" not in table
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from job_files import MODELS, TEACHER, job_in
 from kdlm import cli
 from kdlm.jobs import speed as room
 from kdlm.jobs.running import speed
-from kdlm.jobs.speed import HIGHER_IS_BETTER, Speed, measure
+from kdlm.jobs.speed import READINGS, Speed, measure
 from kdlm.models import named
 
 HERE = {name: MODELS[name] for name in ("teacher", "student")}
@@ -39,8 +39,8 @@ def test_models_take_turns_and_read_and_write_what_was_asked():
     once = [(3, 10), *[(3, 1)] * 3]
     order = ["a", "b", "b", "a", "a", "b"]
     assert calls == [(name, shape) for name in order for shape in once]
-    assert set(found["b"]["batch"]["3"]) == {*HIGHER_IS_BETTER, "against_teacher"}
-    assert set(found["a"]["batch"]["3"]) == set(HIGHER_IS_BETTER)
+    assert set(found["b"]["batch"]["3"]) == {*READINGS, "against_teacher"}
+    assert set(found["a"]["batch"]["3"]) == set(READINGS)
 
 
 def test_rates_are_tokens_by_the_clock_and_ratios_the_teachers(monkeypatch):

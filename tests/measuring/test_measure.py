@@ -11,8 +11,9 @@ import torch
 from kdlm.data import collator_for
 from kdlm.estimates import ratio
 from kdlm.losses import kept_rows
-from kdlm.measuring import Reader, derived, gap_closed, measure
+from kdlm.measuring import Reader, derived, measure
 from kdlm.measuring.measure import tallied
+from kdlm.metrics import gap_closed
 from kdlm.teachers import LocalTeacher
 
 ROWS = 24

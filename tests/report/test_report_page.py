@@ -149,7 +149,9 @@ def test_the_results_of_a_job_are_the_last_section(tmp_path):
     found = sections(text)
     assert list(found)[-1] == "evaluation"
     assert "kdlm_arithmetic: exact_match ↑" in found["evaluation"] and "0.500*<small> ± 0.020" in found["evaluation"]
-    assert "decode tokens per second, batch 4" in found["evaluation"] and "812.5<small> ± 3" in found["evaluation"]
+    assert (
+        "batch 4: writing <small>tokens/s</small>" in found["evaluation"] and "812.5<small> ± 3" in found["evaluation"]
+    )
     assert "KL to the teacher" in found["evaluation"] and "0.125<small> ± 0.010" in found["evaluation"]
 
 
