@@ -41,22 +41,24 @@ class Device:
     measured: bool = False
 
 
-# Memory in GiB, as nvidia-smi shows it; TFLOP/s dense with fp32 accumulation, in half and in single precision without
-# TF32; GB/s. From NVIDIA's data sheets (A100, H100, H200, B200, L4, L40S, V100, T4) and architecture white papers
-# (Ampere GA102, Ada, Blackwell RTX).
+# Memory: GiB that CUDA gives out, as PyTorch's messages of "total capacity" report it; error correction takes a part of
+# that of L4, L40S and T4. Rates: TFLOP/s dense with fp32 accumulation, in half and in single precision without TF32;
+# GB/s. NVIDIA's data sheets give half precision "with sparsity", which is twice as much, from the A100's successors on.
+# Sources: data sheets of A100, H100 (SXM), H200 (SXM), L4, L40S, V100 (SXM), T4; HGX B200's, an eighth (fp32 600, bf16
+# 36,000 with sparsity; 80 for fp32 in the architecture's first brief); white papers of GA102, Ada and Blackwell RTX.
 _TABLE: dict[str, tuple[float, float, float, float]] = {
-    "A100 40GB": (40, 312, 19.5, 1555),
-    "A100": (80, 312, 19.5, 2039),
-    "H100": (79.6, 989, 67, 3350),
-    "H200": (140, 989, 67, 4800),
-    "B200": (179, 2250, 75, 8000),
-    "L4": (22.5, 121, 30.3, 300),
-    "L40S": (45, 362, 91.6, 864),
-    "RTX 3090": (24, 71, 35.6, 936),
-    "RTX 4090": (24, 165, 82.6, 1008),
-    "RTX 5090": (31.8, 209, 104.8, 1792),
-    "V100": (32, 125, 15.7, 900),
-    "T4": (15, 65, 8.1, 320),
+    "A100 40GB": (39.5, 312, 19.5, 1555),
+    "A100": (79.2, 312, 19.5, 2039),
+    "H100": (79.1, 989.4, 66.9, 3350),
+    "H200": (139.8, 989.4, 66.9, 4800),
+    "B200": (178.3, 2250, 75, 7700),
+    "L4": (22.0, 121, 30.3, 300),
+    "L40S": (44.4, 362, 91.6, 864),
+    "RTX 3090": (23.7, 71, 35.6, 936),
+    "RTX 4090": (23.6, 165.2, 82.6, 1008),
+    "RTX 5090": (31.4, 209.5, 104.8, 1792),
+    "V100": (31.7, 125, 15.7, 900),
+    "T4": (14.7, 65, 8.1, 320),
 }
 _WITHOUT_BF16 = frozenset({"V100", "T4"})
 GPUS = {
