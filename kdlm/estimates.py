@@ -72,7 +72,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     return mean(np.subtract(ours, theirs).tolist())
 
 
-def ratio(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
+def ratio(sums: Sequence[float] | np.ndarray, counts: Sequence[float] | np.ndarray) -> Estimate:
     """Return `sum(sums) / sum(counts)`, a mean per token of texts that are independent of each other; jackknife error.
 
     Tokens of one text depend on each other, so an error over tokens would be too small.
