@@ -39,12 +39,12 @@ PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 def trained(folder: Path, steps: int) -> list[Path]:
     """Train the quick start's three students for so many steps and return their folders."""
-    from quickstart import VARIANTS, run
+    from quickstart import VARIANTS, run, run_folder
 
     every = [f"training.max_steps={steps}", f"training.eval_steps={steps // 4}", "training.logging_steps=5"]
     for variant in VARIANTS:
         run(variant, 0, folder, [*every, "data.eval.0.limit=6", "training.eval_on_start=true"])
-    return [folder / f"{variant.replace(' ', '-').lower()}-0" for variant in VARIANTS]
+    return [run_folder(folder, variant, 0) for variant in VARIANTS]
 
 
 def chromium() -> str:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
+
+Readings = Sequence[float] | Real[np.ndarray, "n"]
 
 SIGNIFICANT = 0.05
 """The p-value below which a difference is called significant, of one comparison by itself."""
@@ -53,7 +55,7 @@ class Estimate:
         return float(2 * t.sf(abs(self.value) / self.error, self.freedom))
 
 
-def mean(values: Sequence[float]) -> Estimate:
+def mean(values: Readings) -> Estimate:
     """Return the mean of independent readings, such as seeds, with n - 1 degrees of freedom; of one, error nan."""
     readings, n = np.asarray(values, dtype=np.float64), len(values)
     if n < 2:
@@ -62,7 +64,7 @@ def mean(values: Sequence[float]) -> Estimate:
         return Estimate(float(readings.mean()), float(readings.std(ddof=1) / math.sqrt(n)), n - 1.0)
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
+def paired(ours: Readings, theirs: Readings) -> Estimate:
     """Return the mean difference `ours - theirs` of readings of the same things: documents, or seeds.
 
     Its p-value is that of the paired t-test. Raises ValueError for unequal numbers of readings.
@@ -72,7 +74,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     return mean(np.subtract(ours, theirs).tolist())
 
 
-def ratio(sums: Sequence[float] | np.ndarray, counts: Sequence[float] | np.ndarray) -> Estimate:
+def ratio(sums: Readings, counts: Readings) -> Estimate:
     """Return `sum(sums) / sum(counts)`, a mean per token of texts that are independent of each other; jackknife error.
 
     Tokens of one text depend on each other, so an error over tokens would be too small.

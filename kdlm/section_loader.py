@@ -183,7 +183,7 @@ class Explainer:
             return path, "missing", path[:-1]
         if kind == "union_tag_invalid":
             options = re.findall(r"'([^']*)'", context["expected_tags"])
-            noun = singular(next((key for key in reversed(path) if isinstance(key, str)), "name"))
+            noun = singular(self._declared(path))
             meant = suggestion(context["tag"], options) or "."
             message = f"unknown {noun} {context['tag']!r}{meant} One of: {', '.join(options)}"
             return (*path, "name"), message, (*path, "name")
@@ -209,6 +209,13 @@ class Explainer:
             elif last and kind == "missing":
                 path.append(part)
         return tuple(path)
+
+    def _declared(self, path: KeyPath) -> str:
+        """Return the last key of a path that a section declares, and neither counts nor was chosen by the user."""
+        for place in reversed(range(len(path))):
+            if any(path[place] in node.get("properties", {}) for node in self._nodes(path[:place])):
+                return str(path[place])
+        return "name"
 
     def _nodes(self, path: KeyPath) -> list[dict[str, Any]]:
         """Return the schemas that may apply to the value at `path`, unions resolved by the `name` in the data."""

@@ -248,12 +248,14 @@ class Mixture:
         log_p = torch.log_softmax(logits.to(total.dtype), dim=-1)
         log_weight = self.log_weights[at, member, None].to(total.dtype)
         if self.confidence is not None:
-            log_weight = log_weight + (log_p.exp() * log_p).sum(-1, keepdim=True) / self.confidence
+            log_weight = log_weight - torch.special.entr(log_p.exp()).sum(-1, keepdim=True) / self.confidence
         mass.copy_(torch.logaddexp(mass, log_weight))
         if self.space == "probability":
             total.copy_(torch.logaddexp(total, log_p.add_(log_weight)))
         else:  # a running mean; a member without weight leaves it alone, also where it is the first
-            total.lerp_(log_p, (log_weight - mass).exp().nan_to_num(0.0))
+            share = (log_weight - mass).exp().nan_to_num(0.0)
+            before = total.mul_(1 - share).masked_fill_(share == 1, 0.0)  # -inf of what is left out is not -inf
+            torch.add(before, log_p.mul_(share).masked_fill_(share == 0, 0.0), out=total)
 
 
 Signal = Dense | Hidden | TopK | Sampled | Mixture | LogProbs

@@ -86,6 +86,8 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
         trainer.close()
     if writes:
         folder.write_results(results)
+        if "best" in results and results["best"]["step"] is None:
+            print(f"note: no checkpoint has a finite {results['best']['metric']}: the student is that of the last step")
         export(recipe, run, folder, results)
         print(f"student: {folder.student}")
         if figures is not None:
@@ -117,10 +119,12 @@ def final_metrics(trainer: DistillTrainer) -> dict[str, float]:
 
 
 def best_of(trainer: DistillTrainer) -> dict[str, Any]:
-    """Return which checkpoint was the best and by what, where the best one is handed out."""
+    """Return which checkpoint was the best and by what, where the best one is handed out; None where none was."""
     state, metric = trainer.state, trainer.args.metric_for_best_model
-    if not trainer.args.load_best_model_at_end or state.best_model_checkpoint is None:
+    if not trainer.args.load_best_model_at_end:
         return {}
+    if state.best_model_checkpoint is None:
+        return {"best": {"step": None, "metric": metric, "value": None}}
     step = checkpoints.step_of(Path(state.best_model_checkpoint))
     return {"best": {"step": step, "metric": metric, "value": state.best_metric}}
 

@@ -35,6 +35,7 @@ REFUSED = {
     "accept4": Numbers(288, 242),
     "sendmsg": Numbers(46, 211),
     "sendmmsg": Numbers(307, 269),
+    "setsockopt": Numbers(54, 208),
     # other processes: started, signalled, read, rescheduled
     "fork": Numbers(57, None),
     "vfork": Numbers(58, None),
@@ -152,7 +153,7 @@ A_THREAD = 0x50F00
 """What every C library asks `clone` for in a thread: CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM."""
 PR_SET_NAME = 15
 TCGETS2 = 0x802C542A
-F_SETSIG, F_SETOWN_EX = 10, 15
+F_SETSIG, F_SETOWN_EX, F_SETLEASE = 10, 15, 1024
 
 LOAD, AND, EQUAL, AT_LEAST, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 ALLOW, KILL_PROCESS = 0x7FFF0000, 0x80000000
@@ -186,7 +187,8 @@ def seccomp_filter(machine: str, process: int) -> bytes:
         (SENDTO, [*_zero(4), (RETURN, 0, 0, ALLOW)]),  # to the other end of a pair
         (PRCTL, _one_of(0, PR_SET_NAME)),
         (IOCTL, _one_of(1, *of_any_file, termios.FIONBIO, termios.FIOCLEX, termios.FIONCLEX)),
-        (FCNTL, _none_of(1, fcntl.F_SETOWN, F_SETSIG, F_SETOWN_EX)),  # signals to whoever
+        # signals to whoever, and leases, which hold up who wants to write
+        (FCNTL, _none_of(1, fcntl.F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE)),
         # before its third version Landlock takes this for reading, and mode 3 for nothing at all
         (OPEN, _none_of(1, os.O_TRUNC, os.O_TRUNC | 3, mask=os.O_TRUNC | 3)),
         (OPENAT, _none_of(2, os.O_TRUNC, os.O_TRUNC | 3, mask=os.O_TRUNC | 3)),

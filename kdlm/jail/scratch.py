@@ -12,25 +12,31 @@ DEEPEST, LONGEST = 64, 2048
 
 
 def size(folder: str, enough: float, depth: int = 0, within: int | None = None) -> float:
-    """Return the bytes that files and names take there, or any number over `enough`; infinite below `DEEPEST`.
+    """Return the bytes that files and names take there, or any number over `enough`.
 
-    The program may be at work there: no link is followed, also where it was a folder a moment ago.
+    Infinite below `DEEPEST`, and where a folder is closed to us: who may not list it may still write into it. The
+    program may be at work there: no link is followed, also where it was a folder a moment ago.
     """
     if depth > DEEPEST:
         return math.inf
-    total = 0.0
-    with contextlib.suppress(OSError):  # gone meanwhile, or closed to us: to the program too, while it runs
+    try:
         place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=within)
-        try:
-            with os.scandir(place) as entries:
-                for entry in entries:
+    except PermissionError:
+        return math.inf
+    except OSError:  # gone meanwhile
+        return 0.0
+    total = 0.0
+    try:
+        with os.scandir(place) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):  # gone meanwhile, which says nothing of the others
                     total += 512 + 512 * entry.stat(follow_symlinks=False).st_blocks
                     if entry.is_dir(follow_symlinks=False):
                         total += size(entry.name, enough - total, depth + 1, place)
-                    if total > enough:
-                        break
-        finally:
-            os.close(place)
+                if total > enough:
+                    break
+    finally:
+        os.close(place)
     return total
 
 

@@ -20,6 +20,9 @@ START_LIMIT = 60.0
 """Seconds that Python may take to start, on a machine that is busy."""
 LONGEST = 32 * MIB
 """Bytes of results that are heard."""
+WORDS = frozenset({"ready", "refused", "ran", "raised", "passed", "failed"})
+LONGEST_TEXT = 8 << 16
+"""Digits of a text in hex: what is longer was not written by `inside.py`."""
 
 
 class Watch:
@@ -83,7 +86,7 @@ class Watch:
 
     def run(self, tests: Sequence[Test]) -> Run:
         """Return what became of the program, whose process is over. Raises RuntimeError where it could not begin."""
-        said = self._said()
+        said = self._said(len(tests))
         output = self._printed.decode(errors="replace")
         if ("ready", 0) not in said and self._outcome == "done":
             why = said.get(("refused", 0)) or f"its Python did not start: {output[-500:]}"
@@ -98,14 +101,15 @@ class Watch:
         results = tuple(None if isinstance(test, str) else text for test, text in zip(tests, heard, strict=True))
         return Run(outcome, reason, passed, results, output)
 
-    def _said(self) -> dict[tuple[str, int], str]:
+    def _said(self, tests: int) -> dict[tuple[str, int], str]:
         """The texts by word and number. A program that found out the nonce may have written anything."""
         said = {}
         for line in bytes(self._told).splitlines():
             if line.startswith(self._nonce):
                 with contextlib.suppress(ValueError):
-                    _, word, number, *text = line.decode().split()
-                    said[word, int(number)] = bytes.fromhex("".join(text)).decode()
+                    _, word, number, text = line.decode().split(" ", 3)
+                    if word in WORDS and 0 <= int(number) <= tests and len(text) <= LONGEST_TEXT:
+                        said[word, int(number)] = bytes.fromhex(text).decode()
         return said
 
     def _ending(self, said: Mapping[tuple[str, int], str]) -> tuple[Outcome, str | None]:

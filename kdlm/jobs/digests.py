@@ -33,8 +33,8 @@ def digest_of_files(paths: Iterable[Path]) -> list[list[str]]:
 
 
 def size_of_folder(folder: Path) -> int:
-    """Return the bytes of the weights in a model's folder."""
-    kinds = (".safetensors", ".bin", ".pt", ".gguf")
+    """Return the bytes of the weights in a model's folder, without the state of a training that lies beside them."""
+    kinds = (".safetensors", ".bin", ".gguf")
     return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in kinds and path.name not in LEFT_OUT)
 
 

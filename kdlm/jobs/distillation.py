@@ -7,7 +7,6 @@ from pydantic import Field
 from kdlm.data import DataSection, Source, load_data
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.jobs.cache import Cache
-from kdlm.jobs.models import InProcess
 from kdlm.measuring import measure
 from kdlm.section import Section
 
@@ -34,18 +33,25 @@ class Distillation(Section):
         return DataSection(train=self.data, max_length=self.max_length, loss_on=self.loss_on)
 
 
+def teacher_of(job: "Job", section: Distillation) -> str:
+    """Return the name of the teacher in this process. Raises ValueError, naming the key, for a model that is missing."""
+    here = job.here()
+    teacher = next((name for name in job.of("teacher") if name in here), None)
+    if teacher is None:
+        raise ValueError("distillation: it is measured beside a teacher in this process (name: hf, role: teacher)")
+    if section.start is not None and section.start not in here:
+        raise ValueError(f"distillation.start: {section.start!r} is no model of this job in this process (name: hf)")
+    return teacher
+
+
 def distilled(job: "Job", section: Distillation, hashes: dict[str, str], cache: Cache) -> dict[str, Any]:
     """Return, for each student and baseline in this process, what `kdlm.measuring.measure` says of it.
 
     A teacher with another tokenizer reads the text for itself, and is compared as far as that goes. What was measured
     before, of the same weights on the same tokens, is taken from the cache. Raises ValueError naming the key.
     """
-    here = {name: model for name, model in job.models.items() if isinstance(model, InProcess)}
-    teacher = next((name for name in job.of("teacher") if name in here), None)
-    if teacher is None:
-        raise ValueError("distillation: it is measured beside a teacher in this process (name: hf, role: teacher)")
-    if section.start is not None and section.start not in here:
-        raise ValueError(f"distillation.start: {section.start!r} is no model of this job in this process (name: hf)")
+    teacher = teacher_of(job, section)
+    here = job.here()
     baseline = next((name for name in job.of("baseline") if name in here), None)
     opened: dict[str, Any] = {}
 

@@ -76,8 +76,8 @@ class Tasks:
             configs = list(self.configs(name))
             if not self.job.confirm_run_unsafe_code and any(config.get("unsafe_code") for config in configs):
                 problems.append(
-                    f"tasks.{name}: it runs what a model wrote, with nothing around it: in a machine that may break, "
-                    "set confirm_run_unsafe_code: true"
+                    f"tasks.{name}: it runs what a model wrote. kdlm's own tasks do so in a jail; for others, take a "
+                    "machine that may break. Then set confirm_run_unsafe_code: true"
                 )
             shots = self.job.settings(name).num_fewshot
             if shots and any(config.get("num_fewshot") == 0 for config in configs):
@@ -154,10 +154,13 @@ def _files_beside(yaml_path: Path, config: dict[str, Any]) -> list[Path]:
     """Return the Python files beside a task's file, which its functions may come from, and its own data files."""
     if "site-packages/lm_eval" in yaml_path.as_posix():
         return []
-    data = (config.get("dataset_kwargs") or {}).get("data_files") or []
+    options = config.get("dataset_kwargs") or {}
+    data = options.get("data_files") or []
     while isinstance(data, dict):
         data = [path for paths in data.values() for path in ([paths] if isinstance(paths, str) else paths)]
     named = [Path(path) for path in ([data] if isinstance(data, str) else data)]
+    folders = [Path(place) for place in (config.get("dataset_path"), options.get("data_dir")) if place]
+    named += [path for folder in folders if folder.is_dir() for path in folder.rglob("*")]
     return [*yaml_path.parent.glob("*.py"), *(path for path in named if path.is_file())]
 
 
@@ -199,7 +202,8 @@ def _plain(value: Any) -> Any:
     def as_list(one: Any) -> Any:  # the harness would write an array as the text that numpy prints
         return one.tolist() if hasattr(one, "tolist") else handle_non_serializable(one)
 
-    return json.loads(json.dumps(value, default=as_list))
+    text = json.dumps(value, default=as_list, ensure_ascii=False)
+    return json.loads(text.encode("utf-8", "replace"))  # a server may cut an answer within a character
 
 
 def reason(error: BaseException) -> str:

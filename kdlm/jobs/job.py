@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from kdlm.disk import cache_folder
 from kdlm.jobs.distillation import Distillation
-from kdlm.jobs.models import AnyEvaluated
+from kdlm.jobs.models import AnyEvaluated, InProcess
 from kdlm.jobs.speed import Speed
 from kdlm.section import Section
 
@@ -49,7 +49,8 @@ class Job(Section):
     """Draws for lm-evaluation-harness's own standard errors, which are taken where values of single documents do not
     tell: BLEU and the like."""
     confirm_run_unsafe_code: bool = False
-    """Run tasks that execute what a model wrote without a jail around it, such as humaneval."""
+    """Run tasks that execute what a model wrote: `unsafe_code` in their files. kdlm's own do so in a jail, others, such
+    as humaneval, with nothing around it."""
     distillation: Distillation | None = None
     """Also measure what students and baselines keep of the teacher, token by token."""
     speed: Speed | None = None
@@ -68,6 +69,10 @@ class Job(Section):
     def of(self, role: str) -> list[str]:
         """Return the names of the models in a role."""
         return [name for name, model in self.models.items() if model.role == role]
+
+    def here(self) -> dict[str, InProcess]:
+        """Return the models of this process."""
+        return {name: model for name, model in self.models.items() if isinstance(model, InProcess)}
 
     def settings(self, task: str) -> TaskSettings:
         """Return a task's settings, with the job's limit where it has none of its own."""

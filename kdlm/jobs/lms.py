@@ -21,6 +21,20 @@ class _Rolling:
             self.add_bos_token = kept
 
 
+class _Served(_Rolling):
+    """Puts no beginning before one that a chat template wrote already, as the harness's HFLM does not."""
+
+    add_bos_token: bool
+
+    def tok_encode(self, string: Any, *args: Any, **options: Any) -> Any:
+        ids = super().tok_encode(string, *args, **options)  # pyright: ignore
+        return self._with_one(ids) if isinstance(string, str) else [self._with_one(each) for each in ids]
+
+    def _with_one(self, ids: list[int]) -> list[int]:
+        twice = self.add_bos_token and ids[:2] == [self.prefix_token_id] * 2  # pyright: ignore
+        return ids[1:] if twice else ids
+
+
 def hf(model: Any, tokenizer: Any, batch_size: int | str, max_length: int | None) -> Any:
     """Return a loaded model."""
     from lm_eval.models.huggingface import HFLM
@@ -56,7 +70,7 @@ def server(section: Any, tokenizer: Any, key: str | None, *, max_length: int, ba
     if section.chat:
         chat: Any = type("Chat", (LocalChatCompletion,), ours)
         return chat(base_url=f"{url}/v1/chat/completions", tokenizer_backend=None, batch_size=1, **options)
-    completions: Any = type("Completions", (_Rolling, LocalCompletionsAPI), ours)
+    completions: Any = type("Completions", (_Served, LocalCompletionsAPI), ours)
     return completions(
         base_url=f"{url}/v1/completions",
         tokenizer_backend="huggingface",

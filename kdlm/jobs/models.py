@@ -143,7 +143,8 @@ class VLLM(Evaluated):
             "weights": weights,
             "dtype": self.dtype,
             "max_length": self.max_length,
-        } | self.options
+            "options": self.options,
+        }
 
     def open(self, place: str, batch_size: int | str, seed: int) -> Any:
         from kdlm.jobs.lms import vllm

@@ -21,16 +21,24 @@ def results(job: Job, given: dict[str, Answers]) -> dict[str, Any]:
     }
     tasks: dict[str, Any] = {}
     for asked in job.tasks:
-        first = next(iter(given.values())).results[asked]
+        by_model = {name: answers.results[asked] for name, answers in given.items()}
+        first = next(iter(by_model.values()))
         for task, figures in first["tasks"].items():
-            by_model = {name: answers.results[asked] for name, answers in given.items()}
+            if not _told_by(job, asked, task):
+                continue
+            metrics = dict.fromkeys(metric for result in by_model.values() for metric in _metrics_of(result, task))
             tasks[task] = {
                 "version": figures["version"],
                 "samples": figures["samples"],
                 "asked": task == asked or task not in first["groups"].get(asked, []),
-                "metrics": {metric: _metric(job, by_model, task, metric) for metric in figures["metrics"]},
+                "metrics": {metric: _metric(job, by_model, task, metric) for metric in metrics},
             }
     return {"job": job.model_dump(mode="json"), "models": models, "tasks": tasks}
+
+
+def _told_by(job: Job, asked: str, task: str) -> bool:
+    """Whether what was asked tells of a task: one that has its own line in the job is told of by that, no group."""
+    return task == asked or task not in job.tasks
 
 
 def _metric(job: Job, by_model: dict[str, Any], task: str, metric: str) -> dict[str, Any]:
@@ -38,11 +46,12 @@ def _metric(job: Job, by_model: dict[str, Any], task: str, metric: str) -> dict[
     figures = {name: _metrics_of(result, task)[metric] for name, result in having.items()}
     known = documents(having, task, metric)
     told = {
-        name: {"value": figure["value"], "error": figure["error"]}
+        name: {key: None if figure[key] is None else finite(figure[key]) for key in ("value", "error")}
         if (behind := known[name]) is None
         else behind.estimate().as_json()
         for name, figure in figures.items()
     }
+    higher = next(iter(figures.values()))["higher_is_better"]
     baselines, teachers, students = (
         [name for name in job.of(role) if name in figures] for role in ("baseline", "teacher", "student")
     )
@@ -52,15 +61,14 @@ def _metric(job: Job, by_model: dict[str, Any], task: str, metric: str) -> dict[
         for theirs in baselines + teachers
         if comparable(known[ours], known[theirs])
     ]
-    first, best = baselines[0] if baselines else None, teachers[0] if teachers else None
-    higher = next(iter(figures.values()))["higher_is_better"]
+    first = next(iter(job.of("baseline")), None)
     return {
         "higher_is_better": higher,
         "errors_from": "documents" if all(known.values()) else "lm-eval",
         "models": told,
         "against_baseline": {pair["model"]: _less(pair) for pair in pairs if pair["other"] == first},
         "pairs": pairs,
-        "gap_closed": _gaps(known, students, first, best, higher),
+        "gap_closed": _gaps(known, students, first, teachers[0] if teachers else None, higher),
     }
 
 
@@ -85,8 +93,11 @@ def _difference(ours: Documents | None, theirs: Documents | None) -> dict[str, A
 def _gaps(
     known: dict[str, Any], students: list[str], baseline: str | None, teacher: str | None, higher: bool | None
 ) -> dict[str, Any]:
-    """Return what each student closes of the gap; none unless the teacher is significantly better than the baseline."""
-    if baseline is None or teacher is None or not comparable(known[baseline], known[teacher]):
+    """Return what each student closes of the gap; none where the teacher is not significantly better than the baseline.
+
+    `higher` says which is better; where nobody knows, both are gaps.
+    """
+    if baseline not in known or teacher is None or not comparable(known[baseline], known[teacher]):
         return {}
     gap = difference(known[teacher], known[baseline])
     if not gap.p_value < SIGNIFICANT or (higher is not None and (gap.value > 0) != higher):
@@ -101,8 +112,9 @@ def _gaps(
 def write(job: Job, found: dict[str, Any], given: dict[str, Answers]) -> None:
     """Write samples/MODEL/TASK.jsonl, model-index/MODEL.yaml, results.md and results.json into the output folder."""
     for name, answers in given.items():
-        for result in answers.results.values():
-            for task, samples in result["samples"].items():
+        found_in = [(asked, *each) for asked, one in answers.results.items() for each in one["samples"].items()]
+        for asked, task, samples in found_in:
+            if _told_by(job, asked, task):
                 lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
                 write_text(job.output / "samples" / file_name(name) / f"{file_name(task)}.jsonl", lines)
         if found["tasks"]:

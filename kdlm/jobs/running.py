@@ -11,10 +11,10 @@ import torch
 
 from kdlm.jobs.cache import Cache
 from kdlm.jobs.digests import digest
-from kdlm.jobs.distillation import distilled
+from kdlm.jobs.distillation import distilled, teacher_of
 from kdlm.jobs.harness import Tasks, reason, told_to
 from kdlm.jobs.job import Job
-from kdlm.jobs.models import InProcess, Server
+from kdlm.jobs.models import Server
 from kdlm.jobs.speed import measure
 
 LOG = "lm_eval.log"
@@ -43,9 +43,7 @@ def evaluate(job: Job, say: Say) -> dict[str, Answers]:
     A model is opened only where something of it is not kept. Each result is kept as soon as it is there, so that a
     job that was killed goes on with the task it was at. Raises ValueError that names the key, for what cannot be done.
     """
-    for name, model in job.models.items():
-        if isinstance(model, Server) and model.chat and not job.apply_chat_template:
-            raise ValueError(f"models.{name}.chat: a chat endpoint takes turns only: set apply_chat_template: true")
+    _check(job)
     cache, log = Cache(job.cache), job.output / LOG
     log.unlink(missing_ok=True)
     with told_to(log):
@@ -62,6 +60,17 @@ def evaluate(job: Job, say: Say) -> dict[str, Answers]:
         if missing := {task: identities[task] for task in job.tasks if task not in answers.results}:
             _ask(job, cache, name, answers, missing, say)
     return given
+
+
+def _check(job: Job) -> None:
+    """Raise ValueError, naming the key, for what would only come to light after hours."""
+    for name, model in job.models.items():
+        if isinstance(model, Server) and model.chat and not job.apply_chat_template:
+            raise ValueError(f"models.{name}.chat: a chat endpoint takes turns only: set apply_chat_template: true")
+    if job.distillation is not None:
+        teacher_of(job, job.distillation)
+    if job.speed is not None and not job.here():
+        raise ValueError("speed: it is that of models in this process (name: hf), and there are none")
 
 
 def _read(cache: Cache, path: Path | None, say: Say) -> Any:
@@ -106,11 +115,10 @@ def distillation(job: Job, given: dict[str, Answers]) -> dict[str, Any]:
 def speed(job: Job) -> dict[str, Any]:
     """Return what `kdlm.jobs.speed.measure` says of the models of this process, and how much disk each takes.
 
-    Raises ValueError where there are none, and for what cannot be measured.
+    Raises ValueError for what cannot be measured.
     """
-    sections = {name: section for name, section in job.models.items() if isinstance(section, InProcess)}
-    if job.speed is None or not sections:
-        raise ValueError("speed: it is that of models in this process (name: hf), and there are none")
+    assert job.speed is not None
+    sections = job.here()
     with told_to(job.output / LOG):
         models = {name: section.load(f"models.{name}")[0] for name, section in sections.items()}
     found = measure(job.speed, models, next((name for name in job.of("teacher") if name in models), None))

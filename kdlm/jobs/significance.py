@@ -46,7 +46,7 @@ class Documents:
     """What the documents of a task gave for one metric.
 
     Attributes:
-        ids: names of the documents, in order.
+        ids: what tells one document from another, in order.
         rows: a one, then the numbers of each.
         figure: the name, in FIGURES, of what makes the metric of their sums.
     """
@@ -73,7 +73,8 @@ def documents(results: Mapping[str, Any], task: str, metric: str) -> dict[str, D
     """
     figures = {name: result["tasks"][task]["metrics"][metric] for name, result in results.items()}
     read = {name: _rows(result, task, figures[name]) for name, result in results.items()}
-    for figure in sorted(set().union(*map(set, FIGURES.values())), key=lambda figure: figure != metric):
+    own = next(figure["metric"] for figure in figures.values())
+    for figure in sorted((name for known in FIGURES.values() for name in known), key=lambda name: name != own):
         if all(found and _makes(figure, found[1], figures[name]["value"]) for name, found in read.items()):
             return {name: Documents(*found, figure) for name, found in read.items() if found}
     return dict.fromkeys(results)
@@ -81,7 +82,9 @@ def documents(results: Mapping[str, Any], task: str, metric: str) -> dict[str, D
 
 def _makes(figure: str, rows: np.ndarray, value: float) -> bool:
     of = FIGURES.get(rows.shape[1] - 1, {}).get(figure)
-    return of is not None and math.isclose(_guarded(of)(rows.sum(0)), value, rel_tol=1e-9, abs_tol=1e-12)
+    if of is None or not math.isfinite(value):
+        return False
+    return math.isclose(_guarded(of)(rows.sum(0)), value, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _rows(result: dict[str, Any], task: str, metric: dict[str, Any]) -> tuple[tuple[Any, ...], np.ndarray] | None:
@@ -90,7 +93,9 @@ def _rows(result: dict[str, Any], task: str, metric: dict[str, Any]) -> tuple[tu
     for leaf in result["groups"].get(task, [task]):
         for sample in result["samples"].get(leaf, []):
             if sample["filter"] == metric["filter"] and metric["metric"] in sample:
-                ids.append((leaf, sample["doc_id"]))
+                ids.append(
+                    (leaf, sample["doc_id"], sample.get("target_hash"))
+                )  # the data may be newer than what is kept
                 values.append(_numbers(sample[metric["metric"]]))
     if len({len(value) for value in values}) != 1 or not all(
         isinstance(part, int | float) for value in values for part in value

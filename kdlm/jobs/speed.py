@@ -40,7 +40,7 @@ def measure(section: Speed, models: dict[str, Any], teacher: str | None) -> dict
     In each turn every model is measured once, in turning order, so that a machine that slows down slows all of them;
     a ratio is the median of the turns' own. The first token comes with reading the prompts; decoding is the tokens
     after it. The prompts are random ids. Peak memory is that of the weights and of what was taken on top of them: on a
-    GPU by torch's count, else by the resident set (Linux), None elsewhere. Errors are standard errors of the medians.
+    CUDA GPU by torch's count, on a CPU by the resident set (Linux), None elsewhere. Errors are standard errors of the medians.
 
     Args:
         models: causal LMs by name.
@@ -84,6 +84,7 @@ def _read(section: Speed, model: Any, size: int) -> Reading:
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (size, section.prompt_tokens), generator=generator).to(model.device)
     memory = _Memory(model)
+    _wait(model)
     began = time.perf_counter()
     said = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     ids = said.logits[:, -1:].argmax(-1)
@@ -103,8 +104,9 @@ def _read(section: Speed, model: Any, size: int) -> Reading:
 
 
 def _wait(model: Any) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    """Wait for what was asked of an accelerator: its calls return before they are done."""
+    if model.device.type != "cpu":
+        torch.accelerator.synchronize(model.device)
 
 
 class _Memory:
@@ -112,12 +114,13 @@ class _Memory:
 
     def __init__(self, model: Any):
         self.device = model.device
+        self.resident = self.device.type == "cpu" and _LINUX
         tensors = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
         self.weights = sum(storage.nbytes() for storage in tensors.values())
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before: float = torch.cuda.memory_allocated(self.device)
-        elif _LINUX:
+        elif self.resident:
             ctypes.CDLL(None).malloc_trim(0)  # freed pages that malloc keeps would hide what comes now
             self.before = _resident("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew
@@ -125,7 +128,7 @@ class _Memory:
     def peak(self) -> float:
         if self.device.type == "cuda":
             return self.weights + torch.cuda.max_memory_allocated(self.device) - self.before
-        return self.weights + _resident("VmHWM") - self.before if _LINUX else float("nan")
+        return self.weights + _resident("VmHWM") - self.before if self.resident else float("nan")
 
 
 _LINUX = Path("/proc/self/clear_refs").exists()

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from kdlm.losses.distributions import log_prob_pair, rescale
+from kdlm.losses.distributions import log_prob_pair, rescale, times
 from kdlm.losses.targeted import Targeted, against_others, at, classes, without
 
 
@@ -32,9 +32,9 @@ def decoupled_kl(
     label = classes(labels, log_p)
     ours, theirs = against_others(log_q, label), against_others(log_p, label)
     odds_q, odds_p = at(ours, label), at(theirs, label)
-    sure = odds_p.sigmoid() * (logsigmoid(odds_p) - logsigmoid(odds_q))
-    unsure = (-odds_p).sigmoid() * (logsigmoid(-odds_p) - logsigmoid(-odds_q))
-    among_others = (without(theirs.exp(), label) * (theirs - ours)).sum(-1)
+    sure = times(odds_p.sigmoid(), logsigmoid(odds_p) - logsigmoid(odds_q))
+    unsure = times((-odds_p).sigmoid(), logsigmoid(-odds_p) - logsigmoid(-odds_q))
+    among_others = times(without(theirs.exp(), label), theirs - ours).sum(-1)
     return rescale(alpha * (sure + unsure) + beta * among_others, temperature, t_squared)
 
 

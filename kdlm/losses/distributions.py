@@ -1,14 +1,19 @@
 """What the divergences share: two log-softmaxes, a KL between them, a mixture of them.
 
-Everything works on logarithms in at least fp32, so nothing overflows and a probability that underflows costs nothing:
-`0 * log(p/q)` is 0 because the logarithms stay finite. Logits must be finite.
+Everything works on logarithms in at least fp32, so nothing overflows and a probability that underflows costs nothing.
+Logits may be -inf: tokens that a model rules out. Their probability is 0, and `0 log(0/x)` is 0 for any x, also for 0
+(`times`). What that makes of each divergence is in this room's README.
 """
 
 import math
 
 import torch
 from jaxtyping import Float
+from kdlm_kernels.distribution import zeros
 from torch import Tensor
+
+LARGE = 1e30
+"""In place of infinity, where one would be taken from another: its negative has an exponential of 0."""
 
 
 def widen(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -38,18 +43,37 @@ def log_prob_pair(
 
 
 def kl(log_a: Float[Tensor, "*rows vocab"], log_b: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows"]:
-    """Return `KL(a || b)` of two normalised log-probability vectors."""
-    return (log_a.exp() * (log_a - log_b)).sum(-1)
+    """Return `KL(a || b)` of two normalised log-probability vectors: inf where b is 0 and a is not."""
+    return times(log_a.exp(), log_a - log_b).sum(-1)
+
+
+def times(p: Float[Tensor, "*#shape"], x: Float[Tensor, "*#shape"]) -> Float[Tensor, "*#shape"]:
+    """Return `p x`, and 0 without gradient where p is 0, whatever x is: `0 log 0 = 0`."""
+    nothing = zeros(p.detach())
+    return p * (x if nothing is None else x.masked_fill(nothing, 0.0))
+
+
+def entropy_of(log_p: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows"]:
+    """Return the entropy in nats of a normalised log-probability vector."""
+    return -times(log_p.exp(), log_p).sum(-1)
 
 
 def log_mixture(
-    log_a: Float[Tensor, "*rows vocab"], log_b: Float[Tensor, "*rows vocab"], share: float | Float[Tensor, "*rows"]
+    log_p: Float[Tensor, "*rows vocab"], log_q: Float[Tensor, "*rows vocab"], share: float | Float[Tensor, "*rows"]
 ) -> Float[Tensor, "*rows vocab"]:
-    """Return `log(share * a + (1 - share) * b)` for `0 < share < 1`, one number or one for each row."""
+    """Return `log(share * p + (1 - share) * q)` for `0 < share < 1`, one number or one for each row."""
     if isinstance(share, Tensor):
-        share = share.to(log_a).unsqueeze(-1)
-        return torch.logaddexp(log_a + share.log(), log_b + torch.log1p(-share))
-    return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
+        share = share.to(log_p).unsqueeze(-1)
+        return log_add(log_p + share.log(), log_q + torch.log1p(-share))
+    return log_add(log_p + math.log(share), log_q + math.log1p(-share))
+
+
+def log_add(theirs: Float[Tensor, "*shape"], ours: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return `log(exp(theirs) + exp(ours))`; `theirs`, which has no gradient, is overwritten.
+
+    Where both are infinite and equal, torch has no gradient for `ours`, not even one that is 0.
+    """
+    return torch.logaddexp(theirs.clamp_(-LARGE, LARGE), ours)
 
 
 def rescale(value: Float[Tensor, "*rows"], temperature: float, t_squared: bool) -> Float[Tensor, "*rows"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdlm.losses.cross_entropy import cross_entropy as _cross_entropy
-from kdlm.losses.distributions import log_probs
+from kdlm.losses.distributions import entropy_of, kl, log_probs
 from kdlm.losses.loss import TeacherRows
 from kdlm.losses.truncated import bucket, on_draws
 from kdlm.losses.vocabulary import Vocab, cut, label_places
@@ -84,7 +84,7 @@ def cross_entropy(seen: Seen) -> Tensor:
 
 def student_entropy(seen: Seen) -> Tensor:
     """Entropy of the student's next-token distribution over its whole vocabulary, in nats."""
-    return _entropy(seen.log_whole)
+    return entropy_of(seen.log_whole)
 
 
 def accuracy(seen: Seen) -> Tensor:
@@ -108,12 +108,12 @@ def kl_to_teacher(seen: Seen) -> Tensor:
     if isinstance(seen.teacher, TopK) and seen.teacher.draws is not None:
         return on_draws(seen.shared, seen.teacher)
     log_q, log_p = seen.pair
-    return _kl(log_p, log_q)
+    return kl(log_p, log_q)
 
 
 def reverse_kl_to_teacher(seen: Seen) -> Tensor:
     """KL(student || teacher) at temperature 1 over the shared ids, in nats; with top-k, its lower bound by buckets."""
-    return _kl(*seen.pair)
+    return kl(*seen.pair)
 
 
 def top1_agreement(seen: Seen) -> Tensor:
@@ -143,7 +143,7 @@ def acceptance_rate(seen: Seen) -> Tensor:
 
 def teacher_entropy(seen: Seen) -> Tensor:
     """Entropy of the teacher's distribution over the shared ids, in nats; with top-k, a lower bound by buckets."""
-    return _entropy(seen.pair[1])
+    return entropy_of(seen.pair[1])
 
 
 def teacher_confidence(seen: Seen) -> Tensor:
@@ -173,15 +173,6 @@ def label_log_p(log_p: Float[Tensor, "rows vocab"], places: Int[Tensor, "rows"])
     """Return the log-probability of each label; -inf where the place is IGNORE_INDEX."""
     found = log_p.gather(-1, places.clamp(min=0)[:, None]).squeeze(-1)
     return torch.where(places != IGNORE_INDEX, found, -torch.inf)
-
-
-def _entropy(log_p: Tensor) -> Tensor:
-    return torch.special.entr(log_p.exp()).sum(-1)  # 0 at p = 0, where p log p is not a number
-
-
-def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    a = log_a.exp()
-    return torch.where(a > 0, a * (log_a - log_b), 0.0).sum(-1)
 
 
 def _brier(log_p: Tensor, places: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from kdlm.losses.distributions import kl, log_prob_pair, rescale
+from kdlm.losses.distributions import kl, log_add, log_prob_pair, rescale
 from kdlm.losses.loss import Divergence
 
 
@@ -39,8 +39,8 @@ def _power_mean(
 ) -> Float[Tensor, "*rows vocab"]:
     """Return `log (share p^e + (1 - share) q^e)^(1/e)`, not normalised."""
     if e == 0:
-        return torch.lerp(log_q, log_p, share)
-    return torch.logaddexp(e * log_p + math.log(share), e * log_q + math.log1p(-share)) / e
+        return torch.add(log_q * (1 - share), log_p, alpha=share)  # not `lerp`: -inf less -inf is no number
+    return log_add(e * log_p + math.log(share), e * log_q + math.log1p(-share)) / e
 
 
 class AlphaMixture(Divergence):

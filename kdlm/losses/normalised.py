@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from kdlm.losses.distributions import log_prob_pair, rescale
+from kdlm.losses.distributions import log_prob_pair, rescale, times
 from kdlm.losses.targeted import Targeted, against_others, at, classes, without
 
 
@@ -28,11 +28,11 @@ def normalised_kd(
     """
     log_q, log_p = log_prob_pair(student, teacher, 1.0)
     label = classes(labels, log_p)
-    target = -at(log_p, label).exp() * at(log_q, label)
+    target = -times(at(log_p, label).exp(), at(log_q, label))
     if temperature != 1.0:
         log_q, log_p = log_prob_pair(student, teacher, temperature)
     shares = without(against_others(log_p, label).exp(), label)
-    others = -(shares * against_others(log_q, label)).sum(-1)
+    others = -times(shares, against_others(log_q, label)).sum(-1)
     return target + gamma * rescale(others, temperature, t_squared)
 
 

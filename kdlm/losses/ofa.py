@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from kdlm.losses.distributions import log_prob_pair, rescale
+from kdlm.losses.distributions import log_prob_pair, rescale, times
 from kdlm.losses.targeted import Targeted, at, classes
 
 
@@ -33,7 +33,7 @@ def ofa(
     label = classes(labels, log_p)
     of_label = torch.expm1(eps * torch.log1p(at(log_p, label).exp()))
     weights = (eps * log_p).exp().scatter(-1, label.unsqueeze(-1), of_label.unsqueeze(-1))
-    return rescale(-(weights * log_q).sum(-1), temperature, t_squared)
+    return rescale(-times(weights, log_q).sum(-1), temperature, t_squared)
 
 
 class OFA(Targeted):

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kdlm.losses.distributions import widen
+from kdlm.losses.distributions import times, widen
 from kdlm.signal import Sampled
 
 
@@ -26,4 +26,4 @@ def sampled_cross_entropy(
     student, counts = widen(student), widen(teacher.counts)
     share = counts / counts.sum(-1, keepdim=True).clamp(min=torch.finfo(counts.dtype).tiny)
     log_q = student.gather(-1, teacher.ids) - student.logsumexp(-1, keepdim=True)
-    return -(share * log_q).sum(-1)
+    return -times(share, log_q).sum(-1)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kdlm.losses.distributions import log_prob_pair, log_probs, widen
+from kdlm.losses.distributions import LARGE, entropy_of, log_prob_pair, log_probs, widen
 from kdlm.losses.jsd import generalised_jsd
 from kdlm.losses.loss import TeacherRows
 from kdlm.signal import Dense, Hidden, Mixture
@@ -26,13 +26,15 @@ def plackett_luce(
     candidates = student.detach().topk(min(k, student.shape[-1]), dim=-1).indices
     order = teacher.detach().gather(-1, candidates).argsort(dim=-1, descending=True, stable=True)
     z = student.gather(-1, candidates.gather(-1, order))
+    impossible = z == -torch.inf  # where fewer than k tokens are possible
+    z = z.masked_fill(impossible, -LARGE)
     left = z.flip(-1).logcumsumexp(-1).flip(-1)  # over the candidates that are not ranked yet
-    return (left - z).sum(-1)
+    return (left - z).masked_fill(impossible, 0.0).sum(-1)
 
 
 def entropy(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows"]:
     """Return the entropy of `softmax(logits)` in nats."""
-    return _entropy(log_probs(logits, 1.0))
+    return entropy_of(log_probs(logits, 1.0))
 
 
 def gated_jsd(
@@ -48,12 +50,8 @@ def gated_jsd(
     """
     with torch.no_grad():
         log_q, log_p = log_prob_pair(student, teacher, 1.0)
-        gate = torch.sigmoid((_entropy(log_q) - _entropy(log_p)) / gate_temperature)
+        gate = torch.sigmoid((entropy_of(log_q) - entropy_of(log_p)) / gate_temperature)
     return gate * generalised_jsd(student, teacher, beta=beta)
-
-
-def _entropy(log_q: Tensor) -> Tensor:
-    return -(log_q.exp() * log_q).sum(-1)
 
 
 @dataclass(frozen=True)

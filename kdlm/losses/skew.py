@@ -41,7 +41,7 @@ def skew_reverse_kl(
     mixture, which leaves the value and changes the gradient). `skew` may differ by row, then above 0.
     """
     log_q, log_p = log_prob_pair(student, teacher, temperature)
-    return rescale(kl(log_q, log_p if _unmixed(skew) else log_mixture(log_q, log_p, skew)), temperature, t_squared)
+    return rescale(kl(log_q, log_p if _unmixed(skew) else log_mixture(log_p, log_q, 1 - skew)), temperature, t_squared)
 
 
 def _unmixed(skew: float | Tensor) -> bool:

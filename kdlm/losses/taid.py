@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kdlm.losses.distributions import widen
+from kdlm.losses.distributions import LARGE, widen
 from kdlm.losses.kl import forward_kl
 from kdlm.losses.truncated import on_bucket
 from kdlm.signal import Dense, Hidden, Mixture, TopK
@@ -28,7 +28,8 @@ def taid_kl(
     """
     if isinstance(t, float | int) and not 0 <= t <= 1:  # looking into a tensor would wait for the device
         raise ValueError(f"t must lie in [0, 1], got {t}")
-    own, other = widen(student.detach()), widen(teacher.detach())
+    # t may be 0, and 0 times -inf is no number.
+    own, other = (widen(x.detach()).clamp(min=-LARGE) for x in (student, teacher))
     other = other.to(own.dtype)
     share = t.to(own) if isinstance(t, Tensor) else t
     target = torch.lerp(own, other, share) if own.shape == other.shape else other

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kdlm.losses.distributions import LARGE
 from kdlm.losses.loss import Divergence, TeacherRows
 from kdlm.signal import IGNORE_INDEX, Dense, Hidden, Mixture
 
@@ -22,7 +23,8 @@ def against_others(log_q: Float[Tensor, "*rows vocab"], label: Int[Tensor, "*row
     For the other classes these are log-probabilities among themselves; at the label they are its log-odds. There must
     be at least two classes.
     """
-    others = log_q.scatter(-1, label.unsqueeze(-1), -torch.inf)
+    # Others that are all ruled out still have a finite sum, or the gradient would not be a number.
+    others = log_q.clamp(min=-LARGE).scatter(-1, label.unsqueeze(-1), -torch.inf)
     return log_q - others.logsumexp(-1, keepdim=True)
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdlm.losses.cross_entropy import cross_entropy
-from kdlm.losses.distributions import log_prob_pair, log_probs
+from kdlm.losses.distributions import log_prob_pair, log_probs, times
 from kdlm.losses.targeted import against_others, at, without
 from kdlm.signal import IGNORE_INDEX
 
@@ -80,4 +80,4 @@ def progressive_cross_entropy(
     `cross_entropy`. Without a label (IGNORE_INDEX) the second part alone remains.
     """
     log_q, log_p = log_prob_pair(student, previous, 1.0)
-    return (1 - share) * cross_entropy(student, labels) - share * (log_p.exp() * log_q).sum(-1)
+    return (1 - share) * cross_entropy(student, labels) - share * times(log_p.exp(), log_q).sum(-1)

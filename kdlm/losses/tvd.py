@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kdlm.losses.distributions import log_prob_pair, rescale
+from kdlm.losses.distributions import log_prob_pair, rescale, times
 from kdlm.losses.loss import Divergence
 
 
@@ -50,7 +50,7 @@ def tvd_plus_plus(
         q, p = log_q.exp(), log_p.exp()
         distance = (p - q).abs().sum(-1) / 2
         pull = q * standardised((p > q).to(q), q)
-    surrogate = -(pull * log_q).sum(-1)
+    surrogate = -times(pull, log_q).sum(-1)
     return rescale(distance + (surrogate - surrogate.detach()), temperature, t_squared)
 
 

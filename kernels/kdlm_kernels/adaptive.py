@@ -50,7 +50,8 @@ def _full_bins(
     The tokens are `[n, vocab]`, or in one list with the row of each.
     """
     bins = _BINS + 2  # what lies before and behind goes into two more
-    places = torch.add(1, beyond, alpha=_BINS / width).clamp_(0, bins - 1).long()
+    # A teacher that is not a number gives no number, and not a place that is none.
+    places = torch.add(1, beyond, alpha=_BINS / width).nan_to_num_(0.0).clamp_(0, bins - 1).long()
     masses = torch.zeros(len(reached), bins, dtype=probs.dtype, device=probs.device)
     if row is None:
         masses.scatter_add_(1, places, probs)

@@ -21,6 +21,8 @@ from kdlm_kernels.terms import Formula, Kind
 
 _RATIO = 80.0
 """`exp` of the log-ratio is finite up to here, beyond which q is nothing beside p."""
+_LEAST = -1e30
+"""In place of a log-ratio of -inf: its exponential is 0, and so is 0 times it."""
 
 
 class Plan(NamedTuple):
@@ -86,7 +88,7 @@ def rows(
         mixed = p
         if formula.kind in (Kind.TAID, Kind.GEOMETRIC):
             assert teacher is not None
-            x = own + (t if formula.kind == Kind.TAID else formula.a) * (teacher - own)
+            x = _interpolated(formula, own, teacher, t)
             mixed = softmax(x if formula.temperature == 1.0 else x / formula.temperature, merge)
         value, g = _formula(formula, q, p, mixed, labels, merge, grad is not None and formula.graded)
         if formula.scale != 1.0:
@@ -135,20 +137,20 @@ def _formula(
 
     match formula.kind:
         case Kind.FORWARD:
-            value = sums((p.logs - q.logs).mul_(p.probs))
+            value = sums(p.times(p.logs - q.logs))
             return value[:, 0], q.probs - p.probs if graded else None
         case Kind.TAID:
-            value = sums((mixed.logs - q.logs).mul_(mixed.probs))
+            value = sums(mixed.times(mixed.logs - q.logs))
             return value[:, 0], q.probs - mixed.probs if graded else None
         case Kind.GEOMETRIC:
-            value = sums((p.logs - mixed.logs).mul_(p.probs))
+            value = sums(p.times(p.logs - mixed.logs))
             return value[:, 0], (mixed.probs - p.probs).mul_(1 - formula.a) if graded else None
         case Kind.REVERSE:
-            d = q.logs - p.logs
-            value = sums(d * q.probs)
-            return value[:, 0], d.sub_(value).mul_(q.probs) if graded else None
+            terms = q.times(q.logs - p.logs)
+            value = sums(terms)
+            return value[:, 0], terms.addcmul_(q.probs, value, value=-1) if graded else None
         case Kind.SKEW:
-            d = (p.logs - q.logs).clamp_(max=_RATIO)
+            d = _log_ratio(p, q).clamp_(max=_RATIO)
             mixture = d.exp().mul_(formula.a).add_(1 - formula.a)  # of the mixture to q
             value = sums(d.sub_(mixture.log()).mul_(p.probs))
             if not graded:
@@ -156,7 +158,7 @@ def _formula(
             f = mixture.reciprocal_().mul_(p.probs).mul_(1 - formula.a)
             return value[:, 0], (q.probs * sums(f)).sub_(f)
         case Kind.SKEW_REVERSE:
-            d = (p.logs - q.logs).clamp_(max=_RATIO)
+            d = _log_ratio(p, q).clamp_(max=_RATIO)
             mixture = d.exp_().mul_(1 - formula.a).add_(formula.a)
             logs = mixture.log()
             value = -sums(logs * q.probs)
@@ -165,7 +167,7 @@ def _formula(
             f = mixture.reciprocal_().mul_(-formula.a).sub_(logs)
             return value[:, 0], f.sub_(sums(f * q.probs)).mul_(q.probs)
         case Kind.JSD:
-            d = (p.logs - q.logs).clamp_(max=_RATIO)
+            d = _log_ratio(p, q).clamp_(max=_RATIO)
             logs = d.exp().mul_(formula.a).add_(1 - formula.a).log_()
             of_student = -sums(logs * q.probs)
             of_teacher = sums(d.sub_(logs).mul_(p.probs))
@@ -190,12 +192,26 @@ def _formula(
             kept = merge.sum(here)
             return value[:, 0], (q.probs * kept).scatter_add_(-1, place, -here)
         case Kind.ENTROPY:
-            return -sums(q.logs * q.probs)[:, 0], None
+            return -sums(q.times(q.logs.clone()))[:, 0], None
         case Kind.TEACHER_CROSS_ENTROPY:
             here, _, log_p = _label(labels, p.logs, merge)
             value = -merge.sum(log_p)
             return torch.where(merge.sum(here) > 0, value, torch.inf)[:, 0], None
     raise AssertionError(formula.kind)
+
+
+def _interpolated(formula: Formula, own: Tensor, teacher: Tensor, t: Tensor) -> Tensor:
+    """Return the logits of TAID's target, or those of the geometric mean."""
+    if formula.kind == Kind.GEOMETRIC:
+        return torch.add(own * (1 - formula.a), teacher, alpha=formula.a)
+    own, teacher = own.clamp(min=_LEAST), teacher.clamp(min=_LEAST)  # t may be 0, and 0 times -inf is no number
+    return torch.lerp(own, teacher, t)
+
+
+def _log_ratio(p: Distribution, q: Distribution) -> Tensor:
+    """Return `log(p / q)`, where p is 0 a number whose exponential is 0, also where q is."""
+    d = p.logs - q.logs
+    return d if p.zeros is None else d.masked_fill_(p.zeros, _LEAST)
 
 
 def _label(labels: Tensor | None, logs: Tensor, merge: Merge) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,25 +227,29 @@ def _label(labels: Tensor | None, logs: Tensor, merge: Merge) -> tuple[Tensor, T
 def _adaptive(formula: Formula, q: Distribution, p: Distribution, merge: Merge, sums, graded: bool):
     w = head_share(p, q, formula.a, merge)
     d = p.logs - q.logs
-    forward, reverse = sums(d * p.probs), -sums(d * q.probs)
+    terms = q.times(-d)
+    forward, reverse = sums(p.times(d)), sums(terms)
     value = w * forward + (1 - w) * reverse
     if not graded:
         return value[:, 0], None
     # w (q - p) + (1 - w) q (-d - reverse)
-    back = d.add_(reverse).mul_(w - 1).add_(w).mul_(q.probs)
+    back = terms.mul_(1 - w).addcmul_(q.probs, w - (1 - w) * reverse)
     return value[:, 0], back.addcmul_(p.probs, w, value=-1)
 
 
 def _power_mean(formula: Formula, q: Distribution, p: Distribution, merge: Merge, sums, graded: bool):
     share, e = formula.a, formula.b
-    # log of (share p^e + (1 - share) q^e)^(1/e), beside log q; x is the log-odds of the teacher's part.
-    x = (p.logs - q.logs).mul_(e).add_(math.log(share) - math.log1p(-share))
-    logs = torch.nn.functional.softplus(x, threshold=40).add_(math.log1p(-share)).div_(e).add_(q.logs)
-    mean = softmax(logs, merge)
-    value = sums((p.logs - mean.logs).mul_(p.probs))
+    # log of (share p^e + (1 - share) q^e)^(1/e). Not as log q and something beside it: q may be 0 where p is not.
+    theirs, ours = (p.logs * e).add_(math.log(share)), (q.logs * e).add_(math.log1p(-share))
+    mean = softmax(torch.logaddexp(theirs, ours).div_(e), merge)
+    value = sums(p.times(p.logs - mean.logs))
     if not graded:
         return value[:, 0], None
-    f = (mean.probs - p.probs).mul_(torch.sigmoid(x.neg_()))
+    # The log-odds of the student's part; where p is 0 any number does for a mean of 0.
+    odds = ours.sub_(theirs)
+    if p.zeros is not None:
+        odds.masked_fill_(p.zeros, -_LEAST)
+    f = (mean.probs - p.probs).mul_(odds.sigmoid_())
     return value[:, 0], f.sub_(q.probs * sums(f))
 
 

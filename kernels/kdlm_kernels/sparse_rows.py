@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdlm_kernels import formulas
-from kdlm_kernels.distribution import blocks, largest
+from kdlm_kernels.distribution import Distribution, blocks, largest
 from kdlm_kernels.formulas import Plan
 from kdlm_kernels.heads import Shape
 from kdlm_kernels.merging import Here, Merge
@@ -53,7 +53,7 @@ class _Student:
                 self._exponentials = exponentials
             if found is not None:
                 logs = x - top - lse[block, :, 1]
-                found[block] = -self.merge.sum((logs.exp() * logs).sum(-1))
+                found[block] = -self.merge.sum(Distribution(logs, logs.exp()).times(logs).sum(-1))
         return lse, found
 
     def _normalised(self, x: Tensor, rows: slice) -> Tensor:
@@ -103,7 +103,10 @@ class _Student:
                 factor = c[block, None]
                 if of_entropy is not None and self.entropy is not None:
                     factor = factor - of_entropy[block, None] * (logs + self.entropy[block, None])
-                found = logs.exp().mul_(factor).div_(self.temperature)
+                    found = Distribution(logs, logs.exp()).times(factor)
+                else:
+                    found = logs.exp().mul_(factor)
+                found.div_(self.temperature)
                 grad[block] = self.shape.chain(found, logits)
         grad.scatter_add_(1, local, chained.div_(self.temperature).to(grad.dtype))
 
@@ -184,7 +187,7 @@ class SparseRows:
             assert self.labels is not None
             tokens = self.labels[at, None]
             kept = (tokens >= 0).to(student.z.dtype)
-            value = -student.log_probs(tokens.clamp(min=0)) * kept
+            value = -student.log_probs(tokens.clamp(min=0)).masked_fill(kept == 0, 0.0)
             return value[:, 0], kept[:, 0], tokens.clamp(min=0), -kept
         tokens = self.ids[at]
         logs = student.log_probs(tokens)
@@ -192,7 +195,7 @@ class SparseRows:
         if self.counts is not None:
             counts = self.counts[at].to(logs.dtype)
             share = counts / counts.sum(-1, keepdim=True).clamp(min=torch.finfo(logs.dtype).tiny)
-            return -(share * logs).sum(-1), share.sum(-1), tokens, -share
+            return -(share * logs.masked_fill(share == 0, 0.0)).sum(-1), share.sum(-1), tokens, -share
         return self._bucketed(term, logs, inside, tokens, at)
 
     def _bucketed(self, term: Term, logs: Tensor, inside: Tensor, tokens: Tensor, at: slice):

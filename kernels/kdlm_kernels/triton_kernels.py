@@ -59,13 +59,31 @@ def _normalise(x, lse_pointer, COLUMN: tl.constexpr):
 
 
 @triton.jit
+def _times(p, x):
+    """`p x`, and 0 where p is 0, whatever x is: `0 log 0 = 0`."""
+    return tl.where(p == 0, 0.0, p * x)
+
+
+@triton.jit
+def _ratio(lp, lq):
+    """`log(p / q)`, bounded from above; where p is 0 a number whose exponential is 0, also where q is."""
+    return tl.minimum(tl.where(lp < LEAST, LEAST, lp - lq), RATIO)
+
+
+@triton.jit
+def _interpolate(s, t, share):
+    """`(1 - share) s + share t`, in which a share of 0 leaves out an infinite logit."""
+    return tl.where(share < 1, (1 - share) * s, 0.0) + tl.where(share > 0, share * t, 0.0)
+
+
+@triton.jit
 def _log_mean(lp, lq, share, exponent):
     """`log (share p^e + (1 - share) q^e)^(1/e)`, and the student's part of that sum."""
-    x = (lp - lq) * exponent + tl.log(share / (1 - share))
+    theirs, ours = lp * exponent + tl.log(share), lq * exponent + tl.log(1 - share)
+    x = tl.where(theirs == ours, 0.0, theirs - ours)  # both may be infinite
     small = tl.exp(-tl.abs(x))
-    softplus = tl.maximum(x, 0.0) + tl.log(1 + small)
     part = tl.where(x > 0, small, 1.0) / (1 + small)
-    return lq + (softplus + tl.log(1 - share)) / exponent, part
+    return (tl.maximum(theirs, ours) + tl.log(1 + small)) / exponent, part
 
 
 @triton.jit
@@ -118,7 +136,7 @@ def logsumexp_kernel(
             elif SOURCES[i] == TEACHER:
                 x = t * cooling
             elif SOURCES[i] == LERP:
-                x = (s + tl.load(numbers + SHARE) * (t - s)) * cooling
+                x = _interpolate(s, t, tl.load(numbers + SHARE)) * cooling
             else:
                 known = known_pointer + row * known_stride
                 lq = _normalise(s * cooling, known, OF_STUDENT[i])
@@ -143,30 +161,30 @@ def logsumexp_kernel(
 def _sums(KIND: tl.constexpr, lq, lp, lr, share, exponent, chosen):
     """What a formula sums over the vocabulary: its value, and what its gradient needs of the row."""
     if KIND == FORWARD:
-        value = tl.exp(lp) * (lp - lq)
+        value = _times(tl.exp(lp), lp - lq)
         other = value
     elif KIND == TAID:
-        value = tl.exp(lr) * (lr - lq)
+        value = _times(tl.exp(lr), lr - lq)
         other = value
     elif KIND == GEOMETRIC:
-        value = tl.exp(lp) * (lp - lr)
+        value = _times(tl.exp(lp), lp - lr)
         other = value
     elif KIND == REVERSE:
-        value = tl.exp(lq) * (lq - lp)
+        value = _times(tl.exp(lq), lq - lp)
         other = value
     elif KIND == SKEW:
-        d = tl.minimum(lp - lq, RATIO)
+        d = _ratio(lp, lq)
         mixture = share * tl.exp(d) + (1 - share)
         p = tl.exp(lp)
         value = p * (d - tl.log(mixture))
         other = p * (1 - share) / mixture
     elif KIND == SKEW_REVERSE:
-        mixture = (1 - share) * tl.exp(tl.minimum(lp - lq, RATIO)) + share
+        mixture = (1 - share) * tl.exp(_ratio(lp, lq)) + share
         q, logs = tl.exp(lq), tl.log(mixture)
         value = -q * logs
         other = -q * (logs + share / mixture)
     elif KIND == JSD:
-        d = tl.minimum(lp - lq, RATIO)
+        d = _ratio(lp, lq)
         logs = tl.log(share * tl.exp(d) + (1 - share))
         other = -tl.exp(lq) * logs
         value = share * tl.exp(lp) * (d - logs) + (1 - share) * other
@@ -176,12 +194,12 @@ def _sums(KIND: tl.constexpr, lq, lp, lr, share, exponent, chosen):
         other = tl.where(p > q, q, tl.where(p < q, -q, 0.0))
     elif KIND == ADAPTIVE:
         p, q = tl.exp(lp), tl.exp(lq)
-        value = p * (lp - lq)
-        other = q * (lq - lp)
+        value = _times(p, lp - lq)
+        other = _times(q, lq - lp)
     elif KIND == POWER_MEAN:
         logs, part = _log_mean(lp, lq, share, exponent)
         p = tl.exp(lp)
-        value = p * (lp - logs + lr)
+        value = _times(p, lp - logs + lr)
         other = (tl.exp(logs - lr) - p) * part
     elif KIND == CROSS_ENTROPY:
         value = tl.where(chosen, -lq, 0.0)
@@ -190,7 +208,7 @@ def _sums(KIND: tl.constexpr, lq, lp, lr, share, exponent, chosen):
         value = tl.where(chosen, -lp, 0.0)
         other = value
     else:
-        value = -tl.exp(lq) * lq
+        value = -_times(tl.exp(lq), lq)
         other = value
     return value, other
 
@@ -205,22 +223,22 @@ def _gradient(KIND: tl.constexpr, lq, lp, lr, share, exponent, value, other, ext
     elif KIND == GEOMETRIC:
         g = (1 - share) * (tl.exp(lr) - tl.exp(lp))
     elif KIND == REVERSE:
-        g = tl.exp(lq) * (lq - lp - value)
+        g = _times(tl.exp(lq), lq - lp - value)
     elif KIND == SKEW:
-        mixture = share * tl.exp(tl.minimum(lp - lq, RATIO)) + (1 - share)
+        mixture = share * tl.exp(_ratio(lp, lq)) + (1 - share)
         g = tl.exp(lq) * other - tl.exp(lp) * (1 - share) / mixture
     elif KIND == SKEW_REVERSE:
-        mixture = (1 - share) * tl.exp(tl.minimum(lp - lq, RATIO)) + share
+        mixture = (1 - share) * tl.exp(_ratio(lp, lq)) + share
         g = -tl.exp(lq) * (tl.log(mixture) + share / mixture + other)
     elif KIND == JSD:
-        logs = tl.log(share * tl.exp(tl.minimum(lp - lq, RATIO)) + (1 - share))
+        logs = tl.log(share * tl.exp(_ratio(lp, lq)) + (1 - share))
         g = (share - 1) * tl.exp(lq) * (logs + other)
     elif KIND == TOTAL_VARIATION:
         p, q = tl.exp(lp), tl.exp(lq)
         g = -0.5 * q * (tl.where(p > q, 1.0, tl.where(p < q, -1.0, 0.0)) - other)
     elif KIND == ADAPTIVE:
         p, q = tl.exp(lp), tl.exp(lq)
-        g = extra * (q - p) + (1 - extra) * q * (lq - lp - other)
+        g = extra * (q - p) + (1 - extra) * _times(q, lq - lp - other)
     elif KIND == POWER_MEAN:
         logs, part = _log_mean(lp, lq, share, exponent)
         g = (tl.exp(logs - lr) - tl.exp(lp)) * part - tl.exp(lq) * other
@@ -297,7 +315,7 @@ def terms_kernel(
                 if KINDS[i] == POWER_MEAN:
                     lr = -_normalise(tl.zeros([BLOCK], DTYPE), lse_pointer, OF_THIRD[i])
                 else:
-                    lr = _normalise((s + share * (t - s)) * cooling, lse_pointer, OF_THIRD[i])
+                    lr = _normalise(_interpolate(s, t, share) * cooling, lse_pointer, OF_THIRD[i])
             mask = common
             if KINDS[i] == CROSS_ENTROPY or KINDS[i] == ENTROPY:
                 mask = inside

@@ -134,7 +134,8 @@ def _results(z, y, labels, numbers, plan: Plan, merge: Merge, extra: Tensor, sum
     for number, formula in enumerate(plan.formulas):
         value = sums[:, number, 0]
         if formula.kind == Kind.ADAPTIVE:
-            value = torch.lerp(sums[:, number, 1], value, extra[:, number])
+            share = extra[:, number]
+            value = share * value + (1 - share) * sums[:, number, 1]
         elif formula.kind == Kind.TEACHER_CROSS_ENTROPY:
             known = merge.sum(((labels >= merge.offset) & (labels < merge.offset + plan.shared)).to(z.dtype))
             value = torch.where(known > 0, value, torch.inf)

@@ -15,6 +15,7 @@ READS = {
     "by a way up": "open('../' * 40 + FOLDER + '/secret').read()",
     "by a folder it goes to": "os.chdir(FOLDER); open('secret').read()",
     "by a descriptor of a folder": "os.open('secret', os.O_RDONLY, dir_fd=os.open(FOLDER, os.O_RDONLY))",
+    "a descriptor of its parent": "os.readlink(f'/proc/{os.getppid()}/fd/0')",
     "installed packages": "open(SITE + '/' + next(f for f in os.listdir(SITE) if f.endswith('.py'))).read()",
 }
 
@@ -53,6 +54,7 @@ NETWORK = {
     "a pair that sends a message elsewhere": (
         "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendmsg([b'x'], [], 0, FOLDER + '/datagrams')"
     ),
+    "an option of a pair": "socket.socketpair()[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)",
     "a netlink": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
 }
 
@@ -68,6 +70,9 @@ PROCESSES = {
     "its parent's limits": "resource.prlimit(os.getppid(), resource.RLIMIT_CORE)",
     "its parent's processors": "os.sched_setaffinity(os.getppid(), os.sched_getaffinity(0))",
     "its parent's turn": "os.setpriority(os.PRIO_PROCESS, os.getppid(), os.getpriority(os.PRIO_PROCESS, os.getppid()))",
+    "a lease, for which others have to wait": (
+        "open('mine', 'w').close(); fcntl.fcntl(os.open('mine', os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)"
+    ),
     "memory without an owner": "os.close(os.memfd_create('x'))",
 }
 

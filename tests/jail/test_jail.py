@@ -16,11 +16,12 @@ import pytest
 
 from kdlm.jail import Limits, missing, run, support
 from kdlm.jail.filters import NEWEST, REFUSED
+from kdlm.jail.scratch import size
 from kdlm.jail.values import same
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"this machine lacks {', '.join(missing())}")
 
-SHORT = Limits(seconds=0.3)
+SHORT = Limits(seconds=1)
 PATIENT = Limits(seconds=60)
 
 
@@ -208,16 +209,45 @@ def test_a_thread_has_all_in_common_with_its_process():
     assert done(f"{CALL}\nprint(answer({number}, {files}, 0, 0, 0, 0))") == "EPERM\n"
 
 
-def test_a_program_that_knows_the_nonce_cannot_break_who_reads_it():
-    program = """
+FORGED = """
 import os, sys
 frame = sys._getframe()
 while 'say' not in frame.f_locals: frame = frame.f_back
 nonce = [cell.cell_contents for cell in frame.f_locals['say'].__closure__][0].encode()
-os.write(3, nonce + b' passed x 00\\n' + nonce + b'\\n' + nonce + b' failed 0 zz\\n' + nonce + b' passed 0 ff\\n')
+def tell(line): os.write(3, nonce + b' ' + line + b'\\n')
 """
+
+
+def test_a_program_that_knows_the_nonce_cannot_break_who_reads_it():
+    program = FORGED + "for line in (b'passed x 00', b'', b'failed 0 zz', b'passed 0 ff'): tell(line)"
     found = run(program, [{"call": "1", "result": "2"}], limits=PATIENT)
     assert found.outcome == "done" and found.passed == (False,)
+
+
+def test_of_forged_results_no_more_is_kept_than_there_are_tests():
+    """And they are heard in time: a longer text than a test gives, and words and numbers that there are not."""
+    program = (
+        FORGED
+        + """
+for number in range(2, 20000): tell(b'passed %d 00' % number)
+for number in range(20000): tell(b'word%d 0 00' % number)
+tell(b'passed 0 ' + b'31' * 2**22)
+"""
+    )
+    from kdlm.jail.watching import Watch
+
+    heard = []
+    said = Watch._said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "_said", lambda self, tests: heard.append(said(self, tests)) or heard[-1])
+        found = run(program, [{"call": "1", "result": "1.5"}], limits=PATIENT)
+    assert found.results == ("1",) and set(heard[0]) == {("ready", 0), ("ran", 0), ("passed", 0)}
+
+
+def test_a_long_number_is_compared_in_time():
+    begin = time.process_time()
+    assert not same("1" * 2**19, "1.5") and same("1" * 2**16 + "x1.5", "1" * 2**16 + "x1.5000000000000002")
+    assert time.process_time() - begin < 5  # a guard: by the square of the length it takes minutes
 
 
 def test_it_cannot_untie_itself_from_its_parent_or_get_a_capability_back():
@@ -281,7 +311,7 @@ except OSError:
 def test_whatever_takes_too_long_is_ended_with_its_process(program):
     begin = time.monotonic()
     found = run(f"import os\nprint(os.getpid(), flush=True)\n{program}", limits=SHORT)
-    assert (found.outcome, found.reason) == ("timed_out", "not done after 0.3 s")
+    assert (found.outcome, found.reason) == ("timed_out", "not done after 1 s")
     assert time.monotonic() - begin < 60  # a guard
     assert not is_running(int(found.output))
 
@@ -353,6 +383,32 @@ def test_a_full_folder_ends_it_and_is_removed(program, tmp_path, monkeypatch):
 def test_a_file_is_no_longer_than_the_folder_may_be():
     found = run("open('x', 'wb').write(bytes(2**23))", limits=Limits(seconds=60, disk=4))
     assert found.reason in ("OSError: [Errno 27] File too large", "more than 4 MiB in its folder")
+
+
+def test_what_vanishes_while_it_is_looked_at_hides_nothing(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(bytes(2**16))
+    whole, scan = size(str(tmp_path), 2**30), os.scandir
+    real = [entry for entry in scan(tmp_path)]
+
+    class Gone:
+        def stat(self, **_):
+            raise FileNotFoundError
+
+    class Entries(list):
+        __enter__, __exit__ = lambda self: self, lambda self, *_: None
+
+    monkeypatch.setattr(os, "scandir", lambda place: Entries([Gone(), *real]))
+    assert size(str(tmp_path), 2**30) == whole > 3 * 2**16
+
+
+def test_a_folder_that_may_be_written_and_not_listed_is_too_much(tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise PermissionError
+
+    assert size(str(tmp_path / "nothing"), 1) == 0
+    monkeypatch.setattr(os, "open", closed)  # to root no folder is closed
+    assert size(str(tmp_path), 1) == float("inf")
 
 
 def test_the_folder_is_removed_whatever_is_left_in_it(tmp_path, monkeypatch):

@@ -2,18 +2,21 @@
 
 import json
 import math
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from forks import start
 from job_files import MODELS, TEACHER, TEXTS, job_in
+from lm_eval.api.instance import Instance
 from tokenizers.processors import TemplateProcessing
 
 from kdlm.jobs import Job, lms
-from kdlm.jobs.harness import Tasks
-from kdlm.jobs.models import InProcess
+from kdlm.jobs.harness import Tasks, _plain
+from kdlm.jobs.models import InProcess, Server
 from kdlm.jobs.running import evaluate
 from kdlm.jobs.verb import run
 from kdlm.models import named
@@ -74,21 +77,46 @@ def test_perplexity_is_that_of_a_plain_loop_over_texts_longer_than_the_context(t
     assert found["word_perplexity"]["value"] == pytest.approx(math.exp(total / words), rel=1e-4)
 
 
-def test_a_beginning_that_the_tokenizer_adds_is_not_read_twice():
-    from lm_eval.api.instance import Instance
-
-    source = named(TEACHER)
-    model, tokenizer = source.load(), source.tokenizer()
+def with_beginning(tokenizer: Any) -> tuple[str, int]:
+    """Let a tokenizer add a beginning of sequence; return its text and its number."""
     begin = tokenizer.bos_token or tokenizer.eos_token
     number = tokenizer.convert_tokens_to_ids(begin)
-    assert not lms.adds_beginning(tokenizer)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{begin} $A", None, [(begin, number)])
+    return begin, number
+
+
+def test_a_beginning_that_the_tokenizer_adds_is_not_read_twice():
+    source = named(TEACHER)
+    model, tokenizer = source.load(), source.tokenizer()
+    assert not lms.adds_beginning(tokenizer)
+    begin, number = with_beginning(tokenizer)
     assert lms.adds_beginning(tokenizer)
     lm = lms.hf(model, tokenizer, 2, None)
     asked = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in TEXTS[:2]]
     plain = [-nats(model, tokenizer, text, 1024) for text in TEXTS[:2]]
     assert lm.loglikelihood_rolling(asked) == pytest.approx(plain, rel=1e-5)
     assert lm.tok_encode("def")[0] == number  # in front of a question it is added, as the model knows it
+
+
+def test_a_server_is_sent_the_tokens_that_a_model_here_reads(tmp_path):
+    """Texts as they are, behind a chat template that writes a beginning itself, and whole ones."""
+    tokenizer = named(TEACHER).tokenizer()
+    begin, number = with_beginning(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    section = Server(url="http://127.0.0.1:1", model="m", tokenizer=str(tmp_path))
+    there = lms.server(section, named(str(tmp_path)), None, max_length=100, batch_size=2, seed=0)
+    here = lms.hf(named(TEACHER).load(), tokenizer, 2, None)
+    for text in ("def f", f"{begin}def f"):
+        assert there.tok_encode(text) == here.tok_encode(text) == [number, *tokenizer.encode("def f")[1:]]
+        assert there.tok_encode((text, text), add_special_tokens=True) == [here.tok_encode(text)] * 2
+    read: list[Any] = []
+    there._loglikelihood_tokens = lambda requests, **_: read.extend(requests) or [(0.0, True)] * len(requests)
+    there.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("def f",), 0)])
+    assert read == [(None, [number], tokenizer.encode("def f")[1:])]
+
+
+def test_a_character_that_a_server_cut_does_not_stop_what_is_kept():
+    assert _plain({"resps": ["caf\ud83d", np.float64(1)]}) == {"resps": ["caf?", 1.0]}
 
 
 def test_a_second_run_opens_no_model_and_evaluates_nothing(tmp_path, counted):
@@ -136,6 +164,19 @@ def test_a_task_whose_files_changed_is_another_one(tmp_path, counted, file, old,
     path.write_text(path.read_text().replace(old, new))
     evaluate(load_section(Job, tmp_path / "job.yaml"), quiet)
     assert counted == ["models.teacher", "tiny_choice"]
+
+
+def test_a_task_whose_data_are_a_folder_is_another_one_when_a_file_of_it_changes(tmp_path):
+    job = job_in(tmp_path, models={"teacher": MODELS["teacher"]}, tasks=["tiny_choice"])
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    rows = (tmp_path / "tasks" / "questions.jsonl").rename(tmp_path / "data" / "test" / "rows.jsonl")
+    path = tmp_path / "tasks" / "tiny_choice.yaml"
+    said = re.sub("dataset_path: .*\ndataset_kwargs: .*", f"dataset_path: {tmp_path / 'data'}", path.read_text())
+    path.write_text(said)
+    before = Tasks(job).identity("tiny_choice")
+    assert Tasks(job).identity("tiny_choice") == before
+    rows.write_text(rows.read_text().replace("glob", "heapq"))
+    assert Tasks(job).identity("tiny_choice") != before
 
 
 def test_a_model_whose_weights_changed_is_another_one_and_its_name_is_not_what_counts(tmp_path, counted):

@@ -55,7 +55,7 @@ def test_examples_that_the_task_forbids_are_refused(tmp_path, capsys):
         ("models.m.path=runs/a/student", "models.m.path: runs/a/student"),
         ("models.m.path=sandbox:code-taecher", "the sandbox has no model 'code-taecher', did you mean code-teacher?"),
         ("models.m.rol=student", "models.m.rol=student': unknown key, did you mean role?"),
-        ("models.m.name=hg", "models.m.name=hg': unknown m 'hg'. One of: hf, vllm, server"),
+        ("models.m.name=hg", "models.m.name=hg': unknown model 'hg'. One of: hf, vllm, server"),
         ("tasks.tiny_choice={limits: 3}", "tasks.tiny_choice.limits: unknown key, did you mean limit?"),
         ("tasks={}", "nothing to do: give tasks, distillation, or speed"),
         ("models={}", "must have at least 1 item"),

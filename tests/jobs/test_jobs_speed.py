@@ -7,6 +7,7 @@ import pytest
 import torch
 from job_files import MODELS, TEACHER, job_in
 
+from kdlm import cli
 from kdlm.jobs import speed as room
 from kdlm.jobs.running import speed
 from kdlm.jobs.speed import READINGS, Speed, measure
@@ -88,17 +89,13 @@ def test_a_job_measures_the_models_of_this_process_and_their_size_on_disk(tmp_pa
     assert set(found) == {"teacher", "student"} and found["teacher"]["bytes"] > found["student"]["bytes"] > 1000
 
 
-@pytest.mark.parametrize(
-    ("overrides", "models", "said"),
-    [
-        (
-            ["speed={prompt_tokens: 4000}"],
-            HERE,
-            "speed.prompt_tokens: 4000 and 32 new ones do not fit the 1024 positions",
-        ),
-        (["speed={}"], {"m": {"name": "vllm", "path": TEACHER}}, "speed: it is that of models in this process"),
-    ],
-)
-def test_what_cannot_be_measured_is_said(tmp_path, overrides, models, said):
-    with pytest.raises(ValueError, match=said):
-        speed(job_in(tmp_path, *overrides, models=models))
+def test_prompts_that_do_not_fit_a_model_are_said(tmp_path):
+    with pytest.raises(ValueError, match="speed.prompt_tokens: 4000 and 32 new ones do not fit the 1024 positions"):
+        speed(job_in(tmp_path, "speed={prompt_tokens: 4000}", models=HERE))
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is_evaluated(tmp_path, capsys):
+    job_in(tmp_path, models={"m": {"name": "vllm", "path": TEACHER}})
+    assert cli.main(["eval", str(tmp_path / "job.yaml"), "speed={}"]) == 2
+    assert "speed: it is that of models in this process" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

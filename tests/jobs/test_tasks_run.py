@@ -279,6 +279,7 @@ def test_a_real_model_writes_chooses_and_is_judged(chat):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_command_of_the_docs_runs(tmp_path):
     page = (TASKS.parents[1] / "docs" / "evaluation_tasks.md").read_text()
     (command,) = re.findall(r"^(python -m lm_eval run .*?)\n```", page, re.DOTALL | re.MULTILINE)

@@ -158,6 +158,33 @@ def test_extreme_logits_give_finite_values_and_gradients(case, impl, models):
     assert_same(ours, expected, leaves(hidden, head), rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of numpy, for what the kernels leave out
+@pytest.mark.parametrize("side", ["student", "teacher", "both"])
+def test_tokens_that_a_model_rules_out_are_no_different(case, impl, models, side):
+    name, options = case
+    hidden, head, theirs, teacher = models(rows=3, vocab=150)
+    # A whole block of the kernels, and more; by a bias, as a head may do it.
+    out = torch.zeros(150, dtype=torch.float64).index_fill_(0, torch.arange(60, 140), -torch.inf)
+    teacher = Head(teacher.weight, out if side != "student" else None)
+    with torch.no_grad():
+        head.bias.add_(out if side != "teacher" else 0)
+    ours = linear_divergence(
+        hidden, head, theirs, teacher, divergence=name, temperature=1.7, chunk_rows=2, impl=impl, **options
+    )
+    z, y = logits(hidden, head), logits(theirs, teacher)
+    expected = rows(name, z, y, temperature=1.7, **options)
+    narrow = z.detach().to(torch.bfloat16).requires_grad_()
+    dense = linear_divergence(narrow, None, y.to(torch.bfloat16), None, divergence=name, impl=impl, **options)
+    plain = rows(name, narrow, y.to(torch.bfloat16), **options)
+    assert not ours.isnan().any()
+    if side == "teacher" and expected.isposinf().all():  # of which there is no gradient
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(dense, plain)
+        return
+    assert_same(ours, expected, leaves(hidden, head))
+    assert_same(dense, plain, [narrow], rtol=1e-2, atol=1e-5)
+
+
 def test_equal_models_are_at_distance_0_with_no_gradient(case, impl, models):
     name, options = case
     hidden, head, _, _ = models(dtype=torch.float32)

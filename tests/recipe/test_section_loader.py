@@ -40,6 +40,7 @@ class Run(Section):
     shuffle: bool = False
     columns: dict[str, int] = {}
     layers: dict[int, int] = {}
+    models: dict[str, Annotated[Constant | Linear, Field(discriminator="name")]] = {}
     files: str | list[str] = "x"
     note: str | None = None
     inner: Constant = Constant()
@@ -117,6 +118,10 @@ def test_a_good_file_becomes_the_section(load):
         (
             "losses: [{name: forward_kl, weight: {name: liner}}]",
             "r.yaml:1: losses.0.weight.name: unknown weight 'liner', did you mean linear? One of: constant, linear",
+        ),
+        (
+            "losses: []\nmodels: {mine: {name: liner}}",
+            "r.yaml:2: models.mine.name: unknown model 'liner', did you mean linear? One of: constant, linear",
         ),
         ("losses: []\nmode: fsat", "r.yaml:2: mode: expected 'fast' or 'slow' (did you mean fast?), got 'fsat'"),
         ("losses: []\nsteps: 1.5", "r.yaml:2: steps: expected a whole number, got 1.5"),

@@ -97,6 +97,15 @@ def test_the_best_checkpoint_is_handed_out_and_named(recipe: Path, lora: str) ->
     assert again["eval_kl_to_teacher"] == pytest.approx(results["eval_kl_to_teacher"], rel=1e-4)
 
 
+def test_a_run_whose_metric_is_never_finite_hands_out_its_last_step_and_says_so(recipe: Path, capsys) -> None:
+    overrides = ["training.learning_rate=1e30", "evaluation={rows: 12, best: kl_to_teacher}"]
+    folder = train(load(recipe, overrides))
+    note = "note: no checkpoint has a finite eval_kl_to_teacher: the student is that of the last step"
+    assert note in capsys.readouterr().out
+    assert results_of(folder)["best"] == {"step": None, "metric": "eval_kl_to_teacher", "value": None}
+    assert "| checkpoint | the last |" in (folder / "student" / "README.md").read_text()
+
+
 def test_a_resumed_run_knows_start_best_and_sample_of_the_unbroken_one(recipe: Path, tmp_path: Path) -> None:
     whole = train(load(recipe))
     part = load(recipe, [f"run_dir={tmp_path / 'part'}"])

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdlm.losses import IGNORE_INDEX, Loss, numbered_names, weighted_sum
+from kdlm.losses.distributions import kl
 from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms
 from kdlm.methods.vision.robustness import Attacks
 from kdlm.quality import calibration_sums, with_calibration_error
@@ -130,7 +131,7 @@ class ImageKD(Method):
         if "teacher" in nets:
             log_p = nets["teacher"](images).float().log_softmax(-1)
             metrics["agreement"] = ((log_p.argmax(-1) == log_q.argmax(-1)).float().sum(), "images")
-            metrics["kl_to_teacher"] = ((log_p.exp() * (log_p - log_q)).sum(), "images")
+            metrics["kl_to_teacher"] = (kl(log_p, log_q).sum(), "images")
         return Terms(terms.terms, terms.metrics | metrics)
 
     def answers(self, nets: Nets, images: Tensor) -> Float[Tensor, "images classes"]:
