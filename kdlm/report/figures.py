@@ -7,7 +7,7 @@ from kdlm.estimates import finite
 from kdlm.metrics import METRICS, TEACHERS, gap_closed, metric
 from kdlm.report.groups import Group, grouped
 from kdlm.report.markup import visible
-from kdlm.report.panel import Line, Spec, blank, panel
+from kdlm.report.panel import LARGEST, Line, Spec, blank, panel
 from kdlm.report.run import Points, Run
 
 OPTIMISER = ("grad_norm", "learning_rate")
@@ -89,7 +89,7 @@ def over_steps(groups: Sequence[Group], name: str, title: str = "") -> Spec:
         groups=[group.label for group in groups],
         unit=known.unit,
         scale=known.scale,
-        level=("teacher", known.scale * levels.pop()) if len(levels) == 1 and finite(min(levels)) is not None else None,
+        level=("teacher", known.scale * levels.pop()) if len(levels) == 1 and abs(min(levels)) < LARGEST else None,
         zero=name in COST,
     )
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdlm.estimates import finite
 from kdlm.report.markup import visible
 from kdlm.report.numbers import shown
 from kdlm.report.run import Points
@@ -19,6 +18,8 @@ MOST_POINTS = 1200
 """Points of a panel that are drawn; of more, of each line the first, the last, and the lowest and highest of each
 stretch are."""
 LEAST_POINTS = 40
+LARGEST = 1e100
+"""What is larger counts as not finite: an axis could not be drawn to it."""
 MOST_CLAUSES = 12
 HEIGHT = 170
 LABEL = 13
@@ -104,7 +105,7 @@ def thinned(points: Points, most: int) -> Points:
 
 
 def _real(line: Line, scale: float) -> Line:
-    points = [(step, scale * value) for step, value in line.points if finite(value) is not None]
+    points = [(step, scale * value) for step, value in line.points if abs(value) < LARGEST]  # nan is not
     return Line(line.group, line.run, line.kind, points)
 
 

@@ -119,6 +119,7 @@ def test_missing_parts_are_a_line_each_and_no_crash(tmp_path):
         [{"step": 5, "loss": 1.0, "images_per_second": 9.0}, {"step": 5, "eval_accuracy": 0.5, "eval_ece": 0.1}],
         [{"step": 5, "loss": float("nan")}, {"step": 5, "eval_loss": float("inf"), "eval_cross_entropy": float("nan")}],
         [{"step": 1, "eval_cross_entropy": 2.0, "eval_teacher_cross_entropy": 2.0}],
+        [{"step": 1, "loss": 1e308, "eval_accuracy": -1e308}, {"step": 2, "loss": -1e308, "eval_accuracy": 1e308}],
         [{"step": 1, "loss": "odd", "eval_cross_entropy": None, "note": ["list"]}],
         [{"step": 7, "eval_fid": 12.0, "eval_loss": 0.5}, {"step": 9, "train_runtime": 3.0}],
     ],
