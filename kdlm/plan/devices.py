@@ -43,7 +43,7 @@ class Device:
 
 # Memory: GiB that CUDA gives out, as PyTorch's messages of "total capacity" tell it in public issues; error correction
 # takes a part of that of L4, L40S and T4. Rates: TFLOP/s dense with fp32 accumulation, in half and in single precision
-# without TF32; GB/s; cards on SXM where there are several. Data sheets since Hopper and Ada print twice as much for half
+# without TF32; GB/s; cards on SXM where there are several. Data sheets since Ada and Hopper print twice that for half
 # precision, "with sparsity". Compared with reprints of NVIDIA's data sheets (H100: archive-lib.hpctech.co.jp, L40S:
 # mullet.se), glennklockwood.com (A100, H100, B200) and hmc-tech.com (B200, RTX 4090, V100, T4, L4), not with NVIDIA's
 # own. B200: sources say 75 or 80 TFLOP/s of fp32 and 7.7 or 8 TB/s; the smaller are taken. RTX 3090: not confirmed.
