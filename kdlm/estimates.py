@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Real
 
 Readings = Sequence[float] | Real[np.ndarray, "n"]
 
@@ -83,7 +83,7 @@ def ratio(sums: Readings, counts: Readings) -> Estimate:
     return jackknife(rows, lambda totals: totals[0] / totals[1] if totals[1] else math.nan)
 
 
-def jackknife(rows: Float[np.ndarray, "n columns"], figure: Callable[[np.ndarray], float]) -> Estimate:
+def jackknife(rows: Real[np.ndarray, "n columns"], figure: Callable[[np.ndarray], float]) -> Estimate:
     """Return `figure` of the sums over rows; its error comes from leaving out one row after another."""
     total, n = rows.sum(0), len(rows)
     if n < 2:

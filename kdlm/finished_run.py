@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from kdlm.data import Data, DataSection, ImageTextSection
 from kdlm.losses import kept_rows
+from kdlm.measuring.measure import moved
 from kdlm.models import DenoiserStudent, PretrainedStudent, VisionLanguageStudent
 from kdlm.recipe import Recipe, across, load
 from kdlm.run_folder import RunFolder
@@ -101,5 +102,6 @@ def open_run(path: Path) -> FinishedRun:
 def _held_out(data: Data, device: torch.device) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield the batches of the evaluation rows, from which a teacher learns how to weigh its members."""
     for batch in DataLoader(data.eval, 8, collate_fn=data.collator):  # pyright: ignore[reportArgumentType]
-        there = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        yield there, kept_rows(there["labels"])
+        there = moved(batch, device)
+        read = there["theirs"] if "chunks" in there else there  # a teacher with a tokenizer of its own
+        yield read, kept_rows(read["labels"])

@@ -15,7 +15,8 @@ from kdlm.estimates import finite
 from kdlm.finished_run import FinishedRun, open_run
 from kdlm.losses import Likeliest, likeliest
 from kdlm.measuring import Reader, Reading, Tally
-from kdlm.measuring.measure import evaluating, readings
+from kdlm.measuring.measure import readings
+from kdlm.models import evaluating
 
 VERSION = 1
 """Part of what a kept inspection is known by: raise it when what is recorded changes."""
@@ -45,7 +46,7 @@ def inspect_run(path: Path, texts: int = 8, top: int = 5, *, length: int = 512) 
     if not (path / "recipe.yaml").is_file() or not (path / "student").is_dir():
         raise ValueError(f"{path}: no finished run, there is no recipe.yaml with a folder student beside it")
     kept, made_of = path / "inspection.json", {"asked": [texts, top, length], "content": _content(path)}
-    if kept.is_file() and (found := _read(kept)).get("made_of") == made_of:
+    if (found := _read(kept)).get("made_of") == made_of:
         return found
     run = open_run(path)
     try:
@@ -162,6 +163,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}

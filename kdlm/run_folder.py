@@ -148,8 +148,8 @@ def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
         for key, value in results.items()
         if key.startswith("eval_") and isinstance(value, float) and "per_second" not in key and "runtime" not in key
     ]
-    best = results.get("best")
-    chosen = f"step {best['step']}, the best by {best['metric']}" if best else "the last"
+    best = results.get("best", {"step": None})
+    chosen = "the last" if best["step"] is None else f"step {best['step']}, the best by {best['metric']}"
     held_out = table(["held-out", "value"], figures) if figures else "Not evaluated: the recipe has no held-out data."
     about = [
         ("student", _name(recipe.student)),
@@ -160,12 +160,6 @@ def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
         ("checkpoint", chosen),
         ("seed", f"{recipe.seed}"),
     ]
-    )
-    best = results.get("best", {"step": None})
-    chosen = "the last" if best["step"] is None else f"step {best['step']}, the best by {best['metric']}"
-    table = (
-        f"| held-out | value |\n|---|---|\n{figures}" if figures else "Not evaluated: the recipe has no held-out data."
-    )
     sources = "\n".join(f"- {line.strip()}" for line in data.splitlines())
     return f"""---
 library_name: transformers

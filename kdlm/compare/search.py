@@ -40,12 +40,11 @@ def searched(comparison: Comparison, console: Console) -> tuple[Candidate, list[
     study, states = _study(comparison, search), _optuna().trial.TrialState
     kinds = {key: _distribution(space) for key, space in search.space.items()}
     while batch := _batch(study, search, comparison.workers, kinds):
-        runs, failed = {}, {}
+        runs = {}
         for trial in batch:
             try:
                 runs[trial.number] = _run(trial, search, comparison)
             except ValueError as error:
-                failed[trial.number] = str(error)
                 console.print(f"trial {trial.number} cannot run: {error}", highlight=False, markup=False)
         said = made(list(runs.values()), comparison, console)
         metric = next(iter(comparison.metrics))
@@ -107,8 +106,9 @@ def _study(comparison: Comparison, search: Search) -> Any:
     comparison.output.mkdir(parents=True, exist_ok=True)
     metric, way = next(iter(comparison.metrics.items()))
     what = search.model_dump(mode="json", exclude={"trials"}) | {
-        "metric": metric,
+        "metric": [metric, way],
         "overrides of all": comparison.overrides,
+        "seed of the runs": comparison.seeds[0],
     }
     study = _optuna().create_study(
         storage=f"sqlite:///{comparison.output / STUDY}",

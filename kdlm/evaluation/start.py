@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlm.models import Predictor
+from kdlm.models import Predictor, evaluating
 from kdlm.signal import Dense, Hidden, Rows
 
 
@@ -55,11 +55,7 @@ def _begins_as_its_base(model: nn.Module) -> bool:
     if not hasattr(model, "disable_adapter") or any("modules_to_save" in name for name, _ in model.named_modules()):
         return False
     ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         adapted = model(input_ids=ids, use_cache=False).logits
         with _without_adapters(model):
             return torch.equal(adapted, model(input_ids=ids, use_cache=False).logits)
-    finally:
-        model.train(training)

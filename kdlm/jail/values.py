@@ -9,7 +9,7 @@ import re
 CLOSE = 1e-9
 """Relative difference of floats that are the same: another order of the same sums."""
 FLOAT = re.compile(r"(?<!\d)(\d+(?:\.\d+(?:e[-+]?\d+)?|e[-+]?\d+))")
-"""Begins where digits begin: looked for at each digit of a long number it would take time by the square of its length."""
+"""It begins where digits begin: tried at each digit of a long number it would take the square of its length in time."""
 
 
 def same(said: str, expected: str) -> bool:

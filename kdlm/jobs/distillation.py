@@ -34,7 +34,7 @@ class Distillation(Section):
 
 
 def teacher_of(job: "Job", section: Distillation) -> str:
-    """Return the name of the teacher in this process. Raises ValueError, naming the key, for a model that is missing."""
+    """Return the name of the teacher in this process. Raises ValueError naming the key where a model is missing."""
     here = job.here()
     teacher = next((name for name in job.of("teacher") if name in here), None)
     if teacher is None:

@@ -3,7 +3,6 @@
 Its import takes seconds, so it happens inside of functions.
 """
 
-import contextlib
 import json
 import platform
 import re
@@ -27,18 +26,6 @@ def require() -> None:
         import lm_eval  # noqa: F401
     except ImportError as error:
         raise ValueError(f"kdlm eval needs lm-evaluation-harness ({error}): pip install 'kdlm[eval]'") from error
-
-
-@contextlib.contextmanager
-def told_to(path: Path) -> Iterator[None]:
-    """Send what the harness logs, prints and draws as bars to the end of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        path.open("a", encoding="utf-8") as file,
-        contextlib.redirect_stdout(file),
-        contextlib.redirect_stderr(file),
-    ):
-        yield
 
 
 class Tasks:

@@ -61,8 +61,6 @@ def _metric(job: Job, by_model: dict[str, Any], task: str, metric: str) -> dict[
         for theirs in baselines + teachers
         if comparable(known[ours], known[theirs])
     ]
-    first, best = baselines[0] if baselines else None, teachers[0] if teachers else None
-    higher = next(iter(figures.values()))["higher_is_better"]
     first = next(iter(job.of("baseline")), None)
     return {
         "higher_is_better": higher,
@@ -70,7 +68,6 @@ def _metric(job: Job, by_model: dict[str, Any], task: str, metric: str) -> dict[
         "models": told,
         "against_baseline": {pair["model"]: _less(pair) for pair in pairs if pair["other"] == first},
         "pairs": pairs,
-        "gap_closed": _gaps(known, students, first, best, higher),
         "gap_closed": _gaps(known, students, first, teachers[0] if teachers else None, higher),
     }
 
@@ -96,11 +93,6 @@ def _difference(ours: Documents | None, theirs: Documents | None) -> dict[str, A
 def _gaps(
     known: dict[str, Any], students: list[str], baseline: str | None, teacher: str | None, higher: bool | None
 ) -> dict[str, Any]:
-    """Return what each student closes of the gap; none unless the teacher is significantly better than the baseline."""
-    if baseline is None or teacher is None or not comparable(known[baseline], known[teacher]):
-        return {}
-    gap = difference(known[teacher], known[baseline])
-    if not gap.p_value < SIGNIFICANT or (higher is not None and (gap.value > 0) != higher):
     """Return what each student closes of the gap; none where the teacher is not significantly better than the baseline.
 
     `higher` says which is better; where nobody knows, both are gaps.
@@ -108,7 +100,7 @@ def _gaps(
     if baseline not in known or teacher is None or not comparable(known[baseline], known[teacher]):
         return {}
     gap = difference(known[teacher], known[baseline])
-    if not gap.p_value < LEVEL or (higher is not None and (gap.value > 0) != higher):
+    if not gap.p_value < SIGNIFICANT or (higher is not None and (gap.value > 0) != higher):
         return {}
     return {
         name: gap_closed(known[name], known[baseline], known[teacher]).as_json()

@@ -12,8 +12,9 @@ import torch
 from kdlm.jobs.cache import Cache
 from kdlm.jobs.digests import digest
 from kdlm.jobs.distillation import distilled, teacher_of
-from kdlm.jobs.harness import Tasks, reason, told_to
+from kdlm.jobs.harness import Tasks, reason
 from kdlm.jobs.job import Job
+from kdlm.jobs.log import told_to
 from kdlm.jobs.models import Server
 from kdlm.jobs.speed import measure
 
@@ -46,7 +47,7 @@ def evaluate(job: Job, say: Say) -> dict[str, Answers]:
     _check(job)
     cache, log = Cache(job.cache), job.output / LOG
     log.unlink(missing_ok=True)
-    with told_to(log):
+    with told_to(log, "reading the tasks"):
         tasks = Tasks(job)
         tasks.check()
         identities = {task: tasks.identity(task) for task in job.tasks}
@@ -84,7 +85,7 @@ def _read(cache: Cache, path: Path | None, say: Say) -> Any:
 def _ask(job: Job, cache: Cache, name: str, answers: Answers, missing: dict[str, Any], say: Say) -> None:
     """Open a model, ask it the tasks that are missing, keep what it says, and let it go."""
     section, place, log = job.models[name], f"models.{name}", job.output / LOG
-    with told_to(log):
+    with told_to(log, f"{name}: opening"):
         lm = section.open(place, job.batch_size, job.seed)
         tasks = Tasks(job, section.told())
     answers.about = section.about(lm)
@@ -92,7 +93,7 @@ def _ask(job: Job, cache: Cache, name: str, answers: Answers, missing: dict[str,
     for task, identity in missing.items():
         began = time.perf_counter()
         try:
-            with told_to(log):
+            with told_to(log, f"{name}: {task}"):
                 result = tasks.evaluate(lm, task)
         except Exception as error:
             raise _explained(error, place, task, log) from error
@@ -106,7 +107,7 @@ def _ask(job: Job, cache: Cache, name: str, answers: Answers, missing: dict[str,
 def distillation(job: Job, given: dict[str, Answers]) -> dict[str, Any]:
     """Return what `kdlm.jobs.distillation.distilled` says of the job's students and baselines."""
     assert job.distillation is not None
-    with told_to(job.output / LOG):
+    with told_to(job.output / LOG, "beside the teacher"):
         found = distilled(job, job.distillation, {name: one.hash for name, one in given.items()}, Cache(job.cache))
     _free()
     return found
@@ -119,7 +120,7 @@ def speed(job: Job) -> dict[str, Any]:
     """
     assert job.speed is not None
     sections = job.here()
-    with told_to(job.output / LOG):
+    with told_to(job.output / LOG, "speed: opening"):
         models = {name: section.load(f"models.{name}")[0] for name, section in sections.items()}
     found = measure(job.speed, models, next((name for name in job.of("teacher") if name in models), None))
     del models

@@ -93,7 +93,9 @@ def _rows(result: dict[str, Any], task: str, metric: dict[str, Any]) -> tuple[tu
     for leaf in result["groups"].get(task, [task]):
         for sample in result["samples"].get(leaf, []):
             if sample["filter"] == metric["filter"] and metric["metric"] in sample:
-                ids.append((leaf, sample["doc_id"], sample.get("target_hash")))  # the data may be newer than what is kept
+                ids.append(
+                    (leaf, sample["doc_id"], sample.get("target_hash"))
+                )  # the data may be newer than what is kept
                 values.append(_numbers(sample[metric["metric"]]))
     if len({len(value) for value in values}) != 1 or not all(
         isinstance(part, int | float) for value in values for part in value

@@ -40,7 +40,8 @@ def measure(section: Speed, models: dict[str, Any], teacher: str | None) -> dict
     In each turn every model is measured once, in turning order, so that a machine that slows down slows all of them;
     a ratio is the median of the turns' own. The first token comes with reading the prompts; decoding is the tokens
     after it. The prompts are random ids. Peak memory is that of the weights and of what was taken on top of them: on a
-    CUDA GPU by torch's count, on a CPU by the resident set (Linux), None elsewhere. Errors are standard errors of the medians.
+    CUDA GPU by torch's count, on a CPU by the resident set (Linux), None elsewhere. Errors are standard errors of the
+    medians.
 
     Args:
         models: causal LMs by name.

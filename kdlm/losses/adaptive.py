@@ -23,7 +23,8 @@ def adaptive_kl(
 
     `w` is the head's share of `sum |p - q|`, without gradient; the head is the most probable tokens of the teacher up
     to a mass of `head_mass` (mu in the paper), at least one. Tokens of one probability enter it together, so the order
-    of the vocabulary never matters. At equality `w` is 1/2.
+    of the vocabulary never matters. At equality `w` is 1/2. It is inf where one side rules out (a logit of -inf) what
+    the other allows.
     """
     log_q, log_p = log_prob_pair(student, teacher, temperature)
     with torch.no_grad():

@@ -24,6 +24,7 @@ def generalised_jsd(
     `beta` 0 is forward KL(p || q) and 1 reverse KL(q || p), as GKD and TRL have it. The formula itself tends to 0 at
     both ends, so these two are jumps, and a sweep over small `beta` sweeps the learning rate too: `normalised` divides
     by `beta (1 - beta)` between the ends, which makes them limits. `beta` 0.5 is the ordinary JSD, at most log 2.
+    Between the ends it is finite also where one side rules out what the other allows.
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must lie in [0, 1], got {beta}")

@@ -22,7 +22,8 @@ def forward_kl(
     """Return `T^2 KL(p || q)`, teacher p first: mass-covering (Hinton et al. 2015, arXiv 1503.02531).
 
     The gradient to the student's logits is `T (q - p)`, both at temperature T; it tends to the difference of centred
-    logits over the vocabulary size as T grows. In nats, 0 at equality; the teacher carries no gradient.
+    logits over the vocabulary size as T grows. In nats, 0 at equality; the teacher carries no gradient. Tokens that the
+    teacher rules out (logits of -inf) add nothing; it is inf where the student rules out what the teacher allows.
     """
     log_q, log_p = log_prob_pair(student, teacher, temperature)
     return rescale(kl(log_p, log_q), temperature, t_squared)
@@ -38,7 +39,8 @@ def reverse_kl(
     """Return `T^2 KL(q || p)`, student q first: mode-seeking (MiniLLM, arXiv 2306.08543).
 
     On the student's own samples it estimates the divergence of whole sequences; on fixed text it is a loss per
-    position only. Tokens that the teacher finds all but impossible weigh heavily: the ratio is not bounded.
+    position only. Tokens that the teacher finds all but impossible weigh heavily: the ratio is not bounded. Where it
+    rules out (a logit of -inf) what the student allows the value is inf, and there is no gradient.
     """
     log_q, log_p = log_prob_pair(student, teacher, temperature)
     return rescale(kl(log_q, log_p), temperature, t_squared)

@@ -122,8 +122,12 @@ def top1_agreement(seen: Seen) -> Tensor:
 
 
 def top5_agreement(seen: Seen) -> Tensor:
-    """Share of the teacher's five most probable tokens that are among the student's five, of the shared ids."""
-    ours, theirs = seen.shared.topk(5).indices, seen.favourites(5)
+    """Share of the teacher's five most probable tokens that are among the student's five, of the shared ids.
+
+    Of fewer shared ids than five it is 1.
+    """
+    count = min(5, seen.shared.shape[-1])
+    ours, theirs = seen.shared.topk(count).indices, seen.favourites(count)
     return (theirs[:, :, None] == ours[:, None, :]).any(-1).double().mean(-1)
 
 

@@ -25,7 +25,8 @@ def alpha_mixture(
 
     `alpha` -1 is the arithmetic mean (skew KL), 1 the geometric one, `softmax` of the interpolated logits, and 3 the
     harmonic one. `share` is the teacher's part. The student in `r` carries gradient. In fp32 the relative precision
-    falls as 1e-7 / |1 - alpha| close to, but not at, 1.
+    falls as 1e-7 / |1 - alpha| close to, but not at, 1. Below `alpha` 1 it is finite also where the student rules out
+    what the teacher allows.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share must lie in [0, 1), got {share}: at 1 the divergence is 0 whatever the student says")

@@ -38,7 +38,8 @@ def skew_reverse_kl(
     """Return `T^2 KL(q || (1 - skew) p + skew q)`; `skew` 0 is reverse KL.
 
     At most `-T^2 log(skew)`. Both copies of the student carry gradient (DistiLLM-2's code detaches the one in the
-    mixture, which leaves the value and changes the gradient). `skew` may differ by row, then above 0.
+    mixture, which leaves the value and changes the gradient). `skew` may differ by row, then above 0. Finite also where
+    the teacher rules tokens out, except for `skew` 0.
     """
     log_q, log_p = log_prob_pair(student, teacher, temperature)
     return rescale(kl(log_q, log_p if _unmixed(skew) else log_mixture(log_p, log_q, 1 - skew)), temperature, t_squared)

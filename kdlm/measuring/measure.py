@@ -1,20 +1,20 @@
 """measure: the figures of a student beside its teacher, over rows of any data."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlm.data import Prefetched, collator_for
 from kdlm.data.load import text_collator
 from kdlm.measuring.derived import DRAFTED
 from kdlm.measuring.reading import Reader, Reading
 from kdlm.measuring.tally import Measured, Tally
+from kdlm.models import evaluating
 from kdlm.signal import sequence_of
 
 
@@ -39,8 +39,8 @@ def measure(
     """Return what a student keeps of its teacher on some rows: figures with standard errors over documents.
 
     Args:
-        student: a language model, on the device that is measured on; left in the mode that it was in.
-        teacher: a `kdlm.teachers.Teacher` (local, cached, served ...), a model, or None.
+        student: a language model, on the device that is measured on; left in the modes that it was in.
+        teacher: a `kdlm.teachers.Teacher` (local, cached, served ...), a model, which is frozen, or None.
         rows: with `input_ids` and `labels`, as `kdlm.data.load_data` gives them, packed or not: only tokens with a
             label count.
         tokenizer: the student's; without it nothing is said per byte.
@@ -113,21 +113,8 @@ def readings(
             collate = _collator(some, tokenizer, their_tokenizer)
         if hasattr(reader.teacher, "prefetch") and not isinstance(collate, Prefetched):
             collate = Prefetched(collate, reader.teacher.prefetch)
-        batch = _on(reader.device, collate(some))
+        batch = moved(collate(some), reader.device)
         yield batch, reader(batch)
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put models into evaluation mode, and afterwards back into the mode that they were in."""
-    before = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for module, training in zip(modules, before, strict=True):
-            module.train(training)
 
 
 def _collator(rows: Sequence[dict[str, Any]], tokenizer: Any, their_tokenizer: Any) -> Callable[..., dict[str, Any]]:
@@ -136,10 +123,8 @@ def _collator(rows: Sequence[dict[str, Any]], tokenizer: Any, their_tokenizer: A
     return collator_for(rows, tokenizer, their_tokenizer)
 
 
-def _on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return _on(device, value)
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return {name: moved(value) for name, value in batch.items()}
+def moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch with its tensors, those of a second reading too, on a device."""
+    if isinstance(batch, dict):
+        return {name: moved(value, device) for name, value in batch.items()}
+    return batch.to(device) if isinstance(batch, Tensor) else batch

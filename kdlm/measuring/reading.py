@@ -56,7 +56,7 @@ class Reader:
 
     Args:
         student: a language model, or its `Predictor`.
-        teacher: a `kdlm.teachers.Teacher`, a model, or None.
+        teacher: a `kdlm.teachers.Teacher`, a model, which is frozen, or None.
         start: the model that the student was before, for `kl_to_start` and `start_cross_entropy`.
         baseline: another student, for `baseline_cross_entropy`.
         names: the measures; by default all that the teacher can give.

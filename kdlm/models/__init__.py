@@ -25,6 +25,7 @@ from kdlm.models.loading import (
     named,
 )
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
+from kdlm.models.modes import evaluating
 from kdlm.models.prediction import Predictor
 from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
@@ -82,6 +83,7 @@ __all__ = [
     "adapt",
     "check_classes",
     "device_of",
+    "evaluating",
     "inherit",
     "load_synthetic",
     "merge",

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdlm.features import recorded
+from kdlm.models.modes import evaluating
 
 
 def is_image_classifier(module: nn.Module) -> bool:
@@ -61,12 +62,8 @@ class Classifier:
         """
         parameter = next(self.module.parameters())
         blank = torch.zeros(1, *image_shape(self.module), dtype=parameter.dtype, device=parameter.device)
-        was_training = self.module.training
-        self.module.eval()
-        try:
+        with evaluating(self.module):
             return self.with_features(blank, paths)[1]
-        finally:
-            self.module.train(was_training)
 
 
 def image_shape(module: Any) -> tuple[int, int, int]:

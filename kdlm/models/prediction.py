@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kdlm.models.modes import evaluating
 from kdlm.signal import Dense, Head, Hidden, Rows
 
 logger = logging.getLogger(__name__)
@@ -130,15 +131,10 @@ def _head_explains_logits(model: LanguageModel) -> bool:
     layer = plain(model).get_output_embeddings()
     if layer is None or hasattr(layer, "base_layer"):  # an adapter sits on the head: its weight is not the whole map
         return False
-    was_training = model.training
     ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
-    try:
-        model.eval()
-        with torch.no_grad():
-            own = model(input_ids=ids, use_cache=False).logits
-            ours = head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        own = model(input_ids=ids, use_cache=False).logits
+        ours = head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
     if own.shape != ours.shape:
         return False
     scale = own.float().abs().max().clamp(min=1e-6)

@@ -183,10 +183,7 @@
   document.getElementById("save-heat").addEventListener("click", () => {
     picture().toBlob((blob) => {
       const url = URL.createObjectURL(blob);
-      const link = document.createElement("a");
-      link.href = url;
-      link.download = "tokens.png";
-      link.click();
+      save(url, "tokens"); // of page.js
       setTimeout(() => URL.revokeObjectURL(url), 1000);
     });
   });

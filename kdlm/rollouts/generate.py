@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from kdlm.models import evaluating
 from kdlm.rollouts.engine import Completion, Sampling, check_prompts, end_ids
 from kdlm.section import Section
 
@@ -63,17 +64,13 @@ class GenerateEngine:
         check_prompts(prompts, context)
         by_length = sorted(range(len(asked)), key=lambda number: len(prompts[asked[number]]))
         done: dict[int, Completion] = {}
-        training = self._model.training
-        self._model.eval()
-        try:
+        with evaluating(self._model):
             for start in range(0, len(by_length), self.batch_size):
                 numbers = by_length[start : start + self.batch_size]
                 drawn = self._draw([prompts[asked[n]] for n in numbers], sampling, context, seed * 1_000_003 + start)
                 for number, (ids, log_probs) in zip(numbers, drawn, strict=True):
                     stop: Literal["end", "length"] = "end" if ids and ids[-1] in self.end_ids else "length"
                     done[number] = Completion(ids, log_probs, stop, asked[number], self._version)
-        finally:
-            self._model.train(training)
         return [done[number] for number in range(len(asked))]
 
     def close(self) -> None:

@@ -245,10 +245,9 @@ def _power_mean(formula: Formula, q: Distribution, p: Distribution, merge: Merge
     value = sums(p.times(p.logs - mean.logs))
     if not graded:
         return value[:, 0], None
-    # The log-odds of the student's part; where p is 0 any number does for a mean of 0.
-    odds = ours.sub_(theirs)
-    if p.zeros is not None:
-        odds.masked_fill_(p.zeros, -_LEAST)
+    odds = ours.sub_(theirs)  # of the student's part
+    if p.zeros is not None:  # not where p underflows: normalised, the mean may be there
+        odds.masked_fill_(p.logs == -torch.inf, -_LEAST)
     f = (mean.probs - p.probs).mul_(odds.sigmoid_())
     return value[:, 0], f.sub_(q.probs * sums(f))
 

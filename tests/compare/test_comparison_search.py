@@ -63,7 +63,7 @@ def test_a_search_finds_the_better_half_and_writes_a_recipe_that_trains(tmp_path
     data = json.loads((tmp_path / "out" / "results.json").read_text())
     figures = [trial["figure"] for trial in data["search"]]
     assert figures == sorted(figures) and len(figures) == 16
-    assert "| trial | cross entropy | training.learning_rate | losses |" in (tmp_path / "out/results.md").read_text()
+    assert "| trial | cross-entropy | training.learning_rate | losses |" in (tmp_path / "out/results.md").read_text()
 
 
 def test_a_stopped_search_ends_with_the_trials_of_an_unbroken_one(tmp_path: Path, quick) -> None:
@@ -75,6 +75,14 @@ def test_a_stopped_search_ends_with_the_trials_of_an_unbroken_one(tmp_path: Path
             searched(asked(tmp_path / "stopped"), Console(quiet=True))
     assert searched(asked(tmp_path / "stopped"), Console(quiet=True))[1] == whole
     assert len(quick.made) == 16, "a trial was made twice"
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [1, 0]}, {"metrics": {"eval_cross_entropy": "higher"}}])
+def test_a_study_is_not_gone_on_with_by_another_seed_or_towards_the_other_end(tmp_path: Path, quick, changes) -> None:
+    first = asked(tmp_path, trials=1)
+    searched(first, Console(quiet=True))
+    with pytest.raises(ValueError, match="of another search"):
+        searched(first.model_copy(update=changes), Console(quiet=True))
 
 
 def test_the_study_of_another_search_is_refused(tmp_path: Path, quick) -> None:

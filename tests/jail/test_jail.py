@@ -226,11 +226,14 @@ def test_a_program_that_knows_the_nonce_cannot_break_who_reads_it():
 
 def test_of_forged_results_no_more_is_kept_than_there_are_tests():
     """And they are heard in time: a longer text than a test gives, and words and numbers that there are not."""
-    program = FORGED + """
+    program = (
+        FORGED
+        + """
 for number in range(2, 20000): tell(b'passed %d 00' % number)
 for number in range(20000): tell(b'word%d 0 00' % number)
 tell(b'passed 0 ' + b'31' * 2**22)
 """
+    )
     from kdlm.jail.watching import Watch
 
     heard = []

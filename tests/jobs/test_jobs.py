@@ -89,7 +89,7 @@ def test_a_beginning_that_the_tokenizer_adds_is_not_read_twice():
     source = named(TEACHER)
     model, tokenizer = source.load(), source.tokenizer()
     assert not lms.adds_beginning(tokenizer)
-    begin, number = with_beginning(tokenizer)
+    _, number = with_beginning(tokenizer)
     assert lms.adds_beginning(tokenizer)
     lm = lms.hf(model, tokenizer, 2, None)
     asked = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in TEXTS[:2]]

@@ -18,7 +18,9 @@ RIGHT = {"teacher": [1, 1, 1, 1, 1, 1, 1, 0], "student": [1, 1, 1, 0, 1, 1, 0, 0
 def told(values: dict[str, list[Any]], higher: bool = True, **more: float) -> dict[str, Any]:
     """Return what a model gave on one task, `t`: means of documents by metric; `more` are figures without documents."""
     about = {"filter": "none", "higher_is_better": higher, "error": None}
-    figures = {name: {**about, "metric": name, "value": sum(numbers) / len(numbers)} for name, numbers in values.items()}
+    figures = {
+        name: {**about, "metric": name, "value": sum(numbers) / len(numbers)} for name, numbers in values.items()
+    }
     figures |= {name: {**about, "metric": name, "value": value} for name, value in more.items()}
     samples = [
         {"doc_id": place, "target_hash": f"answer {place}", "filter": "none", **dict(zip(values, row, strict=True))}

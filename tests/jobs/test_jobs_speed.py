@@ -90,7 +90,7 @@ def test_a_job_measures_the_models_of_this_process_and_their_size_on_disk(tmp_pa
 
 
 def test_prompts_that_do_not_fit_a_model_are_said(tmp_path):
-    with pytest.raises(ValueError, match="speed.prompt_tokens: 4000 and 32 new ones do not fit the 1024 positions"):
+    with pytest.raises(ValueError, match=r"speed\.prompt_tokens: 4000 and 32 new ones do not fit the 1024 positions"):
         speed(job_in(tmp_path, "speed={prompt_tokens: 4000}", models=HERE))
 
 

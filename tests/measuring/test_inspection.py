@@ -85,6 +85,9 @@ def test_it_is_kept_until_the_student_or_the_question_changes(folder, tmp_path, 
     assert inspect_run(folder, texts=2) == found
     with pytest.raises(TypeError):  # made again, which it cannot be here
         inspect_run(folder, texts=1)
+    (folder / "inspection.json").write_text("[]")  # of somebody else
+    with pytest.raises(TypeError):
+        inspect_run(folder, texts=2)
     weights = folder / "student" / "model.safetensors"
     before = weights.read_bytes()
     try:

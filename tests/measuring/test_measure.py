@@ -176,9 +176,10 @@ def test_reliability_counts_every_token_and_gives_the_error(measured):
 def test_it_is_json_and_models_keep_their_mode(student, teacher, rows, tokenizer, measured):
     assert json.loads(json.dumps(measured, allow_nan=False)) == measured
     student.train()
+    still = student.get_input_embeddings().eval()  # a part that is kept out of training
     try:
         again = measure(student, LocalTeacher(teacher), rows, tokenizer)
-        assert student.training
+        assert student.training and not still.training
     finally:
         student.eval()
     same(again, measured)

@@ -4,12 +4,12 @@ import shlex
 
 import pytest
 import yaml
-from kdlm.report.numbers import plain, shown
 from run_folders import BASELINE, RECIPE, lines, write_run
 
 from kdlm.cli import parse
 from kdlm.report.comparison import comparison, model_name, recipes
 from kdlm.report.groups import differences, flat, grouped
+from kdlm.report.numbers import plain, shown
 from kdlm.report.reproduce import command, overrides
 from kdlm.report.run import read_runs
 from kdlm.report.verdict import gap_to, verdict

@@ -121,6 +121,14 @@ def test_a_teacher_that_gives_a_few_tokens_gives_bounds_and_says_the_rest_exactl
         measured(student, TopK(ids[:, :4], log_p[:, :4]), labels, names=["top5_agreement"])
 
 
+@pytest.mark.parametrize("kind", ["dense", "topk"])
+def test_all_of_a_vocabulary_of_three_is_among_its_top_five(draw, kind):
+    labels, log_p = torch.arange(ROWS) % 3, draw(ROWS, 3).log_softmax(-1)
+    teacher = Dense(log_p) if kind == "dense" else TopK(*log_p.topk(3)[::-1])
+    found = measured(Dense(draw(ROWS, 3)), teacher, labels, vocab=None, names=["top5_agreement"])
+    assert (found["top5_agreement"] == 1).all()
+
+
 def test_draws_from_the_rest_make_forward_kl_unbiased_and_leave_the_other_bounds(pair):
     student, teacher, labels = pair
     log_p, ids = logits(teacher)[:, :VOCAB].log_softmax(-1).sort(descending=True)
