@@ -41,11 +41,12 @@ class Device:
     measured: bool = False
 
 
-# Memory: GiB that CUDA gives out, as PyTorch's messages of "total capacity" report it; error correction takes a part of
-# that of L4, L40S and T4. Rates: TFLOP/s dense with fp32 accumulation, in half and in single precision without TF32;
-# GB/s. NVIDIA's data sheets give half precision "with sparsity", which is twice as much, from the A100's successors on.
-# Sources: data sheets of A100, H100 (SXM), H200 (SXM), L4, L40S, V100 (SXM), T4; HGX B200's, an eighth (fp32 600, bf16
-# 36,000 with sparsity; 80 for fp32 in the architecture's first brief); white papers of GA102, Ada and Blackwell RTX.
+# Memory: GiB that CUDA gives out, as PyTorch's messages of "total capacity" tell it in public issues; error correction
+# takes a part of that of L4, L40S and T4. Rates: TFLOP/s dense with fp32 accumulation, in half and in single precision
+# without TF32; GB/s; cards on SXM where there are several. Data sheets since Ada and Hopper print twice that for half
+# precision, "with sparsity". Compared with reprints of NVIDIA's data sheets (H100: archive-lib.hpctech.co.jp, L40S:
+# mullet.se), glennklockwood.com (A100, H100, B200) and hmc-tech.com (B200, RTX 4090, V100, T4, L4), not with NVIDIA's
+# own. B200: sources say 75 or 80 TFLOP/s of fp32 and 7.7 or 8 TB/s; the smaller are taken. RTX 3090: not confirmed.
 _TABLE: dict[str, tuple[float, float, float, float]] = {
     "A100 40GB": (39.5, 312, 19.5, 1555),
     "A100": (79.2, 312, 19.5, 2039),
