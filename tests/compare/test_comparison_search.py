@@ -63,7 +63,7 @@ def test_a_search_finds_the_better_half_and_writes_a_recipe_that_trains(tmp_path
     data = json.loads((tmp_path / "out" / "results.json").read_text())
     figures = [trial["figure"] for trial in data["search"]]
     assert figures == sorted(figures) and len(figures) == 16
-    assert "| trial | cross entropy | training.learning_rate | losses |" in (tmp_path / "out/results.md").read_text()
+    assert "| trial | cross-entropy | training.learning_rate | losses |" in (tmp_path / "out/results.md").read_text()
 
 
 def test_a_stopped_search_ends_with_the_trials_of_an_unbroken_one(tmp_path: Path, quick) -> None:
