@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest.mock import patch
+from warnings import catch_warnings
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +49,12 @@ def trace(recipe: Recipe, settings: Settings) -> Ledger:
 def _as_there(settings: Settings) -> Iterator[None]:
     """Let code that looks at numbers or devices do as it would in the run."""
     with ExitStack() as stack:
+        stack.enter_context(catch_warnings(action="ignore", category=FutureWarning))  # transformers' of its own
         if not settings.masked:  # transformers cannot see that sequences are not packed, and would make a mask for it
             stack.enter_context(patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_, **__: None))
         if settings.device.kind == "cuda":  # as many rows at once as there; on a CPU they are few, to stay in its cache
             stack.enter_context(patch.dict("kdlm_kernels.distribution.BLOCK", {"cpu": 1 << 24}))
+            stack.enter_context(patch("kdlm_kernels.projection._FEW_ROWS", 0))  # a GPU turns no product round
         yield
 
 
@@ -68,6 +71,8 @@ class _Run:
         self.settings, self.ledger = settings, ledger
         with ledger.making("weights"):
             student = student_of(recipe.student)
+            if getattr(recipe.evaluation, "start", False) and getattr(recipe.student, "lora", None) is None:
+                self.start = student_of(recipe.student).requires_grad_(False)  # adapters need none: they have a base
         with ledger.making("teacher weights"):
             teacher = teacher_of(recipe.teacher, settings.rows, settings.accumulation + 1)
         for record in getattr(teacher, "ahead", ()):

@@ -57,6 +57,13 @@ def test_adapters_alone_have_gradients_and_state(tmp_path):
     assert found["optimiser"] == pytest.approx(8 * adapters, rel=0.05)
 
 
+def test_forgetting_is_measured_with_a_copy_of_the_student_but_of_adapters_with_their_base(tmp_path):
+    watched = {"evaluation": {"start": True}}
+    for more, copies in (({}, 1), ({"student.lora": {"rank": 4}}, 0)):
+        plain, with_start = (predict(recipe(tmp_path, {**more, **each}), CPU) for each in ({}, watched))
+        assert with_start.parts["weights"] - plain.parts["weights"] == pytest.approx(copies * 4 * weights_of(), abs=256)
+
+
 def test_checkpointing_keeps_fewer_activations_and_computes_more(tmp_path):
     long = {"data.max_length": 512}
     plain = predict(recipe(tmp_path, long, num_hidden_layers=8), CPU)
