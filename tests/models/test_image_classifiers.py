@@ -121,7 +121,7 @@ def test_a_run_leaves_a_folder_that_transformers_opens_with_names_of_classes(tmp
     assert 0 <= results["eval_accuracy"] <= 1 and {"eval_ece", "eval_brier", "eval_agreement"} <= results.keys()
     student = AutoModelForImageClassification.from_pretrained(run / "student")
     assert student.config.id2label[7] == "7" and student(images()).logits.shape == (3, 10)
-    assert "| accuracy |" in (run / "student" / "README.md").read_text()
+    assert "| accuracy, % |" in (run / "student" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
