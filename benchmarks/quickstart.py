@@ -39,11 +39,9 @@ def run_folder(folder: Path, variant: str, seed: int) -> Path:
 
 def run(variant: str, seed: int, folder: Path, extra: list[str]) -> dict[str, Any]:
     """Train one student in a process of its own, on one thread, and return its results and curve."""
-    from kdlm.sandbox import build
-
     run_dir = run_folder(folder, variant, seed)
     shutil.rmtree(run_dir, ignore_errors=True)
-    student = f"student={{name: fresh, config_from: '{build('code-student')}', seed: {seed}}}"
+    student = f"student={{name: fresh, config_from: 'sandbox:code-student', seed: {seed}}}"
     command = [sys.executable, "-m", "kdlm", "train", str(RECIPE), *VARIANTS[variant], *extra]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     began = time.perf_counter()
