@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 Counts = tuple[int, int, int]
 """True positives, false positives and false negatives."""
 
@@ -31,24 +34,24 @@ def mentions(text: str) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
 
 
-def f1(documents: Iterable[Counts]) -> float:
+def f1(documents: Iterable[Counts | Int[np.ndarray, "3"]]) -> float:
     """Return micro F1, `2 tp / (2 tp + fp + fn)`, of counts summed over documents; 0 where there was nothing."""
     tp, fp, fn = _summed(documents)
     return 2 * tp / max(2 * tp + fp + fn, 1)
 
 
-def precision(documents: Iterable[Counts]) -> float:
+def precision(documents: Iterable[Counts | Int[np.ndarray, "3"]]) -> float:
     """Return `tp / (tp + fp)` of counts summed over documents; 0 where nothing was given."""
     tp, fp, _ = _summed(documents)
     return tp / max(tp + fp, 1)
 
 
-def recall(documents: Iterable[Counts]) -> float:
+def recall(documents: Iterable[Counts | Int[np.ndarray, "3"]]) -> float:
     """Return `tp / (tp + fn)` of counts summed over documents; 0 where nothing was asked for."""
     tp, _, fn = _summed(documents)
     return tp / max(tp + fn, 1)
 
 
-def _summed(documents: Iterable[Counts]) -> Counts:
-    tp, fp, fn = (sum(column) for column in zip(*documents, strict=True))
+def _summed(documents: Iterable[Counts | Int[np.ndarray, "3"]]) -> Counts:
+    tp, fp, fn = (int(sum(column)) for column in zip(*documents, strict=True))
     return tp, fp, fn
