@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 
 from kdlm import __version__, verbs
@@ -65,23 +64,7 @@ def parser() -> argparse.ArgumentParser:
     starter.add_argument("--data", required=True, help="hub id, folder or file, or sandbox:code")
     starter.add_argument("--output", default="recipe.yaml", help="where to write it (default: %(default)s)")
     starter.add_argument("--force", action="store_true", help="overwrite the file if it is there")
-    served = verb(verbs.serve, "serve a teacher's hidden states to students on other machines")
-    served.add_argument("--model", required=True, help="hub id, folder, or sandbox:code-teacher")
-    served.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    served.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
-    served.add_argument(
-        "--engine", default="transformers", choices=["transformers", "vllm"], help="what runs the model"
-    )
-    served.add_argument(
-        "--engine-option", action="append", default=[], metavar="KEY=VALUE", help="handed to vllm.LLM; may be repeated"
-    )
-    served.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    served.add_argument("--port", type=whole(0, 65535), default=8100, help="0 takes a free one (default: %(default)s)")
-    served.add_argument("--key-env", metavar="NAME", help="environment variable with the key that clients must send")
-    served.add_argument(
-        "--max-batch-tokens", type=whole(1, 10**9), default=8192, metavar="N", help="read at once, with padding"
-    )
-    served.add_argument("--max-queue", type=whole(1, 10**6), default=64, metavar="N", help="requests that may wait")
+    _served(verb(verbs.serve, "serve a teacher's hidden states to students on other machines"))
     _pair(verb(verbs.speculate, "measure what a draft saves a target in speculative decoding"))
     _add_up(
         verb(verbs.pack, "compress what tuning changed in a model"),
@@ -110,6 +93,26 @@ def _pictured(shown: argparse.ArgumentParser) -> None:
     )
     shown.add_argument("--png", type=Path, metavar="FOLDER", help="write every figure there as PNG too")
     shown.add_argument("--no-inspect", action="store_true", help="load no models: no heat map of a run not seen before")
+
+
+def _served(served: argparse.ArgumentParser) -> None:
+    """Add what `kdlm serve` takes."""
+    served.add_argument("--model", required=True, help="hub id, folder, or sandbox:code-teacher")
+    served.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    served.add_argument("--device", default="auto", help="cuda:1, cpu, or auto (default: %(default)s)")
+    served.add_argument(
+        "--engine", default="transformers", choices=["transformers", "vllm"], help="what runs the model"
+    )
+    served.add_argument(
+        "--engine-option", action="append", default=[], metavar="KEY=VALUE", help="handed to vllm.LLM; may be repeated"
+    )
+    served.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    served.add_argument("--port", type=whole(0, 65535), default=8100, help="0 takes a free one (default: %(default)s)")
+    served.add_argument("--key-env", metavar="NAME", help="environment variable with the key that clients must send")
+    served.add_argument(
+        "--max-batch-tokens", type=whole(1, 10**9), default=8192, metavar="N", help="read at once, with padding"
+    )
+    served.add_argument("--max-queue", type=whole(1, 10**6), default=64, metavar="N", help="requests that may wait")
 
 
 def _pair(paired: argparse.ArgumentParser) -> None:
@@ -201,7 +204,6 @@ def said(error: Exception, path: str | None, reads: str) -> str:
     if path is not None and Path(path).is_file():
         from kdlm.section_loader import placed
 
-        module, _, name = reads.partition(":")
-        if (lines := placed(getattr(import_module(module), name), path, message)) != message:
+        if (lines := placed(verbs.section_read(reads), path, message)) != message:
             return lines
     return f"kdlm: error: {message}\nkdlm: --debug shows where"

@@ -1,21 +1,28 @@
 """The verbs of the command line: one function each, heavy imports inside."""
 
 import argparse
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdlm.recipe import Recipe
+    from kdlm.section import Section
 
 
-def load(args: argparse.Namespace) -> "Recipe":
-    """Read the recipe that the command names."""
+def section_read(reads: str) -> "type[Section]":
+    """Return the class of what a verb's file holds, named as `module:class`."""
+    module, _, name = reads.partition(":")
+    return getattr(import_module(module), name)
+
+
+def load(args: argparse.Namespace) -> Any:
+    """Read the file that the command names, as what the verb reads: a Recipe, a Job, a Comparison."""
     from kdlm.yaml_document import Document
 
     Document.read(args.recipe)  # a file that is missing or no YAML is said before the seconds of the next import
-    from kdlm.recipe import load
+    from kdlm.section_loader import load_section
 
-    return load(args.recipe, args.overrides)
+    return load_section(section_read(args.reads), args.recipe, args.overrides)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -45,10 +52,10 @@ def check(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    from kdlm.compare import Comparison, compare
-    from kdlm.section_loader import load_section
+    comparison = load(args)
+    from kdlm.compare import compare
 
-    rows = compare(load_section(Comparison, args.recipe, args.overrides))
+    rows = compare(comparison)
     return int(any(row.failed for row in rows))
 
 
@@ -138,14 +145,10 @@ def merge(args: argparse.Namespace) -> int:
 
 
 def eval_(args: argparse.Namespace) -> int:
-    from kdlm.yaml_document import Document
-
-    Document.read(args.recipe)
-    from kdlm.jobs import Job
+    job = load(args)
     from kdlm.jobs.verb import run
-    from kdlm.section_loader import load_section
 
-    run(load_section(Job, args.recipe, args.overrides))
+    run(job)
     return 0
 
 
