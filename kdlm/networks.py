@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
-from kdlm.methods import EmaOf, Method, SnapshotOf, Terms, Trainable
+from kdlm.methods import Method, Terms
 from kdlm.models import FrozenCopy, Predictor, view, whole
+from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
 
 
 class Networks(nn.Module):
@@ -22,6 +23,7 @@ class Networks(nn.Module):
 
     copies: dict[str, FrozenCopy]
     averages: dict[str, nn.Module]
+    followers: dict[str, EmaOf | SnapshotOf]
     views: dict[str, Any]
 
     accepts_loss_kwargs = True  # the Trainer then counts the items of a whole optimiser step and leaves scaling to us
@@ -33,18 +35,25 @@ class Networks(nn.Module):
         for name, role in method.roles.items():
             if isinstance(role, Trainable) and role.make is not None:
                 self.role[name] = role.make(reader, answering)
-        # Averages are kept off the module tree: never wrapped, never given to the optimiser.
-        followers = {n: r.role for n, r in method.roles.items() if isinstance(r, EmaOf | SnapshotOf)}
-        self.own_steps: dict[str, Callable[[int], int]] = {}
+        # Averages are kept off the module tree: never wrapped, never given to the optimiser. A teacher may have some.
+        roles: dict[str, Role] = {**method.roles, **(teacher.roles_beside(student) if hasattr(teacher, "follow") else {})}
+        followers = {name: role for name, role in roles.items() if not isinstance(role, Trainable)}
         copies: dict[str, FrozenCopy] = {}
         for name, role in followers.items():
-            copies[name] = FrozenCopy(copies[role] if role in copies else self.role[role])
+            copies[name] = FrozenCopy(copies[role.role] if role.role in copies else self.role[role.role])
         averages = {name: one.module for name, one in copies.items()}
+        self.own_steps = {name: own_steps(method, name) for name in self.role}
         object.__setattr__(self, "copies", copies)
         object.__setattr__(self, "averages", averages)
+        object.__setattr__(self, "followers", followers)
         views = {name: reader if module is student else module for name, module in self.role.items()}
-        views |= {n: view(m) if followers[n] == "student" else m for n, m in averages.items()}
+        read = {"student"}
+        for name, role in followers.items():
+            read |= {name} if role.role in read else set()
+            views[name] = view(averages[name]) if name in read else averages[name]
         object.__setattr__(self, "views", views | ({} if teacher is None else {"teacher": answering}))
+        if hasattr(teacher, "follow"):
+            teacher.follow(self.views)
 
     @property
     def student(self) -> Any:
@@ -64,23 +73,15 @@ class Networks(nn.Module):
                 if key in trainable[name]:
                     parameter.requires_grad_(name in active)
 
-    def move_averages(self, method: Method, active: frozenset[str], done: int) -> None:
+    def move_averages(self, active: frozenset[str], done: int) -> None:
         """Move each average towards its role, if that role moved in the last of `done` steps and it is its turn."""
-        for name, role in method.roles.items():
-            if isinstance(role, EmaOf) and role.role in active and self._own(method, role.role, done) % role.every == 0:
+        for name, role in self.followers.items():
+            if isinstance(role, EmaOf) and role.role in active and self.own_steps[role.role](done) % role.every == 0:
                 self.copies[name].move(role.decay)
 
-    def _own(self, method: Method, role: str, done: int) -> int:
-        """Return how many of `done` steps a role took part in."""
-        if not method.alternates:
-            return done
-        if role not in self.own_steps:
-            self.own_steps[role] = own_steps(method, role)
-        return self.own_steps[role](done)
-
-    def take_snapshots(self, method: Method, done: int | None = None) -> None:
+    def take_snapshots(self, done: int | None = None) -> None:
         """Copy what a snapshot is taken of, after `done` optimiser steps, or at the end of an epoch (None)."""
-        for name, role in method.roles.items():
+        for name, role in self.followers.items():
             if isinstance(role, SnapshotOf) and (role.at is None if done is None else role.at and role.at(done)):
                 self.copies[name].move(decay=0.0)
 

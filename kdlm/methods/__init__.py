@@ -40,7 +40,7 @@ from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
-from kdlm.methods.method import EmaOf, Method, Preparation, Role, SnapshotOf, Step, Term, Terms, Trainable
+from kdlm.methods.method import Method, Preparation, Step, Term, Terms
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
@@ -61,6 +61,7 @@ from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
 from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
 from kdlm.methods.vision.rkd import RKD, RKDSection
 from kdlm.methods.vision.uskd import USKD, USKDSection
+from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
 from kdlm.section import Custom
 
 
