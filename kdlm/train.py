@@ -145,6 +145,9 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
+    if lora is not None:
+        quantised = getattr(recipe.student, "quantization", "none") != "none"
+        lora.check_export(averaged=method.exported != "student", quantised=quantised)
     judge = None if recipe.verifier is None else Judge(recipe.verifier)
     kind: Any = DistillTrainer
     if isinstance(method, DiffusionMethod):
@@ -241,8 +244,11 @@ def described(data: Data) -> dict[str, Any]:
 
 
 def export(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
-    """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for."""
+    """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for.
+
+    An average of such a student is merged already.
+    """
     student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
-    if lora is not None and lora.export == "merged":
+    if student is run.trainer.student and lora is not None and lora.export == "merged":
         student = merge(student)
     folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))

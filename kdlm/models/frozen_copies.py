@@ -115,7 +115,9 @@ def _refuse(name: str, module: nn.Module) -> None:
         variants = {type(variant).__name__ for variant in getattr(module, "lora_variant", {}).values()}
         plain = isinstance(module, LoraLayer) and isinstance(getattr(bare(module), "weight", None), Tensor)
         if not plain or not all(variant.startswith("Dora") for variant in variants):
-            raise ValueError(f"{cannot}is adapted by {type(module).__name__}; LoRA and DoRA of one weight can be merged")
+            raise ValueError(
+                f"{cannot}is adapted by {type(module).__name__}; LoRA and DoRA of one weight can be merged"
+            )
         if len(module.active_adapters) != 1 or any(module.lora_bias.values()) or module.merged:
             raise ValueError(f"{cannot}has several adapters, one with a bias, or one that is merged already")
     elif any(hasattr(module, mark) for mark in ("qweight", "W_q")):

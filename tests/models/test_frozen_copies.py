@@ -208,7 +208,9 @@ def test_a_quantised_base_is_dequantised_and_its_copy_is_plain(bits: str, tmp_pa
 def test_adapters_that_cannot_be_merged_into_one_weight_are_refused() -> None:
     from peft import IA3Config, PromptTuningConfig, get_peft_model
 
-    scaled = get_peft_model(student(), IA3Config(task_type="CAUSAL_LM", target_modules=["q_proj"], feedforward_modules=[]))
+    scaled = get_peft_model(
+        student(), IA3Config(task_type="CAUSAL_LM", target_modules=["q_proj"], feedforward_modules=[])
+    )
     with pytest.raises(ValueError, match=r"q_proj is adapted by Linear; LoRA and DoRA"):
         FrozenCopy(scaled)
     prompted = get_peft_model(student(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))

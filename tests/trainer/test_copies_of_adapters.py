@@ -33,7 +33,13 @@ class Copied(LogitKD):
 def trainer(arguments, lora: Lora | None, **options) -> DistillTrainer:
     torch.manual_seed(5)
     student = tiny_model(1) if lora is None else adapt(tiny_model(1), lora)
-    options = {"max_steps": 7, "optim": "adamw_torch", "learning_rate": 0.01, "per_device_train_batch_size": 2, **options}
+    options = {
+        "max_steps": 7,
+        "optim": "adamw_torch",
+        "learning_rate": 0.01,
+        "per_device_train_batch_size": 2,
+        **options,
+    }
     return DistillTrainer(
         student, tiny_model(2), arguments(**options), method=Copied([ForwardKL()]), train_dataset=rows([5, 7, 4, 6])
     )
@@ -113,3 +119,30 @@ def test_the_plan_of_a_long_run_names_few_of_many_snapshots() -> None:
         "average: average of student, decay 0.5 every 2 of its own steps",
         "synchronised: copy of student, taken after step 3, 6, 9, ..., 3000",
     ]
+
+
+RECIPE = """
+student: {name: sandbox, model: code-student-tiny, lora: {rank: 4}}
+teacher: {name: sandbox, model: code-teacher-tiny}
+data: {train: [{path: "sandbox:code/train", limit: 4}], max_length: 32}
+method: {name: custom, target: "test_copies_of_adapters:Copied"}
+losses: [{name: forward_kl}]
+training: {max_steps: 4, per_device_train_batch_size: 4, learning_rate: 0.01, use_cpu: true}
+run_dir: RUN
+"""
+
+
+def test_a_recipe_hands_out_the_average_of_a_lora_student_as_a_plain_folder(tmp_path: Path) -> None:
+    from kdlm.recipe import load
+    from kdlm.train import assemble, train
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.replace("RUN", str(tmp_path / "run")))
+    for wrong in (train, assemble):
+        with pytest.raises(ValueError, match=r"student\.lora\.export: an average is handed out"):
+            wrong(load(path, ["student.lora.export=adapter"]))
+    folder = train(load(path))
+    assert not (folder / "student" / "adapter_config.json").exists()
+    exported = state(AutoModelForCausalLM.from_pretrained(folder / "student"))
+    average = load_file(folder / "checkpoint-4" / "kdlm" / "average.safetensors")
+    assert average and all(torch.equal(exported[name], value) for name, value in average.items())
