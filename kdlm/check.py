@@ -11,6 +11,7 @@ from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.evaluation.looks import looked_at
 from kdlm.features import module_at
+from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import AlignedMethod, Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
@@ -38,6 +39,7 @@ def check(recipe: Recipe) -> list[str]:
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
         ("evaluation", looked_at(recipe, method)),
+        ("guards", guards.looked_at(recipe)),
     )
     for key, look in looks:
         try:
