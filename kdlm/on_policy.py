@@ -132,8 +132,7 @@ class OnPolicyTrainer(DistillTrainer):
             return None
         if "alignment" in self.method.needs:
             raise ValueError(
-                "rollouts.environment: a teacher with another tokenizer reads one turn only: use a teacher and a method "
-                "of the student's tokenizer"
+                "rollouts.environment: a teacher with another tokenizer reads one turn only: use one with the student's"
             )
         tokenizer: Any = copy.deepcopy(self.processing_class)  # used in the engine's thread
         return Episodes(

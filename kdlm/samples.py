@@ -209,7 +209,7 @@ b { opacity: 0.6; font-weight: normal; border-bottom: 1px dotted; }
 :root { color-scheme: light dark; }
 </style></head><body><main>
 <h1>What the student wrote</h1>
-<p>Grey: the prompt; grey and dotted: what an environment said between two turns. A token is red where student and teacher part: by reverse KL, in nats (from a teacher that scores
-tokens only, or reads other tokens: by log q - log p of the token, or of the chunk that it is in; blue where it is
-negative). Hold the pointer over a token for its figures.</p>
+<p>Grey: the prompt; grey and dotted: what an environment said between two turns. A token is red where student and
+teacher part: by reverse KL, in nats (from a teacher that scores tokens only, or reads other tokens: by log q - log p of
+the token, or of the chunk that it is in; blue where it is negative). Hold the pointer over a token for its figures.</p>
 """

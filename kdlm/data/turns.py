@@ -6,11 +6,10 @@ next generation prompt. It is found by rendering a conversation, and a template 
 others follow is refused: what the student has read and drawn would not be the text that it is asked with.
 """
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from kdlm.data.chat import ChatTemplate
+from kdlm.data.chat import ChatTemplate, shared_length
 from kdlm.data.report import Unusable
 
 WORDS = "\ue0b3"  # stands for what is said: of a private use area, as the marks of chat.py
@@ -59,8 +58,8 @@ class Between:
         ids = self._tokens(f"{before}{words}{after}")
         if not ids or ids[0] not in self.ends:
             raise ValueError(
-                f"rollouts.environment: the chat template ends a turn with {self.tokenizer.decode(ids[:1])!r}, at which "
-                "the student's own turns do not end: name it in `eos_token_id` of the student's generation_config.json"
+                f"rollouts.environment: the chat template ends a turn with {self.tokenizer.decode(ids[:1])!r}, where the "
+                "student's own turns do not end: name it in `eos_token_id` of the student's generation_config.json"
             )
         return ids[1:]
 
@@ -75,7 +74,7 @@ class Between:
     def _opened(self) -> str:
         """Return how every prompt of the template ends, whatever is asked."""
         asked = [self._text([{"role": "user", "content": words}], prompt=True)[::-1] for words in ("Why?", "So")]
-        return os.path.commonprefix(asked)[::-1]
+        return asked[0][: shared_length(*asked)][::-1]
 
     def _found(self) -> tuple[str, str]:
         """Return what the template writes between an assistant's words and the environment's, and after these."""

@@ -11,8 +11,8 @@ from kdlm.rollouts.sections import AnyEngine, RolloutSection
 
 __all__ = [
     "SAID",
-    "AnyEnvironment",
     "AnyEngine",
+    "AnyEnvironment",
     "Completion",
     "Engine",
     "Environment",
@@ -22,8 +22,8 @@ __all__ = [
     "GenerateSection",
     "Judging",
     "Opaque",
-    "Reply",
     "Repeated",
+    "Reply",
     "RolloutSection",
     "Rounds",
     "Row",
