@@ -62,10 +62,10 @@ class Networks(nn.Module):
                 if key in trainable[name]:
                     parameter.requires_grad_(name in active)
 
-    def move_averages(self, method: Method, active: frozenset[str]) -> None:
-        """Move each average towards its role, if that role moved in this step."""
+    def move_averages(self, method: Method, active: frozenset[str], done: int) -> None:
+        """Move each average whose turn it is after `done` optimiser steps, if its role moved in the last of them."""
         for name, role in method.roles.items():
-            if isinstance(role, EmaOf) and role.role in active:
+            if isinstance(role, EmaOf) and role.role in active and done % role.every == 0:
                 _move(self.averages[name], self.role[role.role], role.decay)
 
     def take_snapshots(self, method: Method, done: int | None = None) -> None:

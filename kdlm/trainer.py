@@ -218,7 +218,7 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         step = self._step()
         wanted = {name: (self._means if name in self._means else self._followed)[name] for name in self.method.follows}
         means = self._reduced(wanted)
-        self.networks.move_averages(self.method, self._active or frozenset())
+        self.networks.move_averages(self.method, self._active or frozenset(), step.index)
         self.networks.take_snapshots(self.method, step.index)
         self.method.stepped(step, means)
         self._window.add(self._means, self._count / self.accelerator.num_processes)

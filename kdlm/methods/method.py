@@ -115,10 +115,17 @@ class Trainable:
 
 @dataclass(frozen=True)
 class EmaOf:
-    """A role that follows another as an exponential moving average, kept in float32 and moved when that role moved."""
+    """A role that follows another as an exponential moving average, kept in float32 and moved when that role moved.
+
+    Attributes:
+        role: what is followed.
+        decay: share of the average that stays at each move.
+        every: optimiser steps from one move to the next.
+    """
 
     role: str
     decay: float = 0.999
+    every: int = 1
 
 
 @dataclass(frozen=True)
