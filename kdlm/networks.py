@@ -10,8 +10,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
-from kdlm.methods import EmaOf, Method, SnapshotOf, Terms, Trainable
+from kdlm.methods import Method, Terms
 from kdlm.models import Predictor, view
+from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
 
 
 class Networks(nn.Module):
@@ -23,6 +24,7 @@ class Networks(nn.Module):
     """
 
     averages: dict[str, nn.Module]
+    followers: dict[str, EmaOf | SnapshotOf]
     views: dict[str, Any]
 
     accepts_loss_kwargs = True  # the Trainer then counts the items of a whole optimiser step and leaves scaling to us
@@ -34,15 +36,19 @@ class Networks(nn.Module):
         for name, role in method.roles.items():
             if isinstance(role, Trainable) and role.make is not None:
                 self.role[name] = role.make(reader, answering)
-        # Averages are kept off the module tree: never wrapped, never given to the optimiser.
-        followers = {n: r.role for n, r in method.roles.items() if isinstance(r, EmaOf | SnapshotOf)}
+        # Averages are kept off the module tree: never wrapped, never given to the optimiser. A teacher may have some.
+        roles: dict[str, Role] = {**method.roles, **(teacher.roles_beside(student) if hasattr(teacher, "follow") else {})}
+        followers = {name: role for name, role in roles.items() if not isinstance(role, Trainable)}
         averages: dict[str, nn.Module] = {}
         for name, role in followers.items():
-            averages[name] = _average(averages[role] if role in averages else self.role[role])
+            averages[name] = _average(averages[role.role] if role.role in averages else self.role[role.role])
         object.__setattr__(self, "averages", averages)
+        object.__setattr__(self, "followers", followers)
         views = {name: reader if module is student else module for name, module in self.role.items()}
-        views |= {n: view(m) if followers[n] == "student" else m for n, m in averages.items()}
+        views |= {n: view(m) if followers[n].role == "student" else m for n, m in averages.items()}
         object.__setattr__(self, "views", views | ({} if teacher is None else {"teacher": answering}))
+        if hasattr(teacher, "follow"):
+            teacher.follow(self.views)
 
     @property
     def student(self) -> Any:
@@ -62,15 +68,15 @@ class Networks(nn.Module):
                 if key in trainable[name]:
                     parameter.requires_grad_(name in active)
 
-    def move_averages(self, method: Method, active: frozenset[str], done: int) -> None:
+    def move_averages(self, active: frozenset[str], done: int) -> None:
         """Move each average whose turn it is after `done` optimiser steps, if its role moved in the last of them."""
-        for name, role in method.roles.items():
+        for name, role in self.followers.items():
             if isinstance(role, EmaOf) and role.role in active and done % role.every == 0:
                 _move(self.averages[name], self.role[role.role], role.decay)
 
-    def take_snapshots(self, method: Method, done: int | None = None) -> None:
+    def take_snapshots(self, done: int | None = None) -> None:
         """Copy what a snapshot is taken of, after `done` optimiser steps, or at the end of an epoch (None)."""
-        for name, role in method.roles.items():
+        for name, role in self.followers.items():
             if isinstance(role, SnapshotOf) and (role.at is None if done is None else role.at and role.at(done)):
                 _move(self.averages[name], self.module_of(role.role), decay=0.0)
 

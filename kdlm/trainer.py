@@ -218,8 +218,8 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         step = self._step()
         wanted = {name: (self._means if name in self._means else self._followed)[name] for name in self.method.follows}
         means = self._reduced(wanted)
-        self.networks.move_averages(self.method, self._active or frozenset(), step.index)
-        self.networks.take_snapshots(self.method, step.index)
+        self.networks.move_averages(self._active or frozenset(), step.index)
+        self.networks.take_snapshots(step.index)
         self.method.stepped(step, means)
         self._window.add(self._means, self._count / self.accelerator.num_processes)
         self._means.clear()
@@ -278,7 +278,7 @@ class _AfterStep(TrainerCallback):
         check_plan(self.trainer.method, state.max_steps)
         self.began_at = state.global_step
         if state.global_step and float(state.epoch).is_integer():  # saved with an epoch's last step, before it ended
-            self.trainer.networks.take_snapshots(self.trainer.method)
+            self.trainer.networks.take_snapshots()
         self.trainer.fit_teacher()
         self.trainer._window = Window(self.trainer.method.paced_by)
 
@@ -286,7 +286,7 @@ class _AfterStep(TrainerCallback):
         self.trainer._after_step()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.networks.take_snapshots(self.trainer.method)
+        self.trainer.networks.take_snapshots()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         method, never = self.trainer.method, sorted(set(self.trainer.method.computes) - self.trainer._computed)

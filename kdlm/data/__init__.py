@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from kdlm.data.arrays import SamplesSection
 from kdlm.data.captions import CaptionsSection
 from kdlm.data.collate import Collator, Prefetched, stacked
+from kdlm.data.contexts import ContextCollator, ContextSection, Reprompt
 from kdlm.data.image_collate import ImageTextCollator
 from kdlm.data.image_files import ImageSource
 from kdlm.data.image_text import ImageTextSection
@@ -35,6 +36,8 @@ __all__ = [
     "AnyData",
     "CaptionsSection",
     "Collator",
+    "ContextCollator",
+    "ContextSection",
     "Data",
     "DataReport",
     "DataSection",
@@ -45,6 +48,7 @@ __all__ = [
     "PairCollator",
     "PointsSection",
     "Prefetched",
+    "Reprompt",
     "SamplesSection",
     "Source",
     "TensorRows",

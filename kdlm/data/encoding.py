@@ -20,6 +20,7 @@ from kdlm.data.chat import ChatTemplate, Span, template_text
 from kdlm.data.files import Row
 from kdlm.data.forms import (
     Form,
+    read_asked,
     read_chat,
     read_completion,
     read_domain,
@@ -136,6 +137,8 @@ class Encoder:
                 read_domain(values)  # a row that names none is not used
             if "reference" in values:
                 read_reference(values)
+            if self.section.context is not None:
+                read_asked(self.form, values)
             if self.form.name == "text":
                 return read_text(values)
             if self.form.name == "chat":

@@ -2,8 +2,8 @@
 
 Recognised, in this order: `messages` (chat), `conversations` (chat in ShareGPT's from/value words, or role/content),
 `prompt` with `completion` (both text, or lists of messages), `text`, `prompt` alone (for the student to complete). A
-column that the source maps decides first. `tools`, `domain` and `reference` come beside these; the last two only where
-the source maps them.
+column that the source maps decides first. `tools`, `domain`, `reference` and `context` come beside these; the last
+three only where the source maps them.
 """
 
 import json
@@ -25,7 +25,7 @@ FORMS: dict[tuple[str, ...], Kind] = {
     ("text",): "text",
     ("prompt",): "prompt",
 }
-BESIDE = ("domain", "reference")
+BESIDE = ("domain", "reference", "context")
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 
@@ -122,6 +122,32 @@ def read_reference(row: dict[str, Any]) -> str:
     if value is None or value == "":
         raise Unusable("empty", "reference is empty")
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def read_context(row: dict[str, Any]) -> str:
+    """Return what a row names in its column `context`: text as it is, anything else as JSON; "" where it has none."""
+    value = row["context"]
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, default=str)
+
+
+def read_asked(form: Form, row: dict[str, Any]) -> str:
+    """Return, as JSON, what a row asks: `{"prompt": text}`, or the `messages` before its last answer, with `tools`.
+
+    Raises Unusable for plain text, which asks nothing.
+    """
+    if form.name == "text":
+        raise Unusable("malformed", "plain text has no prompt that a context could be put into")
+    if form.name == "chat":
+        messages = read_chat(row)
+        last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
+        prompt: str | list[Message] = messages[:last]
+    else:
+        prompt = read_prompt(row) if form.name == "prompt" else read_completion(row)[0]
+    if isinstance(prompt, str):
+        return json.dumps({"prompt": prompt}, ensure_ascii=False)
+    return json.dumps({"messages": prompt, "tools": read_tools(row)}, ensure_ascii=False, default=str)
 
 
 def read_messages(value: Any, column: str) -> list[Message]:

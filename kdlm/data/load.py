@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.cache import PACKED, TOKENS, cached_table, fingerprint
+from kdlm.data.chat import template_text
 from kdlm.data.collate import Collator, stacked
+from kdlm.data.contexts import ContextCollator, Reprompt
 from kdlm.data.mixing import held_out, mixed
 from kdlm.data.packing import best_fit, packed_row
 from kdlm.data.report import DataReport, SourceReport
@@ -89,12 +91,22 @@ def load_data(
     return Data(
         train=splits["train"].rows,
         eval=splits["eval"].rows if "eval" in splits else None,
-        collator=text_collator("padded" if section.packing == "none" else "padding_free", tokenizer, teacher),
+        collator=_collator(section, tokenizer, teacher),
         report=report,
         fingerprints={name: split.fingerprint for name, split in splits.items()},
         made_with=made_with(section, tokenizer, teacher),
         documents={name: split.documents for name, split in splits.items() if split.documents is not None},
     )
+
+
+def _collator(section: DataSection, tokenizer: Any, teacher: Any) -> Collator | PairCollator | ContextCollator:
+    collator = text_collator("padded" if section.packing == "none" else "padding_free", tokenizer, teacher)
+    if section.context is None:
+        return collator
+    if isinstance(collator, PairCollator):
+        raise ValueError("data.context: a teacher with another tokenizer is told nothing more than the student: remove it")
+    template = template_text(section.chat_template)
+    return ContextCollator(collator, Reprompt(tokenizer, section.context, template, section.chat_template_args))
 
 
 def collator_for(rows: Any, tokenizer: Any, teacher: Any = None) -> Callable[[Sequence[dict[str, Any]]], dict]:

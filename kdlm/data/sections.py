@@ -4,9 +4,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from kdlm.data.contexts import ContextSection
 from kdlm.section import Section
 
-Column = Literal["messages", "conversations", "prompt", "completion", "text", "tools", "domain", "reference"]
+Column = Literal["messages", "conversations", "prompt", "completion", "text", "tools", "domain", "reference", "context"]
 
 
 class Source(Section):
@@ -25,7 +26,8 @@ class Source(Section):
     columns: dict[Column, str] = {}
     """What kdlm calls a column -> what the source calls it, e.g. `{prompt: question, completion: answer}`. A column of
     names that is mapped to `domain` says of each row what `domain` says of a whole source; one mapped to
-    `reference` is what the verifier compares the student's answer with, instead of its `column`."""
+    `reference` is what the verifier compares the student's answer with, instead of its `column`; one mapped to
+    `context` is what the teacher reads beside the prompt (see `context` of the data)."""
     domain: str | None = Field(default=None, min_length=1)
     """What an ensemble of teachers knows this source's rows by; by default its path."""
     weight: float | None = Field(default=None, gt=0)
@@ -86,6 +88,9 @@ class DataSection(Section):
     stopping_strategy: Literal["first_exhausted", "all_exhausted"] = "all_exhausted"
     """Where a weighted mix ends: with the first source that is used up (no row twice), or with the last one (no row
     left out; smaller sources start again)."""
+    context: ContextSection | None = None
+    """How a prompt is written for a teacher that is told more than the student: what a source maps to `context` (a
+    solution, a demonstration), or what a method finds among the student's completions."""
     streaming: bool = False
     """Read and tokenise training rows while training, without storing them. Evaluation rows are stored as ever."""
     shuffle_buffer: int = Field(default=1000, ge=0)
@@ -110,6 +115,8 @@ class DataSection(Section):
         held_out = [key for key in ("eval", "eval_fraction", "eval_rows") if getattr(self, key) is not None]
         if len(held_out) > 1:
             raise ValueError(f"{' and '.join(held_out)} both say what to evaluate on: keep one")
+        if self.context is not None and self.packing == "pack":
+            raise ValueError("context: packed rows have no prompt of their own: use packing: none or padding_free")
         if self.streaming and held_out and held_out != ["eval"]:
             raise ValueError(f"{held_out[0]} needs all rows, which a stream does not have: name `eval` sources instead")
         if any(source.weight for source in self.train) and not all(source.weight for source in self.train):

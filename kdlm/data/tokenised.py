@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from kdlm.data.cache import BESIDE, SEQUENCES, TOKENS, cached_table, fingerprint, tokenizer_fingerprint
 from kdlm.data.chat import template_text
 from kdlm.data.encoding import Encoder
-from kdlm.data.forms import read_domain, read_reference, recognise
+from kdlm.data.forms import read_asked, read_context, read_domain, read_reference, recognise
 from kdlm.data.report import SourceReport, Unusable
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.sources import Opened, open_source
@@ -36,6 +36,7 @@ class Tokenised:
     Attributes:
         fingerprint: the hash of all that determines the sequences.
         report: about the latest pass over the sequences.
+        asks: whether sequences carry what they ask, for contexts to be put into it.
     """
 
     source: Source
@@ -43,6 +44,7 @@ class Tokenised:
     encoder: Encoder | PairEncoder
     fingerprint: str
     report: SourceReport
+    asks: bool = False
 
     @property
     def domain(self) -> int | None:
@@ -53,8 +55,8 @@ class Tokenised:
     def sequences(self, *, warn: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the sequences of all rows, counting in the report what is used and what is not.
 
-        `key` is the hash of the content of the row, `domain` the number of its domain, `reference` what its source
-        names so. `warn` logs the first row of
+        `key` is the hash of the content of the row, `domain` the number of its domain, `reference` and `context` what
+        its source names so, `asked` what it asks where contexts are put into prompts. `warn` logs the first row of
         each reason that one is not used.
         Raises ValueError when no row could be used.
         """
@@ -75,6 +77,11 @@ class Tokenised:
                 about: dict[str, Any] = {"key": key, "domain": own}
                 if "reference" in named:
                     about["reference"] = read_reference({"reference": row[named["reference"]]})
+                if "context" in named:
+                    about["context"] = read_context({"context": row[named["context"]]})
+                if self.asks:
+                    values = {ours: row.get(theirs) for ours, theirs in named.items()}
+                    about["asked"] = read_asked(self.encoder.form, values)
                 for one in encoded.sequences:
                     yield {"input_ids": one.ids, "labels": one.labels, "length": len(one.ids), **one.beside, **about}
         if not report.kept:
@@ -90,6 +97,8 @@ class Tokenised:
         for name, kind in BESIDE.items():
             if name in self.encoder.form.columns:
                 schema = schema.append(pa.field(name, kind))
+        if self.asks:
+            schema = schema.append(pa.field("asked", pa.string()))
         if isinstance(self.encoder, PairEncoder):
             for name in (*COLUMNS, CLOSING):
                 schema = schema.append(pa.field(name, TOKENS))
@@ -128,8 +137,9 @@ def tokenised(
         template_text(section.chat_template),
         tokenizer_fingerprint(tokenizer),
         *([] if teacher is None else second_reading(section, teacher)),
+        *([] if section.context is None else ["asked"]),
     )
-    return Tokenised(source, opened, encoder, name, SourceReport(source.path, form.name))
+    return Tokenised(source, opened, encoder, name, SourceReport(source.path, form.name), section.context is not None)
 
 
 def second_reading(section: DataSection, teacher: PreTrainedTokenizerBase) -> list[Any]:

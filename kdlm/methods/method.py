@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlm.data import TensorRows
 from kdlm.losses import count_kept
+from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
 
 Batch = dict[str, Tensor]
 """Of images: `pixel_values` `[batch, channels, height, width]`, `labels` (the class, or IGNORE_INDEX) and `index`, the
@@ -95,53 +96,6 @@ class Terms:
         """Return what is logged: the metrics, and the terms by name where there are several."""
         named = {name: (term.sum, term.unit) for name, term in self.terms.items()} if len(self.terms) > 1 else {}
         return named | self.metrics
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """A role whose weights the optimiser moves. What is None follows the run's training arguments.
-
-    Attributes:
-        make: builds the network from `(student, teacher)`; None for the student itself.
-        learning_rate, betas, weight_decay, max_grad_norm: the role's own optimiser settings.
-    """
-
-    make: Callable[[Any, Any], nn.Module] | None = None
-    learning_rate: float | None = None
-    betas: tuple[float, float] | None = None
-    weight_decay: float | None = None
-    max_grad_norm: float | None = None
-
-
-@dataclass(frozen=True)
-class EmaOf:
-    """A role that follows another as an exponential moving average, kept in float32 and moved when that role moved.
-
-    Attributes:
-        role: what is followed.
-        decay: share of the average that stays at each move.
-        every: optimiser steps from one move to the next.
-    """
-
-    role: str
-    decay: float = 0.999
-    every: int = 1
-
-
-@dataclass(frozen=True)
-class SnapshotOf:
-    """A role that is a frozen copy of another, trained or an average, in float32.
-
-    Attributes:
-        role: what is copied.
-        at: whether a new copy is taken when this many optimiser steps are done; None: when an epoch ends.
-    """
-
-    role: str
-    at: Callable[[int], bool] | None = None
-
-
-Role = Trainable | EmaOf | SnapshotOf
 
 
 @dataclass(frozen=True)

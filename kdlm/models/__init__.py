@@ -31,6 +31,7 @@ from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
 from kdlm.models.views import view
 from kdlm.models.vision_language import VisionLanguage, VisionLanguageStudent
+from kdlm.models.without_adapters import WithoutAdapters, without_adapters
 
 AnyStudent = Annotated[
     PretrainedStudent
@@ -80,6 +81,7 @@ __all__ = [
     "SyntheticStudent",
     "VisionLanguage",
     "VisionLanguageStudent",
+    "WithoutAdapters",
     "adapt",
     "check_classes",
     "device_of",
@@ -90,4 +92,5 @@ __all__ = [
     "named",
     "read_head",
     "view",
+    "without_adapters",
 ]

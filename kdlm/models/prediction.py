@@ -99,7 +99,7 @@ def head(model: LanguageModel) -> Head:
     """Return the output projection of a causal LM as a `Head` that shares its parameters."""
     layer = plain(model).get_output_embeddings()
     if hasattr(layer, "modules_to_save"):  # PEFT trains a copy of the head
-        layer = layer.modules_to_save[layer.active_adapter]
+        layer = layer.original_module if layer.disable_adapters else layer.modules_to_save[layer.active_adapter]
     config = plain(model).config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))

@@ -34,6 +34,8 @@ class Written:
         completion: what it wrote.
         text: the completion as text, without special tokens.
         reward: what the verifier said, None without one.
+        context: text that the teacher is told beside the prompt, in place of the row's own; "" tells it nothing.
+        context_prompt: the whole prompt that the teacher reads, as token ids, in place of one with `context`.
     """
 
     row: Row
@@ -41,6 +43,8 @@ class Written:
     completion: Completion
     text: str = ""
     reward: float | None = None
+    context: str | None = None
+    context_prompt: list[int] | None = None
 
 
 def prompt_of(row: Row, leading: int | None) -> list[int]:
@@ -101,7 +105,15 @@ def as_row(written: Written, *, masked: bool) -> Row:
         theirs["their_prompt"] = prompt
     if "their_closing" in row:
         theirs["their_closing"] = [] if done.stop == "length" else list(map(int, row["their_closing"]))
+    told = {key: row[key] for key in ("asked", "context") if key in row}
+    if "asked" in row:  # the teacher may be told more, see kdlm.data.contexts
+        told["prompt_length"] = len(written.prompt)
+        if written.context is not None:
+            told["context"] = written.context
+        if written.context_prompt is not None:
+            told["context_prompt"] = written.context_prompt
     return {
+        **told,
         **{key: row[key] for key in ("index", "domain") if key in row},
         "input_ids": [*written.prompt, *done.ids],
         "labels": [IGNORE_INDEX] * len(written.prompt) + labels,

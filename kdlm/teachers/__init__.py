@@ -26,6 +26,7 @@ from kdlm.teachers.local import (
     VisionLanguageTeacherSection,
 )
 from kdlm.teachers.openai import OpenAITeacher, OpenAITeacherSection
+from kdlm.teachers.self_teacher import SelfTeacher, SelfTeacherSection
 from kdlm.teachers.served import ServedTeacher, ServedTeacherSection
 from kdlm.teachers.vllm import VLLMTeacher, VLLMTeacherSection
 from kdlm.teachers.weights import ByDomain, Confidence, Learned, Weights, check_weights
@@ -49,6 +50,8 @@ class Teacher(Protocol):
         from evaluation rows before the first step; `batches` yields each with its kept rows. What it learned is
         logged, and checkpoints keep the state.
     `fingerprint()`: tells its weights from others, for `kdlm capture`.
+    `roles_beside(student)`, `follow(views)`: a copy of the student that the run keeps for it, moves and saves as those
+        of a method; and the networks of the run, once they are there.
     """
 
     provides: frozenset[str]
@@ -159,6 +162,7 @@ def teachers_of(section: Any) -> list[tuple[str, Any]]:
 
 AnyTeacher = Annotated[
     SingleTeacher
+    | SelfTeacherSection
     | EnsembleSection
     | ImageClassifierTeacherSection
     | ImageEnsembleSection
@@ -188,6 +192,8 @@ __all__ = [
     "OpenAITeacher",
     "OpenAITeacherSection",
     "SandboxTeacherSection",
+    "SelfTeacher",
+    "SelfTeacherSection",
     "ServedTeacher",
     "ServedTeacherSection",
     "Teacher",
