@@ -44,6 +44,11 @@ from kdlm.methods.method import EmaOf, Method, Preparation, Role, SnapshotOf, St
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
+from kdlm.methods.self_distillation.curio_sft import CurioSFT, CurioSFTSection
+from kdlm.methods.self_distillation.further_pretraining import FurtherPretraining, FurtherPretrainingSection
+from kdlm.methods.self_distillation.guided_generations import GuidedGenerations, GuidedGenerationsSection
+from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
+from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -58,7 +63,7 @@ from kdlm.methods.vision.fitnet import FitNet, FitNetSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
 from kdlm.methods.vision.meal_v2 import MEALV2, MEALV2Section
 from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
-from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
+from kdlm.methods.vision.ps_kd import PSKD, PSKDSection
 from kdlm.methods.vision.rkd import RKD, RKDSection
 from kdlm.methods.vision.uskd import USKD, USKDSection
 from kdlm.section import Custom
@@ -84,6 +89,10 @@ AnyMethod = Annotated[
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
+    | CurioSFTSection
+    | GuidedGenerationsSection
+    | RecursiveKDSection
+    | FurtherPretrainingSection
     | ALMSection
     | ByteKDSection
     | ULDSection
@@ -158,6 +167,8 @@ __all__ = [
     "ConsistencySection",
     "ContinuousConsistency",
     "ContinuousConsistencySection",
+    "CurioSFT",
+    "CurioSFTSection",
     "CustomMethod",
     "DHOSection",
     "DMAESection",
@@ -176,9 +187,13 @@ __all__ = [
     "FeatureMeanMatching",
     "FitNet",
     "FitNetSection",
+    "FurtherPretraining",
+    "FurtherPretrainingSection",
     "GKDSection",
     "GOLDSection",
     "GuidanceDistillation",
+    "GuidedGenerations",
+    "GuidedGenerationsSection",
     "HiddenKD",
     "HiddenKDSection",
     "ImageKD",
@@ -206,6 +221,8 @@ __all__ = [
     "RCMSection",
     "RKDSection",
     "Readings",
+    "RecursiveKD",
+    "RecursiveKDSection",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",

@@ -1,14 +1,12 @@
 """Generations within one run: the student goes on from where it is, and `previous` is what it was as the last ended."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import Field
 
-from kdlm.losses import Loss
-from kdlm.methods.method import SnapshotOf, Step
+from kdlm.methods.method import Step
 from kdlm.methods.tokens import TokenOptions
+from kdlm.roles import SnapshotOf
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,3 @@ class InGenerations(TokenOptions):
 
     generation_steps: int | None = Field(None, ge=1)
     """Optimiser steps that a generation lasts; by default an epoch."""
-
-
-def without_losses(name: str, losses: Sequence[Loss]) -> dict[str, Any]:
-    """Raise ValueError where a recipe names losses for a method that has its own."""
-    if losses:
-        raise ValueError(f"losses: {name} has a loss of its own: leave them out")
-    return {}
