@@ -60,7 +60,9 @@ class FurtherPretraining(TokenMethod):
     def _anchored(self, nets: Nets, batch: Batch, step: Step, *, measured: bool = False) -> Terms:
         rows = kept_rows(batch["labels"])
         student, teacher = nets["student"](batch, rows), nets["teacher"](batch, rows)
-        terms = self.compare(student, teacher, rows, step, measures_for(type(teacher)) if measured else ())
+        measures = measures_for(type(teacher)) if measured else ()
+        listens = measured or any(loss.needs_teacher for loss in self.token_losses.values())
+        terms = self.compare(student, teacher if listens else None, rows, step, measures)
         anchor = self._anchor(_states("student", student), _states("teacher", teacher), batch, rows)
         named = {"anchor": (anchor.detach(), self.over)}
         return Terms({**terms.terms, "anchor": Term(anchor, self.over, self.weight)}, terms.metrics | named)
