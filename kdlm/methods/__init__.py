@@ -40,13 +40,15 @@ from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
-from kdlm.methods.method import EmaOf, Method, Preparation, Role, SnapshotOf, Step, Term, Terms, Trainable
+from kdlm.methods.method import Method, Preparation, Step, Term, Terms
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
+from kdlm.methods.rewards import RewardMethod
 from kdlm.methods.self_distillation.curio_sft import CurioSFT, CurioSFTSection
 from kdlm.methods.self_distillation.further_pretraining import FurtherPretraining, FurtherPretrainingSection
 from kdlm.methods.self_distillation.guided_generations import GuidedGenerations, GuidedGenerationsSection
+from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
 from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
@@ -66,6 +68,7 @@ from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
 from kdlm.methods.vision.ps_kd import PSKD, PSKDSection
 from kdlm.methods.vision.rkd import RKD, RKDSection
 from kdlm.methods.vision.uskd import USKD, USKDSection
+from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
 from kdlm.section import Custom
 
 
@@ -134,6 +137,7 @@ AnyMethod = Annotated[
     | DMSection
     | MTTSection
     | FTDSection
+    | SelfDistillationSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -227,10 +231,13 @@ __all__ = [
     "ReflowSection",
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
+    "RewardMethod",
     "Role",
     "SDSSection",
     "SIMSection",
     "ScoreRegularisedConsistency",
+    "SelfDistillation",
+    "SelfDistillationSection",
     "SequenceKD",
     "SequenceKDSection",
     "SharedVocabularyKD",

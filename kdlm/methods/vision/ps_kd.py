@@ -3,9 +3,10 @@
 from typing import ClassVar, Literal
 
 from kdlm.losses import cross_entropy, progressive_cross_entropy
-from kdlm.methods.method import Batch, Nets, Role, SnapshotOf, Step, Term, Terms, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.self_distillation.ps_kd import Progressing, share_at
 from kdlm.methods.vision.image_kd import ImageKD, ImageOptions
+from kdlm.roles import Role, SnapshotOf, Trainable
 from kdlm.signal import IGNORE_INDEX
 
 
