@@ -83,6 +83,10 @@ class Networks(nn.Module):
         for name, role in self.followers.items():
             if isinstance(role, EmaOf) and role.role in active and self.own_steps[role.role](done) % role.every == 0:
                 self.copies[name].move(role.decay)
+        """Move each average whose turn it is after `done` optimiser steps, if its role moved in the last of them."""
+        for name, role in self.followers.items():
+            if isinstance(role, EmaOf) and role.role in active and done % role.every == 0:
+                _move(self.averages[name], self.role[role.role], role.decay)
 
     def take_snapshots(self, done: int | None = None) -> None:
         """Copy what a snapshot is taken of, after `done` optimiser steps, or at the end of an epoch (None)."""
