@@ -15,7 +15,7 @@ from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import AlignedMethod, Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
-from kdlm.recipe import Recipe
+from kdlm.recipe import Recipe, reference_column
 from kdlm.section import Custom
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
 
@@ -197,7 +197,16 @@ def _targets(recipe: Recipe) -> Iterator[str]:
 def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
     if method is None:  # building it failed, which is said already
         return
-    provides = {"rollouts", *recipe.data.provides} | (  # for rollouts see _rollouts
+    if "context" in method.needs and getattr(recipe.data, "context", None) is None:
+        raise ValueError(
+            f"data.context: missing; {recipe.method.name} writes into the teacher's prompt what the student is not "
+            "told: add e.g. context: {}, and columns: {context: COLUMN} to a source"
+        )
+    if "reward" in method.needs and recipe.verifier is None:
+        raise ValueError(
+            f"verifier: missing; {recipe.method.name} learns from rewards: add e.g. verifier: {{name: answer}}"
+        )
+    provides = {"rollouts", "context", "reward", *recipe.data.provides} | (  # for rollouts see _rollouts
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):
@@ -249,18 +258,42 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
             "rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher with the student's "
             "tokenizer"
         )
+    problems.extend(_environment(recipe, method))
     if problems:
         raise ValueError("\n".join(problems))
     drawn, age = section.sampling, f"text is at most {section.staleness} steps old"
     count, most = drawn.samples_per_prompt, drawn.max_new_tokens
     how = f"{count} a prompt, at most {most} tokens, temperature {drawn.temperature:g}"
     yield f"rollouts: {section.engine.name}, {how}; {age}"
+    if section.environment is not None:
+        yield f"rollouts.environment: {section.environment.name}, at most {section.environment.turns} turns"
+
+
+def _environment(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    """Say what keeps the environment of the rollouts from working."""
+    environment: Any = recipe.rollouts and recipe.rollouts.environment
+    if environment is None:
+        return
+    if isinstance(method, AlignedMethod):
+        yield "rollouts.environment: a teacher with another tokenizer reads one turn only: use one with the student's"
+    if environment.judged and recipe.verifier is None:
+        yield f"rollouts.environment: {environment.name} asks the recipe's verifier: add a section `verifier`"
+    column = environment.reference()
+    if column is not None and recipe.verifier is not None and recipe.verifier.column not in (None, column):
+        yield (
+            f"rollouts.environment: it reads the column {column!r} and the verifier {recipe.verifier.column!r}, and "
+            "rows carry one: let verifier.column be the same or null"
+        )
+    if isinstance(environment, Custom):
+        try:
+            environment.load()
+        except ValueError as error:
+            yield f"rollouts.environment.target: {error}"
 
 
 def _data(recipe: Recipe, method: Method | None) -> Iterator[str]:
     problems = []
-    verifier = recipe.verifier
-    data = recipe.data if verifier is None else recipe.data.with_reference(verifier.column)
+    data = recipe.data.with_reference(reference_column(recipe))
     answers = recipe.rollouts is None or (method is not None and "labels" in method.needs)
     for split in ("train", "eval"):
         for index, source in enumerate(getattr(data, split) or []):

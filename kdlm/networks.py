@@ -36,6 +36,8 @@ class Networks(nn.Module):
             if isinstance(role, Trainable) and role.make is not None:
                 self.role[name] = role.make(reader, answering)
         # Averages are kept off the module tree: never wrapped, never given to the optimiser. A teacher may have some.
+        own = teacher.roles_beside(student) if hasattr(teacher, "roles_beside") else {}
+        roles: dict[str, Role] = {**method.roles, **own}
         roles: dict[str, Role] = {
             **method.roles,
             **(teacher.roles_beside(student) if hasattr(teacher, "follow") else {}),
@@ -55,7 +57,7 @@ class Networks(nn.Module):
             read |= {name} if role.role in read else set()
             views[name] = view(averages[name]) if name in read else averages[name]
         object.__setattr__(self, "views", views | ({} if teacher is None else {"teacher": answering}))
-        if hasattr(teacher, "follow"):
+        if teacher is not None and hasattr(teacher, "follow"):
             teacher.follow(self.views)
 
     @property
@@ -81,6 +83,10 @@ class Networks(nn.Module):
         for name, role in self.followers.items():
             if isinstance(role, EmaOf) and role.role in active and self.own_steps[role.role](done) % role.every == 0:
                 self.copies[name].move(role.decay)
+        """Move each average whose turn it is after `done` optimiser steps, if its role moved in the last of them."""
+        for name, role in self.followers.items():
+            if isinstance(role, EmaOf) and role.role in active and done % role.every == 0:
+                _move(self.averages[name], self.role[role.role], role.decay)
 
     def take_snapshots(self, done: int | None = None) -> None:
         """Copy what a snapshot is taken of, after `done` optimiser steps, or at the end of an epoch (None)."""
@@ -214,6 +220,11 @@ def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
         raise ValueError(
             f"{type(method).__name__} compares two readings of the text: hand over the teacher's tokenizer too, as "
             "teacher_processing_class"
+        )
+    if "context" in method.needs - provides:
+        raise ValueError(
+            f"{type(method).__name__} tells the teacher more than the student: hand over rows with `asked` and "
+            "`context`, or with `context_prompt` (see kdlm.data.contexts)"
         )
     provides = provides | (frozenset() if teacher is None else teacher.provides)
     if missing := sorted(method.needs - provides):

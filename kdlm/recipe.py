@@ -21,7 +21,7 @@ from kdlm.training_arguments import Training
 from kdlm.verifiers import AnyVerifier
 from kdlm.yaml_document import Problem, RecipeError, dump
 
-__all__ = ["Problem", "Recipe", "RecipeError", "across", "load", "resolved"]
+__all__ = ["Problem", "Recipe", "RecipeError", "across", "load", "reference_column", "resolved"]
 
 
 class Recipe(Section):
@@ -71,6 +71,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def across(recipe: Recipe) -> bool:
     """Whether the method compares two readings of the text, the student's and the teacher's."""
     return issubclass(getattr(recipe.method, "method", object), AlignedMethod)
+
+
+def reference_column(recipe: Recipe) -> str | None:
+    """Return the column of the data that the verifier, or else the environment, reads; None where neither reads one."""
+    environment = None if recipe.rollouts is None else recipe.rollouts.environment
+    columns = [recipe.verifier.column if recipe.verifier is not None else None]
+    columns.append(environment.reference() if environment is not None else None)
+    return next((column for column in columns if column is not None), None)
 
 
 def resolved(recipe: Recipe) -> str:

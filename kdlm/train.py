@@ -22,7 +22,7 @@ from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
 from kdlm.progress import Display, MetricsFile, log_figures
-from kdlm.recipe import Recipe, across
+from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samples import SampleLog
@@ -170,7 +170,8 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(method, DiffusionMethod):
         kind = partial(DiffusionTrainer, sampling=recipe.sampling)
     if recipe.rollouts is not None:
-        kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=judge)
+        variables = getattr(recipe.data, "chat_template_args", None)
+        kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=judge, chat_template_args=variables)
     trainer = kind(
         student,
         teacher,
@@ -216,7 +217,7 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
     tokenizer = recipe.student.tokenizer()
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = template_text(recipe.data.chat_template)  # the student is saved with what it learnt
-    column = recipe.verifier.column if recipe.verifier is not None else None
+    column = reference_column(recipe)
     theirs = recipe.teacher.tokenizer() if across(recipe) else None  # pyright: ignore[reportOptionalMemberAccess]
     return tokenizer, load_data(recipe.data.with_reference(column), tokenizer, theirs, seed=recipe.seed)
 
