@@ -42,9 +42,7 @@ def test_what_is_said_names_figure_limit_and_what_to_try() -> None:
     course.take(1, {"entropy": 2.5})
     course.take(10, {"entropy": 0.1})
     (stop,) = course.take(20, {"entropy": 0.05})
-    assert str(stop) == (
-        "guards.entropy.stop: 0.05 at step 20 is below 0.2 times its start, 2.5 for 2 looks in a row"
-    )
+    assert str(stop) == ("guards.entropy.stop: 0.05 at step 20 is below 0.2 times its start, 2.5 for 2 looks in a row")
     assert "learning rate" in stop.advice
 
 

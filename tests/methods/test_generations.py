@@ -145,9 +145,7 @@ def test_evaluation_gives_cross_entropy_beside_the_steps_own_loss(tmp_path: Path
 def test_matching_the_target_in_every_generation_contracts_to_the_base(anchor: float):
     """KL is convex: KL((1 - a) p_n + a p_0 || p_0) <= (1 - a) KL(p_n || p_0); the fixed point is p_0."""
     generator = torch.Generator().manual_seed(5)
-    base, current = (
-        (3 * torch.randn(50, 11, generator=generator, dtype=torch.float64)).softmax(-1) for _ in range(2)
-    )
+    base, current = ((3 * torch.randn(50, 11, generator=generator, dtype=torch.float64)).softmax(-1) for _ in range(2))
     start = (current * (current / base).log()).sum(-1)
     distance = start
     for _ in range(40):
