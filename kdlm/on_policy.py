@@ -9,9 +9,8 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -121,6 +120,7 @@ class OnPolicyTrainer(DistillTrainer):
             text=lambda index: self.method.text(self._step(index), draw_of(self.args.seed, index)),
             student=lambda: self.student,
             finish=self._finish,
+            told=self._told,
             last=lambda: self.state.max_steps,
             episodes=self._episodes(chat_template_args),
         )

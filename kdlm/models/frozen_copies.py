@@ -106,7 +106,7 @@ def _plain(source: nn.Module) -> nn.Module:
     return plain
 
 
-def _refuse(name: str, module: nn.Module) -> None:
+def _refuse(name: str, module: Any) -> None:
     """Raise ValueError where a layer has no plain weight."""
     cannot = f"an average or snapshot of this student cannot be made: {name} "
     if hasattr(module, "base_layer"):
