@@ -10,6 +10,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -23,7 +24,9 @@ from kdlm.data.turns import Between
 from kdlm.disk import write_text
 from kdlm.rollouts import (
     Completion,
+    Drive,
     Engine,
+    EnvironmentSection,
     Episodes,
     GenerateEngine,
     Opaque,
@@ -80,7 +83,7 @@ class OnPolicyTrainer(DistillTrainer):
     Raises ValueError when engine, rollouts and training arguments do not fit.
     """
 
-    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts"}
+    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward"}
 
     def __init__(
         self,
@@ -109,6 +112,8 @@ class OnPolicyTrainer(DistillTrainer):
                     "student's tokenizer"
                 )
             engine.guide = self.teacher.model
+        if "reward" in self.method.needs and reward is None:
+            raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
         self.reward, self.section = reward, section
         self.rounds = Rounds(
             engine,
@@ -118,30 +123,28 @@ class OnPolicyTrainer(DistillTrainer):
             student=lambda: self.student,
             finish=self._finish,
             last=lambda: self.state.max_steps,
-            episodes=self._episodes(chat_template_args),
+            episodes=None if section.environment is None else self._episodes(section.environment, chat_template_args),
         )
         self.samples: list[Sample] = []
         """The completions that were last looked at."""
         self._warned: set[str] = set()
         self._seen: dict[str, Tensor] = defaultdict(partial(torch.zeros, (2,), dtype=torch.float64))
 
-    def _episodes(self, variables: Mapping[str, Any] | None) -> Episodes | None:
-        """Return what completes prompts turn by turn; None where a completion is one turn."""
-        environment = self.section.environment
-        if environment is None:
-            return None
+    def _episodes(self, environment: EnvironmentSection, variables: Mapping[str, Any] | None) -> Drive:
+        """Return what completes prompts turn by turn."""
         if "alignment" in self.method.needs:
             raise ValueError(
                 "rollouts.environment: a teacher with another tokenizer reads one turn only: use one with the student's"
             )
         tokenizer: Any = copy.deepcopy(self.processing_class)  # used in the engine's thread
-        return Episodes(
+        episodes = Episodes(
             environment,
             read=partial(tokenizer.batch_decode, skip_special_tokens=True),
             between=Between(tokenizer, end_ids(self.student, tokenizer), environment.role, variables),
             context=context_of(self.student),
             judge=None if self.reward is None else self._judged,
         )
+        return lambda *asked: self._told(episodes(*asked))
 
     def close(self) -> None:
         super().close()
@@ -205,10 +208,12 @@ class OnPolicyTrainer(DistillTrainer):
         said: Sequence[tuple[float | None, str | None]] = [(None, None)] * len(drawn)
         if self.reward is not None:
             said = self._judged(texts, [row for row, _, _ in drawn])
-        return [
-            Written(*given, text, reward, feedback=reason)
-            for given, text, (reward, reason) in zip(drawn, texts, said, strict=True)
-        ]
+        return self._told(
+            [
+                Written(*given, text, reward, feedback=reason)
+                for given, text, (reward, reason) in zip(drawn, texts, said, strict=True)
+            ]
+        )
 
     def _judged(self, texts: Sequence[str], rows: Sequence[Row]) -> list[tuple[float, str | None]]:
         """Ask the verifier, or whatever gives rewards: a number for each text, and what is said beside it."""
@@ -216,6 +221,17 @@ class OnPolicyTrainer(DistillTrainer):
             verdicts = self.reward.judge(texts, [row.get("reference") for row in rows])
             return [(one.score, one.reason if one.outcome == "judged" else None) for one in verdicts]
         return [(reward, None) for reward in cast("Reward", self.reward)(texts, rows)]
+
+    def _told(self, written: list[Written]) -> list[Written]:
+        """Add to each completion what the method has to tell the teacher about it."""
+        told = self.method.told(written)
+        if told is None:
+            return written
+        pairs = zip(written, told, strict=True)
+        return [
+            replace(one, context=more) if isinstance(more, str) else replace(one, context_prompt=more)
+            for one, more in pairs
+        ]
 
     # What is seen of it
 

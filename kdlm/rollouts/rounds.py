@@ -18,7 +18,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from kdlm.rollouts.engine import Completion, Engine, Sampling
-from kdlm.rollouts.episodes import Episodes
+from kdlm.rollouts.episodes import Drive
 from kdlm.rollouts.rows import Opaque, Row, Written, prompt_of
 from kdlm.rollouts.sections import RolloutSection
 
@@ -91,7 +91,7 @@ class Rounds:
         student: Callable[[], Any],
         finish: Finish,
         last: Callable[[], int],
-        episodes: Episodes | None = None,
+        episodes: Drive | None = None,
     ):
         if section.asynchronous and engine.lives:
             raise ValueError("rollouts.asynchronous: this engine reads the very weights that are being trained")
