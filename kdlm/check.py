@@ -11,6 +11,7 @@ from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.evaluation.looks import looked_at
 from kdlm.features import module_at
+from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import AlignedMethod, Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
@@ -38,6 +39,7 @@ def check(recipe: Recipe) -> list[str]:
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
         ("evaluation", looked_at(recipe, method)),
+        ("guards", guards.looked_at(recipe)),
     )
     for key, look in looks:
         try:
@@ -59,7 +61,7 @@ def _looks(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[s
 def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
     """Return what is looked at where a language model learns from text."""
     return (
-        ("student", _student(recipe)),
+        ("student", _student(recipe, method)),
         ("rollouts", _rollouts(recipe, method)),
         ("losses", teacher_checks.signals(recipe, method)),
         ("teacher", teacher_checks.server(recipe)),
@@ -78,7 +80,7 @@ def _image_text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Itera
     if recipe.rollouts is not None:
         raise ValueError("rollouts: the student's own text cannot be made of image_text data: remove the section")
     return (
-        ("student", _student(recipe)),
+        ("student", _student(recipe, method)),
         ("losses", teacher_checks.signals(recipe, method)),
         ("teacher", teacher_checks.tokenizers(recipe, method)),
         ("data", recipe.data.look()),
@@ -160,10 +162,10 @@ def _training(recipe: Recipe) -> Iterator[str]:
     yield f"training: {length}, {batch} {rows} a step and device, learning rate {args.learning_rate:g}"
 
 
-def _student(recipe: Recipe) -> Iterator[str]:
+def _student(recipe: Recipe, method: Method | None) -> Iterator[str]:
     student: Any = recipe.student  # of text, with images or without
-    if student.lora is not None and student.lora.export == "merged" and _quantised(student):
-        raise ValueError("student.lora.export: merging into quantised weights loses precision; set export: adapter")
+    if student.lora is not None and method is not None:
+        student.lora.check_export(averaged=method.exported != "student", quantised=_quantised(student))
     if student.lora is None and _quantised(student):
         raise ValueError("student.quantization: quantised weights do not train; add student.lora, or load them whole")
     yield f"student: {student.describe()}{', LoRA' if student.lora is not None else ''}"

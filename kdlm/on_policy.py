@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -24,9 +24,7 @@ from kdlm.data.turns import Between
 from kdlm.disk import write_text
 from kdlm.rollouts import (
     Completion,
-    Drive,
     Engine,
-    EnvironmentSection,
     Episodes,
     GenerateEngine,
     Opaque,
@@ -115,6 +113,7 @@ class OnPolicyTrainer(DistillTrainer):
         if "reward" in self.method.needs and reward is None:
             raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
         self.reward, self.section = reward, section
+        self._variables = chat_template_args
         self.rounds = Rounds(
             engine,
             section,
@@ -123,28 +122,37 @@ class OnPolicyTrainer(DistillTrainer):
             student=lambda: self.student,
             finish=self._finish,
             last=lambda: self.state.max_steps,
-            episodes=None if section.environment is None else self._episodes(section.environment, chat_template_args),
+            told=self._told,
+            episodes=self._episodes(),
         )
         self.samples: list[Sample] = []
         """The completions that were last looked at."""
         self._warned: set[str] = set()
         self._seen: dict[str, Tensor] = defaultdict(partial(torch.zeros, (2,), dtype=torch.float64))
 
-    def _episodes(self, environment: EnvironmentSection, variables: Mapping[str, Any] | None) -> Drive:
-        """Return what completes prompts turn by turn."""
+    @cached_property
+    def _between(self) -> Between:
+        tokenizer: Any = copy.deepcopy(self.processing_class)  # used in the engine's thread
+        role = "user" if self.section.environment is None else self.section.environment.role
+        return Between(tokenizer, end_ids(self.student, tokenizer), role, self._variables)
+
+    def _episodes(self) -> Episodes | None:
+        """Return what completes prompts turn by turn; None where a completion is one turn."""
+        environment = self.section.environment
+        if environment is None:
+            return None
         if "alignment" in self.method.needs:
             raise ValueError(
                 "rollouts.environment: a teacher with another tokenizer reads one turn only: use one with the student's"
             )
         tokenizer: Any = copy.deepcopy(self.processing_class)  # used in the engine's thread
-        episodes = Episodes(
+        return Episodes(
             environment,
             read=partial(tokenizer.batch_decode, skip_special_tokens=True),
-            between=Between(tokenizer, end_ids(self.student, tokenizer), environment.role, variables),
+            between=self._between,
             context=context_of(self.student),
             judge=None if self.reward is None else self._judged,
         )
-        return lambda *asked: self._told(episodes(*asked))
 
     def close(self) -> None:
         super().close()
@@ -208,12 +216,10 @@ class OnPolicyTrainer(DistillTrainer):
         said: Sequence[tuple[float | None, str | None]] = [(None, None)] * len(drawn)
         if self.reward is not None:
             said = self._judged(texts, [row for row, _, _ in drawn])
-        return self._told(
-            [
-                Written(*given, text, reward, feedback=reason)
-                for given, text, (reward, reason) in zip(drawn, texts, said, strict=True)
-            ]
-        )
+        return [
+            Written(*given, text, reward, feedback=reason)
+            for given, text, (reward, reason) in zip(drawn, texts, said, strict=True)
+        ]
 
     def _judged(self, texts: Sequence[str], rows: Sequence[Row]) -> list[tuple[float, str | None]]:
         """Ask the verifier, or whatever gives rewards: a number for each text, and what is said beside it."""

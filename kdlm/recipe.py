@@ -8,6 +8,7 @@ from pydantic import Field
 
 from kdlm.data import AnyData
 from kdlm.evaluation import EvaluationSection
+from kdlm.guards import GuardsSection
 from kdlm.losses import AnyLoss
 from kdlm.methods import AlignedMethod, AnyMethod
 from kdlm.models import AnyStudent
@@ -44,6 +45,8 @@ class Recipe(Section):
     """What says how right the student's own completions are, by a column of the data; methods may use the score."""
     evaluation: EvaluationSection | None = None
     """What is evaluated while the student trains, on which rows, and which checkpoint is handed out."""
+    guards: GuardsSection | None = None
+    """What is watched for collapse while a language model trains: figures that warn, and then stop the run."""
     training: Training = Field(default_factory=Training)
     """Arguments of the Hugging Face Trainer: steps, batch size, learning rate, precision, logging."""
     run_dir: Path

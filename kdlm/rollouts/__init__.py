@@ -3,7 +3,7 @@
 from kdlm.rollouts.engine import Completion, Engine, Sampling, end_ids
 from kdlm.rollouts.environment import Environment, EnvironmentSection, Judging, Reply
 from kdlm.rollouts.environments import AnyEnvironment
-from kdlm.rollouts.episodes import Drive, Episodes
+from kdlm.rollouts.episodes import Episodes
 from kdlm.rollouts.generate import GenerateEngine, GenerateSection, context_of
 from kdlm.rollouts.rounds import Repeated, Rounds, Slot
 from kdlm.rollouts.rows import SAID, Opaque, Row, Written, as_row, describe, prompt_of
@@ -14,7 +14,6 @@ __all__ = [
     "AnyEngine",
     "AnyEnvironment",
     "Completion",
-    "Drive",
     "Engine",
     "Environment",
     "EnvironmentSection",

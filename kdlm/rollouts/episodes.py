@@ -18,9 +18,6 @@ from kdlm.rollouts.rows import SAID, Row, Written
 Between = Callable[[Sequence[int], str], list[int]]
 """Prompt, and what an environment says after a turn that ended by itself -> the tokens up to the next turn."""
 
-Drive = Callable[[Engine, Sequence[Row], Sequence[list[int]], Sampling, int], list[Written]]
-"""Engine, rows, their prompts, how tokens are drawn, seed -> the completions, in the order of the prompts."""
-
 
 @dataclass
 class _Episode:
