@@ -119,9 +119,10 @@ class ToolSet:
         return asdict(self)
 
     def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
-        tasks: dict[Split, list[ToolTask]] = {
+        counts: dict[Split, int] = {"train": self.train, "eval": self.eval}
+        tasks = {
             split: [task for level in LEVELS for task in tool_tasks(seed=self.seed, level=level, n=n, split=split)]
-            for split, n in (("train", self.train), ("eval", self.eval))
+            for split, n in counts.items()
         }
         for split, rows in tasks.items():
             write_jsonl(folder / f"{split}.jsonl", map(_row, rows))
