@@ -44,6 +44,7 @@ AFTER = {
     "draft/distillspec": [PRETRAINED],
     "chain/student": ["teacher={name: sandbox, model: code-teacher}"],
     "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
+    "tools/on_policy": ["teacher={name: sandbox, model: code-student}", "student={name: sandbox, model: code-student}"],
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],
     "vision_language/finetune": ["student.path=sandbox:digits-vlm-student"],
     "diffusion/digits_instaflow": ["student.path=sandbox:digits-denoiser", "teacher.path=sandbox:digits-denoiser"],
