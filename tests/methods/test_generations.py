@@ -196,6 +196,7 @@ def test_evaluation_measures_against_the_base():
     ours = logits_of(nets["student"], batch, kept).detach()
     p_0 = kept.select(base.model(input_ids=batch["input_ids"]).logits)
     torch.testing.assert_close(figures["kl_to_teacher"][0], forward_kl(ours, p_0).sum())
+    torch.testing.assert_close(figures["reverse_kl_to_teacher"][0], reverse_kl(ours, p_0).sum())
     assert not torch.isclose(figures["forward_kl"][0], figures["kl_to_teacher"][0])
 
 
