@@ -39,6 +39,7 @@ GROUPS = {
 LEFT_OUT = {
     "custom": "is the user's own",
     "cfg_distillation": "makes a guided teacher cheaper, and is measured by its distance to that: vision_diffusion.py",
+    "curio_sft": "holds a model that is fine-tuned near what it was, and the students here begin from nothing",
     "further_pretraining": "prepares for fine-tuning, which a ranking by the text it is trained on does not show",
 }
 """Method or loss -> why it is in no group."""
