@@ -181,6 +181,8 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         """Run the method inside the wrapped module's forward; all but the last of its `Terms` go backward here."""
         if num_items_in_batch is None:
             raise ValueError("compute_loss needs the item counts of the whole optimiser step")
+        if self.guards is not None:
+            self.guards.note(inputs)
         step = self._step()
         advance = phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
         while True:
