@@ -49,6 +49,7 @@ AFTER = {
     "vision_language/finetune": ["student.path=sandbox:digits-vlm-student"],
     "diffusion/digits_instaflow": ["student.path=sandbox:digits-denoiser", "teacher.path=sandbox:digits-denoiser"],
     "fusion/fuse": ["teacher.members.1={name: sandbox, model: code-teacher-4k}"],
+    "further_pretraining/student": ["teacher={name: sandbox, model: code-student}"],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],
 }
 """What stands in for the folder that another recipe leaves behind; `tests/train/test_chains.py` runs them in order."""
