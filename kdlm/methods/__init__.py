@@ -46,6 +46,7 @@ from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
 from kdlm.methods.rewards import RewardMethod
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
+from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -129,6 +130,7 @@ AnyMethod = Annotated[
     | MTTSection
     | FTDSection
     | SelfDistillationSection
+    | SDPOSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -145,6 +147,7 @@ __all__ = [
     "OFAKD",
     "PSKD",
     "RKD",
+    "SDPO",
     "ULD",
     "USKD",
     "ALMSection",
@@ -216,6 +219,7 @@ __all__ = [
     "ReverseKLAdvantageSection",
     "RewardMethod",
     "Role",
+    "SDPOSection",
     "SDSSection",
     "SIMSection",
     "ScoreRegularisedConsistency",
