@@ -51,6 +51,8 @@ from kdlm.methods.self_distillation.guided_generations import GuidedGenerations,
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
 from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
+from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
+from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
 from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
@@ -140,6 +142,8 @@ AnyMethod = Annotated[
     | FTDSection
     | SelfDistillationSection
     | SDPOSection
+    | SDZeroRevisionSection
+    | SDZeroSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -238,6 +242,10 @@ __all__ = [
     "Role",
     "SDPOSection",
     "SDSSection",
+    "SDZero",
+    "SDZeroRevision",
+    "SDZeroRevisionSection",
+    "SDZeroSection",
     "SIMSection",
     "ScoreRegularisedConsistency",
     "SelfDistillation",

@@ -85,7 +85,9 @@ class SelfDistillation(GKD):
 
         def weigh(values: Tensor) -> Tensor:
             values = self.clipped(values, watched)
-            return values if weights is None else values * weights.to(values)
+            values = values if weights is None else values * weights.to(values)
+            watched.update(self.watch(values.detach(), rows, batch))
+            return values
 
         terms = self.compare(student, teacher, rows, step, weigh=weigh, unit=self.unit)
         seen = {name: (value.sum(), self.unit) for name, value in watched.items()}
@@ -98,6 +100,10 @@ class SelfDistillation(GKD):
             return values
         watched["clipped"] = (values.detach() > self.clip).to(values)
         return values.clamp(max=self.clip)
+
+    def watch(self, values: Tensor, rows: Rows, batch: Batch) -> dict[str, Tensor]:
+        """Return what is logged of the rows, by their part in the loss."""
+        return {}
 
     def importance(self, log_q: Tensor, rows: Rows, batch: Batch) -> Tensor:
         """Return the importance weight of each row by `log q` of its label: 1 where the text is the data's."""

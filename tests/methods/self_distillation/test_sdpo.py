@@ -6,17 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from loopback import source
+from attempts import trainer, weights
 from pydantic import ValidationError
-from transformers import TrainingArguments
 
-from kdlm import OnPolicyTrainer
-from kdlm.data import Collator, ContextCollator, ContextSection, Reprompt
 from kdlm.losses import JSD, ForwardKL, ReverseKL, told_of_likeliest
 from kdlm.methods import SDPO, SDPOSection, Step
-from kdlm.rollouts import Completion, RolloutSection, Written
+from kdlm.rollouts import Completion, Written
 from kdlm.signal import IGNORE_INDEX, Dense, Head, Hidden
-from kdlm.teachers import SelfTeacher
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # TRL says of each of its experimental modules that it is one
@@ -116,7 +112,12 @@ def test_attempts_without_a_context_count_for_nothing(form, width):
     torch.testing.assert_close(found.view(-1, VOCAB), gradient(only, student))
     assert not found[1].any() and not found[3].any() and found[0].any() and found[2].any()
     counts = method().counts(batch)
-    assert {name: int(value) for name, value in counts.items()} == {"tokens": 16, "told": 8, "sequences": 4, "groups": 2}
+    assert {name: int(value) for name, value in counts.items()} == {
+        "tokens": 16,
+        "told": 8,
+        "sequences": 4,
+        "groups": 2,
+    }
     assert terms.terms["token_loss"].unit == "told" and {unit for _, unit in terms.metrics.values()} <= counts.keys()
 
 
@@ -177,7 +178,9 @@ def test_divergences_are_trls(cap, alpha, top_k):
         per_token = trl.compute_topk_self_distillation_loss(
             z, y.detach(), distillation_topk=top_k, distillation_alpha=alpha, distillation_add_tail=True
         )
-    value, theirs = trl_gradient(per_token, z, batch["labels"][:, 2:].flatten(), batch["log_probs"][:, 2:].flatten(), cap)
+    value, theirs = trl_gradient(
+        per_token, z, batch["labels"][:, 2:].flatten(), batch["log_probs"][:, 2:].flatten(), cap
+    )
     tolerance = 1e-6 if top_k == VOCAB else 1e-9  # TRL's tail of nothing is 1e-7
     torch.testing.assert_close(ours.terms["token_loss"].sum, value, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(gradient(ours, student)[at], theirs, rtol=tolerance, atol=10 * tolerance)
@@ -221,47 +224,8 @@ def test_options_that_do_nothing_are_refused():
 # In a trainer
 
 
-def trainer(tmp_path, reward, made: SDPO | None = None, **options: Any):
-    student = source("code-student-tiny")
-    generator = torch.Generator().manual_seed(4)
-    prompts = [torch.randint(5, 500, (4,), generator=generator).tolist() for _ in range(6)]
-    rows = [
-        {"input_ids": ids, "labels": [IGNORE_INDEX] * 4, "index": number, "asked": '{"prompt": "x = "}'}
-        for number, ids in enumerate(prompts)
-    ]
-    arguments = {
-        "output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "max_steps": 6, "learning_rate": 1e-2,
-        "per_device_train_batch_size": 3, "lr_scheduler_type": "constant", "save_strategy": "no",
-        "disable_tqdm": True, "logging_steps": 1, "max_grad_norm": 0.0,
-    }  # fmt: skip
-    made = OnPolicyTrainer(
-        student.load().double(),
-        SelfTeacher("average", decay=0.95),
-        TrainingArguments(**arguments | options),
-        method=made or SDPO([JSD()]),
-        train_dataset=rows,
-        processing_class=student.tokenizer(),
-        data_collator=ContextCollator(Collator(0), Reprompt(student.tokenizer(), ContextSection())),
-        rollouts=RolloutSection(sampling={"max_new_tokens": 6, "samples_per_prompt": 3}),
-        reward=reward,
-    )
-    made.networks.to(torch.float64)
-    return made
-
-
-def even(texts, rows):
-    """Succeed where a text has an even number of letters."""
-    return [float(len(text) % 2 == 0) for text in texts]
-
-
-def weights(made) -> dict[str, torch.Tensor]:
-    made.train()
-    made.close()
-    return {name: p.detach().clone() for name, p in made.student.named_parameters()}
-
-
 def test_without_a_success_nothing_moves(tmp_path):
-    made = trainer(tmp_path, lambda texts, rows: [0.0] * len(texts), max_steps=2)
+    made = trainer(tmp_path, SDPO([JSD()]), reward=lambda texts, rows: [0.0] * len(texts), samples=3, max_steps=2)
     before = {name: p.detach().clone() for name, p in made.student.named_parameters()}
     assert all(torch.equal(value, before[name]) for name, value in weights(made).items())
     assert made.state.log_history[0]["loss"] == 0.0 and made.state.log_history[0]["untold_groups"] == 1.0
@@ -269,10 +233,10 @@ def test_without_a_success_nothing_moves(tmp_path):
 
 @pytest.mark.parametrize("losses", [[], [ForwardKL()]])
 def test_a_killed_sdpo_run_ends_as_an_unbroken_one(tmp_path, losses):
-    saves = {"save_strategy": "steps", "save_steps": 2}
-    whole = weights(trainer(tmp_path / "a", even, SDPO(losses), **saves))
-    trainer(tmp_path / "b", even, SDPO(losses), **saves).train()
-    made = trainer(tmp_path / "b", even, SDPO(losses), **saves)
+    saves = {"save_strategy": "steps", "save_steps": 2, "samples": 3}
+    whole = weights(trainer(tmp_path / "a", SDPO(losses), **saves))
+    trainer(tmp_path / "b", SDPO(losses), **saves).train()
+    made = trainer(tmp_path / "b", SDPO(losses), **saves)
     made.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
     assert all(torch.equal(p.detach(), whole[name]) for name, p in made.student.named_parameters())
     told = [line["informed"] for line in made.state.log_history if "informed" in line]
