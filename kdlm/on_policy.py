@@ -122,8 +122,8 @@ class OnPolicyTrainer(DistillTrainer):
             text=lambda index: self.method.text(self._step(index), draw_of(self.args.seed, index)),
             student=lambda: self.student,
             finish=self._finish,
-            last=lambda: self.state.max_steps,
             told=self._told,
+            last=lambda: self.state.max_steps,
             episodes=self._episodes(),
         )
         self.samples: list[Sample] = []

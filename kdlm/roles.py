@@ -32,7 +32,7 @@ class EmaOf:
     Attributes:
         role: what is followed.
         decay: the share of the average that a move leaves.
-        every: it moves after so many optimiser steps.
+        every: it moves after so many of the role's own steps.
     """
 
     role: str
