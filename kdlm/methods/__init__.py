@@ -54,6 +54,7 @@ from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKD
 from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
 from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
 from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
+from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -144,6 +145,7 @@ AnyMethod = Annotated[
     | SDPOSection
     | SDZeroRevisionSection
     | SDZeroSection
+    | UniSDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -272,6 +274,8 @@ __all__ = [
     "TsdKDSection",
     "ULDSection",
     "USKDSection",
+    "UniSD",
+    "UniSDSection",
     "VSDSection",
     "VocabularyProjection",
     "VocabularyProjectionSection",
