@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from kdlm.data.share import Share
 from kdlm.data.turns import Between
 from kdlm.disk import write_text
+from kdlm.methods.method import After, Told
 from kdlm.rollouts import (
     Completion,
     Engine,
@@ -233,11 +234,14 @@ class OnPolicyTrainer(DistillTrainer):
         told = self.method.told(written)
         if told is None:
             return written
-        pairs = zip(written, told, strict=True)
-        return [
-            replace(one, context=more) if isinstance(more, str) else replace(one, context_prompt=more)
-            for one, more in pairs
-        ]
+        return [self._telling(one, more) for one, more in zip(written, told, strict=True)]
+
+    def _telling(self, one: Written, more: Told) -> Written:
+        if isinstance(more, str):
+            return replace(one, context=more)
+        if isinstance(more, After):
+            more = [*one.prompt, *one.completion.ids, *self._between(one.prompt, more.words)]
+        return replace(one, context_prompt=more)
 
     # What is seen of it
 

@@ -38,8 +38,18 @@ Nets = Mapping[str, Any]
 """Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
 
 
-Told = str | list[int]
-"""What a teacher reads beside the prompt: text, or the token ids of a whole prompt."""
+@dataclass(frozen=True)
+class After:
+    """Words that follow a completion: a teacher told so has read it, and then these, before it reads it again.
+
+    Its prompt is the student's, the tokens that the student drew, and what stands between two turns with the words.
+    """
+
+    words: str
+
+
+Told = str | list[int] | After
+"""What a teacher reads beside the prompt: text, words after the completion, or the token ids of a whole prompt."""
 
 
 def rows_in(batch: Batch) -> Tensor:
@@ -188,8 +198,9 @@ class Method:
     def told(self, written: Sequence[Written]) -> Sequence[Told] | None:
         """Return what the teacher is told about each completion of the student, beside its prompt.
 
-        Text is written into the prompt by `data.context`; token ids are a whole prompt; "" is nothing. None leaves all
-        to what the data's rows have as `context`. All completions of a prompt are there, one after another.
+        Text is written into the prompt by `data.context`; token ids are a whole prompt; `After` makes one of the
+        completion itself; "" is nothing. None leaves all to what the data's rows have as `context`. All completions of
+        a prompt are there, one after another.
         """
         return None
 
