@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from kdlm.losses import IGNORE_INDEX, kept_rows, teacher_log_probs
 from kdlm.methods import GRPO
 from kdlm.models import view
 from kdlm.networks import common_vocab
+from kdlm.progress import memory_gib
 from kdlm.role_checkpoints import SealedCheckpoints
 from kdlm.rollouts import RolloutSection
 from kdlm.rollouts.rows import prompt_of
@@ -32,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 LEAST = -50.0
 """Smallest log-probability of a teacher that is reckoned with: it may not know a token, and TRL exponentiates."""
+
+ALSO = {"reward": "reward", "completions/mean_length": "length", "completions/clipped_ratio": "truncated"}
+"""TRL's name of a figure -> ours."""
 
 
 class TeacherGRPOTrainer(SealedCheckpoints, GRPOTrainer):
@@ -209,6 +215,15 @@ class TeacherGRPOTrainer(SealedCheckpoints, GRPOTrainer):
         metrics["teacher/bounded"].append(bounded / max(1.0, count))
         return batch
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what every run on the student's own text logs, by the names that it has there, and the memory in use."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        place = "rollout/" if self.model.training else "rollout_"
+        metrics |= {place + name: list(metrics[theirs]) for theirs, name in ALSO.items() if theirs in metrics}
+        if "loss" in logs:
+            logs["memory_gib"] = memory_gib()
+        super().log(logs, start_time)
+
     # Checkpoints
 
     def _get_train_sampler(self, dataset: Any = None) -> "EpochOrder":
@@ -281,8 +296,10 @@ def prompts(rows: Any, leading: int | None) -> Any:
 
     Raises ValueError for plain text where `leading`, how many of its tokens are given, is not said.
     """
-    kept = {"reference"} & set(rows.column_names)
-    return rows.map(lambda row: {"prompt": prompt_of(row, leading)}, remove_columns=[*set(rows.column_names) - kept])
+    columns: dict[str, Any] = {"prompt": [np.array(prompt_of(row, leading), dtype=np.int32) for row in rows]}
+    if "reference" in rows.column_names:
+        columns["reference"] = rows.with_format(None)["reference"]
+    return datasets.Dataset.from_dict(columns)
 
 
 def _check(args: Any, teacher: Any, ratio: float, bound: float, kl: float, reference: Any) -> None:
