@@ -3,11 +3,17 @@
 from collections.abc import Iterator
 from typing import Any
 
+import datasets
+import numpy as np
+
 from kdlm.data import DataSection
+from kdlm.evaluation.start import start_of
 from kdlm.methods import GRPO, Method, RLADSection
 from kdlm.recipe import Recipe
 from kdlm.rollouts import RolloutSection
+from kdlm.rollouts.rows import prompt_of
 from kdlm.teachers import ByDomain, EnsembleSection, Learned
+from kdlm.verifiers import Judge
 
 MISSING = "method: trl cannot be imported ({}): pip install 'kdlm[rewards]'"
 
@@ -67,6 +73,54 @@ def engine(rollouts: RolloutSection) -> dict[str, Any]:
         case "vllm_server":
             return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": section.url}
     return {}
+
+
+def trainer_of(
+    model: Any,
+    teacher: Any,
+    args: Any,
+    *,
+    method: GRPO,
+    rollouts: RolloutSection,
+    reward: Judge,
+    train_dataset: Any,
+    eval_dataset: Any,
+    data_collator: Any,
+    **options: Any,
+) -> Any:
+    """Return the TeacherGRPOTrainer of a recipe: `args` are its `arguments`, datasets rows of `kdlm.data`.
+
+    The data's collator is left out: TRL lays out prompts and completions itself.
+    """
+    from kdlm.reward_trainer import TeacherGRPOTrainer  # TRL takes seconds to import, and need not be there
+
+    if eval_dataset is not None and rollouts.eval_prompts:
+        eval_dataset = eval_dataset.select(range(min(rollouts.eval_prompts, len(eval_dataset))))
+    return TeacherGRPOTrainer(
+        model,
+        reward,
+        args,
+        teacher=teacher,
+        ratio=method.ratio,
+        bound=method.bound,
+        kl=method.teacher_kl or method.start_kl,
+        reference=start_of(model, args.device) if method.start_kl else None,
+        vocab=method.vocab,
+        train_dataset=prompts(train_dataset, rollouts.prompt_tokens),
+        eval_dataset=None if eval_dataset is None else prompts(eval_dataset, rollouts.prompt_tokens),
+        **options,
+    )
+
+
+def prompts(rows: Any, leading: int | None) -> datasets.Dataset:
+    """Return tokenised rows as TRL's: `prompt`, the ids before the last answer, and `reference` where they have it.
+
+    Raises ValueError for plain text where `leading`, how many of its tokens are given, is not said.
+    """
+    columns: dict[str, Any] = {"prompt": [np.array(prompt_of(row, leading), dtype=np.int32) for row in rows]}
+    if "reference" in rows.column_names:
+        columns["reference"] = rows.with_format(None)["reference"]
+    return datasets.Dataset.from_dict(columns)
 
 
 KNOWN = {

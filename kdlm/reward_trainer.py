@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -19,15 +17,11 @@ from trl import GRPOTrainer
 
 from kdlm import checkpoints
 from kdlm.data import Collator
-from kdlm.evaluation.start import start_of
 from kdlm.losses import IGNORE_INDEX, kept_rows, teacher_log_probs
-from kdlm.methods import GRPO
 from kdlm.models import view
 from kdlm.networks import common_vocab
 from kdlm.progress import memory_gib
 from kdlm.role_checkpoints import SealedCheckpoints
-from kdlm.rollouts import RolloutSection
-from kdlm.rollouts.rows import prompt_of
 from kdlm.teachers import freeze
 from kdlm.verifiers import Judge
 
@@ -90,43 +84,10 @@ class TeacherGRPOTrainer(SealedCheckpoints, GRPOTrainer):
         super().__init__(model, funcs or None, args, **options)
         if kl:
             self.beta, self.ref_model = kl, reference  # from here on: TRL would have loaded a model of its own
-        for one in {id(one): one for one in (teacher, reference)}.values():
+        asked: list[Any] = [teacher, reference]
+        for one in asked:
             if hasattr(one, "to"):
                 one.to(self.args.device)
-
-    @classmethod
-    def of(
-        cls,
-        model: Any,
-        teacher: Any,
-        args: Any,
-        *,
-        method: GRPO,
-        rollouts: RolloutSection,
-        reward: Judge,
-        train_dataset: Any,
-        eval_dataset: Any,
-        data_collator: Any = None,
-        **options: Any,
-    ) -> "TeacherGRPOTrainer":
-        """Return the trainer of a recipe: `args` are those of `kdlm.reward_settings`, datasets rows of `kdlm.data`."""
-        held_out = eval_dataset
-        if held_out is not None and rollouts.eval_prompts:
-            held_out = held_out.select(range(min(rollouts.eval_prompts, len(held_out))))
-        return cls(
-            model,
-            reward,
-            args,
-            teacher=teacher,
-            ratio=method.ratio,
-            bound=method.bound or 1.0,
-            kl=method.teacher_kl or method.start_kl,
-            reference=start_of(model, args.device) if method.start_kl else None,
-            vocab=method.vocab,
-            train_dataset=prompts(train_dataset, rollouts.prompt_tokens),
-            eval_dataset=None if held_out is None else prompts(held_out, rollouts.prompt_tokens),
-            **options,
-        )
 
     @property
     def exported(self) -> Any:
@@ -135,7 +96,8 @@ class TeacherGRPOTrainer(SealedCheckpoints, GRPOTrainer):
 
     def close(self) -> None:
         """Let go of the lines to a server, and of the verifiers' workers."""
-        for one in (self.teacher, *self.judges):
+        held: list[Any] = [self.teacher, *self.judges]
+        for one in held:
             if hasattr(one, "close"):
                 one.close()
 
@@ -291,17 +253,6 @@ def reward_of(judge: Judge) -> Callable[..., list[float]]:
     return verifier
 
 
-def prompts(rows: Any, leading: int | None) -> Any:
-    """Return tokenised rows as TRL's: `prompt`, the ids before the last answer, and `reference` where they have it.
-
-    Raises ValueError for plain text where `leading`, how many of its tokens are given, is not said.
-    """
-    columns: dict[str, Any] = {"prompt": [np.array(prompt_of(row, leading), dtype=np.int32) for row in rows]}
-    if "reference" in rows.column_names:
-        columns["reference"] = rows.with_format(None)["reference"]
-    return datasets.Dataset.from_dict(columns)
-
-
 def _check(args: Any, teacher: Any, ratio: float, bound: float, kl: float, reference: Any) -> None:
     """Raise ValueError where settings contradict each other, or the teacher cannot serve."""
     if not 0 <= ratio <= 1 or bound <= 0 or kl < 0:
@@ -311,7 +262,7 @@ def _check(args: Any, teacher: Any, ratio: float, bound: float, kl: float, refer
     if kl and getattr(args, "beta", 0.0):
         raise ValueError("args.beta: TRL has one KL, and `kl` says its weight here: leave beta at 0")
     if ratio < 1 and (kl or getattr(args, "beta", 0.0)) and getattr(args, "use_bias_correction_kl", True):
-        raise ValueError("args.use_bias_correction_kl: it multiplies the KL by a ratio that holds the teacher: set False")
+        raise ValueError("args.use_bias_correction_kl: it would multiply the KL by a ratio with the teacher: set False")
     if ratio < 1 and getattr(args, "off_policy_mask_threshold", None) is not None:
         raise ValueError("args.off_policy_mask_threshold: it takes the old student's log-probabilities as they are")
     for one in (teacher, reference):

@@ -16,7 +16,6 @@ from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
-from kdlm.methods import GRPO, Method
 from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
@@ -152,7 +151,8 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(method, DiffusionMethod):
         kind = partial(DiffusionTrainer, sampling=recipe.sampling)
     if recipe.rollouts is not None:
-        kind = partial(on_own_text(method), rollouts=recipe.rollouts, reward=judge)
+        on_own_text: Any = reward_settings.trainer_of if in_trl(recipe) else OnPolicyTrainer
+        kind = partial(on_own_text, rollouts=recipe.rollouts, reward=judge)
     trainer = kind(
         student,
         teacher,
@@ -177,15 +177,6 @@ def training_arguments(recipe: Recipe) -> Any:
     """Return the arguments of the trainer that runs the method."""
     owned = {"output_dir": str(recipe.run_dir), "seed": recipe.seed, "disable_tqdm": True}
     return reward_settings.arguments(recipe, **owned) if in_trl(recipe) else recipe.training.build(**owned)
-
-
-def on_own_text(method: Method) -> Any:
-    """Return what makes the trainer of a method that trains on the student's own text."""
-    if not isinstance(method, GRPO):
-        return OnPolicyTrainer
-    from kdlm.reward_trainer import TeacherGRPOTrainer  # TRL takes seconds to import, and need not be there
-
-    return TeacherGRPOTrainer.of
 
 
 def name_classes(trainer: DistillTrainer, classes: list[str]) -> None:

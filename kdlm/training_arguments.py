@@ -74,7 +74,8 @@ class TrainingSection(Section):
             if old in chosen and any(field.name == new for field in dataclasses.fields(TrainingArguments)):
                 chosen[new] = chosen.pop(old)
         theirs = {field.name: field.default for field in dataclasses.fields(kind)}
-        kept = {f.name: f.default for f in dataclasses.fields(TrainingArguments) if f.default != theirs[f.name]}
+        plain: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+        kept = {name: default for name, default in plain.items() if default != theirs[name]}
         return kind(**kept | chosen | owned)
 
 

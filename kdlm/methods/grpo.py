@@ -15,8 +15,9 @@ Divisor = Literal["dapo", "grpo", "bnpo", "dr_grpo"]
 
 
 class GRPO(Method):
-    """Policy gradient of rewards, relative to those of a prompt's other completions, and a KL to the teacher (Shao et
-    al. 2024, arXiv 2402.03300; of the teacher in the reference's place: KDRL, arXiv 2506.02208, of which the abstract is known).
+    """Policy gradient of rewards, relative to those of a prompt's other completions, and a KL to the teacher.
+
+    Shao et al. 2024 (arXiv 2402.03300); the teacher in the reference's place: KDRL (arXiv 2506.02208, by its abstract).
 
     `-min(r A, clip(r, 1 - e, 1 + e) A) + b KL(q || p)` at each token that the student drew, `r = q / q_old`, A the
     reward less the group's mean, over its spread. The KL is TRL's estimate from the drawn token, k3 times r. The loss
@@ -35,7 +36,7 @@ class GRPO(Method):
     """What the teacher may answer with: something that has the log-probability of any token."""
     ratio: float = 1.0
     """Share of the old student in what the ratio compares the student with; the teacher has the rest."""
-    bound: float = 0.0
+    bound: float = 1.0
     """Largest size of the log-ratio between old student and teacher."""
     start_kl: float = 0.0
     """Weight of a KL to the student as it starts."""
@@ -104,7 +105,7 @@ class GRPOOptions(Section):
     """What the sum over tokens is divided by, by TRL's names: `dapo`, the tokens of a generation; `grpo`, those of each
     completion; `bnpo`, those of a micro-batch; `dr_grpo`, a constant."""
     scale: Literal["group", "batch", "none"] = "group"
-    """Advantages are divided by the spread of rewards within a prompt's completions, within the batch, or by nothing."""
+    """Advantages are divided by the spread of rewards among a prompt's completions, in the batch, or by nothing."""
 
     def build(self, losses: Sequence[Loss], vocab: int | Tensor | None) -> GRPO:
         """Return the method with the ids that both tokenizers share."""
