@@ -80,7 +80,7 @@ class TeacherGRPOTrainer(SealedCheckpoints, GRPOTrainer):
         self.teacher, self.ratio, self.bound, self.vocab = teacher, ratio, bound, vocab
         given = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
         self.judges = [one for one in given if isinstance(one, Judge)]
-        funcs = [reward_of(one) if isinstance(one, Judge) else one for one in given]
+        funcs: list[Any] = [reward_of(one) if isinstance(one, Judge) else one for one in given]
         super().__init__(model, funcs or None, args, **options)
         if kl:
             self.beta, self.ref_model = kl, reference  # from here on: TRL would have loaded a model of its own
@@ -142,7 +142,7 @@ class TeacherGRPOTrainer(SealedCheckpoints, GRPOTrainer):
         for row, there in zip(ids.cpu(), mask.bool().cpu(), strict=True):
             labels = row.clone()
             labels[:-last] = IGNORE_INDEX
-            rows.append({"input_ids": row[there], "labels": labels[there]})
+            rows.append({"input_ids": row[there].numpy(), "labels": labels[there].numpy()})
         batch = {key: value.to(ids.device) for key, value in Collator(pad_id=0)(rows).items()}
         asked = kept_rows(batch["labels"])
         found = torch.zeros(len(ids), last, device=ids.device)
@@ -160,7 +160,7 @@ class TeacherGRPOTrainer(SealedCheckpoints, GRPOTrainer):
             return batch
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        train = self.model.training
+        train = self.student.training
         size = self.args.per_device_train_batch_size if train else self.args.per_device_eval_batch_size
         call = (ids, mask, batch["completion_ids"].shape[1], size)
         with torch.no_grad():
@@ -179,8 +179,8 @@ class TeacherGRPOTrainer(SealedCheckpoints, GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what every run on the student's own text logs, by the names that it has there, and the memory in use."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        place = "rollout/" if self.model.training else "rollout_"
+        metrics = self._metrics["train" if self.student.training else "eval"]
+        place = "rollout/" if self.student.training else "rollout_"
         metrics |= {place + name: list(metrics[theirs]) for theirs, name in ALSO.items() if theirs in metrics}
         if "loss" in logs:
             logs["memory_gib"] = memory_gib()

@@ -107,7 +107,7 @@ def save_what_is_done(trainer: DistillTrainer) -> str:
     if step == 0:
         return "no step was finished; when the server is back, begin again with --resume"
     if not (folder / checkpoints.MANIFEST).is_file():
-        trainer._save_checkpoint(trainer.model, None)
+        trainer._save_checkpoint(trainer.student, None)
     return f"stopped after step {step}, saved as {folder}; when the server is back, --resume goes on from there"
 
 
