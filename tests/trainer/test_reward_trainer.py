@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Callable[..., Any]:
             **{"output_dir": str(tmp_path / "run"), "report_to": "none", "use_cpu": True, "disable_tqdm": True},
             **{"gradient_checkpointing": None, "max_steps": 3, "learning_rate": 0.01, "lr_scheduler_type": "constant"},
             **{"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6},
-            **{"save_strategy": "no", "logging_steps": 1, "seed": 3},
+            **{"save_strategy": "no", "logging_steps": 1, "seed": 3, "bf16": False},
         }
         return trl.GRPOConfig(**defaults | options)
 
@@ -166,9 +166,8 @@ def test_below_the_clip_a_better_completion_becomes_likelier_and_above_it_nothin
     before = by_hand(trainer.model, batch)
     fixed = dict(batch)
     fixed["old_per_token_logps"] = before + 0.4  # q below what lies between old student and teacher
-    with torch.no_grad():
-        for p, g in zip(trainer.model.parameters(), gradient(trainer, fixed), strict=True):
-            p -= 1e-2 * g
+    for p, g in zip(trainer.model.parameters(), gradient(trainer, fixed), strict=True):
+        p.data -= 1e-2 * g
     after = by_hand(trainer.model, batch)
     there = batch["completion_mask"].bool()
     assert (after - before)[there].sum() > 0
@@ -188,10 +187,11 @@ def test_a_kl_to_the_teacher_is_trls_with_the_teacher_as_reference_model(config,
     source().load().save_pretrained(tmp_path / "teacher")
     student = source("code-student-tiny").load()
     student.config._name_or_path = str(tmp_path / "teacher")  # which TRL takes the reference model from
+    options = {"optim": "sgd", "learning_rate": 0.3, **options}
     theirs = weights(made(config(beta=0.3, **options), Plain, student=student))
     ours = weights(made(config(**options), teacher=source().load(), kl=0.3))
     without = weights(made(config(**options), teacher=source().load()))
-    assert_same(theirs, ours, 2e-4)
+    assert_same(theirs, ours, 1e-5)
     assert max((ours[name] - without[name]).abs().max() for name in ours) > 2e-3
 
 
@@ -212,7 +212,8 @@ def test_every_kind_of_teacher_scores_the_same_tokens(config) -> None:
         trainer.temperature = 0.7
         with pytest.raises(ValueError, match="scores tokens at temperature 1 only"):
             trainer.scored(server, ids, mask, last)
-        server.close()
+        trainer.teacher = server
+        trainer.close()
 
 
 def test_a_token_that_the_teacher_does_not_know_stays_finite(config) -> None:
@@ -240,7 +241,7 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_it_had_never_ended(config, opti
         again = made(config(**more), teacher=source().load(), **options)
         folder = Path(again.args.output_dir) / f"checkpoint-{step}"
         assert_same(ended, weights(again, resume_from_checkpoint=str(folder)))
-        for name in ("reward", "loss", "entropy", "num_tokens"):
+        for name in ("reward", "kl", "entropy", "teacher/reverse_kl", "num_tokens"):
             said = [[log[name] for log in one if name in log] for one in (logs, again.state.log_history)]
             assert said[0] == said[1], name
 
