@@ -157,6 +157,8 @@ def _rollouts(rollouts: RolloutSection) -> Iterator[str]:
         yield "rollouts.sampling.teacher_share: TRL draws from the student alone: leave it out"
     if rollouts.asynchronous:
         yield "rollouts.asynchronous: TRL draws and trains by turns: leave it out"
+    if rollouts.environment is not None:
+        yield "rollouts.environment: a completion is one turn here: remove it"
     if "show" in rollouts.model_fields_set and rollouts.show:
         yield "rollouts.show: no samples are looked at in TRL's trainer: leave it out"
     for key in sorted(section.model_fields_set - KNOWN[section.name]):
@@ -181,6 +183,8 @@ def _sections(recipe: Recipe) -> Iterator[str]:
             "evaluation: in TRL's trainer it is the reward of completions: remove the section; rollouts.eval_prompts "
             "says of how many"
         )
+    if recipe.guards is not None:
+        yield "guards: nothing is watched in TRL's trainer: remove the section; entropy, length and KL are in the log"
 
 
 def _teacher(recipe: Recipe) -> Iterator[str]:

@@ -57,6 +57,9 @@ class TeacherGRPOTrainer(SealedCheckpoints, GRPOTrainer):
     Raises ValueError where settings contradict each other, or the teacher cannot serve here.
     """
 
+    guards = None
+    """What watches a `DistillTrainer` for collapse; nothing here."""
+
     def __init__(
         self,
         model: Any,

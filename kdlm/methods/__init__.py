@@ -46,7 +46,12 @@ from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
 from kdlm.methods.rewards import RewardMethod
+from kdlm.methods.self_distillation.curio_sft import CurioSFT, CurioSFTSection
+from kdlm.methods.self_distillation.further_pretraining import FurtherPretraining, FurtherPretrainingSection
+from kdlm.methods.self_distillation.guided_generations import GuidedGenerations, GuidedGenerationsSection
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
+from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
+from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -61,7 +66,7 @@ from kdlm.methods.vision.fitnet import FitNet, FitNetSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
 from kdlm.methods.vision.meal_v2 import MEALV2, MEALV2Section
 from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
-from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
+from kdlm.methods.vision.ps_kd import PSKD, PSKDSection
 from kdlm.methods.vision.rkd import RKD, RKDSection
 from kdlm.methods.vision.uskd import USKD, USKDSection
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
@@ -90,6 +95,10 @@ AnyMethod = Annotated[
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
+    | CurioSFTSection
+    | GuidedGenerationsSection
+    | RecursiveKDSection
+    | FurtherPretrainingSection
     | ALMSection
     | ByteKDSection
     | ULDSection
@@ -167,6 +176,8 @@ __all__ = [
     "ConsistencySection",
     "ContinuousConsistency",
     "ContinuousConsistencySection",
+    "CurioSFT",
+    "CurioSFTSection",
     "CustomMethod",
     "DHOSection",
     "DMAESection",
@@ -185,10 +196,14 @@ __all__ = [
     "FeatureMeanMatching",
     "FitNet",
     "FitNetSection",
+    "FurtherPretraining",
+    "FurtherPretrainingSection",
     "GKDSection",
     "GOLDSection",
     "GRPOSection",
     "GuidanceDistillation",
+    "GuidedGenerations",
+    "GuidedGenerationsSection",
     "HiddenKD",
     "HiddenKDSection",
     "ImageKD",
@@ -217,6 +232,8 @@ __all__ = [
     "RKDSection",
     "RLADSection",
     "Readings",
+    "RecursiveKD",
+    "RecursiveKDSection",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",
