@@ -1,5 +1,7 @@
 """TeacherGRPOTrainer: TRL's GRPO where the teacher has no say, and the teacher in its ratio or its KL where it has."""
 
+import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from forks import on_ranks
 from loopback import source
+from safetensors.torch import load_file
 from scripted import openai_api, running
 from torch import Tensor
 
@@ -269,3 +273,55 @@ def test_what_contradicts_itself_is_refused(config, settings: Any, options: Any,
     teacher = {"teacher": source().load()} if options.pop("teacher", False) else {}
     with pytest.raises(ValueError, match=said):
         made(config(**settings), **options, **teacher)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_process_does(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("two_ranks_rewards.py")
+    source("code-student-tiny").load(), source().load()  # built before two processes want them
+    for count, name in enumerate(("one", "two"), 1):
+        (tmp_path / name).mkdir()
+        on_ranks(count, script, tmp_path / name, str(16 // count))
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    assert moved(one) > 1e-3
+    assert_same(one, two, 1e-5)
+    first, second = (json.loads((tmp_path / name / "logs.json").read_text()) for name in ("one", "two"))
+    for name in ("reward", "teacher/reverse_kl", "teacher/bounded", "rollout/length"):
+        assert [log[name] for log in first] == pytest.approx([log[name] for log in second], rel=1e-4), name
+
+
+def test_of_two_rewarded_tokens_the_teachers_wins_and_grpo_does_not_choose(config) -> None:
+    """Reward is for either of two first tokens, of which the teacher finds one likely and the other one not."""
+    teacher = source().load()
+    likely, unlikely = 70, 80
+    built = source("code-student-tiny").load()
+    with torch.no_grad():
+        for model, scores in ((teacher, {likely: 6.0, unlikely: -6.0}), (built, {likely: 4.0, unlikely: 4.0})):
+            head = torch.nn.Linear(*reversed(model.get_output_embeddings().weight.shape))
+            head.weight.copy_(model.get_output_embeddings().weight * 0.1)
+            head.bias.zero_()
+            for token, score in scores.items():
+                head.bias[token] = score
+            model.config.tie_word_embeddings = False
+            model.set_output_embeddings(head)
+
+    def either(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(ids[0] in (likely, unlikely)) for ids in completion_ids]
+
+    def run(ratio: float) -> tuple[list[float], float, float]:
+        options = {"max_completion_length": 1, "max_steps": 30, "learning_rate": 0.02, "per_device_train_batch_size": 32}
+        trainer = made(
+            config(**options, num_generations=16, num_iterations=2),
+            reward=either, student=copy.deepcopy(built), teacher=copy.deepcopy(teacher), ratio=ratio,
+        )  # fmt: skip
+        trainer.train()
+        ids = torch.tensor([trainer.processing_class(TEXTS[0])["input_ids"]])
+        with torch.no_grad():
+            p = trainer.student.eval()(input_ids=ids).logits[0, -1].softmax(-1)
+        rewards = [log["reward"] for log in trainer.state.log_history if "reward" in log]
+        return rewards, p[likely].item(), p[unlikely].item()
+
+    rewards, good, bad = run(0.5)
+    assert rewards[0] < 0.5 and rewards[-1] > 0.95 and good > 0.9 and bad < 0.05
+    rewards, _, bad = run(1.0)
+    assert rewards[-1] > 0.95 and bad > 0.05
