@@ -37,6 +37,7 @@ from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
 from kdlm.methods.diffusion.score_regularised_consistency import RCMSection, ScoreRegularisedConsistency
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
+from kdlm.methods.grpo import GRPO, RLAD, GRPOSection, RLADSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
@@ -93,6 +94,8 @@ AnyMethod = Annotated[
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
+    | GRPOSection
+    | RLADSection
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
@@ -158,11 +161,13 @@ __all__ = [
     "DSKD",
     "GKD",
     "GOLD",
+    "GRPO",
     "MEALV2",
     "OFAKD",
     "PSKD",
     "RKD",
     "SDPO",
+    "RLAD",
     "ULD",
     "USKD",
     "ALMSection",
@@ -204,6 +209,7 @@ __all__ = [
     "FurtherPretrainingSection",
     "GKDSection",
     "GOLDSection",
+    "GRPOSection",
     "GuidanceDistillation",
     "GuidedGenerations",
     "GuidedGenerationsSection",
@@ -233,6 +239,7 @@ __all__ = [
     "ProgressiveSection",
     "RCMSection",
     "RKDSection",
+    "RLADSection",
     "Readings",
     "RecursiveKD",
     "RecursiveKDSection",
