@@ -14,6 +14,7 @@ from kdlm.features import module_at
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import AlignedMethod, Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
+from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe
 from kdlm.section import Custom
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
@@ -38,6 +39,7 @@ def check(recipe: Recipe) -> list[str]:
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
         ("evaluation", looked_at(recipe, method)),
+        ("privacy", privacy.looked_at(recipe, method)),
     )
     for key, look in looks:
         try:

@@ -20,6 +20,7 @@ from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
+from kdlm.privacy.trainer import PrivateOnPolicyTrainer, PrivateTrainer
 from kdlm.progress import Display, MetricsFile, log_figures
 from kdlm.recipe import Recipe, across
 from kdlm.remote import ServerUnavailable
@@ -80,6 +81,8 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
         if run.data.eval is not None:
             results |= final_metrics(trainer)
         results |= best_of(trainer)
+        if isinstance(trainer, PrivateTrainer):
+            results["privacy"] = trainer.spent()
     except ServerUnavailable as error:
         raise ServerUnavailable(f"{error}\n{save_what_is_done(trainer)}") from error
     finally:
@@ -146,11 +149,13 @@ def assemble(recipe: Recipe) -> Assembly:
         teacher.made_with = data.made_with
     method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
     judge = None if recipe.verifier is None else Judge(recipe.verifier)
-    kind: Any = DistillTrainer
+    private = {} if recipe.privacy is None else {"privacy": recipe.privacy}
+    kind: Any = PrivateTrainer if private else DistillTrainer
     if isinstance(method, DiffusionMethod):
         kind = partial(DiffusionTrainer, sampling=recipe.sampling)
     if recipe.rollouts is not None:
-        kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=judge)
+        kind = PrivateOnPolicyTrainer if private else OnPolicyTrainer
+        kind = partial(kind, rollouts=recipe.rollouts, reward=judge)
     trainer = kind(
         student,
         teacher,
@@ -161,6 +166,7 @@ def assemble(recipe: Recipe) -> Assembly:
         processing_class=tokenizer,
         data_collator=data.collator,
         callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
+        **private,
     )
     if recipe.evaluation is not None:
         trainer.watch(recipe.evaluation, other=other_rows(recipe, tokenizer), judge=judge)
