@@ -51,7 +51,7 @@ class UnitByUnit(DPOptimizer):
             expected_batch_size=expected,
             generator=torch.Generator(device),
         )
-        self.seed, self.delta, self.rate = seed, section.delta, rate
+        self.expected, self.seed, self.delta = expected, seed, section.delta
         self.accountant: Any = create_accountant(section.accountant)
         self.attach_step_hook(self.accountant.get_optimizer_hook_fn(rate))
         self._none()
@@ -82,6 +82,7 @@ class UnitByUnit(DPOptimizer):
         return norm
 
     def add_noise(self) -> None:
+        assert self.generator is not None
         self.generator.manual_seed(self.seed(self.done))
         super().add_noise()
 
@@ -94,7 +95,7 @@ class UnitByUnit(DPOptimizer):
     def sum_norm(self) -> Tensor:
         """Return the norm of the step's sum of clipped gradients, over the expected number of units."""
         sums = [p.summed_grad for p in self.params if p.summed_grad is not None]
-        return torch.nn.utils.get_total_norm(sums) / self.expected_batch_size
+        return torch.nn.utils.get_total_norm(sums) / self.expected
 
     def _none(self) -> None:
         """Stand ready for a step without any further unit."""

@@ -130,7 +130,7 @@ class PrivateTrainer(DistillTrainer):
         return self.accelerator.prepare(loader)
 
     def _collate(self) -> Callable[[list[Row]], Any]:
-        return partial(_units, self.data_collator)
+        return partial(_units, cast("Any", self.data_collator))
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Counts:
         return {"units": torch.tensor(sum(len(micro["units"]) for micro in batch_samples), device=device)}

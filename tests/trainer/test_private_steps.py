@@ -9,7 +9,7 @@ from loopback import source
 
 from kdlm import DistillTrainer, OnPolicyTrainer
 from kdlm.data import Collator
-from kdlm.losses import JSD, ReverseKL
+from kdlm.losses import JSD
 from kdlm.methods import GKD
 from kdlm.privacy import PrivacySection
 from kdlm.privacy.trainer import PrivateOnPolicyTrainer, PrivateTrainer
