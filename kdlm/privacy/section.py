@@ -78,9 +78,9 @@ def promise(spent: Mapping[str, Any]) -> str:
     """Return what a model card says of a private run."""
     epsilon = "no epsilon (there was no noise)" if spent["epsilon"] is None else f"epsilon {spent['epsilon']:.4g}"
     return (
-        f"Trained by DP-SGD: {epsilon} at delta {spent['delta']:g}. What is protected: {spent['unit']}. Noise "
-        f"multiplier {spent['noise']:.4g}, clip {spent['clip']:g}, each of {spent['rows']} rows in a step with "
-        f"probability {spent['sampling_rate']:.4g}, {spent['steps']} steps, added up by Opacus ({spent['accountant']}). "
-        "It covers these weights alone: not figures on held-out rows, other runs on the same rows, or what the teacher learned "
-        "from."
+        f"Trained by DP-SGD: {epsilon} at delta {spent['delta']:g}. What is protected: {spent['unit']}. "
+        f"Noise multiplier {spent['noise']:.4g}, clip {spent['clip']:g}, {spent['steps']} steps, each of "
+        f"{spent['rows']} rows in a step with probability {spent['sampling_rate']:.4g}; added up by Opacus "
+        f"({spent['accountant']}). It covers these weights alone: not figures on held-out rows, other runs on the "
+        "same rows, or what the teacher learned from."
     )
