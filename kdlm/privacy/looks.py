@@ -17,7 +17,10 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
     if section is None:
         return
     problems = [] if find_spec("opacus") else [NO_OPACUS]
-    args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed)
+    try:
+        args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed)
+    except ValueError:  # which the look at `training` says
+        return
     if method is not None:
         problems.extend(refused(args, method, recipe.rollouts))
     if recipe.evaluation is not None and recipe.evaluation.best is not None:

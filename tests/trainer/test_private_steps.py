@@ -1,5 +1,6 @@
 """PrivateTrainer: which gradient a private step takes, and how much of it one row can be."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ from loopback import source
 
 from kdlm import DistillTrainer, OnPolicyTrainer
 from kdlm.data import Collator
-from kdlm.losses import JSD
-from kdlm.methods import GKD
+from kdlm.losses import JSD, CrossEntropy
+from kdlm.methods import GKD, SequenceKD
 from kdlm.privacy import PrivacySection
 from kdlm.privacy.trainer import PrivateOnPolicyTrainer, PrivateTrainer
 from kdlm.rollouts import Completion, RolloutSection, Sampling
@@ -61,7 +62,16 @@ def parts(arguments: Any, data: Any, **options: Any) -> tuple[tuple[Any, ...], d
     return (student.load().double(), source().load().double(), args), given
 
 
-def private(arguments: Any, *, share: float = 1.0, samples: int = 1, data: Any = None, engine: Any = None, **options):
+def private(
+    arguments: Any,
+    *,
+    share: float = 1.0,
+    samples: int = 1,
+    data: Any = None,
+    engine: Any = None,
+    method: Any = None,
+    **options,
+):
     """A private trainer of GKD: on the student's own text, or, at share 0, on given text without rollouts."""
     keys = {"clip", "noise", "epsilon", "delta", "seed", "accountant"} & options.keys()
     section = PrivacySection(
@@ -69,7 +79,7 @@ def private(arguments: Any, *, share: float = 1.0, samples: int = 1, data: Any =
     )
     data = prompts() if data is None else data
     networks, given = parts(arguments, data, **options)
-    given |= {"method": GKD([JSD(beta=0.5)], student_share=share), "privacy": section}
+    given |= {"method": method or GKD([JSD(beta=0.5)], student_share=share), "privacy": section}
     if share:
         rollouts = RolloutSection(sampling={"max_new_tokens": 9, "samples_per_prompt": samples})  # pyright: ignore
         engine = Scripted() if engine is None else engine
@@ -141,10 +151,10 @@ def test_a_row_with_all_its_rollouts_is_clipped_once(arguments, samples: int) ->
 
 
 def test_no_row_adds_more_than_the_clip_and_a_short_one_is_left_as_it_is(arguments) -> None:
-    data, norms = prompts(6), []
+    data, norms = prompts(4), []
     for row in data:
         norms.append(norm(gradient(private(arguments, data=[row]))))
-    clip = sorted(norms)[3]
+    clip = sorted(norms)[2]
     for row, free in zip(data, norms, strict=True):
         held = norm(gradient(private(arguments, data=[row], clip=clip)))
         assert held <= clip and held == pytest.approx(min(free, clip), rel=1e-4)
@@ -237,3 +247,30 @@ def test_it_trains_once(arguments) -> None:
     made.train()
     with pytest.raises(RuntimeError, match="trains once"):
         made.train()
+
+
+def test_a_canary_shows_less_the_smaller_epsilon_is(arguments) -> None:
+    """Exposure (Carlini et al. 2019, arXiv 1802.08232): by how many bits the canary ranks before others of its form."""
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(5, 500, (128, 10), generator=generator)
+    ids[:, :4] = ids[0, :4]  # one prompt, and 128 secrets of which the first was trained on
+    labels = ids.clone()
+    labels[:, :4] = IGNORE_INDEX
+    canary = {"input_ids": ids[0].tolist(), "labels": labels[0].tolist(), "index": 99}
+
+    def exposure(noise: float) -> tuple[float, float]:
+        options = {"per_device_train_batch_size": 4, "max_steps": 30, "learning_rate": 0.01, "optim": "adamw_torch"}
+        made = private(
+            arguments, share=0.0, data=[*prompts(7), canary], method=SequenceKD([CrossEntropy()]), noise=noise,
+            clip=1.0 if noise else WIDE, **options,
+        )  # fmt: skip
+        made.train()
+        with torch.no_grad():
+            logs = made.student(input_ids=ids).logits[:, 3:-1].log_softmax(-1)
+        scores = logs.gather(-1, ids[:, 4:, None]).sum((1, 2))
+        rank = int((scores >= scores[0]).sum())
+        return made.spent()["epsilon"] or float("inf"), 7 - math.log2(rank)
+
+    (free, shown), (weak, some), (strong, little) = (exposure(noise) for noise in (0.0, 1.0, 30.0))
+    assert free > weak > strong
+    assert shown == 7 and shown >= some >= little and little < 4
