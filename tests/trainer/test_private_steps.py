@@ -249,28 +249,28 @@ def test_it_trains_once(arguments) -> None:
         made.train()
 
 
-def test_a_canary_shows_less_the_smaller_epsilon_is(arguments) -> None:
-    """Exposure (Carlini et al. 2019, arXiv 1802.08232): by how many bits the canary ranks before others of its form."""
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(5, 500, (128, 10), generator=generator)
-    ids[:, :4] = ids[0, :4]  # one prompt, and 128 secrets of which the first was trained on
-    labels = ids.clone()
-    labels[:, :4] = IGNORE_INDEX
-    canary = {"input_ids": ids[0].tolist(), "labels": labels[0].tolist(), "index": 99}
+def test_canaries_show_less_the_smaller_epsilon_is(arguments) -> None:
+    """Exposure (Carlini et al. 2019, arXiv 1802.08232): by how many bits a canary ranks before others of its form."""
+    ids = torch.randint(5, 500, (8, 128, 10), generator=torch.Generator().manual_seed(5))
+    ids[..., :4] = ids[:, :1, :4]  # eight prompts with 128 secrets each, of which the first is trained on
+    rows = [
+        {"input_ids": one.tolist(), "labels": [*[IGNORE_INDEX] * 4, *one[4:].tolist()], "index": number}
+        for number, one in enumerate(ids[:, 0])
+    ]
 
     def exposure(noise: float) -> tuple[float, float]:
-        options = {"per_device_train_batch_size": 4, "max_steps": 30, "learning_rate": 0.01, "optim": "adamw_torch"}
+        options = {"per_device_train_batch_size": 4, "max_steps": 30, "logging_steps": 30, "optim": "adamw_torch"}
+        method, clip = SequenceKD([CrossEntropy()]), 1.0 if noise else WIDE
         made = private(
-            arguments, share=0.0, data=[*prompts(7), canary], method=SequenceKD([CrossEntropy()]), noise=noise,
-            clip=1.0 if noise else WIDE, **options,
-        )  # fmt: skip
+            arguments, share=0.0, data=rows, method=method, noise=noise, clip=clip, learning_rate=0.01, **options
+        )
         made.train()
         with torch.no_grad():
-            logs = made.student(input_ids=ids).logits[:, 3:-1].log_softmax(-1)
-        scores = logs.gather(-1, ids[:, 4:, None]).sum((1, 2))
-        rank = int((scores >= scores[0]).sum())
-        return made.spent()["epsilon"] or float("inf"), 7 - math.log2(rank)
+            logs = made.student(input_ids=ids.flatten(0, 1)).logits[:, 3:-1].log_softmax(-1)
+        scores = logs.gather(-1, ids.flatten(0, 1)[:, 4:, None]).sum((1, 2)).view(8, 128)
+        ranks = (scores >= scores[:, :1]).sum(1)
+        return made.spent()["epsilon"] or math.inf, 7 - ranks.double().log2().mean().item()
 
     (free, shown), (weak, some), (strong, little) = (exposure(noise) for noise in (0.0, 1.0, 30.0))
     assert free > weak > strong
-    assert shown == 7 and shown >= some >= little and little < 4
+    assert shown > 6.5 and shown > some > little and little < 3  # of 7 bits; a secret that is not known has about 1.4
