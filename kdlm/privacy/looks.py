@@ -28,8 +28,9 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
     problems.extend(_data(recipe.data))
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
-    for key, teacher in teachers_of(recipe.teacher):
-        if hasattr(teacher, "url"):
+    engine = None if recipe.rollouts is None else recipe.rollouts.engine
+    for key, asked in (*teachers_of(recipe.teacher), ("rollouts.engine", engine)):
+        if hasattr(asked, "url"):
             yield f"privacy: note: {key} is a server: what private rows say is sent to it, and no noise covers that"
     if section.seed is not None:
         yield "privacy: note: privacy.seed is written in recipe.yaml: who knows it can take the noise off again"

@@ -14,7 +14,6 @@ import torch
 from opacus.accountants import create_accountant
 from opacus.accountants.utils import get_noise_multiplier
 from opacus.optimizers import DPOptimizer
-from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor
 
 from kdlm.privacy.section import PrivacySection
@@ -133,8 +132,3 @@ def noise_for(section: PrivacySection, rate: float, steps: int) -> float:
             )
     except ValueError as error:
         raise ValueError(f"privacy.epsilon: no noise keeps {steps} steps below {section.epsilon}: {error}") from error
-
-
-def drawn(rows: int, rate: float, generator: torch.Generator) -> list[int]:
-    """Return the numbers of the rows that one step takes, each with probability `rate`."""
-    return next(iter(UniformWithReplacementSampler(num_samples=rows, sample_rate=rate, generator=generator, steps=1)))

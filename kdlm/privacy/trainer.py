@@ -17,11 +17,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from kdlm.disk import write_text
 from kdlm.methods import Terms
 from kdlm.on_policy import OnPolicyTrainer
+from kdlm.privacy.rows import PoissonBatches, row_count
 from kdlm.privacy.section import PrivacySection, refused
 from kdlm.rollouts import Opaque, Row, Slot
 from kdlm.trainer import Counts, DistillTrainer
@@ -110,7 +111,7 @@ class PrivateTrainer(DistillTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Draw each row with the same probability for every step (Poisson sampling)."""
         args = self.args
-        batches = _Batches(
+        batches = PoissonBatches(
             self.rows,
             self.rate,
             steps=self.pass_steps,
@@ -257,54 +258,6 @@ class PrivateOnPolicyTrainer(PrivateTrainer, OnPolicyTrainer):
         by_row = [own[number * each : (number + 1) * each] for number in range(len(rows))]
         given = [[] if slot.text == "student" else [row] for row in rows]
         return {"units": [self.batch_of(*unit) for unit in zip(given, by_row, strict=True)]}
-
-
-class _Batches(Sampler[list[int]]):
-    """The micro-batches of one pass over the data: each step's rows are drawn at once, and cut into `parts`.
-
-    Args:
-        rows, rate: how many there are, and the probability of each to be in a step.
-        steps: in a pass.
-        parts: micro-batches in a step, some of which may be empty.
-        first: gives the number of steps done when a pass begins, or when one is gone on with.
-        seed: step -> seed of its rows.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        rate: float,
-        *,
-        steps: int,
-        parts: int,
-        first: Callable[[], int],
-        seed: Callable[[int], int],
-    ):
-        self.rows, self.rate, self.steps, self.parts = rows, rate, steps, parts
-        self.first, self.seed = first, seed
-
-    def __len__(self) -> int:
-        return self.steps * self.parts
-
-    def __iter__(self) -> Iterator[list[int]]:
-        from kdlm.privacy.optimizer import drawn
-
-        begin = self.first() // self.steps * self.steps
-        for step in range(begin, begin + self.steps):
-            taken = drawn(self.rows, self.rate, torch.Generator().manual_seed(self.seed(step)))
-            size = ceil(len(taken) / self.parts)
-            for part in range(self.parts):
-                yield taken[part * size : (part + 1) * size]
-
-
-def row_count(rows: Any) -> int:
-    """Return the number of training rows. Raises ValueError where it is not known, or a row is there twice."""
-    if not hasattr(rows, "__len__"):
-        raise ValueError("data.streaming: the sampling rate needs the number of rows: use streaming: false")
-    if "index" in (getattr(rows, "column_names", None) or ()):
-        if len(rows.with_format("arrow")["index"][:].unique()) < len(rows):
-            raise ValueError("data.train: a row is there more than once, and so in several units")
-    return len(rows)
 
 
 def _units(collate: Callable[[Sequence[Row]], dict[str, Any]], rows: Sequence[Row]) -> dict[str, Any]:
