@@ -10,8 +10,9 @@ clips, adds noise and accounts (by Renyi orders, at every line of the log, of wh
 Blocks of steps of both run in turns, in an order that changes. Seconds are of processor time, for a row that was
 trained on (private steps have more or fewer rows), and the figure is the median over the turns of private over plain.
 
---check exits 1 where a private row takes more than LIMIT times a plain one's time. --quick takes tiny models, where
-what a step costs beside its arithmetic weighs more (so that it may be QUICK_LIMIT), and two turns. --save writes benchmarks/results/privacy_cost.json.
+--check exits 1 where a private row takes more than LIMIT times a plain one's time. --quick takes two turns of tiny
+models, where what a step costs beside its arithmetic weighs more (it may be QUICK_LIMIT). --save writes
+benchmarks/results/privacy_cost.json.
 """
 
 import argparse

@@ -27,7 +27,7 @@ training:
   per_device_train_batch_size: 2
   gradient_accumulation_steps: 2
   learning_rate: 0.01
-  logging_steps: 1
+  logging_steps: 6
   save_steps: 5
   use_cpu: true
 """
@@ -73,7 +73,8 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_as_the_unbroken_one(recipe, t
 
 
 def test_epsilon_is_in_the_run_folder_the_card_and_the_log(recipe) -> None:
-    folder = train(recipe({"privacy": {"noise": 0.8, "clip": 0.5, "delta": 1e-6}}, "training.save_strategy='no'"))
+    words = ["training.save_strategy='no'", "training.logging_steps=4"]
+    folder = train(recipe({"privacy": {"noise": 0.8, "clip": 0.5, "delta": 1e-6}}, *words))
     said = json.loads((folder / "results.json").read_text())["privacy"]
     accountant = RDPAccountant()
     accountant.history = [(0.8, 4 / said["rows"], 12)]
@@ -82,7 +83,7 @@ def test_epsilon_is_in_the_run_folder_the_card_and_the_log(recipe) -> None:
     card = (folder / "student" / "README.md").read_text()
     assert f"epsilon {said['epsilon']:.4g} at delta 1e-06" in card and "## Privacy" in card
     logged = [line["privacy/epsilon"] for line in lines_of(folder) if "privacy/epsilon" in line]
-    assert len(logged) == 12 and logged == sorted(logged) and logged[-1] == said["epsilon"]
+    assert len(logged) == 3 and logged == sorted(logged) and logged[-1] == said["epsilon"]
 
 
 def test_a_run_stays_below_the_epsilon_that_it_was_given(recipe) -> None:
@@ -149,11 +150,6 @@ def test_a_row_that_is_there_twice_is_refused_before_the_first_step(recipe) -> N
 def test_a_delta_of_one_in_the_number_of_rows_is_refused(recipe) -> None:
     with pytest.raises(ValueError, match=r"privacy\.delta: 0\.1 is not less than one in \d+ rows"):
         assemble(recipe({"privacy": {"noise": 1.0, "delta": 0.1}}))
-
-
-def test_completions_that_have_no_room_are_refused_where_the_prompts_beside_them_would_cut_them(recipe) -> None:
-    with pytest.raises(ValueError, match=r"rollouts\.sampling\.max_new_tokens: \d+ tokens do not fit behind"):
-        train(recipe({"rollouts": {"prompt_tokens": 6, "sampling": {"max_new_tokens": 4096}}}, "training.max_steps=1"))
 
 
 def test_a_server_is_told_of_and_a_seed_too(recipe) -> None:

@@ -37,8 +37,8 @@ class Scripted:
 
     lives = True
 
-    def __init__(self, length: int | None = None):
-        self.length = length
+    def __init__(self, length: int | None = None, stop: Any = "end"):
+        self.length, self.stop = length, stop
 
     def take(self, student: Any, version: int) -> None: ...
 
@@ -50,7 +50,7 @@ class Scripted:
             for sample in range(sampling.samples_per_prompt):
                 size = self.length or 2 + (sum(prompt) + sample) % 5
                 ids = [5 + (sum(prompt) * (place + 1) + sample) % 490 for place in range(size)]
-                done.append(Completion(ids, [-1.0] * size, "end", group, 0))
+                done.append(Completion(ids, [-1.0] * size, self.stop, group, 0))
         return done
 
 
@@ -240,6 +240,13 @@ def test_without_a_seed_the_noise_is_another_each_time(arguments) -> None:
         gradient(private(arguments, share=0.0, data=prompts(2), noise=1.0, clip=0.1, seed=None)) for _ in range(2)
     )
     assert norm(minus(one, other)) > 0.1
+
+
+def test_a_completion_that_another_prompt_may_have_cut_is_refused(arguments) -> None:
+    """The engine leaves all completions of a batch as much room as the longest of its prompts leaves."""
+    with pytest.raises(ValueError, match=r"rollouts\.sampling\.max_new_tokens: 9 tokens do not fit behind"):
+        private(arguments, data=prompts(2), engine=Scripted(8, "length")).train()
+    private(arguments, data=prompts(2), engine=Scripted(9, "length")).train()  # cut where it was asked for
 
 
 def test_it_trains_once(arguments) -> None:
