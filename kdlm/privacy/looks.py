@@ -25,6 +25,8 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
         problems.extend(refused(args, method, recipe.rollouts))
     if recipe.evaluation is not None and recipe.evaluation.best is not None:
         problems.append("evaluation.best: choosing a checkpoint by evaluation is not accounted for: leave it out")
+    if recipe.guards is not None:
+        problems.append("guards: they stop a run by figures that have no noise on them: remove the section")
     problems.extend(_data(recipe.data))
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))

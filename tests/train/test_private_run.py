@@ -141,6 +141,11 @@ def test_what_breaks_the_guarantee_is_refused_by_its_key(recipe, changes: dict[s
         check(recipe(changes))
 
 
+def test_guards_are_refused(recipe) -> None:
+    with pytest.raises(ValueError, match="guards: they stop a run by figures"):
+        check(recipe({"guards": {}}))
+
+
 def test_a_row_that_is_there_twice_is_refused_before_the_first_step(recipe) -> None:
     data = DATA | {"train": [DATA["train"][0] | {"weight": 1.0}, {"path": "sandbox:code/eval", "weight": 9.0}]}
     with pytest.raises(ValueError, match=r"data\.train: a row is there more than once"):
