@@ -25,8 +25,12 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
         problems.extend(refused(args, method, recipe.rollouts))
     if recipe.evaluation is not None and recipe.evaluation.best is not None:
         problems.append("evaluation.best: choosing a checkpoint by evaluation is not accounted for: leave it out")
-    if recipe.guards is not None:
-        problems.append("guards: they stop a run by figures that have no noise on them: remove the section")
+    watched = {} if recipe.guards is None else recipe.guards.watched
+    problems.extend(
+        f"guards.{name}.stop: it ends the run by a figure that has no noise on it: leave `warn` alone"
+        for name, one in watched.items()
+        if one.stop is not None
+    )
     problems.extend(_data(recipe.data))
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))

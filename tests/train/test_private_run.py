@@ -141,9 +141,11 @@ def test_what_breaks_the_guarantee_is_refused_by_its_key(recipe, changes: dict[s
         check(recipe(changes))
 
 
-def test_guards_are_refused(recipe) -> None:
-    with pytest.raises(ValueError, match="guards: they stop a run by figures"):
-        check(recipe({"guards": {}}))
+def test_a_guard_may_warn_and_not_stop(recipe) -> None:
+    limit = {"below": 0.1}
+    check(recipe({"guards": {"entropy": {"warn": limit}}}))
+    with pytest.raises(ValueError, match=r"guards\.entropy\.stop: it ends the run by a figure"):
+        check(recipe({"guards": {"entropy": {"warn": limit, "stop": limit}}}))
 
 
 def test_a_row_that_is_there_twice_is_refused_before_the_first_step(recipe) -> None:
