@@ -15,6 +15,7 @@ from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import AlignedMethod, Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
+from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
 from kdlm.section import Custom
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
@@ -39,6 +40,7 @@ def check(recipe: Recipe) -> list[str]:
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
         ("evaluation", looked_at(recipe, method)),
+        ("privacy", privacy.looked_at(recipe, method)),
         ("guards", guards.looked_at(recipe)),
     )
     for key, look in looks:

@@ -21,6 +21,7 @@ from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
+from kdlm.privacy.trainer import PrivateOnPolicyTrainer, PrivateTrainer
 from kdlm.progress import Display, MetricsFile, log_figures
 from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
@@ -83,6 +84,8 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         results = {"steps": outcome.global_step, **outcome.metrics} | ended(trainer, run.data.eval is not None)
+        if isinstance(trainer, PrivateTrainer):
+            results["privacy"] = trainer.spent()
     except ServerUnavailable as error:
         raise ServerUnavailable(f"{error}\n{save_what_is_done(trainer)}") from error
     finally:
@@ -167,12 +170,14 @@ def assemble(recipe: Recipe) -> Assembly:
         quantised = getattr(recipe.student, "quantization", "none") != "none"
         lora.check_export(averaged=method.exported != "student", quantised=quantised)
     judge = None if recipe.verifier is None else Judge(recipe.verifier)
-    kind: Any = DistillTrainer
+    private = {} if recipe.privacy is None else {"privacy": recipe.privacy}
+    kind: Any = PrivateTrainer if private else DistillTrainer
     if isinstance(method, DiffusionMethod):
         kind = partial(DiffusionTrainer, sampling=recipe.sampling)
     if recipe.rollouts is not None:
         variables = getattr(recipe.data, "chat_template_args", None)
-        kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=judge, chat_template_args=variables)
+        kind = PrivateOnPolicyTrainer if private else OnPolicyTrainer
+        kind = partial(kind, rollouts=recipe.rollouts, reward=judge, chat_template_args=variables)
     if in_trl(recipe):
         kind = partial(reward_settings.trainer_of, rollouts=recipe.rollouts, reward=judge)
     trainer = kind(
@@ -185,6 +190,7 @@ def assemble(recipe: Recipe) -> Assembly:
         processing_class=tokenizer,
         data_collator=data.collator,
         callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
+        **private,
     )
     if recipe.evaluation is not None:
         trainer.watch(recipe.evaluation, other=other_rows(recipe, tokenizer), judge=judge)
