@@ -35,6 +35,7 @@ def check(recipe: Recipe) -> list[str]:
     looks = (
         ("training", _training(recipe)),
         ("losses", _targets(recipe)),
+        ("student", teacher_checks.masking(recipe, method)),
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
         ("evaluation", looked_at(recipe, method)),
@@ -195,7 +196,8 @@ def _targets(recipe: Recipe) -> Iterator[str]:
 def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
     if method is None:  # building it failed, which is said already
         return
-    provides = {"rollouts", *recipe.data.provides} | (  # for rollouts see _rollouts
+    # For rollouts see _rollouts, for unmasking teacher_checks.masking.
+    provides = {"rollouts", "unmasking", *recipe.data.provides} | (
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):

@@ -37,7 +37,10 @@ class Networks(nn.Module):
             if isinstance(role, Trainable) and role.make is not None:
                 self.role[name] = role.make(reader, answering)
         # Averages are kept off the module tree: never wrapped, never given to the optimiser. A teacher may have some.
-        roles: dict[str, Role] = {**method.roles, **(teacher.roles_beside(student) if hasattr(teacher, "follow") else {})}
+        roles: dict[str, Role] = {
+            **method.roles,
+            **(teacher.roles_beside(student) if hasattr(teacher, "follow") else {}),
+        }
         followers = {name: role for name, role in roles.items() if not isinstance(role, Trainable)}
         averages: dict[str, nn.Module] = {}
         for name, role in followers.items():
@@ -219,6 +222,13 @@ def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
         raise ValueError(f"{type(method).__name__} trains on the student's own text: use OnPolicyTrainer")
     if "rollouts" in method.needs and getattr(teacher, "known_text_only", False):
         raise ValueError(f"{type(teacher).__name__} knows given text only, and {type(method).__name__} trains on new")
+    if "unmasking" in method.needs ^ provides:
+        masked, name = "unmasking" in provides, type(method).__name__
+        raise ValueError(
+            f"{name} is for causal language models, and the student is a masked one: use MaskedKD or GDSD"
+            if masked
+            else f"{name} is for masked language models, and the student is none: its configuration has no mask_token_id"
+        )
     if "alignment" in method.needs - provides:
         raise ValueError(
             f"{type(method).__name__} compares two readings of the text: hand over the teacher's tokenizer too, as "

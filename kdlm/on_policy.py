@@ -31,6 +31,7 @@ from kdlm.rollouts import (
     Slot,
     Written,
     as_row,
+    check_engine,
     describe,
 )
 from kdlm.samples import Sample, described, look
@@ -93,6 +94,7 @@ class OnPolicyTrainer(DistillTrainer):
         if tokenizer is None:
             raise ValueError("processing_class: the student's tokenizer is needed, for its end token and to read text")
         if engine is None:
+            check_engine(section, masked="unmasking" in self.method.needs)
             engine = section.engine.build(self.student, tokenizer, self.args.device, copied=section.asynchronous)
         if section.sampling.teacher_share:
             across = "alignment" in self.method.needs
@@ -205,7 +207,7 @@ class OnPolicyTrainer(DistillTrainer):
         self.networks.eval()  # without dropout, as the engine draws; a training step switches it on again
         with self.accelerator.autocast():
             seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
-        plain = drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
+        plain = seen.gap is not None and drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
         if plain and all(one.completion.version == index for one in written):
             self._add("engine_gap", seen.gap)
             self._warn_once(seen.gap > GAP, OTHER_WEIGHTS, seen.gap)

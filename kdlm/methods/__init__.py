@@ -40,6 +40,9 @@ from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
+from kdlm.methods.masked.gdsd import GDSD, GDSDSection
+from kdlm.methods.masked.masked_kd import MaskedKD, MaskedKDSection
+from kdlm.methods.masked.masking import MaskedMethod
 from kdlm.methods.method import EmaOf, Method, Preparation, Role, SnapshotOf, Step, Term, Terms, Trainable
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
@@ -84,6 +87,8 @@ AnyMethod = Annotated[
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
+    | MaskedKDSection
+    | GDSDSection
     | ALMSection
     | ByteKDSection
     | ULDSection
@@ -135,6 +140,7 @@ __all__ = [
     "DHO",
     "DMAE",
     "DSKD",
+    "GDSD",
     "GKD",
     "GOLD",
     "MEALV2",
@@ -176,6 +182,7 @@ __all__ = [
     "FeatureMeanMatching",
     "FitNet",
     "FitNetSection",
+    "GDSDSection",
     "GKDSection",
     "GOLDSection",
     "GuidanceDistillation",
@@ -194,6 +201,9 @@ __all__ = [
     "MMDFineTuning",
     "MMDFineTuningSection",
     "MTTSection",
+    "MaskedKD",
+    "MaskedKDSection",
+    "MaskedMethod",
     "Method",
     "MiniLLM",
     "MiniLLMSection",

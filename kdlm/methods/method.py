@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdlm.data import TensorRows
 from kdlm.losses import count_kept
-from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
+from kdlm.roles import EmaOf, Role, Trainable
 
 Batch = dict[str, Tensor]
 """Of images: `pixel_values` `[batch, channels, height, width]`, `labels` (the class, or IGNORE_INDEX) and `index`, the

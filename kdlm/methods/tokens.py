@@ -64,10 +64,11 @@ class TokenMethod(Method):
         step: Step,
         measures: Sequence[str] = (),
         weighted: Sequence[Weighted] | None = None,
+        row_weights: Tensor | None = None,
     ) -> Terms:
         """Sum token losses over `rows` into one differentiable term, with each loss's own sum beside it.
 
-        They are those of this step unless `weighted` names others.
+        They are those of this step unless `weighted` names others. `row_weights` `[rows]` weigh the rows of all sums.
         """
         weighted = self.weighted(step) if weighted is None else weighted
         total, parts = weighted_sum(
@@ -83,6 +84,8 @@ class TokenMethod(Method):
         # A batch without rows has no parts; every rank must still report the same names.
         names = dict.fromkeys([*(name for name, _, _ in weighted), *measures])
         nothing = total.detach()[:0]
+        if row_weights is not None:
+            total, parts = total * row_weights, {name: part * row_weights for name, part in parts.items()}
         metrics = {name: (parts.get(name, nothing).sum(), "tokens") for name in names}
         return Terms({"token_loss": Term(total.sum())}, metrics)
 

@@ -25,8 +25,9 @@ from kdlm.models.loading import (
     named,
 )
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
+from kdlm.models.masked_language_models import MaskedLanguageModel, MaskedStudent
 from kdlm.models.modes import evaluating
-from kdlm.models.prediction import Predictor
+from kdlm.models.prediction import Predictor, mask_id_of
 from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
 from kdlm.models.views import view
@@ -39,6 +40,7 @@ AnyStudent = Annotated[
     | Fresh
     | Pruned
     | Retokenised
+    | MaskedStudent
     | VisionLanguageStudent
     | ImageClassifierStudent
     | DualHeadStudent
@@ -72,6 +74,8 @@ __all__ = [
     "MaskedAutoencoder",
     "MaskedAutoencoderSource",
     "MaskedAutoencoderStudent",
+    "MaskedLanguageModel",
+    "MaskedStudent",
     "Predictor",
     "Pretrained",
     "Pruned",
@@ -88,6 +92,7 @@ __all__ = [
     "evaluating",
     "inherit",
     "load_synthetic",
+    "mask_id_of",
     "merge",
     "named",
     "read_head",
