@@ -227,7 +227,7 @@ def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
         raise ValueError(
             f"{name} is for causal language models, and the student is a masked one: use MaskedKD or GDSD"
             if masked
-            else f"{name} is for masked language models, and the student is none: its configuration has no mask_token_id"
+            else f"{name} is for masked language models, and the student is none: its config has no mask_token_id"
         )
     if "alignment" in method.needs - provides:
         raise ValueError(

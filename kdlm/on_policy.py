@@ -207,8 +207,8 @@ class OnPolicyTrainer(DistillTrainer):
         self.networks.eval()  # without dropout, as the engine draws; a training step switches it on again
         with self.accelerator.autocast():
             seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
-        plain = seen.gap is not None and drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
-        if plain and all(one.completion.version == index for one in written):
+        plain = drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
+        if seen.gap is not None and plain and all(one.completion.version == index for one in written):
             self._add("engine_gap", seen.gap)
             self._warn_once(seen.gap > GAP, OTHER_WEIGHTS, seen.gap)
         self._warn_once(index == 0 and seen.mean > FAR, TOO_FAR, seen.mean)
