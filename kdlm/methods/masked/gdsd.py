@@ -11,6 +11,7 @@ from torch import Tensor
 from kdlm.losses import Loss, token_log_probs
 from kdlm.methods.masked.masking import Masked, MaskedMethod, Texts, masked
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.methods.rewards import group_advantages
 from kdlm.methods.tokens import TokenOptions
 from kdlm.roles import Role, SnapshotOf, Trainable
 
@@ -43,7 +44,7 @@ class GDSD(MaskedMethod):
     """
 
     paper = "arXiv 2605.29398"
-    needs = frozenset({"rollouts", "unmasking"})
+    needs = frozenset({"rollouts", "reward", "unmasking"})
 
     def __init__(
         self,
@@ -93,9 +94,8 @@ class GDSD(MaskedMethod):
         return [hidden for first in firsts for hidden in (first, texts.trained & ~first)]
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Iterator[Terms]:
-        if batch["reward"].isnan().any():
-            raise ValueError("gdsd learns from rewards: every completion needs one, give the recipe a verifier")
-        texts, advantages = Texts.of(batch), leave_one_out(batch["reward"], batch["index"])
+        texts = Texts.of(batch)
+        advantages = group_advantages(batch["reward"], batch["index"], leave_one_out=True)
         masks = self.drawn(texts, step)
         for number, hidden in enumerate(masks):
             seen = masked(texts, hidden, nets["student"].mask_id)
@@ -125,13 +125,6 @@ class GDSD(MaskedMethod):
         return token_log_probs(signal, seen.rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)[0]
 
 
-def leave_one_out(rewards: Tensor, index: Tensor) -> Tensor:
-    """Return each reward less the mean of the others with the same index; 0 for one that has no others."""
-    same = (index[:, None] == index[None, :]).to(rewards)
-    others = same.sum(-1) - 1
-    return torch.where(others > 0, rewards - (same @ rewards - rewards) / others.clamp(min=1), 0.0)
-
-
 class GDSDSection(TokenOptions):
     """Follow rewards of the student's own completions by matching its own reweighted past; for masked models."""
 
@@ -140,8 +133,8 @@ class GDSDSection(TokenOptions):
     psi: float = Field(1.0, gt=0)
     """Scale of the advantages; the paper has 10 for mathematics."""
     clip: float = Field(4e-4, gt=0, lt=1)
-    """Half the width of the band, in nats of a completion's score, in which the student leaves the weights that wrote the
-    text."""
+    """Half the width of the band, in nats of a completion's score, in which the student leaves the weights that wrote
+    the text."""
     kl_weight: float = Field(1e-3, ge=0)
     """Weight of the pull to the reference; 0 keeps none."""
     masks: int = Field(4, ge=1)
