@@ -69,8 +69,8 @@ class TokenMethod(Method):
     ) -> Terms:
         """Sum token losses over `rows` into one differentiable term, with each loss's own sum beside it.
 
-        They are those of this step unless `weighted` names others; `weigh` makes of the rows' values what is summed, and
-        `row_weights` `[rows]` weigh the rows of all sums, the metrics' too.
+        They are those of this step unless `weighted` names others; `weigh` makes of the rows' values what is summed,
+        and `row_weights` `[rows]` weigh the rows of all sums, the metrics' too.
         """
         weighted = self.weighted(step) if weighted is None else weighted
         total, parts = weighted_sum(
