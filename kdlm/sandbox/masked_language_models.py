@@ -157,7 +157,12 @@ ENTRIES = (
     ("sums", "sums of two numbers below 100, all of one width", "9000 + 1000 rows", 1, Sums(held_out=10, seed=0)),
     ("masked-teacher", "fills in sums", "0.25 M parameters", 75, MaskedModel(BYTES, SHAPE, seed=0, steps=800)),
     ("masked-student", "a smaller one, not trained", "0.04 M parameters", 1, MaskedModel(BYTES, SMALL, seed=1)),
-    ("masked-beginner", "one that begins to", "0.25 M parameters", 45, MaskedModel(BYTES, SHAPE, seed=0, steps=500)),
-    ("masked-tiny", "for tests", "0.04 M parameters", 5, MaskedModel(BYTES, SMALL, seed=0, steps=300)),
+    (
+        "masked-tiny",
+        "one that begins to; also for tests",
+        "0.04 M parameters",
+        5,
+        MaskedModel(BYTES, SMALL, seed=0, steps=300),
+    ),
 )
 """Name, what, size, seconds and spec of what the catalogue has of this file."""

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kdlm.diffusion import Draws
-from kdlm.losses import IGNORE_INDEX, measures_for
+from kdlm.losses import IGNORE_INDEX, CrossEntropy, measures_for
 from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.tokens import TokenMethod
 from kdlm.signal import Rows, sequence_of
@@ -132,4 +132,5 @@ class MaskedMethod(TokenMethod):
         teacher = nets["teacher"](seen.batch, seen.rows) if "teacher" in nets else None
         student = nets["student"](seen.batch, seen.rows)
         measures: Any = measures_for(None if teacher is None else type(teacher))
-        return self.compare(student, teacher, seen.rows, step, measures, row_weights=seen.weights)
+        judged = self.weighted(step) or [("cross_entropy", CrossEntropy(), 1.0)]
+        return self.compare(student, teacher, seen.rows, step, measures, judged, row_weights=seen.weights)
