@@ -37,6 +37,7 @@ def check(recipe: Recipe) -> list[str]:
     looks = (
         ("training", _training(recipe)),
         ("losses", _targets(recipe)),
+        ("student", teacher_checks.masking(recipe, method)),
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
         ("evaluation", looked_at(recipe, method)),
@@ -209,7 +210,8 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
         raise ValueError(
             f"verifier: missing; {recipe.method.name} learns from rewards: add e.g. verifier: {{name: answer}}"
         )
-    provides = {"rollouts", "context", "reward", *recipe.data.provides} | (  # for rollouts see _rollouts
+    # For rollouts see _rollouts, for unmasking teacher_checks.masking.
+    provides = {"rollouts", "context", "reward", "unmasking", *recipe.data.provides} | (
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):

@@ -41,6 +41,9 @@ from kdlm.methods.grpo import GRPO, RLAD, GRPOSection, RLADSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
+from kdlm.methods.masked.gdsd import GDSD, GDSDSection
+from kdlm.methods.masked.masked_kd import MaskedKD, MaskedKDSection
+from kdlm.methods.masked.masking import MaskedMethod
 from kdlm.methods.method import Method, Preparation, Step, Term, Terms
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
@@ -103,6 +106,8 @@ AnyMethod = Annotated[
     | GuidedGenerationsSection
     | RecursiveKDSection
     | FurtherPretrainingSection
+    | MaskedKDSection
+    | GDSDSection
     | ALMSection
     | ByteKDSection
     | ULDSection
@@ -159,6 +164,7 @@ __all__ = [
     "DHO",
     "DMAE",
     "DSKD",
+    "GDSD",
     "GKD",
     "GOLD",
     "GRPO",
@@ -166,8 +172,8 @@ __all__ = [
     "OFAKD",
     "PSKD",
     "RKD",
-    "SDPO",
     "RLAD",
+    "SDPO",
     "ULD",
     "USKD",
     "ALMSection",
@@ -207,6 +213,7 @@ __all__ = [
     "FitNetSection",
     "FurtherPretraining",
     "FurtherPretrainingSection",
+    "GDSDSection",
     "GKDSection",
     "GOLDSection",
     "GRPOSection",
@@ -228,6 +235,9 @@ __all__ = [
     "MMDFineTuning",
     "MMDFineTuningSection",
     "MTTSection",
+    "MaskedKD",
+    "MaskedKDSection",
+    "MaskedMethod",
     "Method",
     "MiniLLM",
     "MiniLLMSection",

@@ -11,6 +11,8 @@ from kdlm.sandbox.digits_questions import DigitsQuestions
 from kdlm.sandbox.functions import Functions
 from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
+from kdlm.sandbox.masked_language_models import ENTRIES as MASKED
+from kdlm.sandbox.masked_language_models import MaskedModel, Sums
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.self_supervised import DualEncoderModel, MaskedAutoencoderModel
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
@@ -38,6 +40,8 @@ Spec = (
     | VisionLanguageModel
     | WrittenText
     | ToolSet
+    | Sums
+    | MaskedModel
 )
 
 
@@ -265,6 +269,7 @@ _ENTRIES = (
         1,
         VisionLanguageModel(width=32, layers=1, heads=2, patch=2, seed=1),
     ),
+    *(Entry(*entry) for entry in MASKED),
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 

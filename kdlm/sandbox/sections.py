@@ -45,7 +45,7 @@ class SandboxData(Section):
     """A file of a sandbox dataset, made on this machine at its first use."""
 
     name: Literal["sandbox"] = "sandbox"
-    data: Literal["code", "code-written", "arithmetic", "strings", "entities", "tools", "digits-questions"]
+    data: Literal["code", "code-written", "arithmetic", "strings", "entities", "tools", "sums", "digits-questions"]
     """The dataset: `code` and `code-written`, the words of `code-teacher-4k`, have a column `text`; the tasks have
     `prompt`, `completion` and `answer`; `tools` has `prompt` and `task`; `digits-questions` has `prompt`, `completion`
     and `images`."""

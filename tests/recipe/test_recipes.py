@@ -27,7 +27,9 @@ TINY = {
     "byte_kd": ["student.model=code-student-tiny-bytes"],
     "dskd": ["student.model=code-student-tiny-bytes"],
     "ensemble": ["teacher.members.0.model=code-teacher-tiny", "teacher.members.1.model=code-student-tiny"],
+    "gdsd": ["data.eval.0.limit=2", "rollouts.eval_prompts=2", "training.eval_on_start=false"],
     "hidden_kd": ["method.layers=[[0, 1]]"],
+    "masked_kd": ["teacher.path=sandbox:masked-tiny"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],
     **dict.fromkeys(
         ("grpo", "rlad"),
