@@ -37,7 +37,10 @@ class Networks(nn.Module):
             if isinstance(role, Trainable) and role.make is not None:
                 self.role[name] = role.make(reader, answering)
         # Averages are kept off the module tree: never wrapped, never given to the optimiser. A teacher may have some.
-        roles: dict[str, Role] = {**method.roles, **(teacher.roles_beside(student) if hasattr(teacher, "follow") else {})}
+        roles: dict[str, Role] = {
+            **method.roles,
+            **(teacher.roles_beside(student) if hasattr(teacher, "follow") else {}),
+        }
         followers = {name: role for name, role in roles.items() if not isinstance(role, Trainable)}
         averages: dict[str, nn.Module] = {}
         for name, role in followers.items():

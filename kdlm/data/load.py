@@ -104,7 +104,9 @@ def _collator(section: DataSection, tokenizer: Any, teacher: Any) -> Collator | 
     if section.context is None:
         return collator
     if isinstance(collator, PairCollator):
-        raise ValueError("data.context: a teacher with another tokenizer is told nothing more than the student: remove it")
+        raise ValueError(
+            "data.context: a teacher with another tokenizer is told nothing more than the student: remove it"
+        )
     template = template_text(section.chat_template)
     return ContextCollator(collator, Reprompt(tokenizer, section.context, template, section.chat_template_args))
 
