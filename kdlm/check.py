@@ -195,7 +195,16 @@ def _targets(recipe: Recipe) -> Iterator[str]:
 def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
     if method is None:  # building it failed, which is said already
         return
-    provides = {"rollouts", *recipe.data.provides} | (  # for rollouts see _rollouts
+    if "context" in method.needs and getattr(recipe.data, "context", None) is None:
+        raise ValueError(
+            f"data.context: missing; {recipe.method.name} writes into the teacher's prompt what the student is not "
+            "told: add e.g. context: {}, and columns: {context: COLUMN} to a source"
+        )
+    if "reward" in method.needs and recipe.verifier is None:
+        raise ValueError(
+            f"verifier: missing; {recipe.method.name} learns from rewards: add e.g. verifier: {{name: answer}}"
+        )
+    provides = {"rollouts", "context", "reward", *recipe.data.provides} | (  # for rollouts see _rollouts
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):

@@ -14,7 +14,7 @@ from kdlm.measuring.measure import moved
 from kdlm.models import DenoiserStudent, PretrainedStudent, VisionLanguageStudent
 from kdlm.recipe import Recipe, across, load
 from kdlm.run_folder import RunFolder
-from kdlm.teachers import CachedTeacher
+from kdlm.teachers import CachedTeacher, SelfTeacherSection
 from kdlm.train import common_ids, loaded
 
 
@@ -86,6 +86,8 @@ def open_run(path: Path) -> FinishedRun:
         from peft import PeftModel
 
         student = PeftModel.from_pretrained(student, str(path / "student"))
+    if isinstance(recipe.teacher, SelfTeacherSection):  # what it was while training is not kept
+        recipe = recipe.model_copy(update={"teacher": None})
     teacher: Any = None if recipe.teacher is None else recipe.teacher.build(device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with

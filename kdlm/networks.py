@@ -37,10 +37,8 @@ class Networks(nn.Module):
             if isinstance(role, Trainable) and role.make is not None:
                 self.role[name] = role.make(reader, answering)
         # Averages are kept off the module tree: never wrapped, never given to the optimiser. A teacher may have some.
-        roles: dict[str, Role] = {
-            **method.roles,
-            **(teacher.roles_beside(student) if hasattr(teacher, "follow") else {}),
-        }
+        own = teacher.roles_beside(student) if hasattr(teacher, "roles_beside") else {}
+        roles: dict[str, Role] = {**method.roles, **own}
         followers = {name: role for name, role in roles.items() if not isinstance(role, Trainable)}
         averages: dict[str, nn.Module] = {}
         for name, role in followers.items():
@@ -50,7 +48,7 @@ class Networks(nn.Module):
         views = {name: reader if module is student else module for name, module in self.role.items()}
         views |= {n: view(m) if followers[n].role == "student" else m for n, m in averages.items()}
         object.__setattr__(self, "views", views | ({} if teacher is None else {"teacher": answering}))
-        if hasattr(teacher, "follow"):
+        if teacher is not None and hasattr(teacher, "follow"):
             teacher.follow(self.views)
 
     @property
@@ -226,6 +224,11 @@ def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
         raise ValueError(
             f"{type(method).__name__} compares two readings of the text: hand over the teacher's tokenizer too, as "
             "teacher_processing_class"
+        )
+    if "context" in method.needs - provides:
+        raise ValueError(
+            f"{type(method).__name__} tells the teacher more than the student: hand over rows with `asked` and "
+            "`context`, or with `context_prompt` (see kdlm.data.contexts)"
         )
     provides = provides | (frozenset() if teacher is None else teacher.provides)
     if missing := sorted(method.needs - provides):

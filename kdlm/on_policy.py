@@ -9,6 +9,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -74,7 +75,7 @@ class OnPolicyTrainer(DistillTrainer):
     Raises ValueError when engine, rollouts and training arguments do not fit.
     """
 
-    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts"}
+    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward"}
 
     def __init__(
         self,
@@ -102,6 +103,8 @@ class OnPolicyTrainer(DistillTrainer):
                     "student's tokenizer"
                 )
             engine.guide = self.teacher.model
+        if "reward" in self.method.needs and reward is None:
+            raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
         self.reward, self.section = reward, section
         self.rounds = Rounds(
             engine,
@@ -183,7 +186,20 @@ class OnPolicyTrainer(DistillTrainer):
             rewards = [verdict.score for verdict in self.reward.judge(texts, references)]
         elif self.reward is not None:
             rewards = self.reward(texts, rows)
-        return [Written(*given, text, reward) for given, text, reward in zip(drawn, texts, rewards, strict=True)]
+        return self._told(
+            [Written(*given, text, reward) for given, text, reward in zip(drawn, texts, rewards, strict=True)]
+        )
+
+    def _told(self, written: list[Written]) -> list[Written]:
+        """Add to each completion what the method has to tell the teacher about it."""
+        told = self.method.told(written)
+        if told is None:
+            return written
+        pairs = zip(written, told, strict=True)
+        return [
+            replace(one, context=more) if isinstance(more, str) else replace(one, context_prompt=more)
+            for one, more in pairs
+        ]
 
     # What is seen of it
 

@@ -80,7 +80,7 @@ def look(nets: Nets, batch: Batch, *, temperature: float, vocab: Any) -> Look:
     student = nets["student"](batch, rows)
     log_q, _ = token_log_probs(student, rows.labels, temperature=temperature)
     gap = (log_q - rows.of_labels(batch["log_probs"])).abs().mean().item()
-    if "theirs" in batch and "teacher" in nets:
+    if "chunks" in batch and "teacher" in nets:
         divergence, compared = _apart_by_chunks(nets["teacher"], student, rows, batch)
         return Look(divergence, log_q.tolist(), gap, compared)
     teacher = nets["teacher"](batch, rows) if "teacher" in nets else None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from kdlm.data import PairCollator, Prefetched, collator_for
+from kdlm.data import ContextCollator, PairCollator, Prefetched, collator_for
 from kdlm.evaluation.summed import SummedEvaluation
 from kdlm.losses import ForwardKL
 from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
@@ -87,7 +87,8 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         if data_collator is None:
             data_collator = collator_for(options.get("train_dataset"), processing_class, teacher_processing_class)
         aligned = {"alignment"} if isinstance(data_collator, PairCollator) else set()
-        check_needs(self.method, self.teacher, self.provides | aligned)
+        told = {"context"} if isinstance(data_collator, ContextCollator) else set()
+        check_needs(self.method, self.teacher, self.provides | aligned | told)
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         self.networks = Networks(model, self.method, self.teacher)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:

@@ -101,8 +101,8 @@ class Reprompt:
         return before.replace("{context}", context) + prompt + after.replace("{context}", context)
 
     def _cut(self, context: str) -> str:
-        ids = self._ids(context)
-        return context if len(ids) <= self.section.max_tokens else self.tokenizer.decode(ids[: self.section.max_tokens])
+        ids, most = self._ids(context), self.section.max_tokens
+        return context if len(ids) <= most else str(self.tokenizer.decode(ids[:most]))
 
     def _ids(self, text: str) -> Ids:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # pyright: ignore[reportArgumentType]

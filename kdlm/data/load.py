@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from kdlm.data.cache import PACKED, TOKENS, cached_table, fingerprint
 from kdlm.data.chat import template_text
 from kdlm.data.collate import Collator, stacked
-from kdlm.data.contexts import ContextCollator, Reprompt
+from kdlm.data.contexts import ContextCollator, ContextSection, Reprompt
 from kdlm.data.mixing import held_out, mixed
 from kdlm.data.packing import best_fit, packed_row
 from kdlm.data.report import DataReport, SourceReport
@@ -105,18 +105,27 @@ def _collator(section: DataSection, tokenizer: Any, teacher: Any) -> Collator | 
         return collator
     if isinstance(collator, PairCollator):
         raise ValueError(
+<<<<<<< HEAD
             "data.context: a teacher with another tokenizer is told nothing more than the student: remove it"
+=======
+            "data.context: a teacher with another tokenizer cannot be told more than the student: remove it"
+>>>>>>> main
         )
     template = template_text(section.chat_template)
     return ContextCollator(collator, Reprompt(tokenizer, section.context, template, section.chat_template_args))
 
 
 def collator_for(rows: Any, tokenizer: Any, teacher: Any = None) -> Callable[[Sequence[dict[str, Any]]], dict]:
-    """Return the collator that rows want: `stacked` without token ids, `PairCollator` with a teacher's tokenizer."""
+    """Return the collator that rows want: `stacked` without token ids, `PairCollator` with a teacher's tokenizer,
+    `ContextCollator` where rows say what they ask.
+    """
     first = next(iter(rows), {}) if rows is not None else {}
     if first and "input_ids" not in first:
         return stacked
-    return text_collator("padded", tokenizer, teacher)
+    collator = text_collator("padded", tokenizer, teacher)
+    if {"asked", "context_prompt"} & set(first) and isinstance(collator, Collator):
+        return ContextCollator(collator, Reprompt(tokenizer, ContextSection()))
+    return collator
 
 
 def text_collator(

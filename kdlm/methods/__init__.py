@@ -40,10 +40,12 @@ from kdlm.methods.gkd import GKD, GKDSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
-from kdlm.methods.method import EmaOf, Method, Preparation, Role, SnapshotOf, Step, Term, Terms, Trainable
+from kdlm.methods.method import Method, Preparation, Step, Term, Terms
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
+from kdlm.methods.rewards import RewardMethod
+from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -61,6 +63,7 @@ from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
 from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
 from kdlm.methods.vision.rkd import RKD, RKDSection
 from kdlm.methods.vision.uskd import USKD, USKDSection
+from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
 from kdlm.section import Custom
 
 
@@ -125,6 +128,7 @@ AnyMethod = Annotated[
     | DMSection
     | MTTSection
     | FTDSection
+    | SelfDistillationSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -210,10 +214,13 @@ __all__ = [
     "ReflowSection",
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
+    "RewardMethod",
     "Role",
     "SDSSection",
     "SIMSection",
     "ScoreRegularisedConsistency",
+    "SelfDistillation",
+    "SelfDistillationSection",
     "SequenceKD",
     "SequenceKDSection",
     "SharedVocabularyKD",

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from kdlm.diffusion import Draws
 from kdlm.losses import kept_rows, measures_for, rkd_angle, rkd_distance
-from kdlm.methods.method import Batch, Nets, Role, Step, Term, Terms, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
+from kdlm.roles import Role, Trainable
 
 
 class HiddenKD(TokenMethod):

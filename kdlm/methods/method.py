@@ -4,7 +4,7 @@ A batch goes to a method; the method asks the student and the teacher's signal; 
 the trainer does the rest. A method never opens a file, never reads the recipe, never touches the optimiser.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kdlm.data import TensorRows
 from kdlm.losses import count_kept
-from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
+from kdlm.roles import EmaOf, Role, Trainable
+from kdlm.rollouts import Written
 
 Batch = dict[str, Tensor]
 """Of images: `pixel_values` `[batch, channels, height, width]`, `labels` (the class, or IGNORE_INDEX) and `index`, the
@@ -25,11 +26,18 @@ its engine gave it (0 elsewhere); `sequence`, the number of its sequence in the 
 `truncated`, whether it was cut, and `reward` where there is a verifier (else NaN). `index`, where rows have it, is that
 of the row whose prompt a completion follows: equal for completions of one prompt.
 
+Where a teacher is told more than the student, `informed` says of each sequence whether it is, and `theirs` is the batch
+that it reads (see `kdlm.data.contexts`).
+
 Of text with images, beside what the model's processor makes of them: `visual` `[batch, length]`, the number of the
 image in the batch that a token belongs to, and -1 at tokens of text; and `theirs`, where the teacher reads images in
 another way: its own batch of the same rows."""
 Nets = Mapping[str, Any]
 """Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
+
+
+Told = str | list[int]
+"""What a teacher reads beside the prompt: text, or the token ids of a whole prompt."""
 
 
 def rows_in(batch: Batch) -> Tensor:
@@ -132,7 +140,9 @@ class Method:
     """What must be there. Of the teacher: `teacher` (any signal over tokens), `teacher.layers` (its hidden layers),
     `teacher.classes` (an image classifier), `teacher.embeddings` (of images and texts), `teacher.masked` (a masked
     autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `pairs` (of image and text),
-    `samples` (of what a denoiser makes), `visual` (images between the tokens). `rollouts`: the student's own text."""
+    `samples` (of what a denoiser makes), `visual` (images between the tokens). `rollouts`:
+    the student's own text, `reward`: what a verifier says of it, `context`: prompts that the teacher can be told more
+    in (`data.context`)."""
     computes: tuple[str, ...] = ()
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
     paced_by: str = "tokens"
@@ -172,6 +182,14 @@ class Method:
         `draw` is uniform in [0, 1), from the run's seed and the step, and so the same on every rank.
         """
         return "data"
+
+    def told(self, written: Sequence[Written]) -> Sequence[Told] | None:
+        """Return what the teacher is told about each completion of the student, beside its prompt.
+
+        Text is written into the prompt by `data.context`; token ids are a whole prompt; "" is nothing. None leaves all
+        to what the data's rows have as `context`. All completions of a prompt are there, one after another.
+        """
+        return None
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return how many items of each unit the batch holds, known before any forward pass."""

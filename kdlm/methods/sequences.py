@@ -1,11 +1,11 @@
 """Sequences: which sequence of a batch a token belongs to, for losses that average within each of them."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from kdlm.methods.method import Batch
-from kdlm.signal import IGNORE_INDEX, sequence_of
+from kdlm.signal import IGNORE_INDEX, Rows, sequence_of
 
 
 def sampled_in(batch: Batch) -> Bool[Tensor, "batch length"]:
@@ -21,6 +21,11 @@ def count_sequences(batch: Batch, of: Bool[Tensor, "batch length"] | None = None
     numbers = sequence_of(batch)[:, 1:].masked_fill(~kept, 0)
     tokens = torch.zeros(batch["labels"].numel(), dtype=torch.long, device=kept.device)
     return (tokens.scatter_add_(0, numbers.flatten(), kept.flatten().long()) > 0).sum()
+
+
+def rows_of(values: Shaped[Tensor, "sequences"], batch: Batch, rows: Rows) -> Shaped[Tensor, "rows"]:
+    """Return what is known of each sequence for each of the kept rows."""
+    return values[rows.of_labels(sequence_of(batch))]
 
 
 def group_rows(numbers: Int[Tensor, "rows"]) -> tuple[Int[Tensor, "rows"], Int[Tensor, "sequences"]]:

@@ -31,7 +31,7 @@ from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
 from kdlm.models.views import view
 from kdlm.models.vision_language import VisionLanguage, VisionLanguageStudent
-from kdlm.models.without_adapters import WithoutAdapters, without_adapters
+from kdlm.models.without_adapters import WithoutAdapters, begins_as_its_base, without_adapters
 
 AnyStudent = Annotated[
     PretrainedStudent
@@ -83,6 +83,7 @@ __all__ = [
     "VisionLanguageStudent",
     "WithoutAdapters",
     "adapt",
+    "begins_as_its_base",
     "check_classes",
     "device_of",
     "evaluating",

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from kdlm.models.modes import evaluating
 from kdlm.models.prediction import Predictor
 from kdlm.signal import Dense, Hidden, Rows
 
@@ -30,3 +32,15 @@ def without_adapters(model: Any) -> Iterator[None]:
     finally:
         for parameter, wanted in trained:
             parameter.requires_grad_(wanted)
+
+
+@torch.no_grad()
+def begins_as_its_base(model: nn.Module) -> bool:
+    """Say whether a model is a base with adapters that do nothing yet: seen on a few tokens."""
+    if not hasattr(model, "disable_adapter") or any("modules_to_save" in name for name, _ in model.named_modules()):
+        return False
+    ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
+    with evaluating(model):
+        adapted = model(input_ids=ids, use_cache=False).logits
+        with without_adapters(model):
+            return torch.equal(adapted, model(input_ids=ids, use_cache=False).logits)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from kdlm.losses import AnyLoss, CrossEntropy, ForwardKL, Loss, weighted_sum
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
-from kdlm.methods.method import Batch, Nets, Role, Step, Term, Terms, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.roles import Role, Trainable
 from kdlm.signal import Hidden, Rows, Signal, sequence_of
 
 PUBLISHED = ForwardKL(temperature=2.0, t_squared=False)

@@ -16,7 +16,8 @@ from torch import Tensor
 from kdlm.diffusion import Boundary, Condition, Draws, FewSteps, Level, guided, rewound, stepped
 from kdlm.methods.diffusion.level_pairs import AnyPairs, KarrasGrid
 from kdlm.methods.diffusion.method import DiffusionMethod, DiffusionOptions, clean_of, condition_of, draws_of
-from kdlm.methods.method import Batch, EmaOf, Nets, Role, Step, Term, Terms
+from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.roles import EmaOf, Role
 
 Solver = Literal["euler", "heun", "none"]
 """How the teacher takes a step; `none`: there is no teacher, the step keeps the sample and its noise."""

@@ -22,7 +22,8 @@ from kdlm.diffusion import (
     rewound,
 )
 from kdlm.methods.diffusion.method import DiffusionMethod, DiffusionOptions, clean_of, condition_of, draws_of
-from kdlm.methods.method import Batch, Nets, Role, Step, Term, Terms, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.roles import Role, Trainable
 
 
 class ContinuousConsistency(DiffusionMethod):

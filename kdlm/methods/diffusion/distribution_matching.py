@@ -28,7 +28,8 @@ from kdlm.methods.diffusion.method import (
     trainable_copy,
 )
 from kdlm.methods.diffusion.pull import DMD, Compared, Pull
-from kdlm.methods.method import Batch, Nets, Role, Step, Term, Terms, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.roles import Role, Trainable
 
 
 class DistributionMatching(DiffusionMethod):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from kdlm.diffusion import AnyTimes, Condition, Draws
 from kdlm.methods.diffusion.beside import AnyBeside
-from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms, Trainable, rows_in
+from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms, rows_in
+from kdlm.roles import Trainable
 from kdlm.section import Section
 
 CONDITIONS = ("labels", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections")

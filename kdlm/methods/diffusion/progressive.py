@@ -12,7 +12,8 @@ from torch import Tensor
 
 from kdlm.diffusion import AnyGrid, Condition, Draws, Karras, Level, follow, grid_levels, guided, moved, over
 from kdlm.methods.diffusion.method import DiffusionMethod, DiffusionOptions, clean_of, condition_of, draws_of
-from kdlm.methods.method import Batch, Nets, Role, SnapshotOf, Step, Term, Terms
+from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.roles import Role, SnapshotOf
 
 
 class Progressive(DiffusionMethod):

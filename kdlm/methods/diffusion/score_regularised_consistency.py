@@ -11,7 +11,8 @@ from kdlm.diffusion import AnyTimes, LogNormal
 from kdlm.methods.diffusion.continuous_consistency import ContinuousConsistency, ContinuousOptions
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 from kdlm.methods.diffusion.method import clean_of, condition_of, draws_of
-from kdlm.methods.method import Batch, Nets, Role, Step, Term, Terms
+from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.roles import Role
 
 
 class ScoreRegularisedConsistency(ContinuousConsistency):

@@ -11,9 +11,10 @@ from kdlm.diffusion import Draws
 from kdlm.features import as_vector, width_of
 from kdlm.gathering import gathered
 from kdlm.losses import contrast_in_batch, contrast_with_bank
-from kdlm.methods.method import Batch, Nets, Role, Step, Term, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term
 from kdlm.methods.vision.bank import SIDES, Bank
 from kdlm.methods.vision.image_kd import Features, ImageKD, ImageOptions
+from kdlm.roles import Role, Trainable
 
 
 class CRD(ImageKD):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kdlm.diffusion import Draws
-from kdlm.methods.method import Batch, Method, Nets, Role, Step, Term, Terms, Trainable, rows_in
+from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms, rows_in
+from kdlm.roles import Role, Trainable
 from kdlm.section import Section
 
 DEPTH = 2 / 3

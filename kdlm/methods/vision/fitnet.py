@@ -7,8 +7,9 @@ from pydantic import Field
 from torch import nn
 
 from kdlm.features import aligned, width_of
-from kdlm.methods.method import Batch, Nets, Role, Step, Term, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term
 from kdlm.methods.vision.image_kd import Features, ImageKD, ImageOptions
+from kdlm.roles import Role, Trainable
 
 
 class FitNet(ImageKD):

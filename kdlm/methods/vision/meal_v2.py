@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from kdlm.losses import ForwardKL, Loss
-from kdlm.methods.method import Batch, Nets, Role, Step, Term, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term
 from kdlm.methods.vision.image_kd import LOGITS, Features, ImageKD, ImageOptions
+from kdlm.roles import Role, Trainable
 
 Adversarial = Literal["none", "released", "reversed"]
 

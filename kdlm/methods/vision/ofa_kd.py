@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from kdlm.features import as_map, as_vector, width_of
 from kdlm.losses import ofa
-from kdlm.methods.method import Batch, Nets, Role, Step, Term, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term
 from kdlm.methods.vision.image_kd import LOGITS, Features, ImageKD, ImageOptions
+from kdlm.roles import Role, Trainable
 
 
 class Branch(nn.Module):

@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from kdlm.losses import CrossEntropy, Loss, cross_entropy, kept_rows, progressive_cross_entropy
-from kdlm.methods.method import Batch, Nets, Role, SnapshotOf, Step, Term, Terms, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.methods.vision.image_kd import ImageKD, ImageOptions
+from kdlm.roles import Role, SnapshotOf, Trainable
 from kdlm.section import Section
 from kdlm.signal import IGNORE_INDEX
 

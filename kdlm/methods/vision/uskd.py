@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from kdlm.features import as_vector, width_of
 from kdlm.losses import Loss, uskd
-from kdlm.methods.method import Batch, Nets, Role, Step, Term, Trainable
+from kdlm.methods.method import Batch, Nets, Step, Term
 from kdlm.methods.vision.image_kd import LOGITS, Features, ImageKD, ImageOptions
+from kdlm.roles import Role, Trainable
 from kdlm.signal import IGNORE_INDEX
 
 SMOOTHING = 0.1

@@ -1,0 +1,135 @@
+"""Methods that learn from the rewards of the student's own completions: group advantages and their policy gradient."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kdlm.losses import (
+    IGNORE_INDEX,
+    CrossEntropy,
+    count_kept,
+    importance_weights,
+    kept_rows,
+    measures_for,
+    token_log_probs,
+)
+from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.methods.tokens import TokenMethod
+from kdlm.signal import Rows
+
+
+def group_advantages(
+    rewards: Float[Tensor, "sequences"],
+    group: Int[Tensor, "sequences"],
+    *,
+    leave_one_out: bool = False,
+    scaled: bool = False,
+) -> Float[Tensor, "sequences"]:
+    """Return how much better each completion is than those of the same prompt.
+
+    Args:
+        rewards: one number each; NaN is no reward, which gets advantage 0 and is in no mean.
+        group: which prompt each follows (`batch["index"]`).
+        leave_one_out: compare with the mean of the others (RLOO) in place of the mean of all. A group of one has
+            advantage 0 in either way.
+        scaled: divide by the group's standard deviation (n - 1), as GRPO does; no spread, no advantage.
+    """
+    known = ~rewards.isnan()
+    _, place = group.unique(return_inverse=True)
+    reward = rewards.masked_fill(~known, 0.0)
+    sums = reward.new_zeros(int(place.max()) + 1 if len(place) else 0)
+    count = sums.index_add(0, place, known.to(reward))[place]
+    mean = sums.index_add(0, place, reward)[place] / count.clamp(min=1)
+    gap = (reward - mean).masked_fill(~known, 0.0)
+    advantages = gap * count / (count - 1).clamp(min=1) if leave_one_out else gap
+    if scaled:
+        spread = (sums.index_add(0, place, gap.square())[place] / (count - 1).clamp(min=1)).sqrt()
+        advantages = torch.where(spread > 0, advantages / spread.clamp(min=1e-12), torch.zeros_like(advantages))
+    return advantages
+
+
+class RewardMethod(TokenMethod):
+    """Policy gradient of a reward on the student's own completions: `-sum w A log q(y)`, with w and A held fixed.
+
+    `A` is the completion's advantage in its group, `w = q(y) / b(y)` the importance weight of a token that was drawn
+    from b (`log_probs` of the batch), cut at `importance_cap` (see `PolicyMethod`). With one update for each rollout,
+    w = 1 and this is the gradient of GRPO's clipped objective; for more updates use `grpo`, which is TRL's.
+
+    Args:
+        losses: token losses that subclasses add.
+        importance_cap: largest w; None puts w = 1.
+        leave_one_out, scaled: of `group_advantages`.
+    """
+
+    def __init__(
+        self,
+        losses=(),
+        *,
+        importance_cap: float | None = 2.0,
+        leave_one_out: bool = False,
+        scaled: bool = False,
+        **options: Any,
+    ):
+        super().__init__(losses, **options)
+        self.importance_cap = importance_cap
+        self.leave_one_out, self.scaled = leave_one_out, scaled
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"rollouts", "reward"})
+
+    def text(self, step: Step, draw: float) -> Literal["data", "student", "both"]:
+        return "student"
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Count all trained tokens, those that the student drew, and its completions."""
+        tokens = count_kept(batch["labels"])
+        if "sampled" not in batch:
+            return {"tokens": tokens, "sampled": torch.zeros_like(tokens), "completions": torch.zeros_like(tokens)}
+        sampled = count_kept(batch["labels"].masked_fill(~batch["sampled"].bool(), IGNORE_INDEX))
+        completions = torch.tensor(len(batch["reward"]), device=tokens.device)
+        return {"tokens": tokens, "sampled": sampled, "completions": completions}
+
+    def advantages(self, batch: Batch) -> Float[Tensor, "sequences"]:
+        """Return the advantage of each completion of a batch."""
+        return group_advantages(batch["reward"], batch["index"], leave_one_out=self.leave_one_out, scaled=self.scaled)
+
+    def policy_gradient(
+        self, log_q: Float[Tensor, "rows"], rows: Rows, batch: Batch, advantages: Float[Tensor, "rows"]
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, str]]]:
+        """Return -sum w A log q over the tokens that the student drew, and what is watched of the weights.
+
+        Args:
+            log_q: log-probabilities of the labels of `rows`, in the student's graph.
+            advantages: of these labels; what the student did not draw counts nothing.
+        """
+        sampled = rows.of_labels(batch["sampled"]).to(log_q)
+        weights, metrics = sampled, {}
+        if self.importance_cap is not None:
+            log_ratio = (log_q.detach() - rows.of_labels(batch["log_probs"]).to(log_q)) * sampled
+            weights = importance_weights(log_ratio, self.importance_cap) * sampled
+            metrics["weights_cut"] = ((log_ratio > math.log(self.importance_cap)).to(log_q).sum(), "sampled")
+            metrics["log_weight"] = (log_ratio.abs().sum(), "sampled")
+        once = (log_q - log_q.detach()).exp()  # 1, with the gradient of log q
+        return -(weights * advantages.to(log_q) * once).sum(), metrics
+
+    def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
+        rows = kept_rows(batch["labels"])
+        call: dict[str, Any] = {"chunk_rows": self.chunk_rows, "impl": self.impl}
+        log_q, entropy = token_log_probs(nets["student"](batch, rows), rows.labels, **call)
+        advantages = self.advantages(batch)[rows.of_labels(batch["sequence"])]
+        policy, metrics = self.policy_gradient(log_q, rows, batch, advantages)
+        sampled = rows.of_labels(batch["sampled"]).to(log_q)
+        metrics["student_entropy"] = ((sampled * entropy.detach()).sum(), "sampled")
+        return Terms({"policy": Term(policy, "sampled")}, metrics)
+
+    def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
+        """Give cross-entropy on given text, and every measure that can be taken with the teacher if there is one."""
+        rows = kept_rows(batch["labels"])
+        teacher = nets["teacher"](batch, rows) if "teacher" in nets else None
+        measures = measures_for(None if teacher is None else type(teacher))
+        judge: Any = ("cross_entropy", CrossEntropy(), 1.0)
+        return self.compare(nets["student"](batch, rows), teacher, rows, step, measures, [judge])

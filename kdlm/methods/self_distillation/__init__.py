@@ -1,0 +1,1 @@
+"""Methods in which a model learns from itself, one file each."""
