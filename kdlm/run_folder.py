@@ -62,13 +62,23 @@ class RunFolder:
     def _compare(self, described: Path, recipe: Recipe) -> None:
         before, now = _flat(load(described)), _flat(recipe)
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if wrong := [key for key in changed if not key.startswith(("training.", "run_dir"))]:
+        if wrong := [key for key in changed if not key.startswith(("training.", "run_dir", "guards"))]:
             raise ValueError(
                 f"{wrong[0]}: {now.get(wrong[0])!r} differs from {before.get(wrong[0])!r} of the run in {self.path}"
                 f"{f' (and {len(wrong) - 1} more keys)' if len(wrong) > 1 else ''}: a resumed run must be the same run"
             )
         for key in changed:
             print(f"resuming with a changed {key}: {before.get(key)!r} -> {now.get(key)!r}", file=sys.stderr)
+
+    @property
+    def newest(self) -> Path:
+        """The last finished checkpoint."""
+        return checkpoints.finished(self.path)[-1]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a guard ended the run."""
+        return "stopped" in json.loads((self.path / "results.json").read_text())
 
     def open(self, recipe: Recipe, data: Mapping[str, Any], step: int) -> None:
         """Create the folder, write what the run is, and cut the metrics back to `step`."""

@@ -33,9 +33,10 @@ from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
 from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
+from kdlm.losses.softened import Softened, softened_anchor, softening
 from kdlm.losses.sorted_l1 import sorted_l1
 from kdlm.losses.taid import TowardsTeacher, taid_kl
-from kdlm.losses.teacher_free import progressive_cross_entropy, uskd, uskd_others, uskd_target
+from kdlm.losses.teacher_free import label_share, progressive_cross_entropy, uskd, uskd_others, uskd_target
 from kdlm.losses.tokens import count_kept, kept_rows, reduce
 from kdlm.losses.truncated import bucket, on_bucket
 from kdlm.losses.tvd import TVD, TVDPlusPlus, total_variation, tvd_plus_plus
@@ -90,6 +91,7 @@ __all__ = [
     "Selective",
     "SkewKL",
     "SkewReverseKL",
+    "Softened",
     "Step",
     "TVDPlusPlus",
     "TowardsTeacher",
@@ -121,6 +123,7 @@ __all__ = [
     "kept_rows",
     "label_log_probs",
     "label_places",
+    "label_share",
     "likeliest",
     "measures_for",
     "merged_divergence",
@@ -142,6 +145,8 @@ __all__ = [
     "sampled_cross_entropy",
     "skew_kl",
     "skew_reverse_kl",
+    "softened_anchor",
+    "softening",
     "sorted_l1",
     "taid_kl",
     "teacher_log_probs",

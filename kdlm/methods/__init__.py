@@ -45,7 +45,12 @@ from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
 from kdlm.methods.rewards import RewardMethod
+from kdlm.methods.self_distillation.curio_sft import CurioSFT, CurioSFTSection
+from kdlm.methods.self_distillation.further_pretraining import FurtherPretraining, FurtherPretrainingSection
+from kdlm.methods.self_distillation.guided_generations import GuidedGenerations, GuidedGenerationsSection
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
+from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
+from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -60,7 +65,7 @@ from kdlm.methods.vision.fitnet import FitNet, FitNetSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
 from kdlm.methods.vision.meal_v2 import MEALV2, MEALV2Section
 from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
-from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
+from kdlm.methods.vision.ps_kd import PSKD, PSKDSection
 from kdlm.methods.vision.rkd import RKD, RKDSection
 from kdlm.methods.vision.uskd import USKD, USKDSection
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
@@ -87,6 +92,10 @@ AnyMethod = Annotated[
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
+    | CurioSFTSection
+    | GuidedGenerationsSection
+    | RecursiveKDSection
+    | FurtherPretrainingSection
     | ALMSection
     | ByteKDSection
     | ULDSection
@@ -162,6 +171,8 @@ __all__ = [
     "ConsistencySection",
     "ContinuousConsistency",
     "ContinuousConsistencySection",
+    "CurioSFT",
+    "CurioSFTSection",
     "CustomMethod",
     "DHOSection",
     "DMAESection",
@@ -180,9 +191,13 @@ __all__ = [
     "FeatureMeanMatching",
     "FitNet",
     "FitNetSection",
+    "FurtherPretraining",
+    "FurtherPretrainingSection",
     "GKDSection",
     "GOLDSection",
     "GuidanceDistillation",
+    "GuidedGenerations",
+    "GuidedGenerationsSection",
     "HiddenKD",
     "HiddenKDSection",
     "ImageKD",
@@ -210,6 +225,8 @@ __all__ = [
     "RCMSection",
     "RKDSection",
     "Readings",
+    "RecursiveKD",
+    "RecursiveKDSection",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",

@@ -1,19 +1,29 @@
 """Rollouts: prompts -> completions of the student, with the log-probabilities that its engine gave them."""
 
-from kdlm.rollouts.engine import Completion, Engine, Sampling
-from kdlm.rollouts.generate import GenerateEngine, GenerateSection
+from kdlm.rollouts.engine import Completion, Engine, Sampling, end_ids
+from kdlm.rollouts.environment import Environment, EnvironmentSection, Judging, Reply
+from kdlm.rollouts.environments import AnyEnvironment
+from kdlm.rollouts.episodes import Episodes
+from kdlm.rollouts.generate import GenerateEngine, GenerateSection, context_of
 from kdlm.rollouts.rounds import Repeated, Rounds, Slot
-from kdlm.rollouts.rows import Opaque, Row, Written, as_row, describe, prompt_of
+from kdlm.rollouts.rows import SAID, Opaque, Row, Written, as_row, describe, prompt_of
 from kdlm.rollouts.sections import AnyEngine, RolloutSection
 
 __all__ = [
+    "SAID",
     "AnyEngine",
+    "AnyEnvironment",
     "Completion",
     "Engine",
+    "Environment",
+    "EnvironmentSection",
+    "Episodes",
     "GenerateEngine",
     "GenerateSection",
+    "Judging",
     "Opaque",
     "Repeated",
+    "Reply",
     "RolloutSection",
     "Rounds",
     "Row",
@@ -21,6 +31,8 @@ __all__ = [
     "Slot",
     "Written",
     "as_row",
+    "context_of",
     "describe",
+    "end_ids",
     "prompt_of",
 ]

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Sampler
 
-from kdlm.rollouts.engine import Completion, Engine
+from kdlm.rollouts.engine import Completion, Engine, Sampling
+from kdlm.rollouts.episodes import Episodes
 from kdlm.rollouts.rows import Opaque, Row, Written, prompt_of
 from kdlm.rollouts.sections import RolloutSection
 
@@ -75,6 +76,7 @@ class Rounds:
         student: gives the model whose weights the engine takes.
         finish: makes of completions what is trained on: their text and reward.
         last: gives the number of optimiser steps of the run.
+        episodes: completes prompts turn by turn; without it a completion is one turn.
 
     Raises ValueError where the section asks for what the engine cannot do.
     """
@@ -89,11 +91,13 @@ class Rounds:
         student: Callable[[], Any],
         finish: Finish,
         last: Callable[[], int],
+        episodes: Episodes | None = None,
     ):
         if section.asynchronous and engine.lives:
             raise ValueError("rollouts.asynchronous: this engine reads the very weights that are being trained")
         self.engine, self.section, self.seed = engine, section, seed
         self.text, self.student, self.finish, self.last = text, student, finish, last
+        self.episodes = episodes
         self.waited = 0.0
         """Seconds that steps have waited for completions."""
         self._pool = ThreadPoolExecutor(1, "kdlm-rollouts")
@@ -130,7 +134,12 @@ class Rounds:
             self._next.settle()
         self.engine.take(self.student(), version)
         prompts = [prompt_of(row, self.section.prompt_tokens) for row in rows]
-        drawn = self.engine.generate(prompts, sampling, self.seed)
+        return self._write(rows, prompts, sampling, self.seed)
+
+    def _write(self, rows: Sequence[Row], prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Written]:
+        if self.episodes is not None:
+            return self.episodes(self.engine, rows, prompts, sampling, seed)
+        drawn = self.engine.generate(prompts, sampling, seed)
         return self.finish([(rows[one.group], prompts[one.group], one) for one in drawn])
 
     def _begin(self, batches: Iterator[Opaque], micro: int, index: int, version: int) -> _Round | None:
@@ -154,8 +163,7 @@ class Rounds:
         def written() -> list[list[Written]]:
             if not prompts:
                 return []
-            drawn = self.engine.generate(prompts, self.section.sampling, seed)
-            done = self.finish([(asked[one.group], prompts[one.group], one) for one in drawn])
+            done = self._write(asked, prompts, self.section.sampling, seed)
             by_prompt: list[list[Written]] = [[] for _ in prompts]
             for one in done:
                 by_prompt[one.completion.group].append(one)
