@@ -11,8 +11,8 @@ All arms take as many optimiser steps, of 64 completions (or solutions) each, fr
     OPSD            Jensen-Shannon divergence on its own samples to its start that is told the solution
     OPSD, shuffled  the same, told the solution of another problem
 
-Each arm's learning rate is the best, by problems solved, of those tried on a seed that is not reported; results and trials
-are in docs/self_distillation_quality.md. Solved is a held-out walk of which every place is right, in either hand, decoded
+Each arm's learning rate is the best, by problems solved, of those tried on a seed that is not reported; the trials are
+in docs/self_distillation_quality.md. Solved is a held-out walk of which every place is right, in either hand, decoded
 greedily; forgetting is KL(start || student) on held-out reversed words, in nats a token.
 
 --check exits 1 unless on every seed SDFT and OPSD solve more than SFT and forget less. The figure, on the last line, is

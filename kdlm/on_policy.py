@@ -9,9 +9,8 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -121,6 +120,7 @@ class OnPolicyTrainer(DistillTrainer):
             text=lambda index: self.method.text(self._step(index), draw_of(self.args.seed, index)),
             student=lambda: self.student,
             finish=self._finish,
+            told=self._told,
             last=lambda: self.state.max_steps,
             episodes=self._episodes(chat_template_args),
         )
@@ -217,13 +217,9 @@ class OnPolicyTrainer(DistillTrainer):
     def _judged(self, texts: Sequence[str], rows: Sequence[Row]) -> list[tuple[float, str | None]]:
         """Ask the verifier, or whatever gives rewards: a number for each text, and what is said beside it."""
         if isinstance(self.reward, Judge):
-            references = [row.get("reference") for row in rows]
-            rewards = [verdict.score for verdict in self.reward.judge(texts, references)]
-        elif self.reward is not None:
-            rewards = self.reward(texts, rows)
-        return self._told(
-            [Written(*given, text, reward) for given, text, reward in zip(drawn, texts, rewards, strict=True)]
-        )
+            verdicts = self.reward.judge(texts, [row.get("reference") for row in rows])
+            return [(one.score, one.reason if one.outcome == "judged" else None) for one in verdicts]
+        return [(reward, None) for reward in cast("Reward", self.reward)(texts, rows)]
 
     def _told(self, written: list[Written]) -> list[Written]:
         """Add to each completion what the method has to tell the teacher about it."""
@@ -235,9 +231,6 @@ class OnPolicyTrainer(DistillTrainer):
             replace(one, context=more) if isinstance(more, str) else replace(one, context_prompt=more)
             for one, more in pairs
         ]
-            verdicts = self.reward.judge(texts, [row.get("reference") for row in rows])
-            return [(one.score, one.reason if one.outcome == "judged" else None) for one in verdicts]
-        return [(reward, None) for reward in cast("Reward", self.reward)(texts, rows)]
 
     # What is seen of it
 

@@ -58,8 +58,8 @@ class Between:
         ids = self._tokens(f"{before}{words}{after}")
         if not ids or ids[0] not in self.ends:
             raise ValueError(
-                f"rollouts.environment: the chat template ends a turn with {self.tokenizer.decode(ids[:1])!r}, where the "
-                "student's own turns do not end: name it in `eos_token_id` of the student's generation_config.json"
+                f"rollouts.environment: the chat template ends a turn with {self.tokenizer.decode(ids[:1])!r}, where "
+                "the student's own turns do not end: name it in `eos_token_id` of the student's generation_config.json"
             )
         return ids[1:]
 

@@ -181,7 +181,7 @@ def _weight(layer: nn.Module) -> Tensor:
     weight += whole(lora.get_delta_weight(adapter)).to(weight)
     if adapter not in lora.lora_variant:
         return weight
-    dora = lora.lora_magnitude_vector[adapter]
+    dora: Any = lora.lora_magnitude_vector[adapter]
     inputs = [dim for dim in range(weight.ndim) if dim != int(dora.fan_in_fan_out)]
     norm = torch.linalg.vector_norm(weight, dim=inputs, keepdim=True)
     return weight * (whole(dora.weight).view_as(norm).to(norm) / norm)

@@ -75,6 +75,7 @@ class Rounds:
         text: optimiser step -> whose text it trains on; the same on every rank.
         student: gives the model whose weights the engine takes.
         finish: makes of completions what is trained on: their text and reward.
+        told: adds to them what a teacher is told about each.
         last: gives the number of optimiser steps of the run.
         episodes: completes prompts turn by turn; without it a completion is one turn.
 
@@ -90,6 +91,7 @@ class Rounds:
         text: Callable[[int], Text],
         student: Callable[[], Any],
         finish: Finish,
+        told: Callable[[list[Written]], list[Written]] = list,
         last: Callable[[], int],
         episodes: Episodes | None = None,
     ):
@@ -97,6 +99,7 @@ class Rounds:
             raise ValueError("rollouts.asynchronous: this engine reads the very weights that are being trained")
         self.engine, self.section, self.seed = engine, section, seed
         self.text, self.student, self.finish, self.last = text, student, finish, last
+        self.told = told
         self.episodes = episodes
         self.waited = 0.0
         """Seconds that steps have waited for completions."""
@@ -138,9 +141,9 @@ class Rounds:
 
     def _write(self, rows: Sequence[Row], prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Written]:
         if self.episodes is not None:
-            return self.episodes(self.engine, rows, prompts, sampling, seed)
+            return self.told(self.episodes(self.engine, rows, prompts, sampling, seed))
         drawn = self.engine.generate(prompts, sampling, seed)
-        return self.finish([(rows[one.group], prompts[one.group], one) for one in drawn])
+        return self.told(self.finish([(rows[one.group], prompts[one.group], one) for one in drawn]))
 
     def _begin(self, batches: Iterator[Opaque], micro: int, index: int, version: int) -> _Round | None:
         """Take the rows of a round that begins at step `index` from the loader, and start completing their prompts."""
