@@ -25,8 +25,8 @@ is, for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether
 its engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence
 `truncated`, whether it was cut, and `reward` where there is a verifier (else NaN). Of several turns, `turn` is the
 number of the turn in which a token was drawn (-1 elsewhere; `sampled` is false where an environment spoke), and
-`turn_rewards` `[sequences, most turns]` has the reward of each (NaN where there is none). `index`, where rows have it, is that
-of the row whose prompt a completion follows: equal for completions of one prompt.
+`turn_rewards` `[sequences, most turns]` has the reward of each (NaN where there is none). `index`, where rows have it,
+is that of the row whose prompt a completion follows: equal for completions of one prompt.
 
 Where a teacher is told more than the student, `informed` says of each sequence whether it is, and `theirs` is the batch
 that it reads (see `kdlm.data.contexts`).

@@ -1,13 +1,13 @@
 """What the sandbox can build, by name. `build` is the one door to it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdlm.sandbox.datasets import CodeCorpus, CodeTokenizer, TaskSet
 from kdlm.sandbox.denoisers import ExactDenoiser, TrainedDenoiser
 from kdlm.sandbox.digits_questions import DigitsQuestions
+from kdlm.sandbox.entry import Entry
 from kdlm.sandbox.functions import Functions
 from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
@@ -19,49 +19,10 @@ from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finishe
 from kdlm.sandbox.tool_tasks import ToolSet
 from kdlm.sandbox.transformers_classifiers import TransformersClassifier
 from kdlm.sandbox.vision_language import VisionLanguageModel
+from kdlm.sandbox.walkers import WALKERS
 from kdlm.sandbox.written import WrittenText
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
-
-Spec = (
-    CodeCorpus
-    | TaskSet
-    | Functions
-    | CodeTokenizer
-    | LanguageModel
-    | PaddedModel
-    | ImageClassifier
-    | TransformersClassifier
-    | DualEncoderModel
-    | MaskedAutoencoderModel
-    | TrainedDenoiser
-    | ExactDenoiser
-    | DigitsQuestions
-    | VisionLanguageModel
-    | WrittenText
-    | ToolSet
-    | Sums
-    | MaskedModel
-)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A thing that can be built.
-
-    Attributes:
-        what: one line.
-        size: parameters, token ids or rows.
-        seconds: time it took on one core of a shared machine; a quiet one is quicker.
-        spec: what it is made from.
-    """
-
-    name: str
-    what: str
-    size: str
-    seconds: float
-    spec: Spec
-
 
 CODE = CodeCorpus(train_chars=310_000, eval_chars=250_000)  # train is about 102k tokens of the 2k tokenizer
 ARITHMETIC = TaskSet("arithmetic", train=1_000, eval=100, seed=0)  # of each level
@@ -270,6 +231,7 @@ _ENTRIES = (
         VisionLanguageModel(width=32, layers=1, heads=2, patch=2, seed=1),
     ),
     *(Entry(*entry) for entry in MASKED),
+    *WALKERS,
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 

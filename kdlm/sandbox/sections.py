@@ -31,6 +31,8 @@ class SandboxModel(Section):
         "code-student-tiny-unigram",
         "code-student-tiny-bytes",
         "code-teacher-tiny-padded",
+        "walks-start",
+        "walks-teacher",
     ]
     """Which one; `kdlm/sandbox/README.md` has the table."""
 
@@ -45,10 +47,21 @@ class SandboxData(Section):
     """A file of a sandbox dataset, made on this machine at its first use."""
 
     name: Literal["sandbox"] = "sandbox"
-    data: Literal["code", "code-written", "arithmetic", "strings", "entities", "tools", "sums", "digits-questions"]
+    data: Literal[
+        "code",
+        "code-written",
+        "arithmetic",
+        "strings",
+        "entities",
+        "tools",
+        "sums",
+        "walks",
+        "reversals",
+        "digits-questions",
+    ]
     """The dataset: `code` and `code-written`, the words of `code-teacher-4k`, have a column `text`; the tasks have
-    `prompt`, `completion` and `answer`; `tools` has `prompt` and `task`; `digits-questions` has `prompt`, `completion`
-    and `images`."""
+    `prompt`, `completion` and `answer`, `walks` a `solution` too; `tools` has `prompt` and `task`; `digits-questions`
+    has `prompt`, `completion` and `images`."""
     file: Literal["train", "eval", "teacher", "demonstrations", "conversations"] = "train"
     """Its file; `teacher`, all that the code teacher read, is in `code` only; `code-written` is `train` alone;
     `demonstrations` and `conversations`, how tasks are solved, are in `tools`."""
