@@ -39,6 +39,8 @@ GROUPS = {
 LEFT_OUT = {
     "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
+    "policy_gradient": "learns from rewards, which no group has",
+    "rltf_sd": "learns from rewards, which no group has: benchmarks/self_distillation_quality.py measures it",
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
     "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
     "custom": "is the user's own",
