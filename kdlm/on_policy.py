@@ -36,6 +36,7 @@ from kdlm.rollouts import (
     Slot,
     Written,
     as_row,
+    check_engine,
     context_of,
     describe,
     end_ids,
@@ -102,6 +103,7 @@ class OnPolicyTrainer(DistillTrainer):
         if tokenizer is None:
             raise ValueError("processing_class: the student's tokenizer is needed, for its end token and to read text")
         if engine is None:
+            check_engine(section, masked="unmasking" in self.method.needs)
             engine = section.engine.build(self.student, tokenizer, self.args.device, copied=section.asynchronous)
         if section.sampling.teacher_share:
             across = "alignment" in self.method.needs
@@ -122,8 +124,8 @@ class OnPolicyTrainer(DistillTrainer):
             text=lambda index: self.method.text(self._step(index), draw_of(self.args.seed, index)),
             student=lambda: self.student,
             finish=self._finish,
-            told=self._told,
             last=lambda: self.state.max_steps,
+            told=self._told,
             episodes=self._episodes(),
         )
         self.samples: list[Sample] = []
@@ -272,7 +274,7 @@ class OnPolicyTrainer(DistillTrainer):
         with self.accelerator.autocast():
             seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
         plain = drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
-        if plain and all(one.completion.version == index for one in written):
+        if seen.gap is not None and plain and all(one.completion.version == index for one in written):
             self._add("engine_gap", seen.gap)
             self._warn_once(seen.gap > GAP, OTHER_WEIGHTS, seen.gap)
         self._warn_once(index == 0 and seen.mean > FAR, TOO_FAR, seen.mean)

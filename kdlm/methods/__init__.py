@@ -37,9 +37,13 @@ from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
 from kdlm.methods.diffusion.score_regularised_consistency import RCMSection, ScoreRegularisedConsistency
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
+from kdlm.methods.grpo import GRPO, RLAD, GRPOSection, RLADSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
+from kdlm.methods.masked.gdsd import GDSD, GDSDSection
+from kdlm.methods.masked.masked_kd import MaskedKD, MaskedKDSection
+from kdlm.methods.masked.masking import MaskedMethod
 from kdlm.methods.method import Method, Preparation, Step, Term, Terms
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
@@ -93,6 +97,8 @@ AnyMethod = Annotated[
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
+    | GRPOSection
+    | RLADSection
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
@@ -100,6 +106,8 @@ AnyMethod = Annotated[
     | GuidedGenerationsSection
     | RecursiveKDSection
     | FurtherPretrainingSection
+    | MaskedKDSection
+    | GDSDSection
     | ALMSection
     | ByteKDSection
     | ULDSection
@@ -156,12 +164,15 @@ __all__ = [
     "DHO",
     "DMAE",
     "DSKD",
+    "GDSD",
     "GKD",
     "GOLD",
+    "GRPO",
     "MEALV2",
     "OFAKD",
     "PSKD",
     "RKD",
+    "RLAD",
     "SDPO",
     "ULD",
     "USKD",
@@ -202,8 +213,10 @@ __all__ = [
     "FitNetSection",
     "FurtherPretraining",
     "FurtherPretrainingSection",
+    "GDSDSection",
     "GKDSection",
     "GOLDSection",
+    "GRPOSection",
     "GuidanceDistillation",
     "GuidedGenerations",
     "GuidedGenerationsSection",
@@ -222,6 +235,9 @@ __all__ = [
     "MMDFineTuning",
     "MMDFineTuningSection",
     "MTTSection",
+    "MaskedKD",
+    "MaskedKDSection",
+    "MaskedMethod",
     "Method",
     "MiniLLM",
     "MiniLLMSection",
@@ -233,6 +249,7 @@ __all__ = [
     "ProgressiveSection",
     "RCMSection",
     "RKDSection",
+    "RLADSection",
     "Readings",
     "RecursiveKD",
     "RecursiveKDSection",

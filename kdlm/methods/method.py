@@ -23,8 +23,10 @@ number of the row in its split. Of anything else that a denoiser makes: `samples
 Of text: `input_ids`, `labels`, and `attention_mask` or `position_ids`. Where the student wrote some of the text there
 is, for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether the student drew it; `log_probs`, what
 its engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence
-`truncated`, whether it was cut, and `reward` where there is a verifier (else NaN). `index`, where rows have it, is that
-of the row whose prompt a completion follows: equal for completions of one prompt.
+`truncated`, whether it was cut, and `reward` where there is a verifier (else NaN). Of several turns, `turn` is the
+number of the turn in which a token was drawn (-1 elsewhere; `sampled` is false where an environment spoke), and
+`turn_rewards` `[sequences, most turns]` has the reward of each (NaN where there is none). `index`, where rows have it,
+is that of the row whose prompt a completion follows: equal for completions of one prompt.
 
 Where a teacher is told more than the student, `informed` says of each sequence whether it is, and `theirs` is the batch
 that it reads (see `kdlm.data.contexts`).
