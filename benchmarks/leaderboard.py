@@ -37,6 +37,7 @@ GROUPS = {
     "dataset": "Dataset distillation",
 }
 LEFT_OUT = {
+    "self_distillation": "tells the teacher what the groups' data do not hold: self_distillation_quality.py",
     "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
