@@ -38,10 +38,6 @@ class Networks(nn.Module):
         # Averages are kept off the module tree: never wrapped, never given to the optimiser. A teacher may have some.
         own = teacher.roles_beside(student) if hasattr(teacher, "roles_beside") else {}
         roles: dict[str, Role] = {**method.roles, **own}
-        roles: dict[str, Role] = {
-            **method.roles,
-            **(teacher.roles_beside(student) if hasattr(teacher, "follow") else {}),
-        }
         followers = {name: role for name, role in roles.items() if not isinstance(role, Trainable)}
         copies: dict[str, FrozenCopy] = {}
         for name, role in followers.items():
@@ -83,10 +79,6 @@ class Networks(nn.Module):
         for name, role in self.followers.items():
             if isinstance(role, EmaOf) and role.role in active and self.own_steps[role.role](done) % role.every == 0:
                 self.copies[name].move(role.decay)
-        """Move each average whose turn it is after `done` optimiser steps, if its role moved in the last of them."""
-        for name, role in self.followers.items():
-            if isinstance(role, EmaOf) and role.role in active and done % role.every == 0:
-                _move(self.averages[name], self.role[role.role], role.decay)
 
     def take_snapshots(self, done: int | None = None) -> None:
         """Copy what a snapshot is taken of, after `done` optimiser steps, or at the end of an epoch (None)."""

@@ -9,10 +9,9 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader
 from kdlm.data.share import Share
 from kdlm.data.turns import Between
 from kdlm.disk import write_text
+from kdlm.methods.method import After, Told
 from kdlm.rollouts import (
     Completion,
     Engine,
@@ -114,6 +114,7 @@ class OnPolicyTrainer(DistillTrainer):
         if "reward" in self.method.needs and reward is None:
             raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
         self.reward, self.section = reward, section
+        self._variables = chat_template_args
         self.rounds = Rounds(
             engine,
             section,
@@ -122,14 +123,21 @@ class OnPolicyTrainer(DistillTrainer):
             student=lambda: self.student,
             finish=self._finish,
             last=lambda: self.state.max_steps,
-            episodes=self._episodes(chat_template_args),
+            told=self._told,
+            episodes=self._episodes(),
         )
         self.samples: list[Sample] = []
         """The completions that were last looked at."""
         self._warned: set[str] = set()
         self._seen: dict[str, Tensor] = defaultdict(partial(torch.zeros, (2,), dtype=torch.float64))
 
-    def _episodes(self, variables: Mapping[str, Any] | None) -> Episodes | None:
+    @cached_property
+    def _between(self) -> Between:
+        tokenizer: Any = copy.deepcopy(self.processing_class)  # used in the engine's thread
+        role = "user" if self.section.environment is None else self.section.environment.role
+        return Between(tokenizer, end_ids(self.student, tokenizer), role, self._variables)
+
+    def _episodes(self) -> Episodes | None:
         """Return what completes prompts turn by turn; None where a completion is one turn."""
         environment = self.section.environment
         if environment is None:
@@ -142,7 +150,7 @@ class OnPolicyTrainer(DistillTrainer):
         return Episodes(
             environment,
             read=partial(tokenizer.batch_decode, skip_special_tokens=True),
-            between=Between(tokenizer, end_ids(self.student, tokenizer), environment.role, variables),
+            between=self._between,
             context=context_of(self.student),
             judge=None if self.reward is None else self._judged,
         )
@@ -217,27 +225,23 @@ class OnPolicyTrainer(DistillTrainer):
     def _judged(self, texts: Sequence[str], rows: Sequence[Row]) -> list[tuple[float, str | None]]:
         """Ask the verifier, or whatever gives rewards: a number for each text, and what is said beside it."""
         if isinstance(self.reward, Judge):
-            references = [row.get("reference") for row in rows]
-            rewards = [verdict.score for verdict in self.reward.judge(texts, references)]
-        elif self.reward is not None:
-            rewards = self.reward(texts, rows)
-        return self._told(
-            [Written(*given, text, reward) for given, text, reward in zip(drawn, texts, rewards, strict=True)]
-        )
+            verdicts = self.reward.judge(texts, [row.get("reference") for row in rows])
+            return [(one.score, one.reason if one.outcome == "judged" else None) for one in verdicts]
+        return [(reward, None) for reward in cast("Reward", self.reward)(texts, rows)]
 
     def _told(self, written: list[Written]) -> list[Written]:
         """Add to each completion what the method has to tell the teacher about it."""
         told = self.method.told(written)
         if told is None:
             return written
-        pairs = zip(written, told, strict=True)
-        return [
-            replace(one, context=more) if isinstance(more, str) else replace(one, context_prompt=more)
-            for one, more in pairs
-        ]
-            verdicts = self.reward.judge(texts, [row.get("reference") for row in rows])
-            return [(one.score, one.reason if one.outcome == "judged" else None) for one in verdicts]
-        return [(reward, None) for reward in cast("Reward", self.reward)(texts, rows)]
+        return [self._telling(one, more) for one, more in zip(written, told, strict=True)]
+
+    def _telling(self, one: Written, more: Told) -> Written:
+        if isinstance(more, str):
+            return replace(one, context=more)
+        if isinstance(more, After):
+            more = [*one.prompt, *one.completion.ids, *self._between(one.prompt, more.words)]
+        return replace(one, context_prompt=more)
 
     # What is seen of it
 

@@ -33,10 +33,6 @@ class EmaOf:
         role: what is followed.
         decay: the share of the average that a move leaves.
         every: it moves after so many of the role's own steps.
-    Attributes:
-        role: what is followed.
-        decay: share of the average that stays at each move.
-        every: optimiser steps from one move to the next.
     """
 
     role: str

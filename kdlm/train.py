@@ -89,7 +89,7 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
         trainer.close()
     if writes:
         folder.write_results(results)
-        if "stopped" in results:
+        if trainer.guards is not None and trainer.guards.stopped is not None:
             print(f"stopped by {trainer.guards.stopped}: no student is handed out; it is in {folder.newest}")
         else:
             hand_out(recipe, run, folder, results)

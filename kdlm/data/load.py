@@ -106,7 +106,6 @@ def _collator(section: DataSection, tokenizer: Any, teacher: Any) -> Collator | 
     if isinstance(collator, PairCollator):
         raise ValueError(
             "data.context: a teacher with another tokenizer cannot be told more than the student: remove it"
-            "data.context: a teacher with another tokenizer is told nothing more than the student: remove it"
         )
     template = template_text(section.chat_template)
     return ContextCollator(collator, Reprompt(tokenizer, section.context, template, section.chat_template_args))

@@ -52,6 +52,10 @@ from kdlm.methods.self_distillation.guided_generations import GuidedGenerations,
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
 from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
+from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
+from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
+from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
+from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -141,6 +145,10 @@ AnyMethod = Annotated[
     | MTTSection
     | FTDSection
     | SelfDistillationSection
+    | SDPOSection
+    | SDZeroRevisionSection
+    | SDZeroSection
+    | UniSDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -159,6 +167,7 @@ __all__ = [
     "PSKD",
     "RKD",
     "RLAD",
+    "SDPO",
     "ULD",
     "USKD",
     "ALMSection",
@@ -240,7 +249,12 @@ __all__ = [
     "ReverseKLAdvantageSection",
     "RewardMethod",
     "Role",
+    "SDPOSection",
     "SDSSection",
+    "SDZero",
+    "SDZeroRevision",
+    "SDZeroRevisionSection",
+    "SDZeroSection",
     "SIMSection",
     "ScoreRegularisedConsistency",
     "SelfDistillation",
@@ -267,6 +281,8 @@ __all__ = [
     "TsdKDSection",
     "ULDSection",
     "USKDSection",
+    "UniSD",
+    "UniSDSection",
     "VSDSection",
     "VocabularyProjection",
     "VocabularyProjectionSection",

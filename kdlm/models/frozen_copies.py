@@ -73,7 +73,7 @@ def inside(network: Any) -> nn.Module:
     return network.get_base_model() if hasattr(network, "get_base_model") else network
 
 
-def bare(module: nn.Module) -> nn.Module:
+def bare(module: Any) -> Any:
     """Return what a layer of PEFT wraps: the layer below an adapter, or the copy that trains in its place."""
     if hasattr(module, "base_layer"):
         return module.get_base_layer()
@@ -106,7 +106,7 @@ def _plain(source: nn.Module) -> nn.Module:
     return plain
 
 
-def _refuse(name: str, module: nn.Module) -> None:
+def _refuse(name: str, module: Any) -> None:
     """Raise ValueError where a layer has no plain weight."""
     cannot = f"an average or snapshot of this student cannot be made: {name} "
     if hasattr(module, "base_layer"):
@@ -181,7 +181,7 @@ def _weight(layer: nn.Module) -> Tensor:
     weight += whole(lora.get_delta_weight(adapter)).to(weight)
     if adapter not in lora.lora_variant:
         return weight
-    dora = lora.lora_magnitude_vector[adapter]
+    dora: Any = lora.lora_magnitude_vector[adapter]
     inputs = [dim for dim in range(weight.ndim) if dim != int(dora.fan_in_fan_out)]
     norm = torch.linalg.vector_norm(weight, dim=inputs, keepdim=True)
     return weight * (whole(dora.weight).view_as(norm).to(norm) / norm)

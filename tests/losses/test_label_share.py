@@ -1,5 +1,7 @@
 """Labels again in every generation ("Even Your Teacher Needs Guidance"): what theory says of kernel ridge, exactly."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -46,7 +48,7 @@ def test_any_share_of_labels_ends_at_ridge_with_the_penalty_over_the_share(world
 def test_without_labels_every_generation_shrinks_towards_nothing(world):
     gram, labels, _, _ = world
     line = [(gram @ each).norm() for each in generations(gram, labels, 0.0, 300)]
-    assert all(after < before for before, after in zip(line[:-1], line[1:], strict=True))
+    assert all(after < before for before, after in pairwise(line))
     # The strongest direction decays slowest, by k / (k + penalty) in each generation.
     slowest = torch.linalg.eigvalsh(gram)[-1]
     long = (slowest / (slowest + PENALTY)) ** 3000

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 pytest.importorskip("trl")
 
-from kdlm.catalogue import entries  # noqa: E402
-from kdlm.check import check  # noqa: E402
-from kdlm.plan import device, predict  # noqa: E402
-from kdlm.recipe import load  # noqa: E402
-from kdlm.train import assemble, train  # noqa: E402
+from kdlm.catalogue import entries
+from kdlm.check import check
+from kdlm.plan import device, predict
+from kdlm.recipe import load
+from kdlm.train import assemble, train
 
 RECIPE = """
 student: {name: sandbox, model: code-student-tiny}

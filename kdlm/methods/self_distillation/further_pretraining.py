@@ -14,7 +14,7 @@ from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of
 
 
 class FurtherPretraining(TokenMethod):
-    """Language modelling, and `weight |h_s - sg h_T|^2` to the last hidden states of the teacher (ICLR 2023, 2210.02871).
+    """Language modelling, and `weight |h_s - sg h_T|^2` to the teacher's last hidden states (ICLR 2023, 2210.02871).
 
     Two runs: the initial model is pre-trained further on the new text (`sequence_kd`); then the student begins from the
     initial weights again, and this method trains it on the same text with the first run's model as its teacher. The
@@ -92,7 +92,7 @@ def _states(role: str, signal: Signal) -> Tensor:
 
 
 class FurtherPretrainingSection(TokenOptions):
-    """Pre-train further from the initial weights, last hidden states anchored on those of a model that did so before."""
+    """Pre-train further from the initial weights, hidden states anchored on those of a model that did so before."""
 
     method: ClassVar = FurtherPretraining
     name: Literal["further_pretraining"] = "further_pretraining"
