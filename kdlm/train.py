@@ -174,7 +174,8 @@ def assemble(recipe: Recipe) -> Assembly:
         variables = getattr(recipe.data, "chat_template_args", None)
         kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=judge, chat_template_args=variables)
     if in_trl(recipe):
-        kind = partial(reward_settings.trainer_of, rollouts=recipe.rollouts, reward=judge)
+        beside: dict[str, Any] = {"rollouts": recipe.rollouts, "reward": judge}  # check saw that they are there
+        kind = partial(reward_settings.trainer_of, **beside)
     trainer = kind(
         student,
         teacher,
