@@ -38,7 +38,7 @@ GROUPS = {
 }
 LEFT_OUT = {
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
-    "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it to the data",
+    "masked_kd": "is for masked language models, whose bound no group measures: tests/trainer has it against the data",
     "custom": "is the user's own",
     "cfg_distillation": "makes a guided teacher cheaper, and is measured by its distance to that: vision_diffusion.py",
 }
