@@ -5,16 +5,18 @@ from typing import Any
 
 from transformers.integrations import get_available_reporting_integrations
 
-from kdlm import teacher_checks
+from kdlm import reward_settings, teacher_checks
 from kdlm.data import DataSection, ImagesSection, ImageTextSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.evaluation.looks import looked_at
 from kdlm.features import module_at
+from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import AlignedMethod, Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
-from kdlm.recipe import Recipe
+from kdlm.privacy import looks as privacy
+from kdlm.recipe import Recipe, reference_column
 from kdlm.section import Custom
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
 
@@ -39,6 +41,8 @@ def check(recipe: Recipe) -> list[str]:
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
         ("evaluation", looked_at(recipe, method)),
+        ("privacy", privacy.looked_at(recipe, method)),
+        ("guards", guards.looked_at(recipe)),
     )
     for key, look in looks:
         try:
@@ -60,8 +64,9 @@ def _looks(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[s
 def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
     """Return what is looked at where a language model learns from text."""
     return (
-        ("student", _student(recipe)),
+        ("student", _student(recipe, method)),
         ("rollouts", _rollouts(recipe, method)),
+        ("method", reward_settings.looked_at(recipe, method)),
         ("losses", teacher_checks.signals(recipe, method)),
         ("teacher", teacher_checks.server(recipe)),
         ("teacher", teacher_checks.tokenizers(recipe, method)),
@@ -79,7 +84,7 @@ def _image_text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Itera
     if recipe.rollouts is not None:
         raise ValueError("rollouts: the student's own text cannot be made of image_text data: remove the section")
     return (
-        ("student", _student(recipe)),
+        ("student", _student(recipe, method)),
         ("losses", teacher_checks.signals(recipe, method)),
         ("teacher", teacher_checks.tokenizers(recipe, method)),
         ("data", recipe.data.look()),
@@ -161,10 +166,10 @@ def _training(recipe: Recipe) -> Iterator[str]:
     yield f"training: {length}, {batch} {rows} a step and device, learning rate {args.learning_rate:g}"
 
 
-def _student(recipe: Recipe) -> Iterator[str]:
+def _student(recipe: Recipe, method: Method | None) -> Iterator[str]:
     student: Any = recipe.student  # of text, with images or without
-    if student.lora is not None and student.lora.export == "merged" and _quantised(student):
-        raise ValueError("student.lora.export: merging into quantised weights loses precision; set export: adapter")
+    if student.lora is not None and method is not None:
+        student.lora.check_export(averaged=method.exported != "student", quantised=_quantised(student))
     if student.lora is None and _quantised(student):
         raise ValueError("student.quantization: quantised weights do not train; add student.lora, or load them whole")
     yield f"student: {student.describe()}{', LoRA' if student.lora is not None else ''}"
@@ -258,18 +263,42 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
             "rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher with the student's "
             "tokenizer"
         )
+    problems.extend(_environment(recipe, method))
     if problems:
         raise ValueError("\n".join(problems))
     drawn, age = section.sampling, f"text is at most {section.staleness} steps old"
     count, most = drawn.samples_per_prompt, drawn.max_new_tokens
     how = f"{count} a prompt, at most {most} tokens, temperature {drawn.temperature:g}"
     yield f"rollouts: {section.engine.name}, {how}; {age}"
+    if section.environment is not None:
+        yield f"rollouts.environment: {section.environment.name}, at most {section.environment.turns} turns"
+
+
+def _environment(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    """Say what keeps the environment of the rollouts from working."""
+    environment: Any = recipe.rollouts and recipe.rollouts.environment
+    if environment is None:
+        return
+    if isinstance(method, AlignedMethod):
+        yield "rollouts.environment: a teacher with another tokenizer reads one turn only: use one with the student's"
+    if environment.judged and recipe.verifier is None:
+        yield f"rollouts.environment: {environment.name} asks the recipe's verifier: add a section `verifier`"
+    column = environment.reference()
+    if column is not None and recipe.verifier is not None and recipe.verifier.column not in (None, column):
+        yield (
+            f"rollouts.environment: it reads the column {column!r} and the verifier {recipe.verifier.column!r}, and "
+            "rows carry one: let verifier.column be the same or null"
+        )
+    if isinstance(environment, Custom):
+        try:
+            environment.load()
+        except ValueError as error:
+            yield f"rollouts.environment.target: {error}"
 
 
 def _data(recipe: Recipe, method: Method | None) -> Iterator[str]:
     problems = []
-    verifier = recipe.verifier
-    data = recipe.data if verifier is None else recipe.data.with_reference(verifier.column)
+    data = recipe.data.with_reference(reference_column(recipe))
     answers = recipe.rollouts is None or (method is not None and "labels" in method.needs)
     for split in ("train", "eval"):
         for index, source in enumerate(getattr(data, split) or []):

@@ -1,6 +1,7 @@
 """The command line: what each verb takes, and how an error is said.
 
-Exit codes: 0 done, 1 a check said no, 2 the input is wrong (said on stderr, without a traceback), 130 interrupted.
+Exit codes: 0 done, 1 a check said no or a guard ended the run, 2 the input is wrong (said on stderr, without a
+traceback), 130 interrupted.
 """
 
 import argparse

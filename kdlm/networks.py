@@ -1,17 +1,15 @@
 """The networks of a run: one parent module for all that trains, and the averages that follow it."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
 from kdlm.methods import Method, Terms
-from kdlm.models import Predictor, view
+from kdlm.models import FrozenCopy, Predictor, view, whole
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
 
 
@@ -23,6 +21,7 @@ class Networks(nn.Module):
     configuration and checkpointing.
     """
 
+    copies: dict[str, FrozenCopy]
     averages: dict[str, nn.Module]
     followers: dict[str, EmaOf | SnapshotOf]
     views: dict[str, Any]
@@ -40,13 +39,19 @@ class Networks(nn.Module):
         own = teacher.roles_beside(student) if hasattr(teacher, "roles_beside") else {}
         roles: dict[str, Role] = {**method.roles, **own}
         followers = {name: role for name, role in roles.items() if not isinstance(role, Trainable)}
-        averages: dict[str, nn.Module] = {}
+        copies: dict[str, FrozenCopy] = {}
         for name, role in followers.items():
-            averages[name] = _average(averages[role.role] if role.role in averages else self.role[role.role])
+            copies[name] = FrozenCopy(copies[role.role] if role.role in copies else self.role[role.role])
+        averages = {name: one.module for name, one in copies.items()}
+        self.own_steps = {name: own_steps(method, name) for name in self.role}
+        object.__setattr__(self, "copies", copies)
         object.__setattr__(self, "averages", averages)
         object.__setattr__(self, "followers", followers)
         views = {name: reader if module is student else module for name, module in self.role.items()}
-        views |= {n: view(m) if followers[n].role == "student" else m for n, m in averages.items()}
+        read = {"student"}
+        for name, role in followers.items():
+            read |= {name} if role.role in read else set()
+            views[name] = view(averages[name]) if name in read else averages[name]
         object.__setattr__(self, "views", views | ({} if teacher is None else {"teacher": answering}))
         if teacher is not None and hasattr(teacher, "follow"):
             teacher.follow(self.views)
@@ -69,17 +74,17 @@ class Networks(nn.Module):
                 if key in trainable[name]:
                     parameter.requires_grad_(name in active)
 
-    def move_averages(self, active: frozenset[str]) -> None:
-        """Move each average towards its role, if that role moved in this step."""
+    def move_averages(self, active: frozenset[str], done: int) -> None:
+        """Move each average towards its role, if that role moved in the last of `done` steps and it is its turn."""
         for name, role in self.followers.items():
-            if isinstance(role, EmaOf) and role.role in active:
-                _move(self.averages[name], self.role[role.role], role.decay)
+            if isinstance(role, EmaOf) and role.role in active and self.own_steps[role.role](done) % role.every == 0:
+                self.copies[name].move(role.decay)
 
     def take_snapshots(self, done: int | None = None) -> None:
         """Copy what a snapshot is taken of, after `done` optimiser steps, or at the end of an epoch (None)."""
         for name, role in self.followers.items():
             if isinstance(role, SnapshotOf) and (role.at is None if done is None else role.at and role.at(done)):
-                _move(self.averages[name], self.module_of(role.role), decay=0.0)
+                self.copies[name].move(decay=0.0)
 
     def auxiliary(self) -> dict[str, nn.Module]:
         """Return what belongs into a checkpoint but not into the exported student."""
@@ -118,23 +123,6 @@ class Networks(nn.Module):
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         self.student.gradient_checkpointing_enable(**options)
-
-
-def _average(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).float().eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def _move(average: nn.Module, source: nn.Module, decay: float) -> None:
-    for target, value in zip(average.parameters(), source.parameters(), strict=True):
-        target.lerp_(whole(value.detach()).to(target), 1 - decay)
-    for target, value in zip(average.buffers(), source.buffers(), strict=True):
-        target.copy_(value)
-
-
-def whole(value: Tensor) -> Tensor:
-    """Return a tensor that FSDP2 has sharded as each rank's own copy of all of it; every rank must ask."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def trainable_names(networks: Networks) -> dict[str, set[str]]:
@@ -259,10 +247,12 @@ def role_plan(method: Method, total: int) -> list[str]:
             first = f", first at step {moving[0] + 1}" if moving and moving[0] else ""
             lines.append(f"{name}: moves in {len(moving)} of {total} steps{first}")
         elif isinstance(role, EmaOf):
-            lines.append(f"{name}: average of {role.role}, decay {role.decay:g} a step of its own")
+            pace = "a step of its own" if role.every == 1 else f"every {role.every} of its own steps"
+            lines.append(f"{name}: average of {role.role}, decay {role.decay:g} {pace}")
         else:
-            taken = [step for step in range(1, total + 1) if role.at and role.at(step)]
-            when = f"after step {', '.join(map(str, taken))}" if role.at else "at the end of every epoch"
+            taken = [str(step) for step in range(1, total + 1) if role.at and role.at(step)]
+            shown = taken if len(taken) <= 6 else [*taken[:3], "...", taken[-1]]
+            when = f"after step {', '.join(shown)}" if role.at else "at the end of every epoch"
             lines.append(f"{name}: copy of {role.role}, taken {when}")
     return lines
 

@@ -4,13 +4,14 @@ It adds what differs in the batch and the loop, and no loss: before a step it as
 completions of the step's prompts, and lays them out as a batch beside or instead of the data's own answers.
 """
 
+import copy
 import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -19,10 +20,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdlm.data.share import Share
+from kdlm.data.turns import Between
 from kdlm.disk import write_text
+from kdlm.methods.method import After, Told
 from kdlm.rollouts import (
     Completion,
     Engine,
+    Episodes,
     GenerateEngine,
     Opaque,
     Repeated,
@@ -33,7 +37,9 @@ from kdlm.rollouts import (
     Written,
     as_row,
     check_engine,
+    context_of,
     describe,
+    end_ids,
 )
 from kdlm.samples import Sample, described, look
 from kdlm.teachers import LocalTeacher
@@ -72,6 +78,7 @@ class OnPolicyTrainer(DistillTrainer):
         engine: what makes them, instead of the one that `rollouts` names.
         reward: gives each completion a number, which is logged and handed to the method: any function, or a
             `kdlm.verifiers.Judge`, which compares it with what the rows carry as `reference`.
+        chat_template_args: variables of the chat template, for what it writes between two turns.
 
     Raises ValueError when engine, rollouts and training arguments do not fit.
     """
@@ -87,6 +94,7 @@ class OnPolicyTrainer(DistillTrainer):
         rollouts: RolloutSection | None = None,
         engine: Engine | None = None,
         reward: Reward | Judge | None = None,
+        chat_template_args: Mapping[str, Any] | None = None,
         **options: Any,
     ):
         super().__init__(model, teacher, args, **options)
@@ -108,6 +116,7 @@ class OnPolicyTrainer(DistillTrainer):
         if "reward" in self.method.needs and reward is None:
             raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
         self.reward, self.section = reward, section
+        self._variables = chat_template_args
         self.rounds = Rounds(
             engine,
             section,
@@ -116,11 +125,37 @@ class OnPolicyTrainer(DistillTrainer):
             student=lambda: self.student,
             finish=self._finish,
             last=lambda: self.state.max_steps,
+            told=self._told,
+            episodes=self._episodes(),
         )
         self.samples: list[Sample] = []
         """The completions that were last looked at."""
         self._warned: set[str] = set()
         self._seen: dict[str, Tensor] = defaultdict(partial(torch.zeros, (2,), dtype=torch.float64))
+
+    @cached_property
+    def _between(self) -> Between:
+        tokenizer: Any = copy.deepcopy(self.processing_class)  # used in the engine's thread
+        role = "user" if self.section.environment is None else self.section.environment.role
+        return Between(tokenizer, end_ids(self.student, tokenizer), role, self._variables)
+
+    def _episodes(self) -> Episodes | None:
+        """Return what completes prompts turn by turn; None where a completion is one turn."""
+        environment = self.section.environment
+        if environment is None:
+            return None
+        if "alignment" in self.method.needs:
+            raise ValueError(
+                "rollouts.environment: a teacher with another tokenizer reads one turn only: use one with the student's"
+            )
+        tokenizer: Any = copy.deepcopy(self.processing_class)  # used in the engine's thread
+        return Episodes(
+            environment,
+            read=partial(tokenizer.batch_decode, skip_special_tokens=True),
+            between=self._between,
+            context=context_of(self.student),
+            judge=None if self.reward is None else self._judged,
+        )
 
     def close(self) -> None:
         super().close()
@@ -181,38 +216,53 @@ class OnPolicyTrainer(DistillTrainer):
         """Read each completion as text, and ask what it is worth."""
         tokenizer: Any = self.processing_class
         texts = tokenizer.batch_decode([one.ids for _, _, one in drawn], skip_special_tokens=True)
-        rows = [row for row, _, _ in drawn]
-        rewards: Sequence[float | None] = [None] * len(rows)
+        said: Sequence[tuple[float | None, str | None]] = [(None, None)] * len(drawn)
+        if self.reward is not None:
+            said = self._judged(texts, [row for row, _, _ in drawn])
+        return [
+            Written(*given, text, reward, feedback=reason)
+            for given, text, (reward, reason) in zip(drawn, texts, said, strict=True)
+        ]
+
+    def _judged(self, texts: Sequence[str], rows: Sequence[Row]) -> list[tuple[float, str | None]]:
+        """Ask the verifier, or whatever gives rewards: a number for each text, and what is said beside it."""
         if isinstance(self.reward, Judge):
-            references = [row.get("reference") for row in rows]
-            rewards = [verdict.score for verdict in self.reward.judge(texts, references)]
-        elif self.reward is not None:
-            rewards = self.reward(texts, rows)
-        return self._told(
-            [Written(*given, text, reward) for given, text, reward in zip(drawn, texts, rewards, strict=True)]
-        )
+            verdicts = self.reward.judge(texts, [row.get("reference") for row in rows])
+            return [(one.score, one.reason if one.outcome == "judged" else None) for one in verdicts]
+        return [(reward, None) for reward in cast("Reward", self.reward)(texts, rows)]
 
     def _told(self, written: list[Written]) -> list[Written]:
         """Add to each completion what the method has to tell the teacher about it."""
         told = self.method.told(written)
         if told is None:
             return written
-        pairs = zip(written, told, strict=True)
-        return [
-            replace(one, context=more) if isinstance(more, str) else replace(one, context_prompt=more)
-            for one, more in pairs
-        ]
+        return [self._telling(one, more) for one, more in zip(written, told, strict=True)]
+
+    def _telling(self, one: Written, more: Told) -> Written:
+        if isinstance(more, str):
+            return replace(one, context=more)
+        if isinstance(more, After):
+            more = [*one.prompt, *one.completion.ids, *self._between(one.prompt, more.words)]
+        return replace(one, context_prompt=more)
 
     # What is seen of it
 
     def _note(self, written: Sequence[Written], index: int) -> None:
         """Add a step's completions to what the next log line says of them."""
         for one in written:
-            self._add("length", len(one.completion.ids))
-            self._add("truncated", one.completion.stop == "length")
             self._add("staleness", index - one.completion.version)
-            if one.reward is not None:
-                self._add("reward", one.reward)
+            for name, value in self._figures(one).items():
+                self._add(name, value)
+
+    def _figures(self, one: Written) -> dict[str, float]:
+        """Return what is logged of a completion."""
+        figures: dict[str, float] = {"length": one.drawn, "truncated": one.completion.stop == "length"}
+        if one.reward is not None:
+            figures["reward"] = one.reward
+        if self.section.environment is not None:
+            figures["turns"] = len(one.rewards)
+            figures["success"] = one.rewards[-1] >= self.section.environment.success
+        return figures
 
     def _look(self, written: Sequence[Written], index: int) -> None:
         """Look at some completions token by token; warn of what should not be."""
@@ -274,15 +324,12 @@ class OnPolicyTrainer(DistillTrainer):
         parts = [written[at : at + size] for at in range(0, len(written), size)]
         loader = DataLoader(cast("Any", parts), batch_size=None, collate_fn=lambda part: self.batch_of([], part))
         metrics = self.evaluation_loop(loader, "rollouts", metric_key_prefix="eval_rollout").metrics or {}
-        sums = {"length": 0.0, "truncated": 0.0, "reward": 0.0}
+        pairs: dict[str, Tensor] = defaultdict(partial(torch.zeros, 2))
         for one in written:
-            sums["length"] += len(one.completion.ids)
-            sums["truncated"] += one.completion.stop == "length"
-            sums["reward"] += one.reward or 0.0
-        pairs = {name: torch.tensor([value, float(len(written))]) for name, value in sums.items()}
+            for name, value in self._figures(one).items():
+                pairs[name] = pairs[name] + torch.tensor([float(value), 1.0])
         for name, (total, count) in self._reduced(pairs).items():
-            if name != "reward" or self.reward is not None:
-                metrics[f"eval_rollout_{name}"] = (total / count).item()
+            metrics[f"eval_rollout_{name}"] = (total / count).item()
         return metrics
 
     # Checkpoints

@@ -8,9 +8,11 @@ from pydantic import Field
 
 from kdlm.data import AnyData
 from kdlm.evaluation import EvaluationSection
+from kdlm.guards import GuardsSection
 from kdlm.losses import AnyLoss
 from kdlm.methods import AlignedMethod, AnyMethod
 from kdlm.models import AnyStudent
+from kdlm.privacy import PrivacySection
 from kdlm.quality import SamplingSection
 from kdlm.rollouts import RolloutSection
 from kdlm.section import Section
@@ -20,7 +22,7 @@ from kdlm.training_arguments import Training
 from kdlm.verifiers import AnyVerifier
 from kdlm.yaml_document import Problem, RecipeError, dump
 
-__all__ = ["Problem", "Recipe", "RecipeError", "across", "load", "resolved"]
+__all__ = ["Problem", "Recipe", "RecipeError", "across", "load", "reference_column", "resolved"]
 
 
 class Recipe(Section):
@@ -44,6 +46,10 @@ class Recipe(Section):
     """What says how right the student's own completions are, by a column of the data; methods may use the score."""
     evaluation: EvaluationSection | None = None
     """What is evaluated while the student trains, on which rows, and which checkpoint is handed out."""
+    privacy: PrivacySection | None = None
+    """What the student may tell of any one training row, bounded by DP-SGD."""
+    guards: GuardsSection | None = None
+    """What is watched for collapse while a language model trains: figures that warn, and then stop the run."""
     training: Training = Field(default_factory=Training)
     """Arguments of the Hugging Face Trainer: steps, batch size, learning rate, precision, logging."""
     run_dir: Path
@@ -68,6 +74,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def across(recipe: Recipe) -> bool:
     """Whether the method compares two readings of the text, the student's and the teacher's."""
     return issubclass(getattr(recipe.method, "method", object), AlignedMethod)
+
+
+def reference_column(recipe: Recipe) -> str | None:
+    """Return the column of the data that the verifier, or else the environment, reads; None where neither reads one."""
+    environment = None if recipe.rollouts is None else recipe.rollouts.environment
+    columns = [recipe.verifier.column if recipe.verifier is not None else None]
+    columns.append(environment.reference() if environment is not None else None)
+    return next((column for column in columns if column is not None), None)
 
 
 def resolved(recipe: Recipe) -> str:

@@ -25,19 +25,31 @@ class Trainable:
 
 @dataclass(frozen=True)
 class EmaOf:
-    """A role that follows another as an exponential moving average, kept in float32 and moved when that role moved."""
+    """A role that follows another as an exponential moving average, kept in float32 and moved when that role moved.
+
+    Of a role that trains adapters it is the average of the merged weights, and a plain network.
+
+    Attributes:
+        role: what is followed.
+        decay: the share of the average that a move leaves.
+        every: it moves after so many of the role's own steps.
+    """
 
     role: str
     decay: float = 0.999
+    every: int = 1
 
 
 @dataclass(frozen=True)
 class SnapshotOf:
-    """A role that is a frozen copy of another, trained or an average, in float32.
+    """A role that is a frozen copy of another, trained or an average, in float32 and with adapters merged.
+
+    The first copy is the role as it begins, at step 0.
 
     Attributes:
         role: what is copied.
-        at: whether a new copy is taken when this many optimiser steps are done; None: when an epoch ends.
+        at: whether a new copy is taken when this many optimiser steps are done, e.g. `lambda done: done % 10 == 0`;
+            None: when an epoch ends.
     """
 
     role: str

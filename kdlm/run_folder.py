@@ -19,6 +19,7 @@ from kdlm.estimates import written
 from kdlm.markdown import table
 from kdlm.metrics import metric
 from kdlm.models import SyntheticImages
+from kdlm.privacy import promise
 from kdlm.quality import grid, write_image_folder, write_png
 from kdlm.recipe import Recipe, load, resolved
 from kdlm.section import Section
@@ -62,13 +63,23 @@ class RunFolder:
     def _compare(self, described: Path, recipe: Recipe) -> None:
         before, now = _flat(load(described)), _flat(recipe)
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if wrong := [key for key in changed if not key.startswith(("training.", "run_dir"))]:
+        if wrong := [key for key in changed if not key.startswith(("training.", "run_dir", "guards"))]:
             raise ValueError(
                 f"{wrong[0]}: {now.get(wrong[0])!r} differs from {before.get(wrong[0])!r} of the run in {self.path}"
                 f"{f' (and {len(wrong) - 1} more keys)' if len(wrong) > 1 else ''}: a resumed run must be the same run"
             )
         for key in changed:
             print(f"resuming with a changed {key}: {before.get(key)!r} -> {now.get(key)!r}", file=sys.stderr)
+
+    @property
+    def newest(self) -> Path:
+        """The last finished checkpoint."""
+        return checkpoints.finished(self.path)[-1]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a guard ended the run."""
+        return "stopped" in json.loads((self.path / "results.json").read_text())
 
     def open(self, recipe: Recipe, data: Mapping[str, Any], step: int) -> None:
         """Create the folder, write what the run is, and cut the metrics back to `step`."""
@@ -161,6 +172,7 @@ def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
         ("seed", f"{recipe.seed}"),
     ]
     sources = "\n".join(f"- {line.strip()}" for line in data.splitlines())
+    private = f"\n## Privacy\n{promise(results['privacy'])}\n" if "privacy" in results else ""
     return f"""---
 library_name: transformers
 tags: [distillation, kdlm]
@@ -173,7 +185,7 @@ A student distilled with kdlm {version("kdlm")}.
 
 ## Data
 {sources}
-
+{private}
 ## Figures
 {held_out}
 

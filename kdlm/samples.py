@@ -15,7 +15,7 @@ from kdlm.disk import write_text
 from kdlm.losses import IGNORE_INDEX, ReverseKL, kept_rows, teacher_log_probs, token_log_probs, weighted_sum
 from kdlm.methods import Readings
 from kdlm.methods.method import Batch, Nets
-from kdlm.rollouts import Written
+from kdlm.rollouts import SAID, Written
 from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Rows, Sampled
 
 KEPT = 60
@@ -38,6 +38,9 @@ class Sample:
         stop: `end` or `length`.
         reward: what the verifier said, None without one.
         version: optimiser steps of the weights that wrote it.
+        turns: for each token the number of the turn that it is in, -1 where an environment said it (divergence and
+            log-probability are 0 there); None where all of it is one turn.
+        feedback: what the verifier or the environment said beside the reward.
     """
 
     step: int
@@ -48,6 +51,8 @@ class Sample:
     stop: str
     reward: float | None
     version: int
+    turns: list[int] | None = None
+    feedback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,20 @@ def described(written: Sequence[Written], seen: Look, step: int, tokenizer: Any)
     """Return each completion with its part of a look at all of them."""
     samples, at = [], 0
     for one in written:
-        done, ids = one.completion, one.completion.ids
-        part = slice(at, at := at + len(ids))
-        tokens = [tokenizer.decode([token]) for token in ids]
-        shown = (seen.divergence[part], seen.log_probs[part], done.stop, one.reward, done.version)
-        samples.append(Sample(step, tokenizer.decode(one.prompt), tokens, *shown))
+        done = one.completion
+        part = slice(at, at := at + one.drawn)
+        drawn = [turn != SAID for turn in one.turn_of]
+        apart, log_probs = (spread(values[part], drawn) for values in (seen.divergence, seen.log_probs))
+        tokens = [tokenizer.decode([token]) for token in done.ids]
+        shown = (tokens, apart, log_probs, done.stop, one.reward, done.version, one.turns, one.feedback)
+        samples.append(Sample(step, tokenizer.decode(one.prompt), *shown))
     return samples
+
+
+def spread(values: Sequence[float], drawn: Sequence[bool]) -> list[float]:
+    """Give each drawn token its value and the others 0; no values stay none."""
+    left = iter(values)
+    return [next(left) if own else 0.0 for own in drawn] if values else []
 
 
 class SampleLog:
@@ -157,18 +170,26 @@ def page(samples: Sequence[Sample]) -> str:
 
 
 def _article(one: Sample) -> str:
-    mean = f", {math.fsum(one.divergence) / len(one.divergence):.3f} nats a token" if one.divergence else ""
+    drawn = len(one.tokens) if one.turns is None else sum(turn != SAID for turn in one.turns)
+    mean = f", {math.fsum(one.divergence) / drawn:.3f} nats a token" if one.divergence else ""
     reward = "" if one.reward is None else f", reward {one.reward:g}"
+    turns = "" if one.turns is None else f" in {max(one.turns) + 1} turns"
     age = one.step - one.version
     old = f", written {age} steps before" if age else ""
     said = "ended by itself" if one.stop == "end" else "cut"
-    shades = one.divergence or [0.0] * len(one.tokens)
-    spans = "".join(
-        _span(token, shade, log_prob) for token, shade, log_prob in zip(one.tokens, shades, one.log_probs, strict=True)
-    )
+    feedback = "" if one.feedback is None else f"<p>{html.escape(one.feedback)}</p>"
     return (
-        f"<article><h2>step {one.step}: {len(one.tokens)} tokens, {said}{reward}{mean}{old}</h2>"
-        f"<pre><i>{html.escape(one.prompt)}</i>{spans}</pre></article>"
+        f"<article><h2>step {one.step}: {drawn} tokens{turns}, {said}{reward}{mean}{old}</h2>"
+        f"<pre><i>{html.escape(one.prompt)}</i>{_spans(one)}</pre>{feedback}</article>"
+    )
+
+
+def _spans(one: Sample) -> str:
+    turns = one.turns or [0] * len(one.tokens)
+    shades = one.divergence or [0.0] * len(one.tokens)
+    return "".join(
+        f"<b>{html.escape(token)}</b>" if turn == SAID else _span(token, shade, log_prob)
+        for token, shade, log_prob, turn in zip(one.tokens, shades, one.log_probs, turns, strict=True)
     )
 
 
@@ -186,10 +207,11 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem
 h2 { font-size: 0.9rem; font-weight: 600; margin: 1.5rem 0 0.3rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8884; border-radius: 4px; padding: 0.6rem; }
 i { opacity: 0.6; font-style: normal; }
+b { opacity: 0.6; font-weight: normal; border-bottom: 1px dotted; }
 :root { color-scheme: light dark; }
 </style></head><body><main>
 <h1>What the student wrote</h1>
-<p>Grey: the prompt. A token is red where student and teacher part: by reverse KL, in nats (from a teacher that scores
-tokens only, or reads other tokens: by log q - log p of the token, or of the chunk that it is in; blue where it is
-negative). Hold the pointer over a token for its figures.</p>
+<p>Grey: the prompt; grey and dotted: what an environment said between two turns. A token is red where student and
+teacher part: by reverse KL, in nats (from a teacher that scores tokens only, or reads other tokens: by log q - log p of
+the token, or of the chunk that it is in; blue where it is negative). Hold the pointer over a token for its figures.</p>
 """

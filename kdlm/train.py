@@ -1,7 +1,7 @@
 """`kdlm train`: the only place that assembles a run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,22 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
-from kdlm import checkpoints
+from kdlm import checkpoints, reward_settings
 from kdlm.check import check
 from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
+from kdlm.guards.course import history_of, refuse_stopped
 from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
+from kdlm.privacy.trainer import PrivateOnPolicyTrainer, PrivateTrainer
 from kdlm.progress import Display, MetricsFile, log_figures
-from kdlm.recipe import Recipe, across
+from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
+from kdlm.reward_settings import in_trl
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samples import SampleLog
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
@@ -51,6 +54,8 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
             names a checkpoint.
         figures: draws a finished run folder, name -> PNG, for the trackers that the run reports to.
 
+    A run that a guard ends (`recipe.guards`) leaves a checkpoint, `stopped` in results.json, and no student.
+
     Raises ValueError, before anything is written, when the recipe cannot work; ServerUnavailable when a server that
     it asks stays away, after a checkpoint of the last finished step.
     """
@@ -58,6 +63,8 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
     hf_logging.disable_progress_bar()
     folder = RunFolder(recipe.run_dir)
     checkpoint = folder.starting_point(recipe, resume)
+    if checkpoint is not None and recipe.guards is not None:
+        refuse_stopped(recipe.guards, history_of(checkpoint), str(recipe.run_dir))
     notes = [line for line in check(recipe) if ": note: " in line]
     run = assemble(recipe)
     trainer = run.trainer
@@ -76,25 +83,39 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
     trainer.args.eval_on_start &= checkpoint is None  # a resumed run has that evaluation behind it
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        results = {"steps": outcome.global_step, **outcome.metrics}
-        if run.data.eval is not None:
-            results |= final_metrics(trainer)
-        results |= best_of(trainer)
+        results = {"steps": outcome.global_step, **outcome.metrics} | ended(trainer, run.data.eval is not None)
+        if isinstance(trainer, PrivateTrainer):
+            results["privacy"] = trainer.spent()
     except ServerUnavailable as error:
         raise ServerUnavailable(f"{error}\n{save_what_is_done(trainer)}") from error
     finally:
         trainer.close()
     if writes:
         folder.write_results(results)
-        if "best" in results and results["best"]["step"] is None:
-            print(f"note: no checkpoint has a finite {results['best']['metric']}: the student is that of the last step")
-        export(recipe, run, folder, results)
-        print(f"student: {folder.student}")
+        if trainer.guards is not None and trainer.guards.stopped is not None:
+            print(f"stopped by {trainer.guards.stopped}: no student is handed out; it is in {folder.newest}")
+        else:
+            hand_out(recipe, run, folder, results)
         if figures is not None:
             log_figures(trainer, partial(figures, folder.path))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # a rank that exits with its process group open may abort
     return folder.path
+
+
+def ended(trainer: DistillTrainer, evaluates: bool) -> dict[str, Any]:
+    """Return what results.json says of how a run ended: the student's evaluation, or the guard that stopped it."""
+    if trainer.guards is not None and trainer.guards.stopped is not None:
+        return {"stopped": asdict(trainer.guards.stopped)}
+    return (final_metrics(trainer) if evaluates else {}) | best_of(trainer)
+
+
+def hand_out(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
+    """Write the student, and say where it is."""
+    if "best" in results and results["best"]["step"] is None:
+        print(f"note: no checkpoint has a finite {results['best']['metric']}: the student is that of the last step")
+    export(recipe, run, folder, results)
+    print(f"student: {folder.student}")
 
 
 def save_what_is_done(trainer: DistillTrainer) -> str:
@@ -106,7 +127,7 @@ def save_what_is_done(trainer: DistillTrainer) -> str:
     if step == 0:
         return "no step was finished; when the server is back, begin again with --resume"
     if not (folder / checkpoints.MANIFEST).is_file():
-        trainer._save_checkpoint(trainer.networks, None)
+        trainer._save_checkpoint(trainer.student, None)
     return f"stopped after step {step}, saved as {folder}; when the server is back, --resume goes on from there"
 
 
@@ -131,7 +152,7 @@ def best_of(trainer: DistillTrainer) -> dict[str, Any]:
 
 def assemble(recipe: Recipe) -> Assembly:
     """Load everything a recipe names and put it together; nothing is written to the run folder."""
-    args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed, disable_tqdm=True)
+    args = training_arguments(recipe)
     args.run_name = args.run_name or "-".join(part for part in recipe.run_dir.parts if part != "/")  # in trackers
     args.dataloader_pin_memory &= args.device.type == "cuda"
     # A padding-free batch has one row, which ranks cannot share: each reads its own.
@@ -145,12 +166,20 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
+    if lora is not None:
+        quantised = getattr(recipe.student, "quantization", "none") != "none"
+        lora.check_export(averaged=method.exported != "student", quantised=quantised)
     judge = None if recipe.verifier is None else Judge(recipe.verifier)
-    kind: Any = DistillTrainer
+    private = {} if recipe.privacy is None else {"privacy": recipe.privacy}
+    kind: Any = PrivateTrainer if private else DistillTrainer
     if isinstance(method, DiffusionMethod):
         kind = partial(DiffusionTrainer, sampling=recipe.sampling)
     if recipe.rollouts is not None:
-        kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=judge)
+        variables = getattr(recipe.data, "chat_template_args", None)
+        kind = PrivateOnPolicyTrainer if private else OnPolicyTrainer
+        kind = partial(kind, rollouts=recipe.rollouts, reward=judge, chat_template_args=variables)
+    if in_trl(recipe):
+        kind = partial(reward_settings.trainer_of, rollouts=recipe.rollouts, reward=judge)
     trainer = kind(
         student,
         teacher,
@@ -161,14 +190,23 @@ def assemble(recipe: Recipe) -> Assembly:
         processing_class=tokenizer,
         data_collator=data.collator,
         callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
+        **private,
     )
     if recipe.evaluation is not None:
         trainer.watch(recipe.evaluation, other=other_rows(recipe, tokenizer), judge=judge)
+    if recipe.guards is not None:
+        trainer.guard(recipe.guards)
     if "classes" in data.made_with:
         name_classes(trainer, data.made_with["classes"])
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return Assembly(trainer, data, tokenizer)
+
+
+def training_arguments(recipe: Recipe) -> Any:
+    """Return the arguments of the trainer that runs the method."""
+    owned = {"output_dir": str(recipe.run_dir), "seed": recipe.seed, "disable_tqdm": True}
+    return reward_settings.arguments(recipe, **owned) if in_trl(recipe) else recipe.training.build(**owned)
 
 
 def name_classes(trainer: DistillTrainer, classes: list[str]) -> None:
@@ -194,7 +232,7 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
     tokenizer = recipe.student.tokenizer()
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = template_text(recipe.data.chat_template)  # the student is saved with what it learnt
-    column = recipe.verifier.column if recipe.verifier is not None else None
+    column = reference_column(recipe)
     theirs = recipe.teacher.tokenizer() if across(recipe) else None  # pyright: ignore[reportOptionalMemberAccess]
     return tokenizer, load_data(recipe.data.with_reference(column), tokenizer, theirs, seed=recipe.seed)
 
@@ -241,8 +279,11 @@ def described(data: Data) -> dict[str, Any]:
 
 
 def export(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
-    """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for."""
+    """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for.
+
+    An average of such a student is merged already.
+    """
     student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
-    if lora is not None and lora.export == "merged":
+    if student is run.trainer.student and lora is not None and lora.export == "merged":
         student = merge(student)
     folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))

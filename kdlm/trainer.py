@@ -183,6 +183,8 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         """Run the method inside the wrapped module's forward; all but the last of its `Terms` go backward here."""
         if num_items_in_batch is None:
             raise ValueError("compute_loss needs the item counts of the whole optimiser step")
+        if self.guards is not None:
+            self.guards.note(inputs)
         step = self._step()
         advance = phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
         while True:
@@ -221,7 +223,7 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         step = self._step()
         wanted = {name: (self._means if name in self._means else self._followed)[name] for name in self.method.follows}
         means = self._reduced(wanted)
-        self.networks.move_averages(self._active or frozenset())
+        self.networks.move_averages(self._active or frozenset(), step.index)
         self.networks.take_snapshots(step.index)
         self.method.stepped(step, means)
         self._window.add(self._means, self._count / self.accelerator.num_processes)

@@ -28,10 +28,10 @@ def load(args: argparse.Namespace) -> Any:
 def train(args: argparse.Namespace) -> int:
     recipe = load(args)
     from kdlm.report import pictures
+    from kdlm.run_folder import RunFolder
     from kdlm.train import train
 
-    train(recipe, resume=args.resume, figures=pictures)
-    return 0
+    return int(RunFolder(train(recipe, resume=args.resume, figures=pictures)).stopped)
 
 
 def report(args: argparse.Namespace) -> int:

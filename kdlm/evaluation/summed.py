@@ -15,6 +15,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from kdlm.evaluation.section import EvaluationSection, unknown
 from kdlm.evaluation.watch import Watch, share_of
+from kdlm.guards.callback import CollapseGuards
+from kdlm.guards.section import GuardsSection
 from kdlm.losses import kept_rows
 from kdlm.methods import Method
 from kdlm.networks import Networks
@@ -35,6 +37,8 @@ class SummedEvaluation(Trainer):
     """Where what the student writes is written down."""
     _evaluation = EvaluationSection()
     _watch: Watch | None = None
+    guards: CollapseGuards | None = None
+    """What watches for collapse, and says what stopped the run."""
 
     def watch(self, section: EvaluationSection, *, other: Any = None, judge: Judge | None = None) -> None:
         """Evaluate as a section says. To be called before training: the student is then as it starts.
@@ -52,6 +56,14 @@ class SummedEvaluation(Trainer):
             nets, vocab = self.networks.views, getattr(self.method, "vocab", None)
             teacher = nets.get("teacher")
             self._watch = Watch(section, self, nets["student"], teacher, vocab=vocab, other=other, judge=judge)
+
+    def guard(self, section: GuardsSection) -> None:
+        """Watch for collapse as a section says. To be called before training: the student is then as it starts.
+
+        Raises ValueError, naming the key, for what cannot be read in this run.
+        """
+        self.guards = CollapseGuards(self, section)
+        self.add_callback(self.guards)
 
     def fit_teacher(self) -> None:
         """Let a teacher that learns something from evaluation rows do so: once, and the same on every rank.

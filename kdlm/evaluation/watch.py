@@ -33,6 +33,7 @@ class Watch:
         vocab: ids that both share.
         other: the rows of the section's other text.
         judge: of the student's own completions.
+        start: the student as it began, where it is known already.
 
     Raises ValueError, naming the key, for what this student and this teacher cannot give.
     """
@@ -48,6 +49,7 @@ class Watch:
         vocab: Any = None,
         other: Any = None,
         judge: Judge | None = None,
+        start: Predictor | None = None,
     ):
         if not isinstance(student, Predictor) or student.mask_id is not None:
             raise ValueError("evaluation: beside rows and best it asks for what only a causal language model has")
@@ -57,7 +59,9 @@ class Watch:
         for name in self.names if kinds else ():
             if name not in (known := dict.fromkeys(one for kind in kinds for one in possible(kind))):
                 raise ValueError(f"evaluation.measures: {refusal(name, known)}")
-        self.start = start_of(student.module, trainer.args.device) if section.start else None
+        if start is None and section.start:
+            start = start_of(student.module, trainer.args.device)
+        self.start = start
         self.options: dict[str, Any] = {"start": self.start, "tokenizer": spelt_by(trainer.processing_class)}
         self.vocab = vocab
         self.other = None if other is None else section.chosen(other)

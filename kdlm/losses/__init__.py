@@ -16,7 +16,7 @@ from kdlm.losses.decoupled import DKD, decoupled_kl
 from kdlm.losses.fused import plan_chunks
 from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
-from kdlm.losses.likeliest import Likeliest, likeliest
+from kdlm.losses.likeliest import Likeliest, likeliest, told_of_likeliest
 from kdlm.losses.log_probs import label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import all_measures_for, measures_for
@@ -33,9 +33,10 @@ from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
 from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
+from kdlm.losses.softened import Softened, softened_anchor, softening
 from kdlm.losses.sorted_l1 import sorted_l1
 from kdlm.losses.taid import TowardsTeacher, taid_kl
-from kdlm.losses.teacher_free import progressive_cross_entropy, uskd, uskd_others, uskd_target
+from kdlm.losses.teacher_free import label_share, progressive_cross_entropy, uskd, uskd_others, uskd_target
 from kdlm.losses.tokens import count_kept, kept_rows, reduce
 from kdlm.losses.truncated import bucket, on_bucket
 from kdlm.losses.tvd import TVD, TVDPlusPlus, total_variation, tvd_plus_plus
@@ -90,6 +91,7 @@ __all__ = [
     "Selective",
     "SkewKL",
     "SkewReverseKL",
+    "Softened",
     "Step",
     "TVDPlusPlus",
     "TowardsTeacher",
@@ -121,6 +123,7 @@ __all__ = [
     "kept_rows",
     "label_log_probs",
     "label_places",
+    "label_share",
     "likeliest",
     "measures_for",
     "merged_divergence",
@@ -142,10 +145,13 @@ __all__ = [
     "sampled_cross_entropy",
     "skew_kl",
     "skew_reverse_kl",
+    "softened_anchor",
+    "softening",
     "sorted_l1",
     "taid_kl",
     "teacher_log_probs",
     "token_log_probs",
+    "told_of_likeliest",
     "total_variation",
     "tvd_plus_plus",
     "uskd",

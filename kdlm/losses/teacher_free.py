@@ -81,3 +81,20 @@ def progressive_cross_entropy(
     """
     log_q, log_p = log_prob_pair(student, previous, 1.0)
     return (1 - share) * cross_entropy(student, labels) - share * times(log_p.exp(), log_q).sum(-1)
+
+
+def label_share(
+    targets: Float[Tensor, "*rows outputs"],
+    unguided: Float[Tensor, "*rows outputs"],
+    guided: Float[Tensor, "*rows outputs"],
+) -> Float[Tensor, ""]:
+    """Return the share of labels in a generation's target, between 0 and 1 (NeurIPS 2021, arXiv 2102.13088).
+
+    Of rows that neither has seen, two students have said something: `guided` was trained on the labels, `unguided` on
+    what the generation before says. Of all `(1 - a) unguided + a guided` the one nearest to the `targets` has
+    `a = <targets - unguided, guided - unguided> / |guided - unguided|^2`, clipped. A student trained on both targets,
+    mixed, is that point where it is linear in its target (kernel ridge); for a network, whose probabilities are held
+    against one-hot labels, it is an estimate. nan where the two say the same.
+    """
+    line = guided - unguided
+    return ((targets - unguided) * line).sum().div(line.square().sum()).clamp(0, 1)

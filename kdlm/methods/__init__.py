@@ -37,6 +37,7 @@ from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
 from kdlm.methods.diffusion.score_regularised_consistency import RCMSection, ScoreRegularisedConsistency
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
+from kdlm.methods.grpo import GRPO, RLAD, GRPOSection, RLADSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
@@ -48,7 +49,16 @@ from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
 from kdlm.methods.rewards import RewardMethod
+from kdlm.methods.self_distillation.curio_sft import CurioSFT, CurioSFTSection
+from kdlm.methods.self_distillation.further_pretraining import FurtherPretraining, FurtherPretrainingSection
+from kdlm.methods.self_distillation.guided_generations import GuidedGenerations, GuidedGenerationsSection
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
+from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
+from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
+from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
+from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
+from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
+from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -63,7 +73,7 @@ from kdlm.methods.vision.fitnet import FitNet, FitNetSection
 from kdlm.methods.vision.image_kd import ImageKD, ImageKDSection
 from kdlm.methods.vision.meal_v2 import MEALV2, MEALV2Section
 from kdlm.methods.vision.ofa_kd import OFAKD, OFAKDSection
-from kdlm.methods.vision.ps_kd import PSKD, PSKDSection, TokenPSKD, TokenPSKDSection
+from kdlm.methods.vision.ps_kd import PSKD, PSKDSection
 from kdlm.methods.vision.rkd import RKD, RKDSection
 from kdlm.methods.vision.uskd import USKD, USKDSection
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
@@ -87,9 +97,15 @@ AnyMethod = Annotated[
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
+    | GRPOSection
+    | RLADSection
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
+    | CurioSFTSection
+    | GuidedGenerationsSection
+    | RecursiveKDSection
+    | FurtherPretrainingSection
     | MaskedKDSection
     | GDSDSection
     | ALMSection
@@ -134,6 +150,10 @@ AnyMethod = Annotated[
     | MTTSection
     | FTDSection
     | SelfDistillationSection
+    | SDPOSection
+    | SDZeroRevisionSection
+    | SDZeroSection
+    | UniSDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -147,10 +167,13 @@ __all__ = [
     "GDSD",
     "GKD",
     "GOLD",
+    "GRPO",
     "MEALV2",
     "OFAKD",
     "PSKD",
     "RKD",
+    "RLAD",
+    "SDPO",
     "ULD",
     "USKD",
     "ALMSection",
@@ -168,6 +191,8 @@ __all__ = [
     "ConsistencySection",
     "ContinuousConsistency",
     "ContinuousConsistencySection",
+    "CurioSFT",
+    "CurioSFTSection",
     "CustomMethod",
     "DHOSection",
     "DMAESection",
@@ -186,10 +211,15 @@ __all__ = [
     "FeatureMeanMatching",
     "FitNet",
     "FitNetSection",
+    "FurtherPretraining",
+    "FurtherPretrainingSection",
     "GDSDSection",
     "GKDSection",
     "GOLDSection",
+    "GRPOSection",
     "GuidanceDistillation",
+    "GuidedGenerations",
+    "GuidedGenerationsSection",
     "HiddenKD",
     "HiddenKDSection",
     "ImageKD",
@@ -219,14 +249,22 @@ __all__ = [
     "ProgressiveSection",
     "RCMSection",
     "RKDSection",
+    "RLADSection",
     "Readings",
+    "RecursiveKD",
+    "RecursiveKDSection",
     "Reflow",
     "ReflowSection",
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
     "RewardMethod",
     "Role",
+    "SDPOSection",
     "SDSSection",
+    "SDZero",
+    "SDZeroRevision",
+    "SDZeroRevisionSection",
+    "SDZeroSection",
     "SIMSection",
     "ScoreRegularisedConsistency",
     "SelfDistillation",
@@ -253,6 +291,8 @@ __all__ = [
     "TsdKDSection",
     "ULDSection",
     "USKDSection",
+    "UniSD",
+    "UniSDSection",
     "VSDSection",
     "VocabularyProjection",
     "VocabularyProjectionSection",

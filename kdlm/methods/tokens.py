@@ -66,11 +66,12 @@ class TokenMethod(Method):
         weighted: Sequence[Weighted] | None = None,
         weigh: Callable[[Tensor], Tensor] | None = None,
         row_weights: Tensor | None = None,
+        unit: str = "tokens",
     ) -> Terms:
         """Sum token losses over `rows` into one differentiable term, with each loss's own sum beside it.
 
         They are those of this step unless `weighted` names others; `weigh` makes of the rows' values what is summed,
-        and `row_weights` `[rows]` weigh the rows of all sums, the metrics' too.
+        and `row_weights` `[rows]` weigh the rows of all sums, the metrics' too. `unit` is what `rows` are counted as.
         """
         weighted = self.weighted(step) if weighted is None else weighted
         total, parts = weighted_sum(
@@ -88,8 +89,8 @@ class TokenMethod(Method):
         nothing = total.detach()[:0]
         if row_weights is not None:
             total, parts = total * row_weights, {name: part * row_weights for name, part in parts.items()}
-        metrics = {name: (parts.get(name, nothing).sum(), "tokens") for name in names}
-        return Terms({"token_loss": Term((total if weigh is None else weigh(total)).sum())}, metrics)
+        metrics = {name: (parts.get(name, nothing).sum(), unit) for name in names}
+        return Terms({"token_loss": Term((total if weigh is None else weigh(total)).sum(), unit)}, metrics)
 
     def measured(self, student: Hidden | Dense, teacher: Signal, rows: Rows) -> dict[str, tuple[Tensor, str]]:
         """Return every measure that can be taken with this teacher, summed over `rows`."""

@@ -10,6 +10,7 @@ from kdlm.models.classifiers import Classifier
 from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
 from kdlm.models.dual_encoders import DualEncoder, DualEncoderSource, DualEncoderStudent, InheritedStudent, inherit
 from kdlm.models.dual_head import DualHead, DualHeadStudent
+from kdlm.models.frozen_copies import FrozenCopy, whole
 from kdlm.models.heads import read_head
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
 from kdlm.models.loading import (
@@ -66,6 +67,7 @@ __all__ = [
     "DualHead",
     "DualHeadStudent",
     "Fresh",
+    "FrozenCopy",
     "ImageClassifierSource",
     "ImageClassifierStudent",
     "InheritedStudent",
@@ -98,5 +100,6 @@ __all__ = [
     "named",
     "read_head",
     "view",
+    "whole",
     "without_adapters",
 ]

@@ -30,6 +30,16 @@ class Lora(Section):
     export: str = Field("merged", pattern="^(merged|adapter)$")
     """What the run leaves behind: `merged` (a plain model folder) or `adapter` (the PEFT adapter alone)."""
 
+    def check_export(self, *, averaged: bool, quantised: bool) -> None:
+        """Raise ValueError where the student, or the average of it that is handed out, cannot be exported so."""
+        if averaged and self.export == "adapter":
+            raise ValueError(
+                "student.lora.export: an average is handed out, which is one of merged weights and has no adapter: "
+                "set export: merged"
+            )
+        if quantised and not averaged and self.export == "merged":
+            raise ValueError("student.lora.export: merging into quantised weights loses precision; set export: adapter")
+
 
 def adapt(model: Any, lora: Lora) -> Any:
     """Return `model` with fresh adapters; only they (and `modules_to_save`) are trainable.

@@ -93,9 +93,11 @@ class Rollouts:
         each = torch.ones(batch, dtype=torch.int64)
         return {
             "sampled": torch.ones_like(ids, dtype=torch.bool),
+            "turn": torch.zeros_like(ids),
             "log_probs": torch.empty(ids.shape),
             "sequence": torch.ones_like(ids),
             "truncated": each.bool(),
             "reward": each.float(),
+            "turn_rewards": each.float()[:, None],
             "index": each,
         }

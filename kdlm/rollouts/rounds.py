@@ -17,14 +17,16 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Sampler
 
-from kdlm.rollouts.engine import Completion, Engine
+from kdlm.rollouts.engine import Completion, Engine, Sampling
+from kdlm.rollouts.episodes import Episodes
 from kdlm.rollouts.rows import Opaque, Row, Written, prompt_of
 from kdlm.rollouts.sections import RolloutSection
 
 logger = logging.getLogger(__name__)
 
 USED = (
-    *("input_ids", "labels", "index", "domain", "reference", "asked", "context"),
+    *("input_ids", "labels", "index", "domain", "reference", "asked"),
+    *("context", "contexts", "bad_context"),
     *("chunks", "their_ids", "their_labels", "their_chunks", "their_closing"),  # where there are two readings
 )
 """What rollouts use of a row."""
@@ -75,6 +77,8 @@ class Rounds:
         student: gives the model whose weights the engine takes.
         finish: makes of completions what is trained on: their text and reward.
         last: gives the number of optimiser steps of the run.
+        told: adds to what was written what a teacher is told about it.
+        episodes: completes prompts turn by turn; without it a completion is one turn.
 
     Raises ValueError where the section asks for what the engine cannot do.
     """
@@ -89,11 +93,14 @@ class Rounds:
         student: Callable[[], Any],
         finish: Finish,
         last: Callable[[], int],
+        told: Callable[[list[Written]], list[Written]] = list,
+        episodes: Episodes | None = None,
     ):
         if section.asynchronous and engine.lives:
             raise ValueError("rollouts.asynchronous: this engine reads the very weights that are being trained")
         self.engine, self.section, self.seed = engine, section, seed
         self.text, self.student, self.finish, self.last = text, student, finish, last
+        self.told, self.episodes = told, episodes
         self.waited = 0.0
         """Seconds that steps have waited for completions."""
         self._pool = ThreadPoolExecutor(1, "kdlm-rollouts")
@@ -130,8 +137,13 @@ class Rounds:
             self._next.settle()
         self.engine.take(self.student(), version)
         prompts = [prompt_of(row, self.section.prompt_tokens) for row in rows]
-        drawn = self.engine.generate(prompts, sampling, self.seed)
-        return self.finish([(rows[one.group], prompts[one.group], one) for one in drawn])
+        return self._write(rows, prompts, sampling, self.seed)
+
+    def _write(self, rows: Sequence[Row], prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Written]:
+        if self.episodes is not None:
+            return self.told(self.episodes(self.engine, rows, prompts, sampling, seed))
+        drawn = self.engine.generate(prompts, sampling, seed)
+        return self.told(self.finish([(rows[one.group], prompts[one.group], one) for one in drawn]))
 
     def _begin(self, batches: Iterator[Opaque], micro: int, index: int, version: int) -> _Round | None:
         """Take the rows of a round that begins at step `index` from the loader, and start completing their prompts."""
@@ -154,8 +166,7 @@ class Rounds:
         def written() -> list[list[Written]]:
             if not prompts:
                 return []
-            drawn = self.engine.generate(prompts, self.section.sampling, seed)
-            done = self.finish([(asked[one.group], prompts[one.group], one) for one in drawn])
+            done = self._write(asked, prompts, self.section.sampling, seed)
             by_prompt: list[list[Written]] = [[] for _ in prompts]
             for one in done:
                 by_prompt[one.completion.group].append(one)

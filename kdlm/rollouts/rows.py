@@ -1,12 +1,14 @@
 """Rows: from a row of data to a prompt, and from a prompt and its completion to a row that is trained on."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kdlm.rollouts.engine import Completion
 from kdlm.signal import IGNORE_INDEX
@@ -15,6 +17,8 @@ Row = dict[str, Any]
 
 NOWHERE = -2
 """A place that is next to none of a sequence's."""
+SAID = -1
+"""The turn of a token that an environment said, or that was given."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,16 @@ class Written:
     Attributes:
         row: the data's.
         prompt: what the student was given.
-        completion: what it wrote.
+        completion: what it wrote; of several turns everything after the prompt, with what an environment said between
+            them (log-probability 0).
         text: the completion as text, without special tokens.
-        reward: what the verifier said, None without one.
+        reward: what the verifier or the environment said, None without one.
         context: text that the teacher is told beside the prompt, in place of the row's own; "" tells it nothing.
         context_prompt: the whole prompt that the teacher reads, as token ids, in place of one with `context`.
+        turns: for each token of the completion the number of the turn in which the student drew it, SAID where the
+            environment said it; None where all of it is turn 0.
+        turn_rewards: of each turn; empty where there is one.
+        feedback: what was said beside the reward, which the student has not read.
     """
 
     row: Row
@@ -45,6 +54,24 @@ class Written:
     reward: float | None = None
     context: str | None = None
     context_prompt: list[int] | None = None
+    turns: list[int] | None = None
+    turn_rewards: list[float] = field(default_factory=list)
+    feedback: str | None = None
+
+    @property
+    def turn_of(self) -> list[int]:
+        """For each token of the completion the number of its turn, SAID where the student did not draw it."""
+        return [0] * len(self.completion.ids) if self.turns is None else self.turns
+
+    @property
+    def drawn(self) -> int:
+        """How many tokens the student drew."""
+        return sum(turn != SAID for turn in self.turn_of)
+
+    @property
+    def rewards(self) -> list[float]:
+        """One for each turn; NaN where nothing judged it."""
+        return self.turn_rewards or [math.nan if self.reward is None else self.reward]
 
 
 def prompt_of(row: Row, leading: int | None) -> list[int]:
@@ -93,19 +120,21 @@ def _answers(labels: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def as_row(written: Written, *, masked: bool) -> Row:
-    """Return prompt and completion as a row; `masked` trains on none of it.
+    """Return prompt and completion as a row; `masked` trains on none of it, and nothing on what an environment said.
 
     Where a teacher with another tokenizer will read it, the row also says what that teacher reads before and after the
     completion: `their_prompt`, and `their_closing`, which is empty after a completion that was cut.
     """
     row, done = written.row, written.completion
-    labels = [IGNORE_INDEX] * len(done.ids) if masked else done.ids
+    labels = [
+        IGNORE_INDEX if masked or turn == SAID else token for token, turn in zip(done.ids, written.turn_of, strict=True)
+    ]
     prompt, theirs = their_prompt_of(row), {}
     if prompt is not None:
         theirs["their_prompt"] = prompt
     if "their_closing" in row:
         theirs["their_closing"] = [] if done.stop == "length" else list(map(int, row["their_closing"]))
-    told = {key: row[key] for key in ("asked", "context") if key in row}
+    told = {key: row[key] for key in ("asked", "context", "contexts", "bad_context") if key in row}
     if "asked" in row:  # the teacher may be told more, see kdlm.data.contexts
         told["prompt_length"] = len(written.prompt)
         if written.context is not None:
@@ -121,12 +150,12 @@ def as_row(written: Written, *, masked: bool) -> Row:
     }
 
 
-def beside(batch: dict[str, Tensor], values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
-    """Lay out one number per token as the batch lays out its tokens: padded on the right with 0, or end to end."""
+def beside(batch: dict[str, Tensor], values: Sequence[Sequence[float]], dtype: torch.dtype, fill: float = 0) -> Tensor:
+    """Lay out one number per token as the batch lays out its tokens: padded on the right with `fill`, or end to end."""
     shape = batch["input_ids"].shape
     if (shape[0] == 1 and len(values) != 1) or ("position_ids" in batch and "attention_mask" not in batch):
         return torch.tensor([number for row in values for number in row], dtype=dtype)[None]
-    out = torch.zeros(shape, dtype=dtype)
+    out = torch.full(shape, fill, dtype=dtype)
     for place, row in enumerate(values):
         out[place, : len(row)] = torch.tensor(row, dtype=dtype)
     return out
@@ -138,12 +167,16 @@ def describe(batch: dict[str, Tensor], rows: Sequence[Row], written: Sequence[Wr
     starts = [len(one.prompt) if one else size for one, size in zip(written, sizes, strict=True)]
     drawn = [one.completion.log_probs if one else [] for one in written]
     logs = [[0.0] * start + own for start, own in zip(starts, drawn, strict=True)]
-    sampled = [[place >= start for place in range(size)] for start, size in zip(starts, sizes, strict=True)]
+    turns = [[SAID] * start + (one.turn_of if one else []) for start, one in zip(starts, written, strict=True)]
+    sampled = [[turn != SAID for turn in row] for row in turns]
     numbers = [[place] * size for place, size in enumerate(sizes)]
+    rewards = [torch.tensor(one.rewards if one else [torch.nan]) for one in written]
     return {
         "sampled": beside(batch, sampled, torch.bool),
+        "turn": beside(batch, turns, torch.int64, SAID),
         "log_probs": beside(batch, logs, torch.float32),
         "sequence": beside(batch, numbers, torch.int64),
         "truncated": torch.tensor([bool(one) and one.completion.stop == "length" for one in written]),
         "reward": torch.tensor([one.reward if one and one.reward is not None else torch.nan for one in written]),
+        "turn_rewards": pad_sequence(rewards, batch_first=True, padding_value=torch.nan),
     }

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kdlm.rollouts.engine import Sampling
+from kdlm.rollouts.environments import AnyEnvironment
 from kdlm.rollouts.generate import GenerateSection
 from kdlm.rollouts.unmask import UnmaskSection
 from kdlm.rollouts.vllm_local import VLLMSection
@@ -21,6 +22,8 @@ class RolloutSection(Section):
     """What draws completions."""
     sampling: Sampling = Sampling()
     """How they are drawn."""
+    environment: AnyEnvironment | None = None
+    """What answers a completion and has the student go on, in turns; without it a completion is one turn."""
     every: int = Field(1, ge=1)
     """Optimiser steps whose prompts are completed together, with the weights of the first of them. More of them keep an
     engine busier; the later ones train on text of an older student."""

@@ -36,7 +36,7 @@ def test_ps_kd_descends_to_label_and_earlier_self_by_the_share_of_the_epoch():
     images, labels = rows.columns["pixel_values"], rows.columns["labels"]
     terms = method.losses(nets, rows.columns, frozenset({"student"}), at(3)).terms
     value = sum(term.weight * term.sum for term in terms.values())
-    target = 0.4 * torch.eye(4, dtype=torch.float64)[labels] + 0.6 * nets["previous"](images).softmax(-1).detach()
+    target = 0.2 * torch.eye(4, dtype=torch.float64)[labels] + 0.8 * nets["previous"](images).softmax(-1).detach()
     torch.testing.assert_close(value, cross_entropy(student(images), target, reduction="sum"))
     value.backward()
     assert all(parameter.grad is None for parameter in nets["previous"].module.parameters())

@@ -52,8 +52,22 @@ def test_the_first_epoch_is_cross_entropy_and_later_ones_are_the_formula():
         nets[role].module(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits[:, :-1] for role in nets
     ]
     at = batch["labels"][:, 1:] != -100
-    expected = progressive_cross_entropy(logits[0][at], logits[1][at], kept.labels, share=0.6)
+    expected = progressive_cross_entropy(logits[0][at], logits[1][at], kept.labels, share=0.8)
     torch.testing.assert_close(later.terms["token_loss"].sum, expected.sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_share_grows_in_even_steps_from_none_in_the_first_epoch_to_the_whole_in_the_last():
+    shares = [TokenPSKD(end=0.8).share(Step(2 * epoch, 8, epoch, 0, 4)) for epoch in range(4)]
+    assert shares == pytest.approx([0.0, 0.4, 0.6, 0.8])
+    assert TokenPSKD(end=0.8).share(Step(8, 8, 4, 0, 4)) == pytest.approx(0.8)  # evaluated when all is done
+
+
+def test_an_end_of_nothing_is_cross_entropy_to_the_last_bit(tmp_path: Path):
+    ours, plain = trainer(tmp_path / "ours", TokenPSKD(end=0.0)), trainer(tmp_path / "plain", LogitKD([CrossEntropy()]))
+    for each in (ours, plain):
+        each.train()
+    for one, other in zip(ours.student.parameters(), plain.student.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("cut", [2, 3])

@@ -1,0 +1,17 @@
+"""What `kdlm check` looks at of the section `guards`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from kdlm.data import DataSection, ImageTextSection
+
+
+def looked_at(recipe: Any) -> Iterator[str]:
+    """Look at what guards ask of data and rollouts."""
+    section = recipe.guards
+    if section is None:
+        return
+    if not isinstance(recipe.data, DataSection | ImageTextSection):
+        raise ValueError("guards: they watch language models; remove the section")
+    section.require(writes=recipe.rollouts is not None)
+    yield f"guards: {', '.join(section.watched)}, every {section.every} steps"

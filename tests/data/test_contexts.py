@@ -1,0 +1,124 @@
+"""Contexts: the teacher's prompt is longer, the answer's tokens are the same, and every kept position has its place."""
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from kdlm.data import Collator, ContextCollator, ContextSection, DataSection, Reprompt
+from kdlm.losses import kept_rows
+from kdlm.signal import IGNORE_INDEX
+from kdlm.teachers.local import own_reading
+
+ROWS = [
+    {"prompt": "what is two and three?", "completion": " five", "hint": "it is five"},
+    {"prompt": "what is seven minus four?", "completion": " three, says the fox", "hint": None},
+    {"prompt": "the ", "completion": "dog", "hint": "a dog, and not a fox that jumps over it"},
+]
+MAPPED = {"columns": {"prompt": "prompt", "completion": "completion", "context": "hint"}}
+TEMPLATE = {"template": "{context}\n{prompt}"}
+
+
+def loaded(load, jsonl, tokenizer, rows=ROWS, template=TEMPLATE, source=MAPPED, **options):
+    return load([{"path": jsonl(rows), **source}], tokenizer, context=template, **options)
+
+
+def places_of(batch):
+    """Return, for each kept position, the token before it and after it in both readings."""
+    rows = kept_rows(batch["labels"])
+    theirs, there = own_reading(batch, rows)
+    ours, other = batch["input_ids"].flatten(), theirs["input_ids"].flatten()
+    return ours[rows.index], other[there.index], ours[rows.index + 1], other[there.index + 1], theirs
+
+
+@pytest.mark.parametrize("packing", ["none", "padding_free"])
+def test_every_kept_position_follows_the_same_answer_in_both_readings(load, jsonl, tokenizer, packing):
+    data = loaded(load, jsonl, tokenizer, packing=packing)
+    batch = data.collator([data.train[number] for number in range(3)])
+    assert batch["informed"].tolist() == [True, False, True]
+    before, theirs_before, after, theirs_after, theirs = places_of(batch)
+    assert torch.equal(after, theirs_after)
+    assert (
+        len(after) == (batch["labels"][:, 1:] != IGNORE_INDEX).sum() == (theirs["labels"][:, 1:] != IGNORE_INDEX).sum()
+    )
+    within = before == theirs_before  # the last token of a prompt is the template's last in the other
+    assert within.sum() >= len(within) - 1
+    assert torch.equal(kept_rows(theirs["labels"]).labels, kept_rows(batch["labels"]).labels)
+
+
+def test_the_teachers_prompt_is_the_template_and_the_students_is_its_own(load, jsonl, tokenizer):
+    data = loaded(load, jsonl, tokenizer)
+    batch = data.collator([data.train[0]])
+    whole = tokenizer.decode(batch["theirs"]["input_ids"][0])
+    assert whole == "it is five\nwhat is two and three? five<|im_end|>"
+    assert tokenizer.decode(batch["input_ids"][0]) == "what is two and three? five<|im_end|>"
+
+
+def test_rows_without_a_context_make_the_batch_that_they_make_without_any(load, jsonl, tokenizer):
+    data = loaded(load, jsonl, tokenizer, rows=[{**row, "hint": ""} for row in ROWS])
+    rows = [data.train[number] for number in range(3)]
+    batch, plain = data.collator(rows), Collator(tokenizer.pad_token_id)(rows)
+    assert "theirs" not in batch and not batch["informed"].any()
+    assert all(torch.equal(batch[name], plain[name]) for name in ("input_ids", "labels", "attention_mask"))
+
+
+def test_a_long_context_is_cut_and_the_answer_never(load, jsonl, tokenizer):
+    short = loaded(load, jsonl, tokenizer, template={**TEMPLATE, "max_tokens": 2})
+    batch = short.collator([short.train[2]])
+    told = batch["theirs"]["input_ids"][0]
+    assert tokenizer.decode(told).endswith("the dog<|im_end|>")
+    assert len(told) == 2 + len(tokenizer("\nthe ")["input_ids"]) + len(tokenizer("dog")["input_ids"]) + 1
+
+
+def test_braces_in_prompt_and_context_are_text():
+    class Letters:
+        def __call__(self, text, **_):
+            return {"input_ids": [ord(letter) for letter in text]}
+
+    reprompt = Reprompt(Letters(), ContextSection(template="<{context}> {prompt}"))
+    reprompt.__dict__["_leading"] = []
+    ids = reprompt(json.dumps({"prompt": "{context} {x}"}), "{prompt}")
+    assert "".join(map(chr, ids)) == "<{prompt}> {context} {x}"
+
+
+def test_a_conversation_is_told_in_the_users_last_message_and_trained_on_its_last_answer(load, jsonl, tokenizer):
+    messages = [
+        {"role": "user", "content": "the dog?"},
+        {"role": "assistant", "content": "lazy"},
+        {"role": "user", "content": "the fox?"},
+        {"role": "assistant", "content": "quick"},
+    ]
+    rows = [{"messages": messages, "hint": "quick, brown"}, {"messages": messages, "hint": None}]
+    source = {"columns": {"messages": "messages", "context": "hint"}}
+    data = loaded(load, jsonl, tokenizer, rows=rows, source=source)
+    batch = data.collator([data.train[0], data.train[1]])
+    said = tokenizer.decode(batch["theirs"]["input_ids"][0])
+    assert said.count("quick, brown\nthe fox?") == 1 and said.count("the dog?") == 1
+    told, untold = (tokenizer.decode(labels[labels != IGNORE_INDEX]) for labels in batch["labels"])
+    assert told == "quick<|im_end|>" and untold == "lazy<|im_end|>quick<|im_end|>"
+    *_, after, theirs_after, _ = places_of(batch)
+    assert torch.equal(after, theirs_after)
+
+
+def test_a_prompt_of_ones_own_comes_before_a_context():
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8], "context_prompt": [1, 2, 3], "context": "no"}]
+    batch = ContextCollator(Collator(0), Reprompt(None, ContextSection()))(rows)
+    assert batch["theirs"]["input_ids"].tolist() == [[1, 2, 3, 7, 8]]
+    assert batch["theirs"]["at"].tolist() == [[-1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("template", ["{prompt}", "{context}", "{prompt} {context} {context}"])
+def test_a_template_without_its_two_places_is_refused(template):
+    with pytest.raises(ValidationError, match="in it, expected once"):
+        ContextSection(template=template)
+
+
+def test_packed_rows_have_no_prompt_to_write_into():
+    with pytest.raises(ValidationError, match="context: packed rows"):
+        DataSection(train=[{"path": "a"}], context={}, packing="pack")
+
+
+def test_plain_text_asks_nothing(load, jsonl, tokenizer):
+    with pytest.raises(ValueError, match="plain text has no prompt"):
+        load([{"path": jsonl([{"text": "the fox"}])}], tokenizer, context={})
