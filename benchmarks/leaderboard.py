@@ -41,7 +41,7 @@ LEFT_OUT = {
     "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
-    "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
+    "masked_kd": "is for masked language models, whose bound no group measures: tests/trainer has it against the data",
     "custom": "is the user's own",
     "cfg_distillation": "makes a guided teacher cheaper, and is measured by its distance to that: vision_diffusion.py",
     "curio_sft": "holds a model that is fine-tuned near what it was, and the students here begin from nothing",
