@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.integrations import get_available_reporting_integrations
 
-from kdlm import teacher_checks
+from kdlm import reward_settings, teacher_checks
 from kdlm.data import DataSection, ImagesSection, ImageTextSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
@@ -65,6 +65,7 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
     return (
         ("student", _student(recipe, method)),
         ("rollouts", _rollouts(recipe, method)),
+        ("method", reward_settings.looked_at(recipe, method)),
         ("losses", teacher_checks.signals(recipe, method)),
         ("teacher", teacher_checks.server(recipe)),
         ("teacher", teacher_checks.tokenizers(recipe, method)),

@@ -68,7 +68,7 @@ EXTRAS = (
     Package(("trackio",), "trackio", "report_to: trackio", "pip install trackio"),
     Package(("tensorboard",), "tensorboard", "report_to: tensorboard", "pip install tensorboard"),
     Package(("wandb",), "wandb", "report_to: wandb", "pip install wandb"),
-    Package(("trl",), "trl", "comparison with TRL's trainers", "pip install trl"),
+    Package(("trl",), "trl", "the methods grpo and rlad", "pip install 'kdlm[rewards]'"),
     Package(("liger-kernel",), "liger_kernel", "comparison with Liger's losses", "pip install liger-kernel"),
 )
 

@@ -10,7 +10,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
-from kdlm import checkpoints
+from kdlm import checkpoints, reward_settings
 from kdlm.check import check
 from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
@@ -25,6 +25,7 @@ from kdlm.privacy.trainer import PrivateOnPolicyTrainer, PrivateTrainer
 from kdlm.progress import Display, MetricsFile, log_figures
 from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
+from kdlm.reward_settings import in_trl
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samples import SampleLog
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
@@ -126,7 +127,7 @@ def save_what_is_done(trainer: DistillTrainer) -> str:
     if step == 0:
         return "no step was finished; when the server is back, begin again with --resume"
     if not (folder / checkpoints.MANIFEST).is_file():
-        trainer._save_checkpoint(trainer.networks, None)
+        trainer._save_checkpoint(trainer.student, None)
     return f"stopped after step {step}, saved as {folder}; when the server is back, --resume goes on from there"
 
 
@@ -151,7 +152,7 @@ def best_of(trainer: DistillTrainer) -> dict[str, Any]:
 
 def assemble(recipe: Recipe) -> Assembly:
     """Load everything a recipe names and put it together; nothing is written to the run folder."""
-    args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed, disable_tqdm=True)
+    args = training_arguments(recipe)
     args.run_name = args.run_name or "-".join(part for part in recipe.run_dir.parts if part != "/")  # in trackers
     args.dataloader_pin_memory &= args.device.type == "cuda"
     # A padding-free batch has one row, which ranks cannot share: each reads its own.
@@ -177,6 +178,8 @@ def assemble(recipe: Recipe) -> Assembly:
         variables = getattr(recipe.data, "chat_template_args", None)
         kind = PrivateOnPolicyTrainer if private else OnPolicyTrainer
         kind = partial(kind, rollouts=recipe.rollouts, reward=judge, chat_template_args=variables)
+    if in_trl(recipe):
+        kind = partial(reward_settings.trainer_of, rollouts=recipe.rollouts, reward=judge)
     trainer = kind(
         student,
         teacher,
@@ -198,6 +201,12 @@ def assemble(recipe: Recipe) -> Assembly:
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return Assembly(trainer, data, tokenizer)
+
+
+def training_arguments(recipe: Recipe) -> Any:
+    """Return the arguments of the trainer that runs the method."""
+    owned = {"output_dir": str(recipe.run_dir), "seed": recipe.seed, "disable_tqdm": True}
+    return reward_settings.arguments(recipe, **owned) if in_trl(recipe) else recipe.training.build(**owned)
 
 
 def name_classes(trainer: DistillTrainer, classes: list[str]) -> None:

@@ -37,6 +37,7 @@ from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
 from kdlm.methods.diffusion.score_regularised_consistency import RCMSection, ScoreRegularisedConsistency
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
+from kdlm.methods.grpo import GRPO, RLAD, GRPOSection, RLADSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
@@ -51,6 +52,10 @@ from kdlm.methods.self_distillation.guided_generations import GuidedGenerations,
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
 from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
+from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
+from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
+from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
+from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -89,6 +94,8 @@ AnyMethod = Annotated[
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
+    | GRPOSection
+    | RLADSection
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
@@ -138,6 +145,10 @@ AnyMethod = Annotated[
     | MTTSection
     | FTDSection
     | SelfDistillationSection
+    | SDPOSection
+    | SDZeroRevisionSection
+    | SDZeroSection
+    | UniSDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -150,10 +161,13 @@ __all__ = [
     "DSKD",
     "GKD",
     "GOLD",
+    "GRPO",
     "MEALV2",
     "OFAKD",
     "PSKD",
     "RKD",
+    "SDPO",
+    "RLAD",
     "ULD",
     "USKD",
     "ALMSection",
@@ -195,6 +209,7 @@ __all__ = [
     "FurtherPretrainingSection",
     "GKDSection",
     "GOLDSection",
+    "GRPOSection",
     "GuidanceDistillation",
     "GuidedGenerations",
     "GuidedGenerationsSection",
@@ -224,6 +239,7 @@ __all__ = [
     "ProgressiveSection",
     "RCMSection",
     "RKDSection",
+    "RLADSection",
     "Readings",
     "RecursiveKD",
     "RecursiveKDSection",
@@ -233,7 +249,12 @@ __all__ = [
     "ReverseKLAdvantageSection",
     "RewardMethod",
     "Role",
+    "SDPOSection",
     "SDSSection",
+    "SDZero",
+    "SDZeroRevision",
+    "SDZeroRevisionSection",
+    "SDZeroSection",
     "SIMSection",
     "ScoreRegularisedConsistency",
     "SelfDistillation",
@@ -260,6 +281,8 @@ __all__ = [
     "TsdKDSection",
     "ULDSection",
     "USKDSection",
+    "UniSD",
+    "UniSDSection",
     "VSDSection",
     "VocabularyProjection",
     "VocabularyProjectionSection",

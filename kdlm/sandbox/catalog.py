@@ -14,6 +14,7 @@ from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Trai
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.self_supervised import DualEncoderModel, MaskedAutoencoderModel
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
+from kdlm.sandbox.tool_tasks import ToolSet
 from kdlm.sandbox.transformers_classifiers import TransformersClassifier
 from kdlm.sandbox.vision_language import VisionLanguageModel
 from kdlm.sandbox.written import WrittenText
@@ -36,6 +37,7 @@ Spec = (
     | DigitsQuestions
     | VisionLanguageModel
     | WrittenText
+    | ToolSet
 )
 
 
@@ -76,6 +78,7 @@ _ENTRIES = (
     Entry("arithmetic", "sums and products, worked out, 5 levels", "5000 + 500 rows", 1, ARITHMETIC),
     Entry("strings", "reverse, count, sort, shift, 5 levels", "5000 + 500 rows", 1, STRINGS),
     Entry("entities", "names of one type in a text, 5 levels", "5000 + 500 rows", 1, ENTITIES),
+    Entry("tools", "calculator and store, 5 levels", "2000 + 250 rows", 1, ToolSet(train=400, eval=50, seed=0)),
     Entry("functions", "library functions to complete, with tests", "148 rows", 15, FUNCTIONS),
     Entry("code-tokenizer-2k", "of every code-* model but the tiny ones", "2048 ids", 6, CodeTokenizer(2048)),
     Entry("code-tokenizer-1k", "coarser, for pairs that do not share a tokenizer", "1024 ids", 6, CodeTokenizer(1024)),

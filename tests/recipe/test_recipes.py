@@ -29,6 +29,13 @@ TINY = {
     "ensemble": ["teacher.members.0.model=code-teacher-tiny", "teacher.members.1.model=code-student-tiny"],
     "hidden_kd": ["method.layers=[[0, 1]]"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],
+    **dict.fromkeys(
+        ("grpo", "rlad"),
+        [
+            *("student={name: sandbox, model: code-student-tiny}", "teacher={name: sandbox, model: code-teacher-tiny}"),
+            *("rollouts.sampling.max_new_tokens=4", "data.train.0.limit=8", "data.eval.0.limit=2"),
+        ],
+    ),
     "pruned": [
         "student.source.model=code-teacher-tiny",
         "student.layers=1",
@@ -44,10 +51,16 @@ AFTER = {
     "draft/distillspec": [PRETRAINED],
     "chain/student": ["teacher={name: sandbox, model: code-teacher}"],
     "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
+    "tools/on_policy": ["teacher={name: sandbox, model: code-student}", "student={name: sandbox, model: code-student}"],
+    **dict.fromkeys(
+        ("sandbox/grpo", "sandbox/rlad"),
+        ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
+    ),
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],
     "vision_language/finetune": ["student.path=sandbox:digits-vlm-student"],
     "diffusion/digits_instaflow": ["student.path=sandbox:digits-denoiser", "teacher.path=sandbox:digits-denoiser"],
     "fusion/fuse": ["teacher.members.1={name: sandbox, model: code-teacher-4k}"],
+    "further_pretraining/student": ["teacher={name: sandbox, model: code-student}"],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],
 }
 """What stands in for the folder that another recipe leaves behind; `tests/train/test_chains.py` runs them in order."""
