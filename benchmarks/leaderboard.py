@@ -37,6 +37,10 @@ GROUPS = {
     "dataset": "Dataset distillation",
 }
 LEFT_OUT = {
+    "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
+    "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
+    "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
+    "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
     "custom": "is the user's own",
     "cfg_distillation": "makes a guided teacher cheaper, and is measured by its distance to that: vision_diffusion.py",
     "curio_sft": "holds a model that is fine-tuned near what it was, and the students here begin from nothing",

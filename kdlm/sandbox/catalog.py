@@ -1,61 +1,28 @@
 """What the sandbox can build, by name. `build` is the one door to it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdlm.sandbox.datasets import CodeCorpus, CodeTokenizer, TaskSet
 from kdlm.sandbox.denoisers import ExactDenoiser, TrainedDenoiser
 from kdlm.sandbox.digits_questions import DigitsQuestions
+from kdlm.sandbox.entry import Entry
 from kdlm.sandbox.functions import Functions
 from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
+from kdlm.sandbox.masked_language_models import ENTRIES as MASKED
+from kdlm.sandbox.masked_language_models import MaskedModel, Sums
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.self_supervised import DualEncoderModel, MaskedAutoencoderModel
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
+from kdlm.sandbox.tool_tasks import ToolSet
 from kdlm.sandbox.transformers_classifiers import TransformersClassifier
 from kdlm.sandbox.vision_language import VisionLanguageModel
+from kdlm.sandbox.walkers import WALKERS
 from kdlm.sandbox.written import WrittenText
 
 VERSION = 1  # raise it when a change of the code of this room changes what is built
-
-Spec = (
-    CodeCorpus
-    | TaskSet
-    | Functions
-    | CodeTokenizer
-    | LanguageModel
-    | PaddedModel
-    | ImageClassifier
-    | TransformersClassifier
-    | DualEncoderModel
-    | MaskedAutoencoderModel
-    | TrainedDenoiser
-    | ExactDenoiser
-    | DigitsQuestions
-    | VisionLanguageModel
-    | WrittenText
-)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A thing that can be built.
-
-    Attributes:
-        what: one line.
-        size: parameters, token ids or rows.
-        seconds: time it took on one core of a shared machine; a quiet one is quicker.
-        spec: what it is made from.
-    """
-
-    name: str
-    what: str
-    size: str
-    seconds: float
-    spec: Spec
-
 
 CODE = CodeCorpus(train_chars=310_000, eval_chars=250_000)  # train is about 102k tokens of the 2k tokenizer
 ARITHMETIC = TaskSet("arithmetic", train=1_000, eval=100, seed=0)  # of each level
@@ -76,6 +43,7 @@ _ENTRIES = (
     Entry("arithmetic", "sums and products, worked out, 5 levels", "5000 + 500 rows", 1, ARITHMETIC),
     Entry("strings", "reverse, count, sort, shift, 5 levels", "5000 + 500 rows", 1, STRINGS),
     Entry("entities", "names of one type in a text, 5 levels", "5000 + 500 rows", 1, ENTITIES),
+    Entry("tools", "calculator and store, 5 levels", "2000 + 250 rows", 1, ToolSet(train=400, eval=50, seed=0)),
     Entry("functions", "library functions to complete, with tests", "148 rows", 15, FUNCTIONS),
     Entry("code-tokenizer-2k", "of every code-* model but the tiny ones", "2048 ids", 6, CodeTokenizer(2048)),
     Entry("code-tokenizer-1k", "coarser, for pairs that do not share a tokenizer", "1024 ids", 6, CodeTokenizer(1024)),
@@ -262,6 +230,8 @@ _ENTRIES = (
         1,
         VisionLanguageModel(width=32, layers=1, heads=2, patch=2, seed=1),
     ),
+    *(Entry(*entry) for entry in MASKED),
+    *WALKERS,
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 

@@ -1,6 +1,6 @@
 """The datasets and tokenizers: what each writes into its folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,12 @@ from kdlm.sandbox.arithmetic import arithmetic
 from kdlm.sandbox.corpus import Document, split_documents, stdlib_digest, stdlib_documents
 from kdlm.sandbox.entities import entities
 from kdlm.sandbox.jsonl import read_jsonl, write_jsonl
+from kdlm.sandbox.lessons import reversals
 from kdlm.sandbox.progress import Progress
 from kdlm.sandbox.strings import strings
 from kdlm.sandbox.tasks import LEVELS, Task
 from kdlm.sandbox.tokenizer import train_tokenizer
+from kdlm.sandbox.walks import walks
 
 
 @dataclass(frozen=True)
@@ -37,28 +39,38 @@ class CodeCorpus:
         return figures
 
 
-FAMILIES: dict[str, Callable[..., list[Task]]] = {"arithmetic": arithmetic, "strings": strings, "entities": entities}
+FAMILIES: dict[str, Callable[..., Sequence[Task]]] = {
+    "arithmetic": arithmetic,
+    "strings": strings,
+    "entities": entities,
+    "walks": walks,
+    "reversals": reversals,
+}
 
 
 @dataclass(frozen=True)
 class TaskSet:
-    """Tasks of every level with their solutions: `train.jsonl` and `eval.jsonl`."""
+    """Tasks of some levels with their solutions, so many of each: `train.jsonl` and `eval.jsonl`."""
 
     family: str
     train: int
     eval: int
     seed: int
+    levels: tuple[int, ...] = LEVELS
     needs: tuple[str, ...] = ()
 
     def ingredients(self) -> dict[str, Any]:
-        return asdict(self)
+        spec = asdict(self)
+        if self.levels == LEVELS:  # folders from before there was a choice keep their digest
+            del spec["levels"]
+        return spec
 
     def make(self, folder: Path, built: dict[str, Path], progress: Progress, name: str) -> dict[str, Any]:
         generate = FAMILIES[self.family]
         for split, n in (("train", self.train), ("eval", self.eval)):
-            tasks = [task for level in LEVELS for task in generate(seed=self.seed, level=level, n=n, split=split)]
+            tasks = [task for level in self.levels for task in generate(seed=self.seed, level=level, n=n, split=split)]
             write_jsonl(folder / f"{split}.jsonl", (asdict(task) for task in tasks))
-        return {"train": self.train * len(LEVELS), "eval": self.eval * len(LEVELS)}
+        return {"train": self.train * len(self.levels), "eval": self.eval * len(self.levels)}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from kdlm.verifiers.mathematics import Math
 from kdlm.verifiers.numeric import Numeric
 from kdlm.verifiers.regex import Regex
 from kdlm.verifiers.verifier import Verdict, Verifier, VerifierSection
+from kdlm.verifiers.walk import Walk
 
 AnyVerifier = Annotated[
-    Exact | Numeric | Answer | Math | Regex | JSONSchema | Code | CustomVerifier, Field(discriminator="name")
+    Exact | Numeric | Answer | Math | Regex | JSONSchema | Code | Walk | CustomVerifier, Field(discriminator="name")
 ]
 """A verifier of a recipe, chosen by its `name`."""
 
@@ -34,4 +35,5 @@ __all__ = [
     "Verdict",
     "Verifier",
     "VerifierSection",
+    "Walk",
 ]

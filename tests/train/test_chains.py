@@ -92,6 +92,20 @@ def test_a_student_works_sums_under_a_teacher_of_sums() -> None:
     assert 0 <= results["eval_rollout_reward"] <= 1 and results["eval_rollout_reverse_kl"] > 0
 
 
+def test_a_student_calls_tools_under_a_teacher_of_tools() -> None:
+    short = [change for change in SHORT if "eval.0" not in change]
+    calls = ["data.max_length=128", "data.train.0.limit=20", "training.logging_steps=1"]
+    for name, *more in (
+        ("teacher", STUDENT),
+        ("warm_up", STUDENT),
+        ("on_policy", "rollouts.sampling.max_new_tokens=8"),
+    ):
+        assert cli.main(["train", str(FOLDER / f"tools/{name}.yaml"), *short, *calls, *more]) == 0
+    lines = Path("runs/sandbox-tools-on-policy/metrics.jsonl").read_text().splitlines()
+    log = next(line for line in map(json.loads, lines) if "rollout/turns" in line)
+    assert log["rollout/turns"] >= 1 and 0 <= log["rollout/success"] <= 1
+
+
 def test_a_draft_is_pretrained_and_then_aligned_with_its_target_on_either_text() -> None:
     short = ["training.logging_steps=4"]
     assert run("draft/pretrain.yaml", STUDENT, *short) == 0

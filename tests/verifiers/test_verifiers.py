@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from kdlm.sandbox.arithmetic import arithmetic
 from kdlm.sandbox.strings import strings
 from kdlm.sandbox.tasks import LEVELS
-from kdlm.verifiers import AnyVerifier, CustomVerifier, Judge, VerifierSection, mathematics
+from kdlm.verifiers import AnyVerifier, CustomVerifier, Judge, Verdict, VerifierSection, mathematics
 from kdlm.verifiers.worker import verdict_of
 
 NUMBERS = st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-(10**9), max_value=10**9)
@@ -55,7 +55,7 @@ def test_exact_may_compare_the_marked_answer():
     assert score(section, "Answer: 72", "48 + 24 = 72\n#### 72") == 1
 
 
-@pytest.mark.parametrize("name", ["exact", "numeric", "answer", "math"])
+@pytest.mark.parametrize("name", ["exact", "numeric", "answer", "math", "walk"])
 def test_a_row_without_its_reference_is_said(name):
     assert "'gold'" in refusal(verifier(name, column="gold"), "5", None)
 
@@ -212,3 +212,10 @@ def test_a_reference_that_many_completions_share_is_read_once():
 def test_limits_live_in_the_fields(options):
     with pytest.raises(ValidationError):
         CustomVerifier(**{"target": "misbehaving:judge", **options})
+
+
+def test_a_walk_is_right_in_either_hand_and_one_gone_wrong_is_told_how_it_begins():
+    section = verifier("walk")
+    assert score(section, "78416\n", "78416") == score(section, "hiebg", "78416") == 1
+    for attempt, reason in (("78012", "No, 784.."), ("78412", "No, 7841."), ("7841", "No, .....")):
+        assert verdict_of(lambda attempt=attempt: section.verifier()(attempt, "78416", {})) == Verdict(0, reason=reason)
