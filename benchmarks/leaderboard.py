@@ -37,14 +37,20 @@ GROUPS = {
     "dataset": "Dataset distillation",
 }
 LEFT_OUT = {
+    "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
+    "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
+    "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
+    "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
     "custom": "is the user's own",
     "cfg_distillation": "makes a guided teacher cheaper, and is measured by its distance to that: vision_diffusion.py",
+    "curio_sft": "holds a model that is fine-tuned near what it was, and the students here begin from nothing",
+    "further_pretraining": "prepares for fine-tuning, which a ranking by the text it is trained on does not show",
 }
 """Method or loss -> why it is in no group."""
 SURE = (("text", "forward_kl"), ("images", "image_kd"), ("diffusion", "dmd"))
 """Groups and runs that have to beat the baseline on every seed."""
 QUICK = 0.04
-STEPS = re.compile(r"(training\.max_steps|method\.phase_steps|method\.warmup)=(\d+)")
+STEPS = re.compile(r"(training\.max_steps|method\.phase_steps|method\.generation_steps|method\.warmup)=(\d+)")
 
 
 def comparison(group: str, args: argparse.Namespace) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.integrations import get_available_reporting_integrations
 
-from kdlm import teacher_checks
+from kdlm import reward_settings, teacher_checks
 from kdlm.data import DataSection, ImagesSection, ImageTextSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
@@ -15,6 +15,7 @@ from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import AlignedMethod, Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
+from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
 from kdlm.section import Custom
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
@@ -36,9 +37,11 @@ def check(recipe: Recipe) -> list[str]:
     looks = (
         ("training", _training(recipe)),
         ("losses", _targets(recipe)),
+        ("student", teacher_checks.masking(recipe, method)),
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
         ("evaluation", looked_at(recipe, method)),
+        ("privacy", privacy.looked_at(recipe, method)),
         ("guards", guards.looked_at(recipe)),
     )
     for key, look in looks:
@@ -63,6 +66,7 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
     return (
         ("student", _student(recipe, method)),
         ("rollouts", _rollouts(recipe, method)),
+        ("method", reward_settings.looked_at(recipe, method)),
         ("losses", teacher_checks.signals(recipe, method)),
         ("teacher", teacher_checks.server(recipe)),
         ("teacher", teacher_checks.tokenizers(recipe, method)),
@@ -206,7 +210,8 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
         raise ValueError(
             f"verifier: missing; {recipe.method.name} learns from rewards: add e.g. verifier: {{name: answer}}"
         )
-    provides = {"rollouts", "context", "reward", *recipe.data.provides} | (  # for rollouts see _rollouts
+    # For rollouts see _rollouts, for unmasking teacher_checks.masking.
+    provides = {"rollouts", "context", "reward", "unmasking", *recipe.data.provides} | (
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):

@@ -62,12 +62,13 @@ EXTRAS = (
     Package(("lm-eval",), "lm_eval", "kdlm eval", "pip install 'kdlm[eval]'"),
     Package(("vl-convert-python",), "vl_convert", "kdlm report", "pip install 'kdlm[report]'"),
     Package(("optuna",), "optuna", "searches of kdlm compare", "pip install 'kdlm[search]'"),
+    Package(("opacus",), "opacus", "the section privacy", "pip install 'kdlm[privacy]'"),
     Package(("diffusers",), "diffusers", "diffusion models", "pip install 'kdlm[diffusion]'"),
     Package(("timm",), "timm", "vision models, needs torchvision", "pip install 'kdlm[vision]'", True),
     Package(("trackio",), "trackio", "report_to: trackio", "pip install trackio"),
     Package(("tensorboard",), "tensorboard", "report_to: tensorboard", "pip install tensorboard"),
     Package(("wandb",), "wandb", "report_to: wandb", "pip install wandb"),
-    Package(("trl",), "trl", "comparison with TRL's trainers", "pip install trl"),
+    Package(("trl",), "trl", "the methods grpo and rlad", "pip install 'kdlm[rewards]'"),
     Package(("liger-kernel",), "liger_kernel", "comparison with Liger's losses", "pip install liger-kernel"),
 )
 

@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from kdlm.data.share import Share
 from kdlm.data.turns import Between
 from kdlm.disk import write_text
+from kdlm.methods.method import After, Told
 from kdlm.rollouts import (
     Completion,
     Engine,
@@ -35,6 +36,7 @@ from kdlm.rollouts import (
     Slot,
     Written,
     as_row,
+    check_engine,
     context_of,
     describe,
     end_ids,
@@ -101,6 +103,7 @@ class OnPolicyTrainer(DistillTrainer):
         if tokenizer is None:
             raise ValueError("processing_class: the student's tokenizer is needed, for its end token and to read text")
         if engine is None:
+            check_engine(section, masked="unmasking" in self.method.needs)
             engine = section.engine.build(self.student, tokenizer, self.args.device, copied=section.asynchronous)
         if section.sampling.teacher_share:
             across = "alignment" in self.method.needs
@@ -113,6 +116,7 @@ class OnPolicyTrainer(DistillTrainer):
         if "reward" in self.method.needs and reward is None:
             raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
         self.reward, self.section = reward, section
+        self._variables = chat_template_args
         self.rounds = Rounds(
             engine,
             section,
@@ -120,16 +124,22 @@ class OnPolicyTrainer(DistillTrainer):
             text=lambda index: self.method.text(self._step(index), draw_of(self.args.seed, index)),
             student=lambda: self.student,
             finish=self._finish,
-            told=self._told,
             last=lambda: self.state.max_steps,
-            episodes=self._episodes(chat_template_args),
+            told=self._told,
+            episodes=self._episodes(),
         )
         self.samples: list[Sample] = []
         """The completions that were last looked at."""
         self._warned: set[str] = set()
         self._seen: dict[str, Tensor] = defaultdict(partial(torch.zeros, (2,), dtype=torch.float64))
 
-    def _episodes(self, variables: Mapping[str, Any] | None) -> Episodes | None:
+    @cached_property
+    def _between(self) -> Between:
+        tokenizer: Any = copy.deepcopy(self.processing_class)  # used in the engine's thread
+        role = "user" if self.section.environment is None else self.section.environment.role
+        return Between(tokenizer, end_ids(self.student, tokenizer), role, self._variables)
+
+    def _episodes(self) -> Episodes | None:
         """Return what completes prompts turn by turn; None where a completion is one turn."""
         environment = self.section.environment
         if environment is None:
@@ -142,7 +152,7 @@ class OnPolicyTrainer(DistillTrainer):
         return Episodes(
             environment,
             read=partial(tokenizer.batch_decode, skip_special_tokens=True),
-            between=Between(tokenizer, end_ids(self.student, tokenizer), environment.role, variables),
+            between=self._between,
             context=context_of(self.student),
             judge=None if self.reward is None else self._judged,
         )
@@ -226,11 +236,14 @@ class OnPolicyTrainer(DistillTrainer):
         told = self.method.told(written)
         if told is None:
             return written
-        pairs = zip(written, told, strict=True)
-        return [
-            replace(one, context=more) if isinstance(more, str) else replace(one, context_prompt=more)
-            for one, more in pairs
-        ]
+        return [self._telling(one, more) for one, more in zip(written, told, strict=True)]
+
+    def _telling(self, one: Written, more: Told) -> Written:
+        if isinstance(more, str):
+            return replace(one, context=more)
+        if isinstance(more, After):
+            more = [*one.prompt, *one.completion.ids, *self._between(one.prompt, more.words)]
+        return replace(one, context_prompt=more)
 
     # What is seen of it
 
@@ -261,7 +274,7 @@ class OnPolicyTrainer(DistillTrainer):
         with self.accelerator.autocast():
             seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
         plain = drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
-        if plain and all(one.completion.version == index for one in written):
+        if seen.gap is not None and plain and all(one.completion.version == index for one in written):
             self._add("engine_gap", seen.gap)
             self._warn_once(seen.gap > GAP, OTHER_WEIGHTS, seen.gap)
         self._warn_once(index == 0 and seen.mean > FAR, TOO_FAR, seen.mean)

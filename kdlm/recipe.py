@@ -12,6 +12,7 @@ from kdlm.guards import GuardsSection
 from kdlm.losses import AnyLoss
 from kdlm.methods import AlignedMethod, AnyMethod
 from kdlm.models import AnyStudent
+from kdlm.privacy import PrivacySection
 from kdlm.quality import SamplingSection
 from kdlm.rollouts import RolloutSection
 from kdlm.section import Section
@@ -45,6 +46,8 @@ class Recipe(Section):
     """What says how right the student's own completions are, by a column of the data; methods may use the score."""
     evaluation: EvaluationSection | None = None
     """What is evaluated while the student trains, on which rows, and which checkpoint is handed out."""
+    privacy: PrivacySection | None = None
+    """What the student may tell of any one training row, bounded by DP-SGD."""
     guards: GuardsSection | None = None
     """What is watched for collapse while a language model trains: figures that warn, and then stop the run."""
     training: Training = Field(default_factory=Training)

@@ -1,4 +1,4 @@
-"""RoleCheckpoints: the Trainer's checkpoints, sealed, of several networks and with the state of method and teacher."""
+"""The Trainer's checkpoints, sealed; those of several networks, with the state of method and teacher."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -12,36 +12,22 @@ from kdlm.methods import Method
 from kdlm.networks import Networks
 
 
-class RoleCheckpoints(Trainer):
-    """The part of a `DistillTrainer` that saves and loads."""
+class SealedCheckpoints(Trainer):
+    """The part of a trainer that saves checkpoints which are whole or not there."""
 
-    networks: Networks
-    method: Method
-    teacher: Any
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the student; into a checkpoint also what belongs to the run and not to the student."""
-        super().save_model(output_dir, _internal_call)
-        weights = self.networks.auxiliary_weights() if _internal_call else {}
-        if _internal_call and self.args.should_save:
-            states = {"method": self.method.state_dict()}
-            if hasattr(self.teacher, "state_dict"):
-                states["teacher"] = self.teacher.state_dict()
-            folder = Path(output_dir or str(self.args.output_dir))
-            checkpoints.save_auxiliary(folder, weights, states)
+    @property
+    def student(self) -> Any:
+        """The model being trained."""
+        return self.model
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
-        prefix = "role.student."
-        weights = None
-        if state_dict is not None:
-            weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        student = self.networks.student
+        student = self.student
         if isinstance(student, PreTrainedModel):
             # Not by the names of an older release, which resuming would not find in the model.
-            student.save_pretrained(folder, state_dict=weights, save_original_format=False)
+            student.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
         elif hasattr(student, "save_pretrained"):
-            student.save_pretrained(folder, state_dict=weights)
+            student.save_pretrained(folder, state_dict=state_dict)
         else:
             checkpoints.save_module(student, folder)
         if self.processing_class is not None:
@@ -60,6 +46,41 @@ class RoleCheckpoints(Trainer):
             checkpoints.seal(run / f"checkpoint-{self.state.global_step}")
             checkpoints.prune(run, limit, self.state.best_model_checkpoint)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse weights that the student has no place for: a run would go on from others."""
+        if foreign := load_result.unexpected_keys:
+            raise ValueError(
+                f"{type(self.student).__name__} has no place for {len(foreign)} weights of the checkpoint "
+                f"({foreign[0]} ...): it is of another model or release of transformers"
+            )
+        super()._issue_warnings_after_load(load_result)
+
+
+class RoleCheckpoints(SealedCheckpoints):
+    """The part of a `DistillTrainer` that saves and loads."""
+
+    networks: Networks
+    method: Method
+    teacher: Any
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the student; into a checkpoint also what belongs to the run and not to the student."""
+        super().save_model(output_dir, _internal_call)
+        weights = self.networks.auxiliary_weights() if _internal_call else {}
+        if _internal_call and self.args.should_save:
+            states = {"method": self.method.state_dict()}
+            if hasattr(self.teacher, "state_dict"):
+                states["teacher"] = self.teacher.state_dict()
+            folder = Path(output_dir or str(self.args.output_dir))
+            checkpoints.save_auxiliary(folder, weights, states)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        prefix = "role.student."
+        weights = None
+        if state_dict is not None:
+            weights = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        super()._save(output_dir, weights)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
@@ -72,15 +93,6 @@ class RoleCheckpoints(Trainer):
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
         if hasattr(self.teacher, "load_state_dict"):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse weights that the student has no place for: a run would go on from others."""
-        if foreign := load_result.unexpected_keys:
-            raise ValueError(
-                f"{type(self.networks.student).__name__} has no place for {len(foreign)} weights of the checkpoint "
-                f"({foreign[0]} ...): it is of another model or release of transformers"
-            )
-        super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self) -> None:
         """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""

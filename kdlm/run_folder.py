@@ -19,6 +19,7 @@ from kdlm.estimates import written
 from kdlm.markdown import table
 from kdlm.metrics import metric
 from kdlm.models import SyntheticImages
+from kdlm.privacy import promise
 from kdlm.quality import grid, write_image_folder, write_png
 from kdlm.recipe import Recipe, load, resolved
 from kdlm.section import Section
@@ -171,6 +172,7 @@ def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
         ("seed", f"{recipe.seed}"),
     ]
     sources = "\n".join(f"- {line.strip()}" for line in data.splitlines())
+    private = f"\n## Privacy\n{promise(results['privacy'])}\n" if "privacy" in results else ""
     return f"""---
 library_name: transformers
 tags: [distillation, kdlm]
@@ -183,7 +185,7 @@ A student distilled with kdlm {version("kdlm")}.
 
 ## Data
 {sources}
-
+{private}
 ## Figures
 {held_out}
 

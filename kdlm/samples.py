@@ -62,13 +62,13 @@ class Look:
     Attributes:
         divergence: of each token, in nats; empty where the teacher cannot tell.
         log_probs: the student's, of each token.
-        gap: mean difference, in nats, between them and what the engine gave.
+        gap: mean difference, in nats, between them and what the engine gave; None where that is not known.
         compared: tokens whose divergence is known; None for all that have one.
     """
 
     divergence: list[float]
     log_probs: list[float]
-    gap: float
+    gap: float | None
     compared: int | None = None
 
     @property
@@ -82,6 +82,8 @@ class Look:
 def look(nets: Nets, batch: Batch, *, temperature: float, vocab: Any) -> Look:
     """Ask student and teacher about the sampled tokens of a batch; `temperature` is what they were drawn at."""
     rows = kept_rows(batch["input_ids"].where(batch["sampled"], IGNORE_INDEX))
+    if nets["student"].mask_id is not None:  # what each step saw of the text is not in the batch
+        return Look([], rows.of_labels(batch["log_probs"]).tolist(), None)
     student = nets["student"](batch, rows)
     log_q, _ = token_log_probs(student, rows.labels, temperature=temperature)
     gap = (log_q - rows.of_labels(batch["log_probs"])).abs().mean().item()

@@ -1,4 +1,7 @@
-"""What `kdlm check` looks at of a teacher: its signals, server, tokenizer, capture, and the weights of an ensemble."""
+"""What `kdlm check` looks at of a teacher: its signals, server, tokenizer, capture, and the weights of an ensemble.
+
+Before all that: whether the student is of the kind, causal or masked, that method and rollouts are for.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +16,37 @@ from kdlm.data.tokenised import made_with
 from kdlm.data.two_readings import PairEncoder
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.looking import opened
-from kdlm.methods import AlignedMethod, Method, PolicyMethod, Step, TokenMethod
+from kdlm.methods import GDSD, AlignedMethod, Method, PolicyMethod, Step, TokenMethod
+from kdlm.models import MaskedStudent
 from kdlm.recipe import Recipe, across
+from kdlm.rollouts import check_engine
 from kdlm.signal import Sampled, TopK
 from kdlm.spelling import spelling_of
 from kdlm.store import read_about
 from kdlm.teachers import ByDomain, CachedTeacherSection, Confidence, EnsembleSection, Learned, teachers_of
 from kdlm.teachers.cached import differences_of
+
+
+def masking(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    """See that method and rollouts are for the kind of language model that the student is."""
+    if method is None:
+        return
+    masked, name, rollouts = isinstance(recipe.student, MaskedStudent), recipe.method.name, recipe.rollouts
+    if masked and "unmasking" not in method.needs:
+        raise ValueError(f"student: {name} is not for masked language models, and this is one: use masked_kd or gdsd")
+    if "unmasking" in method.needs and not masked:
+        raise ValueError(f"student: {name} is for masked language models: use name: masked_lm")
+    if rollouts is not None:
+        check_engine(rollouts, masked=masked)
+    if isinstance(method, GDSD) and rollouts is not None:
+        steps = rollouts.every * rollouts.reuse
+        if method.inner_steps != steps or rollouts.asynchronous:
+            raise ValueError(
+                f"method.inner_steps: {method.inner_steps}, and a generation is trained on for {steps} steps "
+                "(rollouts.every * reuse): set the same number, and rollouts.asynchronous: false"
+            )
+    if masked:
+        yield f"student: masked, {name} hides tokens of its text"
 
 
 def signals(recipe: Recipe, method: Method | None) -> Iterator[str]:

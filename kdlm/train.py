@@ -10,7 +10,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
-from kdlm import checkpoints
+from kdlm import checkpoints, reward_settings
 from kdlm.check import check
 from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
@@ -21,9 +21,11 @@ from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
+from kdlm.privacy.trainer import PrivateOnPolicyTrainer, PrivateTrainer
 from kdlm.progress import Display, MetricsFile, log_figures
 from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
+from kdlm.reward_settings import in_trl
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samples import SampleLog
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
@@ -82,6 +84,8 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         results = {"steps": outcome.global_step, **outcome.metrics} | ended(trainer, run.data.eval is not None)
+        if isinstance(trainer, PrivateTrainer):
+            results["privacy"] = trainer.spent()
     except ServerUnavailable as error:
         raise ServerUnavailable(f"{error}\n{save_what_is_done(trainer)}") from error
     finally:
@@ -123,7 +127,7 @@ def save_what_is_done(trainer: DistillTrainer) -> str:
     if step == 0:
         return "no step was finished; when the server is back, begin again with --resume"
     if not (folder / checkpoints.MANIFEST).is_file():
-        trainer._save_checkpoint(trainer.networks, None)
+        trainer._save_checkpoint(trainer.student, None)
     return f"stopped after step {step}, saved as {folder}; when the server is back, --resume goes on from there"
 
 
@@ -148,7 +152,7 @@ def best_of(trainer: DistillTrainer) -> dict[str, Any]:
 
 def assemble(recipe: Recipe) -> Assembly:
     """Load everything a recipe names and put it together; nothing is written to the run folder."""
-    args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed, disable_tqdm=True)
+    args = training_arguments(recipe)
     args.run_name = args.run_name or "-".join(part for part in recipe.run_dir.parts if part != "/")  # in trackers
     args.dataloader_pin_memory &= args.device.type == "cuda"
     # A padding-free batch has one row, which ranks cannot share: each reads its own.
@@ -166,12 +170,17 @@ def assemble(recipe: Recipe) -> Assembly:
         quantised = getattr(recipe.student, "quantization", "none") != "none"
         lora.check_export(averaged=method.exported != "student", quantised=quantised)
     judge = None if recipe.verifier is None else Judge(recipe.verifier)
-    kind: Any = DistillTrainer
+    private = {} if recipe.privacy is None else {"privacy": recipe.privacy}
+    kind: Any = PrivateTrainer if private else DistillTrainer
     if isinstance(method, DiffusionMethod):
         kind = partial(DiffusionTrainer, sampling=recipe.sampling)
     if recipe.rollouts is not None:
         variables = getattr(recipe.data, "chat_template_args", None)
-        kind = partial(OnPolicyTrainer, rollouts=recipe.rollouts, reward=judge, chat_template_args=variables)
+        kind = PrivateOnPolicyTrainer if private else OnPolicyTrainer
+        kind = partial(kind, rollouts=recipe.rollouts, reward=judge, chat_template_args=variables)
+    if in_trl(recipe):  # `check` has seen to rollouts and a verifier
+        assert recipe.rollouts is not None and judge is not None
+        kind = partial(reward_settings.trainer_of, rollouts=recipe.rollouts, reward=judge)
     trainer = kind(
         student,
         teacher,
@@ -182,6 +191,7 @@ def assemble(recipe: Recipe) -> Assembly:
         processing_class=tokenizer,
         data_collator=data.collator,
         callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
+        **private,
     )
     if recipe.evaluation is not None:
         trainer.watch(recipe.evaluation, other=other_rows(recipe, tokenizer), judge=judge)
@@ -192,6 +202,12 @@ def assemble(recipe: Recipe) -> Assembly:
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return Assembly(trainer, data, tokenizer)
+
+
+def training_arguments(recipe: Recipe) -> Any:
+    """Return the arguments of the trainer that runs the method."""
+    owned = {"output_dir": str(recipe.run_dir), "seed": recipe.seed, "disable_tqdm": True}
+    return reward_settings.arguments(recipe, **owned) if in_trl(recipe) else recipe.training.build(**owned)
 
 
 def name_classes(trainer: DistillTrainer, classes: list[str]) -> None:

@@ -21,6 +21,7 @@ from kdlm.evaluation.summed import SummedEvaluation
 from kdlm.losses import ForwardKL
 from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
+from kdlm.models import mask_id_of
 from kdlm.networks import (
     Networks,
     check_answers,
@@ -88,7 +89,8 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
             data_collator = collator_for(options.get("train_dataset"), processing_class, teacher_processing_class)
         aligned = {"alignment"} if isinstance(data_collator, PairCollator) else set()
         told = {"context"} if isinstance(data_collator, ContextCollator) else set()
-        check_needs(self.method, self.teacher, self.provides | aligned | told)
+        masked = set() if mask_id_of(model) is None else {"unmasking"}
+        check_needs(self.method, self.teacher, self.provides | aligned | told | masked)
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         self.networks = Networks(model, self.method, self.teacher)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:

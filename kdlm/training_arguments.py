@@ -62,15 +62,21 @@ SHARES = ("adam_beta1", "adam_beta2")
 class TrainingSection(Section):
     """Arguments of the Hugging Face Trainer."""
 
-    def build(self, **owned: Any) -> TrainingArguments:
-        """Return the TrainingArguments, with what kdlm decides (`output_dir`, `seed`, ...) in `owned`."""
+    def build(self, kind: type[TrainingArguments] = TrainingArguments, **owned: Any) -> TrainingArguments:
+        """Return the TrainingArguments, with what kdlm decides (`output_dir`, `seed`, ...) in `owned`.
+
+        A `kind` of them has the same defaults here, whatever its own are: a key means one thing in every recipe.
+        """
         chosen = {name: value for name, (value, _) in DEFAULTS.items()} | self.model_dump(exclude_unset=True)
         if chosen["bf16"] is None:
             chosen["bf16"] = not chosen.get("fp16") and not chosen.get("use_cpu") and _bf16_on_gpu()
         for old, new in RENAMED.items():
             if old in chosen and any(field.name == new for field in dataclasses.fields(TrainingArguments)):
                 chosen[new] = chosen.pop(old)
-        return TrainingArguments(**chosen, **owned)
+        theirs = {field.name: field.default for field in dataclasses.fields(kind)}
+        plain: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+        kept = {name: default for name, default in plain.items() if default != theirs[name]}
+        return kind(**kept | chosen | owned)
 
 
 def _bf16_on_gpu() -> bool:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
+from kdlm.data.forms import CONTEXTS
 from kdlm.disk import flush, flush_names
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ BATCH = 1000
 
 TOKENS = pa.list_(pa.int32())
 SEQUENCES = pa.schema({"input_ids": TOKENS, "labels": TOKENS, "length": pa.int32(), "key": pa.int64()})
-BESIDE = {"domain": pa.int64(), "reference": pa.string(), "context": pa.string()}
+BESIDE = {"domain": pa.int64(), "reference": pa.string(), **dict.fromkeys(CONTEXTS, pa.string())}
 """What a sequence carries beside its tokens where its source says it of every row."""
 PACKED = pa.schema(
     {

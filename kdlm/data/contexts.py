@@ -114,11 +114,13 @@ class ContextCollator:
 
     A row's context is its `context_prompt` (token ids of a whole prompt), else its `context` (text; none or "" is no
     context) written into what it `asked`. The answer begins at `prompt_length`, by default with the last run of
-    trained tokens. A row with a context is trained on its answer alone.
+    trained tokens. A row that has any context is trained on its answer alone.
 
     To what `Collator` makes it adds `informed` `[sequences]`, which of them have a context; and, where any has one,
     `theirs`, the batch that the teacher reads, whose `at` `[batch, length]` says where each of our positions is in it,
-    flattened; -1 in a prompt that it reads otherwise.
+    flattened; -1 in a prompt that it reads otherwise. Where rows have `contexts` (texts, or a JSON list of them), as
+    many in each, there is `others`, a list of such batches, one for each place in it; and where any has a
+    `bad_context`, `misled`, another, with `misguided` `[sequences]`, which of them have one.
 
     Attributes:
         collator: lays out either reading.
@@ -129,35 +131,54 @@ class ContextCollator:
     reprompt: Reprompt
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        pairs = [self._read(row) for row in rows]
-        batch: dict[str, Any] = self.collator([ours for ours, _, _ in pairs])
-        batch["informed"] = torch.tensor([start is not None for _, _, start in pairs])
+        told = [self._prompt(row, row.get("context")) for row in rows]
+        others = [_list_of(row.get("contexts")) for row in rows]
+        bad = [row.get("bad_context") for row in rows]
+        if len({len(several) for several in others}) > 1:
+            raise ValueError(f"contexts: {sorted({len(several) for several in others})} of them in rows of one batch")
+        starts = [
+            None if prompt is None and not several and not one else _start(row)
+            for row, prompt, several, one in zip(rows, told, others, bad, strict=True)
+        ]
+        batch: dict[str, Any] = self.collator([_answer_of(*pair) for pair in zip(rows, starts, strict=True)])
+        batch["informed"] = torch.tensor([prompt is not None for prompt in told])
         if batch["informed"].any():
-            theirs: dict[str, Any] = self.collator([theirs for _, theirs, _ in pairs])
-            batch["theirs"] = theirs | {"at": self._places(pairs, batch, theirs)}
+            batch["theirs"] = self._reading(rows, told, batch)
+        if others[0]:
+            texts = zip(*others, strict=True)
+            batch["others"] = [self._reading(rows, self._prompts(rows, several), batch) for several in texts]
+        if any(bad):
+            batch["misled"] = self._reading(rows, self._prompts(rows, bad), batch)
+            batch["misguided"] = torch.tensor([bool(one) for one in bad])
         return batch
 
     def beside(self, values: Sequence[Any], batch: dict[str, Tensor], fill: int) -> Tensor:
         """Lay out numbers, one for each token of each row, as `Collator.beside` does."""
         return self.collator.beside(values, batch, fill)
 
-    def _read(self, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int | None]:
-        """Return a row as the student and as the teacher read it, and where the answer begins if that differs."""
-        told = row.get("context_prompt")
-        if told is None and row.get("context"):
-            told = self.reprompt(row["asked"], row["context"])
-        if told is None:
-            return row, row, None
-        ids, labels = (list(map(int, row[name])) for name in ("input_ids", "labels"))
-        start = int(row.get("prompt_length", answer_start(labels)))
-        ours = {**row, "labels": [IGNORE_INDEX] * start + labels[start:]}
-        theirs = {**row, "input_ids": [*told, *ids[start:]], "labels": [IGNORE_INDEX] * len(told) + labels[start:]}
-        return ours, theirs, start
+    def _prompts(self, rows: Sequence[dict[str, Any]], contexts: Sequence[str | None]) -> list[Ids | None]:
+        return [
+            self.reprompt(row["asked"], context) if context else None
+            for row, context in zip(rows, contexts, strict=True)
+        ]
 
-    def _places(self, pairs: list[tuple[dict, dict, int | None]], batch: dict, theirs: dict) -> Tensor:
+    def _prompt(self, row: dict[str, Any], context: str | None) -> Ids | None:
+        told = row.get("context_prompt")
+        return self._prompts([row], [context])[0] if told is None else told
+
+    def _reading(self, rows: Sequence[dict[str, Any]], prompts: Sequence[Ids | None], batch: dict) -> dict[str, Any]:
+        """Return the batch of the same answers after other prompts, and our positions' places in it."""
+        read, starts = [], []
+        for row, prompt in zip(rows, prompts, strict=True):
+            starts.append(None if prompt is None else _start(row))
+            read.append(row if prompt is None else _answer_after(row, _start(row), prompt))
+        theirs: dict[str, Any] = self.collator(read)
+        return theirs | {"at": self._places(rows, read, starts, batch, theirs)}
+
+    def _places(self, rows: Any, read: Any, starts: list[int | None], batch: dict, theirs: dict) -> Tensor:
         places, first = [], 0
         flat = self.collator.layout == "padding_free"
-        for number, (ours, other, start) in enumerate(pairs):
+        for number, (ours, other, start) in enumerate(zip(rows, read, starts, strict=True)):
             size, their_size = len(ours["input_ids"]), len(other["input_ids"])
             origin = first if flat else number * theirs["input_ids"].shape[1]
             place = np.arange(size) + origin + their_size - size
@@ -166,6 +187,28 @@ class ContextCollator:
             places.append(place)
             first += their_size
         return self.collator.beside(places, batch, -1)
+
+
+def _start(row: dict[str, Any]) -> int:
+    return int(row.get("prompt_length", answer_start(row["labels"])))
+
+
+def _answer_of(row: dict[str, Any], start: int | None) -> dict[str, Any]:
+    """Return a row that is trained on from `start` on."""
+    if start is None:
+        return row
+    return {**row, "labels": [IGNORE_INDEX] * start + list(map(int, row["labels"][start:]))}
+
+
+def _answer_after(row: dict[str, Any], start: int, prompt: Ids) -> dict[str, Any]:
+    """Return a row with another prompt."""
+    ids, labels = (list(map(int, row[name]))[start:] for name in ("input_ids", "labels"))
+    return {**row, "input_ids": [*prompt, *ids], "labels": [IGNORE_INDEX] * len(prompt) + labels}
+
+
+def _list_of(contexts: Any) -> list[str]:
+    """Return the texts of a row's `contexts`."""
+    return json.loads(contexts or "[]") if contexts is None or isinstance(contexts, str) else list(contexts)
 
 
 def answer_start(labels: Sequence[int]) -> int:

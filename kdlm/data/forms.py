@@ -2,8 +2,8 @@
 
 Recognised, in this order: `messages` (chat), `conversations` (chat in ShareGPT's from/value words, or role/content),
 `prompt` with `completion` (both text, or lists of messages), `text`, `prompt` alone (for the student to complete). A
-column that the source maps decides first. `tools`, `domain`, `reference` and `context` come beside these; the last
-three only where the source maps them.
+column that the source maps decides first. `tools`, `domain`, `reference`, `context`, `contexts` and `bad_context`
+come beside these; all but the first only where the source maps them.
 """
 
 import json
@@ -25,7 +25,9 @@ FORMS: dict[tuple[str, ...], Kind] = {
     ("text",): "text",
     ("prompt",): "prompt",
 }
-BESIDE = ("domain", "reference", "context")
+CONTEXTS = ("context", "contexts", "bad_context")
+"""What a teacher may be told: each is text in a row of tokens, a list of several as JSON."""
+BESIDE = ("domain", "reference", *CONTEXTS)
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 
@@ -124,9 +126,9 @@ def read_reference(row: dict[str, Any]) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def read_context(row: dict[str, Any]) -> str:
-    """Return what a row names in its column `context`: text as it is, anything else as JSON; "" where it has none."""
-    value = row["context"]
+def read_context(row: dict[str, Any], name: str = "context") -> str:
+    """Return what a row names in one of its `CONTEXTS`: text as it is, anything else as JSON; "" where it has none."""
+    value = row[name]
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, default=str)

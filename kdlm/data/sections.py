@@ -7,7 +7,19 @@ from pydantic import Field, model_validator
 from kdlm.data.contexts import ContextSection
 from kdlm.section import Section
 
-Column = Literal["messages", "conversations", "prompt", "completion", "text", "tools", "domain", "reference", "context"]
+Column = Literal[
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "text",
+    "tools",
+    "domain",
+    "reference",
+    "context",
+    "contexts",
+    "bad_context",
+]
 
 
 class Source(Section):
@@ -27,7 +39,8 @@ class Source(Section):
     """What kdlm calls a column -> what the source calls it, e.g. `{prompt: question, completion: answer}`. A column of
     names that is mapped to `domain` says of each row what `domain` says of a whole source; one mapped to
     `reference` is what the verifier compares the student's answer with, instead of its `column`; one mapped to
-    `context` is what the teacher reads beside the prompt (see `context` of the data)."""
+    `context` is what the teacher reads beside the prompt (see `context` of the data); of one mapped to `contexts`, a
+    list, it reads each by itself, and one mapped to `bad_context` is an example not to follow (see `unisd`)."""
     domain: str | None = Field(default=None, min_length=1)
     """What an ensemble of teachers knows this source's rows by; by default its path."""
     weight: float | None = Field(default=None, gt=0)

@@ -27,6 +27,9 @@ class Between:
         ends: the tokens at which its turns end.
         role: who speaks in a chat; `tool` is `user` where the template has none.
         variables: for the chat template.
+
+    Attributes:
+        opening: the tokens with which the template ends every prompt; empty without one.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class Between:
         self.tokenizer, self.ends, self.role = tokenizer, ends, role
         self.special = sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         self.template = ChatTemplate(tokenizer, None, dict(variables or {})) if tokenizer.chat_template else None
-        self._opening = self._tokens(self._opened()) if self.template else []
+        self.opening = self._tokens(self._opened()) if self.template else []
         self._frame: tuple[str, str] | None = None
 
     def __call__(self, prompt: Sequence[int], words: str) -> list[int]:
@@ -59,14 +62,14 @@ class Between:
         if not ids or ids[0] not in self.ends:
             raise ValueError(
                 f"rollouts.environment: the chat template ends a turn with {self.tokenizer.decode(ids[:1])!r}, where "
-                "the student's own turns do not end: name it in `eos_token_id` of the student's generation_config.json"
+                "the student's turns do not end: name it in `eos_token_id` of the student's generation_config.json"
             )
         return ids[1:]
 
     def is_chat(self, prompt: Sequence[int]) -> bool:
         """Return whether a template wrote the prompt."""
-        size = len(self._opening)
-        return size > 0 and list(prompt[-size:]) == self._opening
+        size = len(self.opening)
+        return size > 0 and list(prompt[-size:]) == self.opening
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

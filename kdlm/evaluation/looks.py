@@ -20,8 +20,8 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
         problems.append(
             "evaluation: there are no rows to evaluate: set data.eval, data.eval_rows or data.eval_fraction"
         )
-    if section.reads_text and not text:
-        problems.append("evaluation: beside rows and best it asks for what only a language model has")
+    if section.reads_text and (not text or "unmasking" in method.needs):  # pyright: ignore[reportOptionalMemberAccess]
+        problems.append("evaluation: beside rows and best it asks for what only a causal language model has")
     try:
         section.settle(recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed))
     except ValueError as error:

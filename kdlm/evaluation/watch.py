@@ -51,8 +51,8 @@ class Watch:
         judge: Judge | None = None,
         start: Predictor | None = None,
     ):
-        if not isinstance(student, Predictor):
-            raise ValueError("evaluation: beside rows and best it asks for what only a language model has")
+        if not isinstance(student, Predictor) or student.mask_id is not None:
+            raise ValueError("evaluation: beside rows and best it asks for what only a causal language model has")
         self.section, self.trainer, self.student, self.teacher = section, trainer, student, teacher
         self.names = tuple(dict.fromkeys([*more, *section.measures]))
         kinds = {None} if teacher is None else getattr(teacher, "signals", frozenset())

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kdlm.guards.section import GuardsSection
 
@@ -30,7 +30,7 @@ class Crossing:
     """A figure that went beyond a limit.
 
     Attributes:
-        level: what is to be done.
+        level: what is to be done, `warn` or `stop`.
         step: optimiser steps done.
         start: its first value.
         limit: which one, in words.
@@ -38,7 +38,7 @@ class Crossing:
     """
 
     guard: str
-    level: Literal["warn", "stop"]
+    level: str
     step: int
     value: float
     start: float

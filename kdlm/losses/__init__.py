@@ -16,7 +16,7 @@ from kdlm.losses.decoupled import DKD, decoupled_kl
 from kdlm.losses.fused import plan_chunks
 from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
-from kdlm.losses.likeliest import Likeliest, likeliest
+from kdlm.losses.likeliest import Likeliest, likeliest, told_of_likeliest
 from kdlm.losses.log_probs import label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
 from kdlm.losses.measures import all_measures_for, measures_for
@@ -151,6 +151,7 @@ __all__ = [
     "taid_kl",
     "teacher_log_probs",
     "token_log_probs",
+    "told_of_likeliest",
     "total_variation",
     "tvd_plus_plus",
     "uskd",

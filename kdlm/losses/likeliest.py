@@ -1,9 +1,12 @@
-"""The most probable tokens of student and teacher, chunk by chunk: for people to look at."""
+"""The most probable tokens of student and teacher, chunk by chunk: to look at, or to compare at these alone."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from kdlm_kernels import linear_logprobs
+from kdlm_kernels.row_part import Impl
 from torch import Tensor
 
 from kdlm.losses import vocabulary
@@ -54,6 +57,32 @@ def likeliest(
     if ours is None:  # no rows, so nothing has run
         ours = Likeliest(torch.zeros(0, count, dtype=torch.long), torch.zeros(0, count))
     return ours, theirs
+
+
+@torch.no_grad()
+def told_of_likeliest(
+    student: Hidden | Dense,
+    teacher: Signal | None,
+    count: int,
+    *,
+    chunk_rows: int | None = None,
+    impl: Impl = "auto",
+) -> TopK:
+    """Return what a teacher says of the `count` tokens that the *student* finds most probable, on each row.
+
+    Divergences of such a signal compare these tokens and one bucket for all others, as SDPO has it (arXiv 2601.20802):
+    a lower bound, tight where the student is sure. Tokens that the teacher does not know have log-probability -inf.
+    Raises ValueError for a teacher that gives no whole distribution.
+    """
+    if not isinstance(teacher, Hidden | Dense):
+        given = "no teacher" if teacher is None else f"a {type(teacher).__name__} signal"
+        raise ValueError(f"the teacher's log-probability of any token is wanted: Dense or Hidden, got {given}")
+    source, head = (teacher.hidden, teacher.head) if isinstance(teacher, Hidden) else (teacher.logits, None)
+    ids = likeliest(student, None, min(count, student.vocab_size), chunk_rows=chunk_rows)[0].ids.to(source.device)
+    known = ids < teacher.vocab_size
+    call: dict[str, Any] = {"chunk_rows": chunk_rows, "impl": impl}
+    log_p, _ = linear_logprobs(source, head, ids.where(known, 0), **call)
+    return TopK(ids, log_p.masked_fill(~known, -torch.inf))
 
 
 def _top(log_p: Tensor, count: int, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:

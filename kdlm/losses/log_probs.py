@@ -41,15 +41,19 @@ def teacher_log_probs(
     labels: Int[Tensor, "rows"],
     *,
     vocab: Vocab = None,
+    temperature: float = 1.0,
     chunk_rows: int | None = None,
     impl: Impl = "auto",
 ) -> Float[Tensor, "rows"]:
     """Return `log p(label)` of each row over the ids in `vocab`, without gradient; -inf for a label that is none.
 
-    A teacher may also say just these numbers (`LogProbs`). Raises ValueError for signals in which some labels are
-    not: of those outside the `TopK` only their sum is known, and `Sampled` has other draws.
+    `temperature` divides the logits. A teacher may also say just these numbers (`LogProbs`), at temperature 1. Raises
+    ValueError for signals in which some labels are not: of those outside the `TopK` only their sum is known, and
+    `Sampled` has other draws.
     """
     if isinstance(teacher, LogProbs):
+        if temperature != 1.0:
+            raise ValueError(f"temperature {temperature:g}: this teacher scores tokens at temperature 1 only")
         return teacher.log_probs
     if not isinstance(teacher, Hidden | Dense | Mixture):
         given = "no teacher" if teacher is None else f"a {type(teacher).__name__} signal"
@@ -65,12 +69,13 @@ def teacher_log_probs(
 
         def of_rows(_: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
             places = label_places(rows, logits.shape[-1] if vocab is None else vocab)
-            return label_log_p(log_softmax(logits, 1.0), places)
+            return label_log_p(log_softmax(logits, temperature), places)
 
         return sweep(of_rows, nobody, teacher, labels, vocab=vocab, **call)
     shared = teacher if vocab is None else teacher.cut(vocab)
     known = labels < shared.vocab_size
-    return token_log_probs(shared, labels.where(known, 0), **call)[0].masked_fill(~known, -torch.inf)
+    log_probs, _ = token_log_probs(shared, labels.where(known, 0), temperature=temperature, **call)
+    return log_probs.masked_fill(~known, -torch.inf)
 
 
 def label_log_probs(teacher: TopK, labels: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:

@@ -37,9 +37,13 @@ from kdlm.methods.diffusion.score_implicit import SiDSection, SIMSection
 from kdlm.methods.diffusion.score_regularised_consistency import RCMSection, ScoreRegularisedConsistency
 from kdlm.methods.distillm2 import DistiLLM2, DistiLLM2Section
 from kdlm.methods.gkd import GKD, GKDSection
+from kdlm.methods.grpo import GRPO, RLAD, GRPOSection, RLADSection
 from kdlm.methods.hidden_kd import HiddenKD, HiddenKDSection
 from kdlm.methods.llava_kd import LlavaKD, LlavaKDSection
 from kdlm.methods.logit_kd import LogitKD, LogitKDSection
+from kdlm.methods.masked.gdsd import GDSD, GDSDSection
+from kdlm.methods.masked.masked_kd import MaskedKD, MaskedKDSection
+from kdlm.methods.masked.masking import MaskedMethod
 from kdlm.methods.method import Method, Preparation, Step, Term, Terms
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
@@ -51,6 +55,10 @@ from kdlm.methods.self_distillation.guided_generations import GuidedGenerations,
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
 from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
+from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
+from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
+from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
+from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -89,6 +97,8 @@ AnyMethod = Annotated[
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
+    | GRPOSection
+    | RLADSection
     | DistiLLM2Section
     | TsdKDSection
     | TokenPSKDSection
@@ -96,6 +106,8 @@ AnyMethod = Annotated[
     | GuidedGenerationsSection
     | RecursiveKDSection
     | FurtherPretrainingSection
+    | MaskedKDSection
+    | GDSDSection
     | ALMSection
     | ByteKDSection
     | ULDSection
@@ -138,6 +150,10 @@ AnyMethod = Annotated[
     | MTTSection
     | FTDSection
     | SelfDistillationSection
+    | SDPOSection
+    | SDZeroRevisionSection
+    | SDZeroSection
+    | UniSDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -148,12 +164,16 @@ __all__ = [
     "DHO",
     "DMAE",
     "DSKD",
+    "GDSD",
     "GKD",
     "GOLD",
+    "GRPO",
     "MEALV2",
     "OFAKD",
     "PSKD",
     "RKD",
+    "RLAD",
+    "SDPO",
     "ULD",
     "USKD",
     "ALMSection",
@@ -193,8 +213,10 @@ __all__ = [
     "FitNetSection",
     "FurtherPretraining",
     "FurtherPretrainingSection",
+    "GDSDSection",
     "GKDSection",
     "GOLDSection",
+    "GRPOSection",
     "GuidanceDistillation",
     "GuidedGenerations",
     "GuidedGenerationsSection",
@@ -213,6 +235,9 @@ __all__ = [
     "MMDFineTuning",
     "MMDFineTuningSection",
     "MTTSection",
+    "MaskedKD",
+    "MaskedKDSection",
+    "MaskedMethod",
     "Method",
     "MiniLLM",
     "MiniLLMSection",
@@ -224,6 +249,7 @@ __all__ = [
     "ProgressiveSection",
     "RCMSection",
     "RKDSection",
+    "RLADSection",
     "Readings",
     "RecursiveKD",
     "RecursiveKDSection",
@@ -233,7 +259,12 @@ __all__ = [
     "ReverseKLAdvantageSection",
     "RewardMethod",
     "Role",
+    "SDPOSection",
     "SDSSection",
+    "SDZero",
+    "SDZeroRevision",
+    "SDZeroRevisionSection",
+    "SDZeroSection",
     "SIMSection",
     "ScoreRegularisedConsistency",
     "SelfDistillation",
@@ -260,6 +291,8 @@ __all__ = [
     "TsdKDSection",
     "ULDSection",
     "USKDSection",
+    "UniSD",
+    "UniSDSection",
     "VSDSection",
     "VocabularyProjection",
     "VocabularyProjectionSection",

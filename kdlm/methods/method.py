@@ -23,8 +23,10 @@ number of the row in its split. Of anything else that a denoiser makes: `samples
 Of text: `input_ids`, `labels`, and `attention_mask` or `position_ids`. Where the student wrote some of the text there
 is, for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether the student drew it; `log_probs`, what
 its engine gave it (0 elsewhere); `sequence`, the number of its sequence in the batch; and for each sequence
-`truncated`, whether it was cut, and `reward` where there is a verifier (else NaN). `index`, where rows have it, is that
-of the row whose prompt a completion follows: equal for completions of one prompt.
+`truncated`, whether it was cut, and `reward` where there is a verifier (else NaN). Of several turns, `turn` is the
+number of the turn in which a token was drawn (-1 elsewhere; `sampled` is false where an environment spoke), and
+`turn_rewards` `[sequences, most turns]` has the reward of each (NaN where there is none). `index`, where rows have it,
+is that of the row whose prompt a completion follows: equal for completions of one prompt.
 
 Where a teacher is told more than the student, `informed` says of each sequence whether it is, and `theirs` is the batch
 that it reads (see `kdlm.data.contexts`).
@@ -36,8 +38,18 @@ Nets = Mapping[str, Any]
 """Role name -> network: a `Predictor` where the role is a language model, else the module itself. `teacher` is one."""
 
 
-Told = str | list[int]
-"""What a teacher reads beside the prompt: text, or the token ids of a whole prompt."""
+@dataclass(frozen=True)
+class After:
+    """Words that follow a completion: a teacher told so has read it, and then these, before it reads it again.
+
+    Its prompt is the student's, the tokens that the student drew, and what stands between two turns with the words.
+    """
+
+    words: str
+
+
+Told = str | list[int] | After
+"""What a teacher reads beside the prompt: text, words after the completion, or the token ids of a whole prompt."""
 
 
 def rows_in(batch: Batch) -> Tensor:
@@ -186,8 +198,9 @@ class Method:
     def told(self, written: Sequence[Written]) -> Sequence[Told] | None:
         """Return what the teacher is told about each completion of the student, beside its prompt.
 
-        Text is written into the prompt by `data.context`; token ids are a whole prompt; "" is nothing. None leaves all
-        to what the data's rows have as `context`. All completions of a prompt are there, one after another.
+        Text is written into the prompt by `data.context`; token ids are a whole prompt; `After` makes one of the
+        completion itself; "" is nothing. None leaves all to what the data's rows have as `context`. All completions of
+        a prompt are there, one after another.
         """
         return None
 

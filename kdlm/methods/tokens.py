@@ -65,10 +65,13 @@ class TokenMethod(Method):
         measures: Sequence[str] = (),
         weighted: Sequence[Weighted] | None = None,
         weigh: Callable[[Tensor], Tensor] | None = None,
+        row_weights: Tensor | None = None,
+        unit: str = "tokens",
     ) -> Terms:
         """Sum token losses over `rows` into one differentiable term, with each loss's own sum beside it.
 
-        They are those of this step unless `weighted` names others; `weigh` makes of the rows' values what is summed.
+        They are those of this step unless `weighted` names others; `weigh` makes of the rows' values what is summed,
+        and `row_weights` `[rows]` weigh the rows of all sums, the metrics' too. `unit` is what `rows` are counted as.
         """
         weighted = self.weighted(step) if weighted is None else weighted
         total, parts = weighted_sum(
@@ -84,8 +87,10 @@ class TokenMethod(Method):
         # A batch without rows has no parts; every rank must still report the same names.
         names = dict.fromkeys([*(name for name, _, _ in weighted), *measures])
         nothing = total.detach()[:0]
-        metrics = {name: (parts.get(name, nothing).sum(), "tokens") for name in names}
-        return Terms({"token_loss": Term((total if weigh is None else weigh(total)).sum())}, metrics)
+        if row_weights is not None:
+            total, parts = total * row_weights, {name: part * row_weights for name, part in parts.items()}
+        metrics = {name: (parts.get(name, nothing).sum(), unit) for name in names}
+        return Terms({"token_loss": Term((total if weigh is None else weigh(total)).sum(), unit)}, metrics)
 
     def measured(self, student: Hidden | Dense, teacher: Signal, rows: Rows) -> dict[str, tuple[Tensor, str]]:
         """Return every measure that can be taken with this teacher, summed over `rows`."""

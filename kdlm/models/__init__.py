@@ -26,8 +26,9 @@ from kdlm.models.loading import (
     named,
 )
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
+from kdlm.models.masked_language_models import MaskedLanguageModel, MaskedStudent
 from kdlm.models.modes import evaluating
-from kdlm.models.prediction import Predictor
+from kdlm.models.prediction import Predictor, mask_id_of
 from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
 from kdlm.models.views import view
@@ -40,6 +41,7 @@ AnyStudent = Annotated[
     | Fresh
     | Pruned
     | Retokenised
+    | MaskedStudent
     | VisionLanguageStudent
     | ImageClassifierStudent
     | DualHeadStudent
@@ -74,6 +76,8 @@ __all__ = [
     "MaskedAutoencoder",
     "MaskedAutoencoderSource",
     "MaskedAutoencoderStudent",
+    "MaskedLanguageModel",
+    "MaskedStudent",
     "Predictor",
     "Pretrained",
     "Pruned",
@@ -91,6 +95,7 @@ __all__ = [
     "evaluating",
     "inherit",
     "load_synthetic",
+    "mask_id_of",
     "merge",
     "named",
     "read_head",

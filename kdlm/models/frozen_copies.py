@@ -73,7 +73,7 @@ def inside(network: Any) -> nn.Module:
     return network.get_base_model() if hasattr(network, "get_base_model") else network
 
 
-def bare(module: nn.Module) -> nn.Module:
+def bare(module: Any) -> Any:
     """Return what a layer of PEFT wraps: the layer below an adapter, or the copy that trains in its place."""
     if hasattr(module, "base_layer"):
         return module.get_base_layer()
@@ -106,7 +106,7 @@ def _plain(source: nn.Module) -> nn.Module:
     return plain
 
 
-def _refuse(name: str, module: nn.Module) -> None:
+def _refuse(name: str, module: Any) -> None:
     """Raise ValueError where a layer has no plain weight."""
     cannot = f"an average or snapshot of this student cannot be made: {name} "
     if hasattr(module, "base_layer"):

@@ -1,4 +1,4 @@
-"""Predictor: reads a causal language model, or one that sees images too, as signals on the kept rows of a batch."""
+"""Predictor: reads a language model, causal, masked or with images, as signals on the kept rows of a batch."""
 
 import inspect
 import logging
@@ -23,7 +23,7 @@ MODEL_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "pixel_
 
 
 class Predictor:
-    """Asks a causal LM for its last hidden states at the kept rows, and hands them out with the model's head.
+    """Asks a language model for its last hidden states at the kept rows, and hands them out with the model's head.
 
     The head is not run here: the losses project chunk by chunk, so that `[rows, vocab]` never exists. Models whose
     logits are not `Head.logits(hidden)` (an adapter on the head, prompt-learning PEFT, an unknown transform) are read
@@ -59,6 +59,11 @@ class Predictor:
         return plain(self.module).get_input_embeddings()(ids)
 
     @property
+    def mask_id(self) -> int | None:
+        """The token that stands for a hidden one, see `mask_id_of`."""
+        return mask_id_of(self.module)
+
+    @property
     def hidden_size(self) -> int:
         return self.module.config.get_text_config().hidden_size
 
@@ -70,6 +75,14 @@ class Predictor:
 def plain(model: LanguageModel) -> LanguageModel:
     """Return the transformers model below a PEFT wrapper (adapters on its linear layers stay in force)."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def mask_id_of(model: Any) -> int | None:
+    """Return the token by which a masked language model knows what is hidden: the `mask_token_id` of its configuration.
+
+    None of any other network: a causal model's configuration has none.
+    """
+    return getattr(getattr(plain(model), "config", None), "mask_token_id", None)
 
 
 def backbone(model: LanguageModel) -> Any:

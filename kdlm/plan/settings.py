@@ -10,6 +10,7 @@ from kdlm.data import DataSection
 from kdlm.plan.devices import Device
 from kdlm.plan.skeletons import FLASH
 from kdlm.recipe import Recipe, across
+from kdlm.reward_settings import in_trl
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Settings:
             raise ValueError(f"data: plan covers text recipes so far, not {recipe.data.name}")
         if across(recipe):
             raise ValueError(f"method: plan covers methods of one tokenizer so far, not {recipe.method.name}")
+        if in_trl(recipe):
+            raise ValueError(f"method: plan covers kdlm's own trainers so far, and {recipe.method.name} runs in TRL's")
         given = recipe.training
         bf16 = device.bf16 if given.bf16 is None else given.bf16
         half = torch.float16 if given.fp16 else torch.bfloat16 if bf16 else None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from kdlm.models import adapt
+from kdlm.models import MaskedLanguageModel, adapt
 from kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
 from kdlm.store import HiddenFormat, LogProbsFormat, SampledFormat, TopKFormat
 from kdlm.teachers import (
@@ -41,6 +41,8 @@ def skeleton(section: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    if isinstance(section, MaskedLanguageModel):
+        raise ValueError("student: plan knows causal language models, and this is a masked one")
     loading = getattr(section, "source", section)
     config = configuration(section)
     attention = "eager" if loading.attention == "eager" else None  # all others hold what sdpa holds

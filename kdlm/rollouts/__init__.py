@@ -7,7 +7,8 @@ from kdlm.rollouts.episodes import Episodes
 from kdlm.rollouts.generate import GenerateEngine, GenerateSection, context_of
 from kdlm.rollouts.rounds import Repeated, Rounds, Slot
 from kdlm.rollouts.rows import SAID, Opaque, Row, Written, as_row, describe, prompt_of
-from kdlm.rollouts.sections import AnyEngine, RolloutSection
+from kdlm.rollouts.sections import AnyEngine, RolloutSection, check_engine
+from kdlm.rollouts.unmask import UnmaskEngine, UnmaskSection
 
 __all__ = [
     "SAID",
@@ -29,8 +30,11 @@ __all__ = [
     "Row",
     "Sampling",
     "Slot",
+    "UnmaskEngine",
+    "UnmaskSection",
     "Written",
     "as_row",
+    "check_engine",
     "context_of",
     "describe",
     "end_ids",

@@ -123,14 +123,7 @@ class _Drawing(LogitsProcessor):
         self.greedy, self.generator = sampling.temperature == 0, generator
         self.guide, self.share = guide, sampling.teacher_share
         self.log_probs: list[Tensor] = []
-        warpers: list[Any] = []
-        if not self.greedy and sampling.temperature != 1:
-            warpers.append(TemperatureLogitsWarper(sampling.temperature))
-        if not self.greedy and sampling.top_k:
-            warpers.append(TopKLogitsWarper(sampling.top_k))
-        if not self.greedy and sampling.top_p < 1:
-            warpers.append(TopPLogitsWarper(sampling.top_p))
-        self.warpers = LogitsProcessorList(warpers)
+        self.warpers = warpers_of(sampling)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         p = torch.softmax(self.warpers(input_ids, scores.float()), dim=-1)
@@ -159,6 +152,18 @@ class _Guide:
         )
         self.cache = said.past_key_values
         return said.logits[:, -1]
+
+
+def warpers_of(sampling: Sampling) -> LogitsProcessorList:
+    """Return what turns logits into those that are drawn from: temperature, `top_k`, `top_p`; at 0 nothing."""
+    warpers: list[Any] = []
+    if sampling.temperature not in (0, 1):
+        warpers.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.temperature and sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.temperature and sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    return LogitsProcessorList(warpers)
 
 
 def drawn_from(p: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,7 +25,8 @@ from kdlm.rollouts.sections import RolloutSection
 logger = logging.getLogger(__name__)
 
 USED = (
-    *("input_ids", "labels", "index", "domain", "reference", "asked", "context"),
+    *("input_ids", "labels", "index", "domain", "reference", "asked"),
+    *("context", "contexts", "bad_context"),
     *("chunks", "their_ids", "their_labels", "their_chunks", "their_closing"),  # where there are two readings
 )
 """What rollouts use of a row."""
@@ -75,8 +76,8 @@ class Rounds:
         text: optimiser step -> whose text it trains on; the same on every rank.
         student: gives the model whose weights the engine takes.
         finish: makes of completions what is trained on: their text and reward.
-        told: adds to them what a teacher is told about each.
         last: gives the number of optimiser steps of the run.
+        told: adds to what was written what a teacher is told about it.
         episodes: completes prompts turn by turn; without it a completion is one turn.
 
     Raises ValueError where the section asks for what the engine cannot do.
@@ -91,16 +92,15 @@ class Rounds:
         text: Callable[[int], Text],
         student: Callable[[], Any],
         finish: Finish,
-        told: Callable[[list[Written]], list[Written]] = list,
         last: Callable[[], int],
+        told: Callable[[list[Written]], list[Written]] = list,
         episodes: Episodes | None = None,
     ):
         if section.asynchronous and engine.lives:
             raise ValueError("rollouts.asynchronous: this engine reads the very weights that are being trained")
         self.engine, self.section, self.seed = engine, section, seed
         self.text, self.student, self.finish, self.last = text, student, finish, last
-        self.told = told
-        self.episodes = episodes
+        self.told, self.episodes = told, episodes
         self.waited = 0.0
         """Seconds that steps have waited for completions."""
         self._pool = ThreadPoolExecutor(1, "kdlm-rollouts")

@@ -134,7 +134,7 @@ def as_row(written: Written, *, masked: bool) -> Row:
         theirs["their_prompt"] = prompt
     if "their_closing" in row:
         theirs["their_closing"] = [] if done.stop == "length" else list(map(int, row["their_closing"]))
-    told = {key: row[key] for key in ("asked", "context") if key in row}
+    told = {key: row[key] for key in ("asked", "context", "contexts", "bad_context") if key in row}
     if "asked" in row:  # the teacher may be told more, see kdlm.data.contexts
         told["prompt_length"] = len(written.prompt)
         if written.context is not None:

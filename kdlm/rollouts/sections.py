@@ -7,11 +7,12 @@ from pydantic import Field
 from kdlm.rollouts.engine import Sampling
 from kdlm.rollouts.environments import AnyEnvironment
 from kdlm.rollouts.generate import GenerateSection
+from kdlm.rollouts.unmask import UnmaskSection
 from kdlm.rollouts.vllm_local import VLLMSection
 from kdlm.rollouts.vllm_server import VLLMServerSection
 from kdlm.section import Section
 
-AnyEngine = Annotated[GenerateSection | VLLMSection | VLLMServerSection, Field(discriminator="name")]
+AnyEngine = Annotated[GenerateSection | UnmaskSection | VLLMSection | VLLMServerSection, Field(discriminator="name")]
 
 
 class RolloutSection(Section):
@@ -44,3 +45,12 @@ class RolloutSection(Section):
     def staleness(self) -> int:
         """The most optimiser steps that a completion's weights are behind those that train on it."""
         return (2 if self.asynchronous else 1) * self.every * self.reuse - 1
+
+
+def check_engine(section: RolloutSection, *, masked: bool) -> None:
+    """Raise ValueError where a masked language model is to write as causal ones do, or a causal one as it does."""
+    if masked != isinstance(section.engine, UnmaskSection):
+        kind, engine = ("a masked", "unmask") if masked else ("a causal", "generate, vllm or vllm_server")
+        raise ValueError(
+            f"rollouts.engine: {kind} language model does not write by {section.engine.name}: use {engine}"
+        )

@@ -11,9 +11,11 @@ from kdlm.sandbox.entry import Entry
 from kdlm.sandbox.functions import Functions
 from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
+from kdlm.sandbox.masked_language_models import ENTRIES as MASKED
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.self_supervised import DualEncoderModel, MaskedAutoencoderModel
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
+from kdlm.sandbox.tool_tasks import ToolSet
 from kdlm.sandbox.transformers_classifiers import TransformersClassifier
 from kdlm.sandbox.vision_language import VisionLanguageModel
 from kdlm.sandbox.walkers import WALKERS
@@ -40,6 +42,7 @@ _ENTRIES = (
     Entry("arithmetic", "sums and products, worked out, 5 levels", "5000 + 500 rows", 1, ARITHMETIC),
     Entry("strings", "reverse, count, sort, shift, 5 levels", "5000 + 500 rows", 1, STRINGS),
     Entry("entities", "names of one type in a text, 5 levels", "5000 + 500 rows", 1, ENTITIES),
+    Entry("tools", "calculator and store, 5 levels", "2000 + 250 rows", 1, ToolSet(train=400, eval=50, seed=0)),
     Entry("functions", "library functions to complete, with tests", "148 rows", 15, FUNCTIONS),
     Entry("code-tokenizer-2k", "of every code-* model but the tiny ones", "2048 ids", 6, CodeTokenizer(2048)),
     Entry("code-tokenizer-1k", "coarser, for pairs that do not share a tokenizer", "1024 ids", 6, CodeTokenizer(1024)),
@@ -226,6 +229,7 @@ _ENTRIES = (
         1,
         VisionLanguageModel(width=32, layers=1, heads=2, patch=2, seed=1),
     ),
+    *(Entry(*entry) for entry in MASKED),
     *WALKERS,
 )
 CATALOG: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}

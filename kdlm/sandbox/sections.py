@@ -7,7 +7,11 @@ from pydantic import model_validator
 
 from kdlm.section import Section
 
-FILES = {"code": ("train", "eval", "teacher"), "code-written": ("train",)}  # of the others: train and eval
+FILES = {
+    "code": ("train", "eval", "teacher"),
+    "code-written": ("train",),
+    "tools": ("train", "eval", "demonstrations", "conversations"),
+}  # of the others: train and eval
 
 
 class SandboxModel(Section):
@@ -43,12 +47,24 @@ class SandboxData(Section):
     """A file of a sandbox dataset, made on this machine at its first use."""
 
     name: Literal["sandbox"] = "sandbox"
-    data: Literal["code", "code-written", "arithmetic", "strings", "entities", "walks", "reversals", "digits-questions"]
+    data: Literal[
+        "code",
+        "code-written",
+        "arithmetic",
+        "strings",
+        "entities",
+        "tools",
+        "sums",
+        "walks",
+        "reversals",
+        "digits-questions",
+    ]
     """The dataset: `code` and `code-written`, the words of `code-teacher-4k`, have a column `text`; the tasks have
-    `prompt`, `completion` and `answer`, `walks` a `solution` too; `digits-questions` has `prompt`, `completion` and
-    `images`."""
-    file: Literal["train", "eval", "teacher"] = "train"
-    """Its file; `teacher`, all that the code teacher read, is in `code` only; `code-written` is `train` alone."""
+    `prompt`, `completion` and `answer`, `walks` a `solution` too; `tools` has `prompt` and `task`; `digits-questions`
+    has `prompt`, `completion` and `images`."""
+    file: Literal["train", "eval", "teacher", "demonstrations", "conversations"] = "train"
+    """Its file; `teacher`, all that the code teacher read, is in `code` only; `code-written` is `train` alone;
+    `demonstrations` and `conversations`, how tasks are solved, are in `tools`."""
 
     @model_validator(mode="after")
     def _has_file(self) -> Self:

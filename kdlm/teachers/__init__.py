@@ -22,6 +22,7 @@ from kdlm.teachers.frozen import (
 from kdlm.teachers.local import (
     LocalTeacher,
     LocalTeacherSection,
+    MaskedTeacherSection,
     SandboxTeacherSection,
     VisionLanguageTeacherSection,
 )
@@ -168,6 +169,7 @@ AnyTeacher = Annotated[
     | ImageEnsembleSection
     | DualEncoderTeacherSection
     | MaskedAutoencoderTeacherSection
+    | MaskedTeacherSection
     | DenoiserTeacherSection,
     Field(discriminator="name"),
 ]
@@ -189,6 +191,7 @@ __all__ = [
     "LocalTeacher",
     "LocalTeacherSection",
     "MaskedAutoencoderTeacherSection",
+    "MaskedTeacherSection",
     "OpenAITeacher",
     "OpenAITeacherSection",
     "SandboxTeacherSection",

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
-from kdlm.models import Predictor, Pretrained, Sandbox, VisionLanguage
+from kdlm.models import MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
 from kdlm.signal import Dense, Head, Hidden, Rows
 
@@ -23,7 +23,8 @@ class LocalTeacher:
     Stays off the trainer's module tree: never wrapped by DDP, never saved, never in training mode, no graph.
 
     Args:
-        model: a causal language model; put in eval mode and frozen here.
+        model: a language model; put in eval mode and frozen here. A masked one fills in what a batch hides, and so
+            provides `teacher.unmasking` instead.
         signal: `hidden` keeps logits out of memory; `dense` runs the head on all rows; `auto` is `hidden` where the
             model's logits are `head(hidden)`, else `dense`.
     """
@@ -33,6 +34,8 @@ class LocalTeacher:
     def __init__(self, model: "PreTrainedModel", signal: Literal["auto", "hidden", "dense"] = "auto"):
         self.model = model.eval().requires_grad_(False)
         self._predict = Predictor(self.model)
+        if self._predict.mask_id is not None:
+            self.provides = MaskedTeacherSection.provides
         if signal == "hidden" and not self._predict.reads_hidden:
             raise ValueError(
                 "teacher.signal: hidden cannot be had: this model's logits are not head(hidden); use dense"
@@ -145,7 +148,8 @@ class LocalOptions(Section):
 
 
 def _build(
-    section: "LocalTeacherSection | SandboxTeacherSection | VisionLanguageTeacherSection", device: torch.device
+    section: "LocalTeacherSection | SandboxTeacherSection | VisionLanguageTeacherSection | MaskedTeacherSection",
+    device: torch.device,
 ) -> LocalTeacher:
     placed: dict[str, Any] = {"device_map": section.device} if section.device is not None else {}
     if section.quantization != "none" and not placed:
@@ -174,6 +178,17 @@ class SandboxTeacherSection(Sandbox, LocalOptions):
 
 class VisionLanguageTeacherSection(VisionLanguage, LocalOptions):
     """A frozen model that reads images and text."""
+
+    def build(self, device: torch.device) -> LocalTeacher:
+        """Load the model and freeze it; `device` is where the student trains."""
+        return _build(self, device)
+
+
+class MaskedTeacherSection(MaskedLanguageModel, LocalOptions):
+    """A frozen masked language model, for a student that is one."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"teacher.unmasking"})
+    """What a method may need of it, known without loading the weights."""
 
     def build(self, device: torch.device) -> LocalTeacher:
         """Load the model and freeze it; `device` is where the student trains."""

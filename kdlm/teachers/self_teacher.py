@@ -29,16 +29,16 @@ class SelfTeacher:
         weights: `current`, the student's own, of this very step; `average`, an exponential moving average of them (for
             adapters: of what they add up to, not of their factors); `snapshot`, a copy that is taken again now and
             then; `start`, the student before training, which costs no memory where adapters alone are trained.
-        decay: of the average: how much of it is left after each optimiser step.
-        every: optimiser steps between two snapshots.
+        decay: of the average: how much of it is left after each of its moves.
+        every: optimiser steps between two snapshots (by default 100), or two moves of the average (1).
     """
 
     provides = frozenset({"teacher", "teacher.layers"})
     signals: frozenset[type] = frozenset({Hidden, Dense})
 
-    def __init__(self, weights: Weights = "average", *, decay: float = 0.99, every: int = 100):
+    def __init__(self, weights: Weights = "average", *, decay: float = 0.99, every: int | None = None):
         self.weights: Weights = weights
-        self.decay, self.every = decay, every
+        self.decay, self.every = decay, every or {"average": 1, "snapshot": 100}.get(weights, 0)
         self._predict: Any = None
 
     def roles_beside(self, student: Any) -> dict[str, EmaOf | SnapshotOf]:
@@ -46,8 +46,8 @@ class SelfTeacher:
         if self.weights == "current" or (self.weights == "start" and begins_as_its_base(student)):
             return {}
         if self.weights == "average":
-            return {ROLE: EmaOf("student", self.decay)}
-        return {ROLE: SnapshotOf("student", partial(_due, every=self.every if self.weights == "snapshot" else 0))}
+            return {ROLE: EmaOf("student", self.decay, self.every)}
+        return {ROLE: SnapshotOf("student", partial(_due, every=self.every))}
 
     def follow(self, views: Mapping[str, Any]) -> None:
         """Take what it asks from the networks of a run, as methods see them."""
@@ -102,15 +102,16 @@ class SelfTeacherSection(Section):
     """Whose: the student's `current` ones; their moving `average`; a `snapshot`, taken again every so many steps; or
     those of the `start`, which for a student of adapters is its base, the adapters switched off."""
     decay: float = Field(0.99, ge=0, lt=1)
-    """Of the average: what is left of it after each optimiser step."""
-    every: int = Field(100, ge=1)
-    """Optimiser steps after which a snapshot is taken again."""
+    """Of the average: what is left of it after each of its moves."""
+    every: int | None = Field(None, ge=1)
+    """Optimiser steps after which a snapshot is taken again (by default 100), or the average moves (1)."""
 
     @model_validator(mode="after")
     def _of_use(self) -> "SelfTeacherSection":
-        for name, kind in (("decay", "average"), ("every", "snapshot")):
-            if name in self.model_fields_set and self.weights != kind:
-                raise ValueError(f"{name} does nothing with weights: {self.weights}; leave it out, or use {kind}")
+        for name, kinds in (("decay", ["average"]), ("every", ["average", "snapshot"])):
+            if name in self.model_fields_set and self.weights not in kinds:
+                use = " or ".join(kinds)
+                raise ValueError(f"{name} does nothing with weights: {self.weights}; leave it out, or use {use}")
         return self
 
     def describe(self) -> str:

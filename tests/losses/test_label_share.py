@@ -1,6 +1,6 @@
 """Labels again in every generation ("Even Your Teacher Needs Guidance"): what theory says of kernel ridge, exactly."""
 
-import itertools
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_any_share_of_labels_ends_at_ridge_with_the_penalty_over_the_share(world
 def test_without_labels_every_generation_shrinks_towards_nothing(world):
     gram, labels, _, _ = world
     line = [(gram @ each).norm() for each in generations(gram, labels, 0.0, 300)]
-    assert all(after < before for before, after in itertools.pairwise(line))
+    assert all(after < before for before, after in pairwise(line))
     # The strongest direction decays slowest, by k / (k + penalty) in each generation.
     slowest = torch.linalg.eigvalsh(gram)[-1]
     long = (slowest / (slowest + PENALTY)) ** 3000

@@ -17,6 +17,10 @@ from kdlm.train import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
+REWARDED = [
+    *("student={name: sandbox, model: code-student-tiny}", "teacher={name: sandbox, model: code-teacher-tiny}"),
+    *("rollouts.sampling.max_new_tokens=4", "data.train.0.limit=8", "data.eval.0.limit=2"),
+]
 TINY = {
     "best_by_agreement": [
         *("training.eval_strategy=steps", "training.eval_steps=1", "training.save_strategy=steps"),
@@ -27,8 +31,12 @@ TINY = {
     "byte_kd": ["student.model=code-student-tiny-bytes"],
     "dskd": ["student.model=code-student-tiny-bytes"],
     "ensemble": ["teacher.members.0.model=code-teacher-tiny", "teacher.members.1.model=code-student-tiny"],
+    "gdsd": ["data.eval.0.limit=2", "rollouts.eval_prompts=2", "training.eval_on_start=false"],
     "hidden_kd": ["method.layers=[[0, 1]]"],
+    "masked_kd": ["teacher.path=sandbox:masked-tiny"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],
+    "grpo": REWARDED,
+    "rlad": REWARDED,
     "pruned": [
         "student.source.model=code-teacher-tiny",
         "student.layers=1",
@@ -44,10 +52,14 @@ AFTER = {
     "draft/distillspec": [PRETRAINED],
     "chain/student": ["teacher={name: sandbox, model: code-teacher}"],
     "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
+    "tools/on_policy": ["teacher={name: sandbox, model: code-student}", "student={name: sandbox, model: code-student}"],
+    "sandbox/grpo": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
+    "sandbox/rlad": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],
     "vision_language/finetune": ["student.path=sandbox:digits-vlm-student"],
     "diffusion/digits_instaflow": ["student.path=sandbox:digits-denoiser", "teacher.path=sandbox:digits-denoiser"],
     "fusion/fuse": ["teacher.members.1={name: sandbox, model: code-teacher-4k}"],
+    "further_pretraining/student": ["teacher={name: sandbox, model: code-student}"],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],
 }
 """What stands in for the folder that another recipe leaves behind; `tests/train/test_chains.py` runs them in order."""

@@ -92,6 +92,20 @@ def test_a_student_works_sums_under_a_teacher_of_sums() -> None:
     assert 0 <= results["eval_rollout_reward"] <= 1 and results["eval_rollout_reverse_kl"] > 0
 
 
+def test_a_student_calls_tools_under_a_teacher_of_tools() -> None:
+    short = [change for change in SHORT if "eval.0" not in change]
+    calls = ["data.max_length=128", "data.train.0.limit=20", "training.logging_steps=1"]
+    for name, *more in (
+        ("teacher", STUDENT),
+        ("warm_up", STUDENT),
+        ("on_policy", "rollouts.sampling.max_new_tokens=8"),
+    ):
+        assert cli.main(["train", str(FOLDER / f"tools/{name}.yaml"), *short, *calls, *more]) == 0
+    lines = Path("runs/sandbox-tools-on-policy/metrics.jsonl").read_text().splitlines()
+    log = next(line for line in map(json.loads, lines) if "rollout/turns" in line)
+    assert log["rollout/turns"] >= 1 and 0 <= log["rollout/success"] <= 1
+
+
 def test_a_draft_is_pretrained_and_then_aligned_with_its_target_on_either_text() -> None:
     short = ["training.logging_steps=4"]
     assert run("draft/pretrain.yaml", STUDENT, *short) == 0
@@ -122,3 +136,26 @@ def test_generations_that_match_their_target_come_geometrically_closer_to_the_ba
     if anchor > 0.1:
         torch.testing.assert_close(p, base, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close((1 - anchor) * base + anchor * base, base)  # the fixed point
+
+
+def test_further_pretraining_begins_from_the_initial_weights_again_and_not_from_its_teachers(capsys) -> None:
+    first, second = (load(FOLDER / f"further_pretraining/{name}.yaml") for name in ("teacher", "student"))
+    assert first.student == second.student and first.data == second.data
+    assert run("further_pretraining/student.yaml", STUDENT) == 2
+    assert "./runs/sandbox-further-teacher/student: no such model folder" in capsys.readouterr().err
+    for name in ("teacher", "student"):
+        assert run(f"further_pretraining/{name}.yaml", STUDENT) == 0
+    began, taught, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder)
+        for folder in (
+            build("code-student-tiny"), "runs/sandbox-further-student/student", "runs/sandbox-further-teacher/student"
+        )
+    )  # fmt: skip
+    to_start, to_teacher = (
+        torch.cat([(a - b).flatten() for a, b in zip(taught.parameters(), other.parameters(), strict=True)]).norm()
+        for other in (began, teacher)
+    )
+    between = torch.cat([(a - b).flatten() for a, b in zip(began.parameters(), teacher.parameters(), strict=True)])
+    assert 0 < to_start and 0 < to_teacher < between.norm()
+    results = json.loads(Path("runs/sandbox-further-student/results.json").read_text())
+    assert results["eval_anchor"] > 0

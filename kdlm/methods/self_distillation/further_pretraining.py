@@ -92,7 +92,7 @@ def _states(role: str, signal: Signal) -> Tensor:
 
 
 class FurtherPretrainingSection(TokenOptions):
-    """Pre-train further from the initial weights, last hidden states anchored on those of one that did so before."""
+    """Pre-train further from the initial weights, hidden states anchored on those of a model that did so before."""
 
     method: ClassVar = FurtherPretraining
     name: Literal["further_pretraining"] = "further_pretraining"

@@ -8,12 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdlm.losses import Loss, importance_weights, kept_rows, token_log_probs
+from kdlm.losses import IGNORE_INDEX, Loss, count_kept, importance_weights, kept_rows, token_log_probs
 from kdlm.methods.gkd import GKD
 from kdlm.methods.method import Batch, Nets, Step, Terms
-from kdlm.methods.sequences import rows_of
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, Rows, Signal
+from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of
 
 
 class SelfDistillation(GKD):
@@ -26,7 +25,7 @@ class SelfDistillation(GKD):
     distillation (arXiv 2209.15189).
 
     A sequence without a context teaches nothing beyond what the teacher's weights do; `informed` logs the share of
-    tokens whose teacher is told something.
+    sequences whose teacher is told something.
 
     Args:
         losses: the divergences.
@@ -37,6 +36,9 @@ class SelfDistillation(GKD):
     """
 
     paper = "arXiv 2601.19897, 2601.18734"
+    unit: ClassVar[str] = "tokens"
+    """What the loss is a mean over: all trained tokens, or `told` where sequences whose teacher is told nothing are
+    left out."""
 
     def __init__(
         self,
@@ -54,42 +56,67 @@ class SelfDistillation(GKD):
     def needs(self) -> frozenset[str]:
         return super().needs | {"context"}
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Count all trained tokens, those whose teacher is told something, and the sequences."""
+        told = count_kept(told_labels(batch))
+        return super().counts(batch) | {"told": told, "sequences": torch.tensor(len(batch["informed"]))}
+
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"] if self.unit == "tokens" else told_labels(batch))
         teacher, student = nets["teacher"](batch, rows), nets["student"](batch, rows)
-        watched = {"informed": rows_of(batch["informed"], batch, rows).float()}
-        weights = None
-        if self.importance_cap is not None and "sampled" in batch:
-            weights = self._drawn(student, rows, batch, self.importance_cap)
-        terms = self.weighed(student, teacher, rows, step, watched, weights)
-        metrics = terms.metrics | {name: (value.sum(), "tokens") for name, value in watched.items()}
-        return Terms(terms.terms, metrics)
+        return self.weighed(student, teacher, rows, batch, step)
 
     def weighed(
         self,
         student: Hidden | Dense,
-        teacher: Signal | None,
+        teacher: Signal,
         rows: Rows,
+        batch: Batch,
         step: Step,
-        watched: dict[str, Tensor],
         weights: Tensor | None = None,
     ) -> Terms:
-        """Return the divergences of the rows, clipped, times their weights; adds to `watched` what was clipped."""
+        """Return the divergences of the rows, clipped, times `weights` and their importance."""
+        watched: dict[str, Tensor] = {}
+        if self.importance_cap is not None and "sampled" in batch:
+            with torch.no_grad():
+                log_q, _ = token_log_probs(student, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)
+            drawn = self.importance(log_q, rows, batch)
+            weights = drawn if weights is None else weights * drawn
 
         def weigh(values: Tensor) -> Tensor:
-            if math.isfinite(self.clip):
-                watched["clipped"] = (values.detach() > self.clip).float()
-                values = values.clamp(max=self.clip)
-            return values if weights is None else values * weights.to(values)
+            values = self.clipped(values, watched)
+            values = values if weights is None else values * weights.to(values)
+            watched.update(self.watch(values.detach(), rows, batch))
+            return values
 
-        return self.compare(student, teacher, rows, step, weigh=weigh)
+        terms = self.compare(student, teacher, rows, step, weigh=weigh, unit=self.unit)
+        seen = {name: (value.sum(), self.unit) for name, value in watched.items()}
+        informed = (batch["informed"].sum(), "sequences")
+        return Terms(terms.terms, terms.metrics | seen | {"informed": informed})
 
-    def _drawn(self, student: Hidden | Dense, rows: Rows, batch: Batch, cap: float) -> Tensor:
-        """Return the importance weight of each token, 1 where the text is the data's."""
-        with torch.no_grad():
-            log_q, _ = token_log_probs(student, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)
+    def clipped(self, values: Tensor, watched: dict[str, Tensor]) -> Tensor:
+        """Return the rows' losses without what is above the clip, and add to `watched` which of them were."""
+        if math.isinf(self.clip):
+            return values
+        watched["clipped"] = (values.detach() > self.clip).to(values)
+        return values.clamp(max=self.clip)
+
+    def watch(self, values: Tensor, rows: Rows, batch: Batch) -> dict[str, Tensor]:
+        """Return what is logged of the rows, by their part in the loss."""
+        return {}
+
+    def importance(self, log_q: Tensor, rows: Rows, batch: Batch) -> Tensor:
+        """Return the importance weight of each row by `log q` of its label: 1 where the text is the data's."""
+        if self.importance_cap is None:
+            return torch.ones_like(log_q)
         sampled = rows.of_labels(batch["sampled"]).to(log_q)
-        return importance_weights((log_q - rows.of_labels(batch["log_probs"]).to(log_q)) * sampled, cap)
+        drawn_at = rows.of_labels(batch["log_probs"]).to(log_q)
+        return importance_weights((log_q - drawn_at) * sampled, self.importance_cap)
+
+
+def told_labels(batch: Batch) -> Tensor:
+    """Return the labels of the sequences whose teacher is told something, and IGNORE_INDEX in the others."""
+    return batch["labels"].masked_fill(~batch["informed"][sequence_of(batch)], IGNORE_INDEX)
 
 
 class SelfDistillationSection(TokenOptions):

@@ -1,4 +1,4 @@
-"""PS-KD: progressive self-knowledge distillation (ICCV 2021, arXiv 2006.12000), of text; of images: vision/ps_kd.py."""
+"""PS-KD of text: progressive self-knowledge distillation (ICCV 2021, arXiv 2006.12000)."""
 
 from typing import ClassVar, Literal
 
@@ -22,7 +22,7 @@ class TokenPSKD(EarlierSelf):
     """Cross-entropy to the next token and what the student itself thought of it an epoch ago: PS-KD of text.
 
     As `PSKD`: the role `previous`, a copy of the student taken when an epoch ends, scores the same text again. The
-    paper and its released code store what each training pass predicted.
+    paper and its released code store what each training pass predicted. The shares are those of the released code.
 
     Args:
         losses: none, the target is the method's own.

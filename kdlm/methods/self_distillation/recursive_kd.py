@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from kdlm.losses import ForwardKL, kept_rows
+from kdlm.losses import ForwardKL, kept_rows, measures_for
 from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.self_distillation.generations import Generations, InGenerations
 from kdlm.methods.tokens import TokenMethod
@@ -49,11 +49,12 @@ class RecursiveKD(TokenMethod):
         return self.compare(nets["student"](batch, rows), target, rows, step)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
-        """Give the step's own losses, and every measure that can be taken with the base."""
+        """Give the step's own losses, and every measure that can be taken with the base: the bound is on reverse KL."""
         rows = kept_rows(batch["labels"])
         student, base = nets["student"](batch, rows), nets["teacher"](batch, rows)
         terms = self.compare(student, self._target(nets, batch, rows, step, base), rows, step)
-        return Terms(terms.terms, terms.metrics | self.measured(student, base, rows))
+        measures = dict.fromkeys((*measures_for(type(base)), "reverse_kl_to_teacher"))
+        return Terms(terms.terms, terms.metrics | self.compare(student, base, rows, step, [*measures], []).metrics)
 
     def _target(self, nets: Nets, batch: Batch, rows: Rows, step: Step, base: object) -> Hidden | Dense | Mixture:
         """Return what this generation learns from. Raises ValueError where the base gives no whole distributions."""

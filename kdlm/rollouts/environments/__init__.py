@@ -6,8 +6,9 @@ from pydantic import Field
 
 from kdlm.rollouts.environments.custom import CustomEnvironment
 from kdlm.rollouts.environments.retry import RetrySection
+from kdlm.rollouts.environments.tools import ToolsSection
 
-AnyEnvironment = Annotated[RetrySection | CustomEnvironment, Field(discriminator="name")]
+AnyEnvironment = Annotated[RetrySection | ToolsSection | CustomEnvironment, Field(discriminator="name")]
 """An environment of a recipe, chosen by its `name`."""
 
-__all__ = ["AnyEnvironment", "CustomEnvironment", "RetrySection"]
+__all__ = ["AnyEnvironment", "CustomEnvironment", "RetrySection", "ToolsSection"]

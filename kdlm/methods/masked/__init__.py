@@ -1,0 +1,1 @@
+"""Methods for masked language models: which tokens are hidden, and what is learned at their places."""

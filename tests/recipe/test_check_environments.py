@@ -1,0 +1,40 @@
+"""What `kdlm check` says of an environment, by its key."""
+
+from pathlib import Path
+
+import pytest
+
+from kdlm.check import check
+from kdlm.recipe import load
+
+RECIPE = Path(__file__).parents[2] / "recipes/sandbox/tools/on_policy.yaml"
+MODEL = "{name: sandbox, model: code-student}"
+
+
+def checked(*changes: str) -> list[str]:
+    return check(load(RECIPE, [f"teacher={MODEL}", f"student={MODEL}", *changes]))
+
+
+def test_an_environment_has_a_line() -> None:
+    assert "rollouts.environment: tools, at most 8 turns" in checked()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["rollouts.environment={name: retry}"], r"^rollouts\.environment: retry asks the recipe's verifier"),
+        (["verifier={name: exact}"], r"^rollouts\.environment: it reads the column 'task' and the verifier 'answer'"),
+        (
+            ["rollouts.environment={name: custom, target: 'nowhere:X'}"],
+            r"^rollouts\.environment\.target: cannot import 'nowhere:X'",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(changes: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        checked(*changes)
+
+
+def test_a_verifier_that_reads_the_same_column_or_none_may_stand_beside_it() -> None:
+    for column in ("task", "null"):
+        assert checked(f"verifier={{name: exact, column: {column}}}")
