@@ -211,7 +211,7 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
             f"verifier: missing; {recipe.method.name} learns from rewards: add e.g. verifier: {{name: answer}}"
         )
     # For rollouts see _rollouts, for unmasking teacher_checks.masking.
-    provides = {"rollouts", "context", "reward", "unmasking", *recipe.data.provides} | (
+    provides = {"rollouts", "context", "informed", "reward", "unmasking", *recipe.data.provides} | (
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):
@@ -263,6 +263,10 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
             "rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher with the student's "
             "tokenizer"
         )
+    if section.informed and getattr(recipe.data, "context", None) is None:
+        problems.append("rollouts.informed: prompts hold a context only with data.context: add e.g. context: {}")
+    if method is not None and "informed" in method.needs and not section.informed:
+        problems.append(f"rollouts.informed: {name} learns from a student that is told more: set it to true")
     problems.extend(_environment(recipe, method))
     if problems:
         raise ValueError("\n".join(problems))
