@@ -13,7 +13,7 @@ from kdlm.evaluation.looks import looked_at
 from kdlm.features import module_at
 from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
-from kdlm.methods import AlignedMethod, Method
+from kdlm.methods import AlignedMethod, Method, RewardMethod
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
 from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
@@ -267,6 +267,8 @@ def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
         problems.append("rollouts.informed: prompts hold a context only with data.context: add e.g. context: {}")
     if method is not None and "informed" in method.needs and not section.informed:
         problems.append(f"rollouts.informed: {name} learns from a student that is told more: set it to true")
+    if isinstance(method, RewardMethod) and section.sampling.samples_per_prompt < 2:
+        problems.append("rollouts.sampling.samples_per_prompt: rewards are compared within a prompt's: set 2 or more")
     problems.extend(_environment(recipe, method))
     if problems:
         raise ValueError("\n".join(problems))
