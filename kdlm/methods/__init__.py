@@ -55,7 +55,9 @@ from kdlm.methods.self_distillation.guided_generations import GuidedGenerations,
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
 from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
+from kdlm.methods.self_distillation.rltf_fm import RLTFFM, RLTFFMSection
 from kdlm.methods.self_distillation.rltf_sd import RLTFSD, RLTFSDSection
+from kdlm.methods.self_distillation.score import SCoRe, SCoReSection
 from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
 from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
 from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
@@ -157,6 +159,8 @@ AnyMethod = Annotated[
     | UniSDSection
     | RewardSection
     | RLTFSDSection
+    | RLTFFMSection
+    | SCoReSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -176,6 +180,7 @@ __all__ = [
     "PSKD",
     "RKD",
     "RLAD",
+    "RLTFFM",
     "RLTFSD",
     "SDPO",
     "ULD",
@@ -254,6 +259,7 @@ __all__ = [
     "RCMSection",
     "RKDSection",
     "RLADSection",
+    "RLTFFMSection",
     "RLTFSDSection",
     "Readings",
     "RecursiveKD",
@@ -265,6 +271,8 @@ __all__ = [
     "RewardMethod",
     "RewardSection",
     "Role",
+    "SCoRe",
+    "SCoReSection",
     "SDPOSection",
     "SDSSection",
     "SDZero",
