@@ -41,6 +41,7 @@ LEFT_OUT = {
     "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
     "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
+    "self_distillation": "tells its teacher what the rows of no group hold",
     "sdpo": "learns from what a verifier says of its own attempts, and no group has one",
     "sd_zero_revision": "learns from what a verifier says of its own attempts, and no group has one",
     "sd_zero": "learns from what a verifier says of its own attempts, and no group has one",
