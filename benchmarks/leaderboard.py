@@ -37,9 +37,11 @@ GROUPS = {
     "dataset": "Dataset distillation",
 }
 LEFT_OUT = {
+    "self_distillation": "tells the teacher what the groups' data do not hold: self_distillation_quality.py",
     "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
+    "masked_kd": "is for masked language models, whose bound no group measures: tests/trainer has it against the data",
     "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
     "self_distillation": "tells its teacher what the rows of no group hold",
     "sdpo": "learns from what a verifier says of its own attempts, and no group has one",
