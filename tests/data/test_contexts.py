@@ -65,7 +65,10 @@ def test_rows_without_a_context_make_the_batch_that_they_make_without_any(load, 
 
 @pytest.mark.parametrize("packing", ["none", "padding_free"])
 def test_several_contexts_and_a_bad_one_are_readings_of_their_own(load, jsonl, tokenizer, packing):
-    rows = [{**row, "hints": ["a fox", "", row["prompt"]], "mistake": bad} for row, bad in zip(ROWS, ["six", "", None])]
+    rows = [
+        {**row, "hints": ["a fox", "", row["prompt"]], "mistake": bad}
+        for row, bad in zip(ROWS, ["six", "", None], strict=True)
+    ]
     named = {"contexts": "hints", "bad_context": "mistake"}
     data = loaded(load, jsonl, tokenizer, rows=rows, source={"columns": MAPPED["columns"] | named}, packing=packing)
     batch = data.collator([data.train[number] for number in range(3)])

@@ -176,7 +176,6 @@ def test_rows_that_ask_nothing_are_refused(tmp_path):
 
 
 def test_an_average_may_move_now_and_then(tmp_path):
-    """Between two moves it is where it was: the third step's teacher is the first's where it moves every three."""
     slow, never = (
         trainer(tmp_path, SelfTeacher("average", decay=0.5, every=every), max_steps=steps)
         for every, steps in ((3, 3), (4, 3))
