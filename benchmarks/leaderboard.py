@@ -40,6 +40,8 @@ LEFT_OUT = {
     "self_distillation": "tells the teacher what the groups' data do not hold: self_distillation_quality.py",
     "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
+    "policy_gradient": "learns from rewards, which no group has",
+    "rltf_sd": "learns from rewards, which no group has: benchmarks/self_distillation_quality.py measures it",
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
     "masked_kd": "is for masked language models, whose bound no group measures: tests/trainer has it against the data",
     "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
