@@ -210,8 +210,13 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
         raise ValueError(
             f"verifier: missing; {recipe.method.name} learns from rewards: add e.g. verifier: {{name: answer}}"
         )
+    if "turns" in method.needs and recipe.rollouts.environment is None:
+        raise ValueError(
+            f"rollouts.environment: missing; {recipe.method.name} learns from several turns: add e.g. environment: "
+            "{name: retry, until_right: false}"
+        )
     # For rollouts see _rollouts, for unmasking teacher_checks.masking.
-    provides = {"rollouts", "context", "reward", "unmasking", *recipe.data.provides} | (
+    provides = {"rollouts", "context", "reward", "turns", "unmasking", *recipe.data.provides} | (
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):

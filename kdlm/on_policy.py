@@ -83,7 +83,7 @@ class OnPolicyTrainer(DistillTrainer):
     Raises ValueError when engine, rollouts and training arguments do not fit.
     """
 
-    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward"}
+    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward", "turns"}
 
     def __init__(
         self,
@@ -115,6 +115,8 @@ class OnPolicyTrainer(DistillTrainer):
             engine.guide = self.teacher.model
         if "reward" in self.method.needs and reward is None:
             raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
+        if "turns" in self.method.needs and section.environment is None:
+            raise ValueError(f"rollouts.environment: missing; {type(self.method).__name__} learns from several turns")
         self.reward, self.section = reward, section
         self._variables = chat_template_args
         self.rounds = Rounds(
