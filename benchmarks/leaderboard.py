@@ -41,7 +41,6 @@ LEFT_OUT = {
     "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
-    "masked_kd": "is for masked language models, whose bound no group measures: tests/trainer has it against the data",
     "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
     "sdpo": "learns from what a verifier says of its own attempts, and no group has one",
     "sd_zero_revision": "learns from what a verifier says of its own attempts, and no group has one",
