@@ -12,7 +12,6 @@ from kdlm.sandbox.functions import Functions
 from kdlm.sandbox.image_classifier import ImageClassifier
 from kdlm.sandbox.language_models import LanguageModel, PaddedModel, Shape, Training
 from kdlm.sandbox.masked_language_models import ENTRIES as MASKED
-from kdlm.sandbox.masked_language_models import MaskedModel, Sums
 from kdlm.sandbox.progress import Progress, console, silent
 from kdlm.sandbox.self_supervised import DualEncoderModel, MaskedAutoencoderModel
 from kdlm.sandbox.store import digest_of, finished_folder, folder_of, is_finished
