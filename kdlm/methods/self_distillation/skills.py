@@ -31,8 +31,8 @@ def summary(attempts: Sequence[Written], success: float = 1.0) -> dict[str, Any]
     """Return the skill of some episodes of one task: a pure function, no model is asked.
 
     `workflow`: what was called in the shortest success, the first of them, turn by turn. `mistakes`: calls that got an
-    answer that begins with one of MISTAKES, each with that answer, the first MOST_MISTAKES different ones. `tips`: to be
-    short, where attempts were cut. What there is nothing of is left out; {} is no skill.
+    answer which begins with one of MISTAKES, each with that answer, the first MOST_MISTAKES different ones. `tips`: to
+    be short, where attempts were cut. What there is nothing of is left out; {} is no skill.
 
     Numbers, and the row's `reference` where it is text that stands in a call, are masked: a skill is not to hold the
     answer. An answer in other words than the reference's, or in a reference that is JSON, is not found.

@@ -15,6 +15,7 @@ from kdlm.teachers import SelfTeacher
 
 RETRY = {"name": "retry", "turns": 3, "ask": "wrong: again", "reward": "sum"}
 
+
 def score(texts: Any, rows: Any) -> list[float]:
     return [len(text) % 3 / 2 for text in texts]
 
@@ -127,5 +128,5 @@ def test_evaluation_adds_no_skill(tmp_path):
 
 
 def test_a_task_that_rows_do_not_name_is_said():
-    with pytest.raises(ValueError, match="method.task: domain, and a row has no domain"):
+    with pytest.raises(ValueError, match=r"method\.task: domain, and a row has no domain"):
         SkillSD(task="domain").told([Written({"index": 0}, [1], Completion([1], [0.0], "end", 0))])
