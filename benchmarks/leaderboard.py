@@ -37,10 +37,17 @@ GROUPS = {
     "dataset": "Dataset distillation",
 }
 LEFT_OUT = {
+    "self_distillation": "tells the teacher what the groups' data do not hold: self_distillation_quality.py",
     "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
+    "policy_gradient": "learns from rewards, which no group has",
+    "rltf_sd": "learns from rewards, which no group has: benchmarks/self_distillation_quality.py measures it",
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
-    "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
+    "masked_kd": "is for masked language models, whose bound no group measures: tests/trainer has it against the data",
+    "sdpo": "learns from what a verifier says of its own attempts, and no group has one",
+    "sd_zero_revision": "learns from what a verifier says of its own attempts, and no group has one",
+    "sd_zero": "learns from what a verifier says of its own attempts, and no group has one",
+    "unisd": "reads contexts that the rows of no group have",
     "custom": "is the user's own",
     "cfg_distillation": "makes a guided teacher cheaper, and is measured by its distance to that: vision_diffusion.py",
     "curio_sft": "holds a model that is fine-tuned near what it was, and the students here begin from nothing",

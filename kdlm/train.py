@@ -178,7 +178,8 @@ def assemble(recipe: Recipe) -> Assembly:
         variables = getattr(recipe.data, "chat_template_args", None)
         kind = PrivateOnPolicyTrainer if private else OnPolicyTrainer
         kind = partial(kind, rollouts=recipe.rollouts, reward=judge, chat_template_args=variables)
-    if in_trl(recipe):
+    if in_trl(recipe):  # `check` has seen to rollouts and a verifier
+        assert recipe.rollouts is not None and judge is not None
         kind = partial(reward_settings.trainer_of, rollouts=recipe.rollouts, reward=judge)
     trainer = kind(
         student,

@@ -62,10 +62,10 @@ SHARES = ("adam_beta1", "adam_beta2")
 class TrainingSection(Section):
     """Arguments of the Hugging Face Trainer."""
 
-    def build(self, kind: type[TrainingArguments] = TrainingArguments, **owned: Any) -> TrainingArguments:
+    def build(self, kind: type[TrainingArguments] | None = None, **owned: Any) -> TrainingArguments:
         """Return the TrainingArguments, with what kdlm decides (`output_dir`, `seed`, ...) in `owned`.
 
-        A `kind` of them has the same defaults here, whatever its own are: a key means one thing in every recipe.
+        A `kind` of them, TRL's, has the same defaults here, whatever its own are: a key means one thing in all recipes.
         """
         chosen = {name: value for name, (value, _) in DEFAULTS.items()} | self.model_dump(exclude_unset=True)
         if chosen["bf16"] is None:
@@ -73,6 +73,8 @@ class TrainingSection(Section):
         for old, new in RENAMED.items():
             if old in chosen and any(field.name == new for field in dataclasses.fields(TrainingArguments)):
                 chosen[new] = chosen.pop(old)
+        if kind is None:
+            return TrainingArguments(**chosen | owned)
         theirs = {field.name: field.default for field in dataclasses.fields(kind)}
         plain: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
         kept = {name: default for name, default in plain.items() if default != theirs[name]}

@@ -8,8 +8,17 @@ from kdlm.data.contexts import ContextSection
 from kdlm.section import Section
 
 Column = Literal[
-    *("messages", "conversations", "prompt", "completion", "text", "tools", "domain", "reference"),
-    *("context", "contexts", "bad_context"),
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "text",
+    "tools",
+    "domain",
+    "reference",
+    "context",
+    "contexts",
+    "bad_context",
 ]
 
 

@@ -48,13 +48,14 @@ from kdlm.methods.method import Method, Preparation, Step, Term, Terms
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
-from kdlm.methods.rewards import RewardMethod
+from kdlm.methods.rewards import RewardMethod, RewardSection
 from kdlm.methods.self_distillation.curio_sft import CurioSFT, CurioSFTSection
 from kdlm.methods.self_distillation.further_pretraining import FurtherPretraining, FurtherPretrainingSection
 from kdlm.methods.self_distillation.guided_generations import GuidedGenerations, GuidedGenerationsSection
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
 from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
+from kdlm.methods.self_distillation.rltf_sd import RLTFSD, RLTFSDSection
 from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
 from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
 from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
@@ -156,6 +157,8 @@ AnyMethod = Annotated[
     | SDZeroSection
     | SkillSDSection
     | UniSDSection
+    | RewardSection
+    | RLTFSDSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -175,6 +178,7 @@ __all__ = [
     "PSKD",
     "RKD",
     "RLAD",
+    "RLTFSD",
     "SDPO",
     "ULD",
     "USKD",
@@ -252,6 +256,7 @@ __all__ = [
     "RCMSection",
     "RKDSection",
     "RLADSection",
+    "RLTFSDSection",
     "Readings",
     "RecursiveKD",
     "RecursiveKDSection",
@@ -260,6 +265,7 @@ __all__ = [
     "ReverseKLAdvantage",
     "ReverseKLAdvantageSection",
     "RewardMethod",
+    "RewardSection",
     "Role",
     "SDPOSection",
     "SDSSection",

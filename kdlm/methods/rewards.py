@@ -1,15 +1,18 @@
 """Methods that learn from the rewards of the student's own completions: group advantages and their policy gradient."""
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from kdlm.losses import (
     IGNORE_INDEX,
     CrossEntropy,
+    Loss,
     count_kept,
     importance_weights,
     kept_rows,
@@ -17,8 +20,8 @@ from kdlm.losses import (
     token_log_probs,
 )
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.methods.tokens import TokenMethod
-from kdlm.signal import Rows
+from kdlm.methods.tokens import TokenMethod, TokenOptions
+from kdlm.signal import Dense, Hidden, Rows
 
 
 def group_advantages(
@@ -39,16 +42,23 @@ def group_advantages(
     """
     known = ~rewards.isnan()
     _, place = group.unique(return_inverse=True)
-    reward = rewards.masked_fill(~known, 0.0)
-    sums = reward.new_zeros(int(place.max()) + 1 if len(place) else 0)
-    count = sums.index_add(0, place, known.to(reward))[place]
-    mean = sums.index_add(0, place, reward)[place] / count.clamp(min=1)
-    gap = (reward - mean).masked_fill(~known, 0.0)
+    sums = rewards.new_zeros(int(place.max()) + 1 if len(place) else 0)
+    count = sums.index_add(0, place, known.to(rewards))[place]
+    gap = (rewards - group_means(rewards, group)).masked_fill(~known, 0.0)
     advantages = gap * count / (count - 1).clamp(min=1) if leave_one_out else gap
     if scaled:
         spread = (sums.index_add(0, place, gap.square())[place] / (count - 1).clamp(min=1)).sqrt()
         advantages = torch.where(spread > 0, advantages / spread.clamp(min=1e-12), torch.zeros_like(advantages))
     return advantages
+
+
+def group_means(rewards: Float[Tensor, "sequences"], group: Int[Tensor, "sequences"]) -> Float[Tensor, "sequences"]:
+    """Return for each completion the mean reward of its group, 0 where nothing in it has any."""
+    known = ~rewards.isnan()
+    _, place = group.unique(return_inverse=True)
+    sums = rewards.new_zeros(int(place.max()) + 1 if len(place) else 0)
+    count = sums.index_add(0, place, known.to(rewards))
+    return (sums.index_add(0, place, rewards.nan_to_num(0.0)) / count.clamp(min=1))[place]
 
 
 class RewardMethod(TokenMethod):
@@ -58,15 +68,19 @@ class RewardMethod(TokenMethod):
     from b (`log_probs` of the batch), cut at `importance_cap` (see `PolicyMethod`). With one update for each rollout,
     w = 1 and this is the gradient of GRPO's clipped objective; for more updates use `grpo`, which is TRL's.
 
+    With losses to a teacher on the same text, `-A log q(y) + sum_i D(p, q)`, each a mean over the tokens drawn. A
+    reverse KL to a self teacher that is told more (`data.context`) is OPSD as arXiv 2602.04942 has it, an answer to
+    pi-Distill: no code is released, the formula is from the authors' page, and our tests hold that the two are added.
+
     Args:
-        losses: token losses that subclasses add.
+        losses: token losses beside the policy gradient.
         importance_cap: largest w; None puts w = 1.
         leave_one_out, scaled: of `group_advantages`.
     """
 
     def __init__(
         self,
-        losses=(),
+        losses: Sequence[Loss] = (),
         *,
         importance_cap: float | None = 2.0,
         leave_one_out: bool = False,
@@ -79,7 +93,8 @@ class RewardMethod(TokenMethod):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"rollouts", "reward"})
+        teacher = {"teacher" for loss in self.token_losses.values() if loss.needs_teacher}
+        return frozenset({"rollouts", "reward"} | teacher)
 
     def text(self, step: Step, draw: float) -> Literal["data", "student", "both"]:
         return "student"
@@ -96,6 +111,10 @@ class RewardMethod(TokenMethod):
     def advantages(self, batch: Batch) -> Float[Tensor, "sequences"]:
         """Return the advantage of each completion of a batch."""
         return group_advantages(batch["reward"], batch["index"], leave_one_out=self.leave_one_out, scaled=self.scaled)
+
+    def advantages_of(self, rows: Rows, batch: Batch) -> Float[Tensor, "rows"]:
+        """Return the advantage of each label of `rows`: that of its completion."""
+        return self.advantages(batch)[rows.of_labels(batch["sequence"])]
 
     def policy_gradient(
         self, log_q: Float[Tensor, "rows"], rows: Rows, batch: Batch, advantages: Float[Tensor, "rows"]
@@ -116,15 +135,22 @@ class RewardMethod(TokenMethod):
         once = (log_q - log_q.detach()).exp()  # 1, with the gradient of log q
         return -(weights * advantages.to(log_q) * once).sum(), metrics
 
-    def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
-        call: dict[str, Any] = {"chunk_rows": self.chunk_rows, "impl": self.impl}
-        log_q, entropy = token_log_probs(nets["student"](batch, rows), rows.labels, **call)
-        advantages = self.advantages(batch)[rows.of_labels(batch["sequence"])]
-        policy, metrics = self.policy_gradient(log_q, rows, batch, advantages)
+    def rewarded(self, student: Hidden | Dense, rows: Rows, batch: Batch) -> Terms:
+        """Return the term `policy`, and what is watched of it."""
+        log_q, entropy = token_log_probs(student, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)
+        policy, metrics = self.policy_gradient(log_q, rows, batch, self.advantages_of(rows, batch))
         sampled = rows.of_labels(batch["sampled"]).to(log_q)
         metrics["student_entropy"] = ((sampled * entropy.detach()).sum(), "sampled")
         return Terms({"policy": Term(policy, "sampled")}, metrics)
+
+    def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
+        rows = kept_rows(batch["labels"])
+        student = nets["student"](batch, rows)
+        found = self.rewarded(student, rows, batch)
+        if not self.token_losses:
+            return found
+        beside = self.compare(student, self.ask_teacher(nets, batch, rows), rows, step, unit="sampled")
+        return Terms(found.terms | beside.terms, found.metrics | beside.metrics)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give cross-entropy on given text, and every measure that can be taken with the teacher if there is one."""
@@ -133,3 +159,22 @@ class RewardMethod(TokenMethod):
         measures = measures_for(None if teacher is None else type(teacher))
         judge: Any = ("cross_entropy", CrossEntropy(), 1.0)
         return self.compare(nets["student"](batch, rows), teacher, rows, step, measures, [judge])
+
+
+class RewardOptions(TokenOptions):
+    """What can be asked of any method that learns from rewards in groups."""
+
+    importance_cap: float | None = Field(2.0, gt=0)
+    """Largest importance weight, the student's probability of a token now over the one it was drawn with; `null` weighs
+    all alike."""
+    leave_one_out: bool = False
+    """Compare a completion with the mean reward of the others of its prompt, in place of that of all."""
+    scaled: bool = False
+    """Divide advantages by the standard deviation of the rewards of the prompt, as GRPO does."""
+
+
+class RewardSection(RewardOptions):
+    """Policy gradient of rewards in groups, with the recipe's `losses` to a teacher beside it."""
+
+    method: ClassVar = RewardMethod
+    name: Literal["policy_gradient"] = "policy_gradient"

@@ -1,7 +1,7 @@
 """Sequences: which sequence of a batch a token belongs to, for losses that average within each of them."""
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from kdlm.methods.method import Batch
@@ -35,8 +35,8 @@ def group_rows(numbers: Int[Tensor, "rows"]) -> tuple[Int[Tensor, "rows"], Int[T
 
 
 def lay_out(
-    values: Float[Tensor, "rows"], group: Int[Tensor, "rows"], lengths: Int[Tensor, "sequences"], fill: float
-) -> tuple[Float[Tensor, "sequences longest"], Int[Tensor, "rows"]]:
+    values: Shaped[Tensor, "rows"], group: Int[Tensor, "rows"], lengths: Int[Tensor, "sequences"], fill: float
+) -> tuple[Shaped[Tensor, "sequences longest"], Int[Tensor, "rows"]]:
     """Return one line for each sequence, padded on the right with `fill`, and each row's place in its line.
 
     What is computed on a line depends on no other sequence, to the last bit. Rows of a sequence are in reading order.

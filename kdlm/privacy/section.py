@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from kdlm.methods import Method
+from kdlm.methods import GRPO, Method
 from kdlm.roles import Trainable
 from kdlm.rollouts import RolloutSection
 from kdlm.section import Section
@@ -65,6 +65,8 @@ def refused(args: "TrainingArguments", method: Method, rollouts: RolloutSection 
 
 def _of_method(method: Method) -> Iterator[str]:
     kind, name = type(method), type(method).__name__
+    if isinstance(method, GRPO):
+        yield f"method: {name} runs in TRL's trainer, which has no private steps"
     if sum(isinstance(role, Trainable) for role in method.roles.values()) > 1:
         yield f"method: {name} trains several networks; a private run trains the student alone"
     if kind.prepare is not Method.prepare:

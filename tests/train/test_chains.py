@@ -106,6 +106,22 @@ def test_a_student_calls_tools_under_a_teacher_of_tools() -> None:
     assert log["rollout/turns"] >= 1 and 0 <= log["rollout/success"] <= 1
 
 
+def test_a_reviser_is_trained_first_and_then_distilled_into_its_generator(capsys) -> None:
+    short = [one for one in SHORT if "eval" not in one] + ["rollouts.sampling.max_new_tokens=4"]
+    distil = [*short, "data.eval.0.limit=1", "training.eval_steps=4", "rollouts.eval_prompts=1"]
+    assert cli.main(["train", str(FOLDER / "sd_zero/distil.yaml"), *distil]) == 2
+    assert "./runs/sandbox-sd-zero-revise/student: no such model folder" in capsys.readouterr().err
+    first = [*short, STUDENT, "training.logging_steps=1", "rollouts.environment.success=0", "method.success=0"]
+    assert cli.main(["train", str(FOLDER / "sd_zero/revise.yaml"), *first]) == 0
+    assert cli.main(["train", str(FOLDER / "sd_zero/distil.yaml"), *distil, "training.logging_steps=1"]) == 0
+    of_both = [
+        [json.loads(line) for line in Path(f"runs/sandbox-sd-zero{name}/metrics.jsonl").read_text().splitlines()]
+        for name in ("-revise", "")
+    ]
+    assert all(0 <= line["revised"] <= 1 for line in of_both[0] if "revised" in line)
+    assert any("loss_wrong" in line and 0 <= line["informed"] <= 1 for line in of_both[1])
+
+
 def test_a_draft_is_pretrained_and_then_aligned_with_its_target_on_either_text() -> None:
     short = ["training.logging_steps=4"]
     assert run("draft/pretrain.yaml", STUDENT, *short) == 0

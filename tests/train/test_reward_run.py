@@ -128,7 +128,7 @@ def test_plain_grpo_takes_no_teacher(recipe) -> None:
         ("verifier=null", "verifier: missing; rlad learns from its score"),
         ("data.packing=padding_free", "data.packing: TRL pads"),
         ("evaluation={rows: 2}", "evaluation: in TRL's trainer"),
-        ("guards={length: {stop: [0, 99]}}", "guards: nothing is watched"),
+        ("guards={length: {stop: {below: 1}}}", "guards: nothing is watched"),
         ("teacher={name: self}", "teacher: self keeps copies"),
         ("losses=[{name: forward_kl}]", "losses: RLAD has its own"),
         ("teacher={name: openai, url: 'http://127.0.0.1:9', model: m, of: {name: sandbox, model: code-teacher-tiny}}",

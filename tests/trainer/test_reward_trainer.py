@@ -47,9 +47,7 @@ def config(tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
-def made(
-    args: Any, kind: Any = TeacherGRPOTrainer, *, reward: Any = spread, student: Any = None, **options: Any
-) -> Any:
+def made(args: Any, kind: Any = TeacherGRPOTrainer, *, reward: Any = spread, student: Any = None, **options: Any):
     built = source("code-student-tiny")
     return kind(
         built.load() if student is None else student,
@@ -257,7 +255,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(config) -> None:
     made(config(**options)).train()
     folder = Path(config().output_dir) / "checkpoint-1"
     (folder / "rollouts_0.pt").write_bytes(b"no")
-    with pytest.raises(ValueError, match="rollouts_0.pt: damaged"):
+    with pytest.raises(ValueError, match=r"rollouts_0\.pt: damaged"):
         made(config(max_steps=2)).train(resume_from_checkpoint=str(folder))
 
 
@@ -311,14 +309,9 @@ def test_of_two_rewarded_tokens_the_teachers_wins_and_grpo_does_not_choose(confi
         return [float(ids[0] in (likely, unlikely)) for ids in completion_ids]
 
     def run(ratio: float) -> tuple[list[float], float, float]:
-        options = {
-            "max_completion_length": 1,
-            "max_steps": 30,
-            "learning_rate": 0.02,
-            "per_device_train_batch_size": 32,
-        }
+        options = {"max_completion_length": 1, "max_steps": 30, "learning_rate": 0.02}
         trainer = made(
-            config(**options, num_generations=16, num_iterations=2),
+            config(**options, per_device_train_batch_size=32, num_generations=16, num_iterations=2),
             reward=either, student=copy.deepcopy(built), teacher=copy.deepcopy(teacher), ratio=ratio,
         )  # fmt: skip
         trainer.train()

@@ -46,13 +46,14 @@ def trainer(
     layout: Any = "padded",
     columns: Any = None,
     rollouts: Any = None,
+    data: bool = False,
     **options: Any,
 ) -> Any:
     student = source("code-student-tiny")
     generator = torch.Generator().manual_seed(4)
-    prompts = [torch.randint(5, 500, (4,), generator=generator).tolist() for _ in range(6)]
+    prompts = [torch.randint(5, 500, (8 if data else 4,), generator=generator).tolist() for _ in range(6)]
     rows = [
-        {"input_ids": ids, "labels": [IGNORE_INDEX] * 4, "index": number, "asked": '{"prompt": "x = "}'}
+        {"input_ids": ids, "labels": [IGNORE_INDEX] * 4 + ids[4:], "index": number, "asked": '{"prompt": "x = "}'}
         | (columns(number) if columns else {})
         for number, ids in enumerate(prompts)
     ]
