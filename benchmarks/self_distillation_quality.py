@@ -66,8 +66,8 @@ class Plan(NamedTuple):
     measured_every: int
 
 
-WHOLE = Plan(walks=64, steps=100, measured_every=20)
-QUICK = Plan(walks=64, steps=4, measured_every=2)
+WHOLE = Plan(walks=128, steps=120, measured_every=30)
+QUICK = Plan(walks=128, steps=4, measured_every=2)
 
 Arm = Callable[[list[Row], int], dict[str, Any]]
 """Walks to learn from, and the seed -> what `trained` is given."""
