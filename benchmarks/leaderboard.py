@@ -44,8 +44,6 @@ LEFT_OUT = {
     "rltf_sd": "learns from rewards, which no group has: benchmarks/self_distillation_quality.py measures it",
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
     "masked_kd": "is for masked language models, whose bound no group measures: tests/trainer has it against the data",
-    "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
-    "self_distillation": "tells its teacher what the rows of no group hold",
     "sdpo": "learns from what a verifier says of its own attempts, and no group has one",
     "sd_zero_revision": "learns from what a verifier says of its own attempts, and no group has one",
     "sd_zero": "learns from what a verifier says of its own attempts, and no group has one",

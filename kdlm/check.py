@@ -210,7 +210,7 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
         raise ValueError(
             f"verifier: missing; {recipe.method.name} learns from rewards: add e.g. verifier: {{name: answer}}"
         )
-    if "turns" in method.needs and recipe.rollouts.environment is None:
+    if "turns" in method.needs and (recipe.rollouts is None or recipe.rollouts.environment is None):
         raise ValueError(
             f"rollouts.environment: missing; {recipe.method.name} learns from several turns: add e.g. environment: "
             "{name: retry, until_right: false}"
