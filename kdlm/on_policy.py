@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdlm.data.share import Share
 from kdlm.data.turns import Between
 from kdlm.disk import write_text
-from kdlm.methods.method import After, Told
+from kdlm.methods.method import After, Method, Told
 from kdlm.rollouts import (
     Completion,
     Engine,
@@ -128,6 +129,7 @@ class OnPolicyTrainer(DistillTrainer):
             finish=self._finish,
             last=lambda: self.state.max_steps,
             told=self._told,
+            trained_on=self._trained_on,
             episodes=self._episodes(),
         )
         self.samples: list[Sample] = []
@@ -239,6 +241,10 @@ class OnPolicyTrainer(DistillTrainer):
         if told is None:
             return written
         return [self._telling(one, more) for one, more in zip(written, told, strict=True)]
+
+    def _trained_on(self, written: list[Written]) -> None:
+        if type(self.method).trained_on is not Method.trained_on:
+            self.method.trained_on(gather_object(written) if self.args.world_size > 1 else written)
 
     def _telling(self, one: Written, more: Told) -> Written:
         if isinstance(more, str):

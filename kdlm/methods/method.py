@@ -204,6 +204,13 @@ class Method:
         """
         return None
 
+    def trained_on(self, written: Sequence[Written]) -> None:
+        """Take note of the completions that the coming steps train on, once for each round and after `told`.
+
+        They are those of all ranks, in the order of the ranks, so that what is kept of them is the same on each. What
+        evaluation draws is not among them.
+        """
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return how many items of each unit the batch holds, known before any forward pass."""
         return {"tokens": count_kept(batch["labels"])}
