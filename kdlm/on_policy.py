@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdlm.data.share import Share
 from kdlm.data.turns import Between
 from kdlm.disk import write_text
-from kdlm.methods.method import After, Told
+from kdlm.methods.method import After, Method, Told
 from kdlm.rollouts import (
     Completion,
     Engine,
@@ -83,7 +84,7 @@ class OnPolicyTrainer(DistillTrainer):
     Raises ValueError when engine, rollouts and training arguments do not fit.
     """
 
-    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward"}
+    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward", "turns"}
 
     def __init__(
         self,
@@ -113,8 +114,11 @@ class OnPolicyTrainer(DistillTrainer):
                     "student's tokenizer"
                 )
             engine.guide = self.teacher.model
-        if "reward" in self.method.needs and reward is None:
+        rewarded = reward is not None or (section.environment is not None and not section.environment.judged)
+        if "reward" in self.method.needs and not rewarded:
             raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
+        if "turns" in self.method.needs and section.environment is None:
+            raise ValueError(f"rollouts.environment: missing; {type(self.method).__name__} learns from several turns")
         self.reward, self.section = reward, section
         self._variables = chat_template_args
         self.rounds = Rounds(
@@ -126,6 +130,7 @@ class OnPolicyTrainer(DistillTrainer):
             finish=self._finish,
             last=lambda: self.state.max_steps,
             told=self._told,
+            trained_on=self._trained_on,
             episodes=self._episodes(),
         )
         self.samples: list[Sample] = []
@@ -237,6 +242,10 @@ class OnPolicyTrainer(DistillTrainer):
         if told is None:
             return written
         return [self._telling(one, more) for one, more in zip(written, told, strict=True)]
+
+    def _trained_on(self, written: list[Written]) -> None:
+        if type(self.method).trained_on is not Method.trained_on:
+            self.method.trained_on(gather_object(written) if self.args.world_size > 1 else written)
 
     def _telling(self, one: Written, more: Told) -> Written:
         if isinstance(more, str):

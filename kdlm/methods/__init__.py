@@ -55,10 +55,13 @@ from kdlm.methods.self_distillation.guided_generations import GuidedGenerations,
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
 from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
+from kdlm.methods.self_distillation.rltf_fm import RLTFFM, RLTFFMSection
 from kdlm.methods.self_distillation.rltf_sd import RLTFSD, RLTFSDSection
+from kdlm.methods.self_distillation.score import SCoRe, SCoReSection
 from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
 from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
 from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
+from kdlm.methods.self_distillation.skill_sd import SkillSD, SkillSDSection
 from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
@@ -154,9 +157,12 @@ AnyMethod = Annotated[
     | SDPOSection
     | SDZeroRevisionSection
     | SDZeroSection
+    | SkillSDSection
     | UniSDSection
     | RewardSection
     | RLTFSDSection
+    | RLTFFMSection
+    | SCoReSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -176,6 +182,7 @@ __all__ = [
     "PSKD",
     "RKD",
     "RLAD",
+    "RLTFFM",
     "RLTFSD",
     "SDPO",
     "ULD",
@@ -254,6 +261,7 @@ __all__ = [
     "RCMSection",
     "RKDSection",
     "RLADSection",
+    "RLTFFMSection",
     "RLTFSDSection",
     "Readings",
     "RecursiveKD",
@@ -265,6 +273,8 @@ __all__ = [
     "RewardMethod",
     "RewardSection",
     "Role",
+    "SCoRe",
+    "SCoReSection",
     "SDPOSection",
     "SDSSection",
     "SDZero",
@@ -280,6 +290,8 @@ __all__ = [
     "SharedVocabularyKD",
     "SharedVocabularyKDSection",
     "SiDSection",
+    "SkillSD",
+    "SkillSDSection",
     "SnapshotOf",
     "Step",
     "Taid",
