@@ -47,7 +47,6 @@ LEFT_OUT = {
     "pi_distill": "learns from rewards, which no group has",
     "gdsd": "learns from rewards, which no group has: its recipe, recipes/sandbox/gdsd.yaml, has one that is counted",
     "masked_kd": "is for masked language models, whose bound no group measures: tests/trainer has it against the data",
-    "masked_kd": "is for masked language models, whose bound is in no group's metrics: tests/trainer holds it",
     "sdpo": "learns from what a verifier says of its own attempts, and no group has one",
     "sd_zero_revision": "learns from what a verifier says of its own attempts, and no group has one",
     "sd_zero": "learns from what a verifier says of its own attempts, and no group has one",
@@ -55,6 +54,7 @@ LEFT_OUT = {
     "custom": "is the user's own",
     "cfg_distillation": "makes a guided teacher cheaper, and is measured by its distance to that: vision_diffusion.py",
     "curio_sft": "holds a model that is fine-tuned near what it was, and the students here begin from nothing",
+    "skill_sd": "learns from rewards of episodes, which no group has: recipes/sandbox/tools/skill_sd.yaml counts them",
     "further_pretraining": "prepares for fine-tuning, which a ranking by the text it is trained on does not show",
 }
 """Method or loss -> why it is in no group."""

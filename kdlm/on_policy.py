@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -23,7 +24,7 @@ from kdlm.data import ContextCollator
 from kdlm.data.share import Share
 from kdlm.data.turns import Between
 from kdlm.disk import write_text
-from kdlm.methods.method import After, Told
+from kdlm.methods.method import After, Method, Told
 from kdlm.rollouts import (
     Completion,
     Engine,
@@ -84,7 +85,7 @@ class OnPolicyTrainer(DistillTrainer):
     Raises ValueError when engine, rollouts and training arguments do not fit.
     """
 
-    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward", "informed"}
+    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward", "turns", "informed"}
 
     def __init__(
         self,
@@ -114,10 +115,13 @@ class OnPolicyTrainer(DistillTrainer):
                     "student's tokenizer"
                 )
             engine.guide = self.teacher.model
-        if "reward" in self.method.needs and reward is None:
+        rewarded = reward is not None or (section.environment is not None and not section.environment.judged)
+        if "reward" in self.method.needs and not rewarded:
             raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
         if "informed" in self.method.needs and not section.informed:
             raise ValueError(f"rollouts.informed: {type(self.method).__name__} learns from a student that is told more")
+        if "turns" in self.method.needs and section.environment is None:
+            raise ValueError(f"rollouts.environment: missing; {type(self.method).__name__} learns from several turns")
         self.reward, self.section = reward, section
         self._variables = chat_template_args
         self.rounds = Rounds(
@@ -129,6 +133,7 @@ class OnPolicyTrainer(DistillTrainer):
             finish=self._finish,
             last=lambda: self.state.max_steps,
             told=self._told,
+            trained_on=self._trained_on,
             episodes=self._episodes(),
             informed=self._informed(),
         )
@@ -250,6 +255,10 @@ class OnPolicyTrainer(DistillTrainer):
         if told is None:
             return written
         return [self._telling(one, more) for one, more in zip(written, told, strict=True)]
+
+    def _trained_on(self, written: list[Written]) -> None:
+        if type(self.method).trained_on is not Method.trained_on:
+            self.method.trained_on(gather_object(written) if self.args.world_size > 1 else written)
 
     def _telling(self, one: Written, more: Told) -> Written:
         if isinstance(more, str):

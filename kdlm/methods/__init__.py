@@ -62,6 +62,7 @@ from kdlm.methods.self_distillation.score import SCoRe, SCoReSection
 from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
 from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
 from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
+from kdlm.methods.self_distillation.skill_sd import SkillSD, SkillSDSection
 from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.taid import Taid, TaidSection
@@ -157,6 +158,7 @@ AnyMethod = Annotated[
     | SDPOSection
     | SDZeroRevisionSection
     | SDZeroSection
+    | SkillSDSection
     | UniSDSection
     | RewardSection
     | RLTFSDSection
@@ -292,6 +294,8 @@ __all__ = [
     "SharedVocabularyKD",
     "SharedVocabularyKDSection",
     "SiDSection",
+    "SkillSD",
+    "SkillSDSection",
     "SnapshotOf",
     "Step",
     "Taid",

@@ -153,9 +153,9 @@ class Method:
     `teacher.classes` (an image classifier), `teacher.embeddings` (of images and texts), `teacher.masked` (a masked
     autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `pairs` (of image and text),
     `samples` (of what a denoiser makes), `visual` (images between the tokens). `unmasking`, `teacher.unmasking`:
-    student and teacher are masked language models. `rollouts`: the student's own text, `reward`: what a verifier says
-    of it, `context`: prompts that the teacher can be told more in (`data.context`), `informed`: that the student was
-    told it as it wrote (`rollouts.informed`)."""
+    student and teacher are masked language models. `rollouts`: the student's own text, `turns`: several of its turns,
+    `reward`: what a verifier says of it, `context`: prompts that the teacher can be told more in (`data.context`),
+    `informed`: that the student was told it as it wrote (`rollouts.informed`)."""
     computes: tuple[str, ...] = ()
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
     paced_by: str = "tokens"
@@ -204,6 +204,13 @@ class Method:
         a prompt are there, one after another.
         """
         return None
+
+    def trained_on(self, written: Sequence[Written]) -> None:
+        """Take note of the completions that the coming steps train on, once for each round and after `told`.
+
+        They are those of all ranks, in the order of the ranks, so that what is kept of them is the same on each. What
+        evaluation draws is not among them.
+        """
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return how many items of each unit the batch holds, known before any forward pass."""

@@ -33,7 +33,7 @@ class _Episode:
     rewards: list[float] = field(default_factory=list)
     stop: Literal["end", "length"] = "end"
     feedback: str | None = None
-    last: str = ""
+    talk: list[list[str]] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], log_probs: Sequence[float], turn: int) -> None:
         self.ids += ids
@@ -96,7 +96,8 @@ class Episodes:
         for episode, done, text, reply in zip(live, drawn, texts, replies, strict=True):
             episode.add(done.ids, done.log_probs, turn)
             episode.rewards.append(float(reply.reward))
-            episode.stop, episode.feedback, episode.last = done.stop, reply.feedback, text
+            episode.stop, episode.feedback = done.stop, reply.feedback
+            episode.talk.append([text, reply.text])
         return [episode for episode, reply in zip(live, replies, strict=True) if self._goes_on(episode, reply, turn)]
 
     def _goes_on(self, episode: _Episode, reply: Reply, turn: int) -> bool:
@@ -111,7 +112,7 @@ class Episodes:
 
     def _finished(self, episodes: list[_Episode]) -> list[Written]:
         if self.judge is not None and not self.section.judged:
-            verdicts = self.judge([one.last for one in episodes], [one.row for one in episodes])
+            verdicts = self.judge([one.talk[-1][0] for one in episodes], [one.row for one in episodes])
             for one, (score, reason) in zip(episodes, verdicts, strict=True):
                 one.rewards[-1] += score
                 one.feedback = one.feedback if reason is None else reason
@@ -129,6 +130,7 @@ class Episodes:
             turns=one.turns if several else None,
             turn_rewards=one.rewards if several else [],
             feedback=one.feedback,
+            talk=one.talk if several else [],
         )
 
 

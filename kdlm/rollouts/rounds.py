@@ -65,6 +65,14 @@ class _Round:
             if slot.text != "data" and not slot.written:
                 slot.written = [[one for _ in rows for one in next(drawn)] for rows in slot.micro]
 
+    def tell(self, told: Callable[[list[Written]], list[Written]]) -> list[Written]:
+        """Add to the completions what a teacher is told about them, and return them all."""
+        done = told([one for slot in self.slots for rows in slot.written for one in rows])
+        each = iter(done)
+        for slot in self.slots:
+            slot.written = [[next(each) for _ in rows] for rows in slot.written]
+        return done
+
 
 class Rounds:
     """Hands out optimiser steps' rows with the student's completions.
@@ -77,7 +85,9 @@ class Rounds:
         student: gives the model whose weights the engine takes.
         finish: makes of completions what is trained on: their text and reward.
         last: gives the number of optimiser steps of the run.
-        told: adds to what was written what a teacher is told about it.
+        told: adds to what was written what a teacher is told about it. It is asked when a round begins to be trained
+            on, so that what it knows by then does not depend on when the completions were drawn, nor on checkpoints.
+        trained_on: is shown a round's completions right after that.
         episodes: completes prompts turn by turn; without it a completion is one turn.
         informed: row -> the prompt that the engine completes in place of the row's own, after which the completion is
             trained on; None where that is the row's own. Evaluation does without.
@@ -96,6 +106,7 @@ class Rounds:
         finish: Finish,
         last: Callable[[], int],
         told: Callable[[list[Written]], list[Written]] = list,
+        trained_on: Callable[[list[Written]], None] = lambda written: None,
         episodes: Episodes | None = None,
         informed: Callable[[Row], list[int] | None] | None = None,
     ):
@@ -103,7 +114,7 @@ class Rounds:
             raise ValueError("rollouts.asynchronous: this engine reads the very weights that are being trained")
         self.engine, self.section, self.seed = engine, section, seed
         self.text, self.student, self.finish, self.last = text, student, finish, last
-        self.told, self.episodes, self.informed = told, episodes, informed
+        self.told, self.trained_on, self.episodes, self.informed = told, trained_on, episodes, informed
         self.waited = 0.0
         """Seconds that steps have waited for completions."""
         self._pool = ThreadPoolExecutor(1, "kdlm-rollouts")
@@ -126,6 +137,7 @@ class Rounds:
             began = time.perf_counter()
             current.settle()
             self.waited += time.perf_counter() - began
+            self.trained_on(current.tell(self.told))
             ahead = index + len(current.slots) * current.passes
             self._next = self._begin(batches, micro, ahead, index) if self.section.asynchronous else None
             self._steps.extend(slot for _ in range(current.passes) for slot in current.slots)
@@ -140,7 +152,7 @@ class Rounds:
             self._next.settle()
         self.engine.take(self.student(), version)
         prompts = [prompt_of(row, self.section.prompt_tokens) for row in rows]
-        return self._write(rows, prompts, prompts, sampling, self.seed)
+        return self.told(self._write(rows, prompts, prompts, sampling, self.seed))
 
     def _write(
         self, rows: Sequence[Row], prompts: list[list[int]], read: list[list[int]], sampling: Sampling, seed: int
@@ -148,9 +160,9 @@ class Rounds:
         """Complete what is `read`, and give it as completions of the prompts."""
         if self.episodes is not None:
             written = self.episodes(self.engine, rows, read, sampling, seed)
-            return self.told([replace(one, prompt=prompts[one.completion.group]) for one in written])
+            return [replace(one, prompt=prompts[one.completion.group]) for one in written]
         drawn = self.engine.generate(read, sampling, seed)
-        return self.told(self.finish([(rows[one.group], prompts[one.group], one) for one in drawn]))
+        return self.finish([(rows[one.group], prompts[one.group], one) for one in drawn])
 
     def _begin(self, batches: Iterator[Opaque], micro: int, index: int, version: int) -> _Round | None:
         """Take the rows of a round that begins at step `index` from the loader, and start completing their prompts."""

@@ -45,6 +45,7 @@ class Written:
             environment said it; None where all of it is turn 0.
         turn_rewards: of each turn; empty where there is one.
         feedback: what was said beside the reward, which the student has not read.
+        talk: of each turn its text, and what the environment said to it; empty where there is one.
     """
 
     row: Row
@@ -57,6 +58,7 @@ class Written:
     turns: list[int] | None = None
     turn_rewards: list[float] = field(default_factory=list)
     feedback: str | None = None
+    talk: list[list[str]] = field(default_factory=list)
 
     @property
     def turn_of(self) -> list[int]:

@@ -53,6 +53,7 @@ AFTER = {
     "chain/student": ["teacher={name: sandbox, model: code-teacher}"],
     "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
     "tools/on_policy": ["teacher={name: sandbox, model: code-student}", "student={name: sandbox, model: code-student}"],
+    "tools/skill_sd": ["student={name: sandbox, model: code-student}"],
     "sandbox/grpo": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "sandbox/rlad": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],

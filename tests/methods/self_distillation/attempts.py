@@ -71,12 +71,13 @@ def trainer(
         processing_class=student.tokenizer(),
         data_collator=ContextCollator(Collator(0, layout=layout), Reprompt(student.tokenizer(), ContextSection())),
         rollouts=RolloutSection(
-            sampling={"max_new_tokens": 6, "samples_per_prompt": samples}, environment=environment, **(rollouts or {})
+            sampling={"max_new_tokens": 6, "samples_per_prompt": samples}, environment=environment, **rollouts or {}
         ),
         reward=reward,
     )
     made.networks.to(torch.float64)
-    made.rounds.engine = Ends(made.rounds.engine, made.processing_class.eos_token_id)
+    tokenizer: Any = made.processing_class
+    made.rounds.engine = Ends(made.rounds.engine, tokenizer.eos_token_id)
     return made
 
 
