@@ -52,10 +52,13 @@ from kdlm.methods.rewards import RewardMethod, RewardSection
 from kdlm.methods.self_distillation.curio_sft import CurioSFT, CurioSFTSection
 from kdlm.methods.self_distillation.further_pretraining import FurtherPretraining, FurtherPretrainingSection
 from kdlm.methods.self_distillation.guided_generations import GuidedGenerations, GuidedGenerationsSection
+from kdlm.methods.self_distillation.pi_distill import PiDistill, PiDistillSection
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
 from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
+from kdlm.methods.self_distillation.rltf_fm import RLTFFM, RLTFFMSection
 from kdlm.methods.self_distillation.rltf_sd import RLTFSD, RLTFSDSection
+from kdlm.methods.self_distillation.score import SCoRe, SCoReSection
 from kdlm.methods.self_distillation.sd_zero import SDZero, SDZeroSection
 from kdlm.methods.self_distillation.sd_zero_revision import SDZeroRevision, SDZeroRevisionSection
 from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
@@ -159,6 +162,9 @@ AnyMethod = Annotated[
     | UniSDSection
     | RewardSection
     | RLTFSDSection
+    | RLTFFMSection
+    | SCoReSection
+    | PiDistillSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -178,6 +184,7 @@ __all__ = [
     "PSKD",
     "RKD",
     "RLAD",
+    "RLTFFM",
     "RLTFSD",
     "SDPO",
     "ULD",
@@ -249,6 +256,8 @@ __all__ = [
     "MiniLLMSection",
     "OFAKDSection",
     "PSKDSection",
+    "PiDistill",
+    "PiDistillSection",
     "PolicyMethod",
     "Preparation",
     "Progressive",
@@ -256,6 +265,7 @@ __all__ = [
     "RCMSection",
     "RKDSection",
     "RLADSection",
+    "RLTFFMSection",
     "RLTFSDSection",
     "Readings",
     "RecursiveKD",
@@ -267,6 +277,8 @@ __all__ = [
     "RewardMethod",
     "RewardSection",
     "Role",
+    "SCoRe",
+    "SCoReSection",
     "SDPOSection",
     "SDSSection",
     "SDZero",

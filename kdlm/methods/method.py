@@ -153,8 +153,9 @@ class Method:
     `teacher.classes` (an image classifier), `teacher.embeddings` (of images and texts), `teacher.masked` (a masked
     autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `pairs` (of image and text),
     `samples` (of what a denoiser makes), `visual` (images between the tokens). `unmasking`, `teacher.unmasking`:
-    student and teacher are masked language models. `rollouts`: the student's own text, `reward`: what a verifier says
-    of it, `context`: prompts that the teacher can be told more in (`data.context`)."""
+    student and teacher are masked language models. `rollouts`: the student's own text, `turns`: several of its turns,
+    `reward`: what a verifier says of it, `context`: prompts that the teacher can be told more in (`data.context`),
+    `informed`: that the student was told it as it wrote (`rollouts.informed`)."""
     computes: tuple[str, ...] = ()
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
     paced_by: str = "tokens"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from kdlm.losses import (
 )
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, Rows
+from kdlm.signal import Rows
 
 
 def group_advantages(
@@ -38,7 +38,8 @@ def group_advantages(
         group: which prompt each follows (`batch["index"]`).
         leave_one_out: compare with the mean of the others (RLOO) in place of the mean of all. A group of one has
             advantage 0 in either way.
-        scaled: divide by the group's standard deviation (n - 1), as GRPO does; no spread, no advantage.
+        scaled: divide by the group's standard deviation (n - 1), as GRPO does; no spread, no advantage, and less than
+            1e-5 of the rewards' size is no spread but rounding.
     """
     known = ~rewards.isnan()
     _, place = group.unique(return_inverse=True)
@@ -48,7 +49,8 @@ def group_advantages(
     advantages = gap * count / (count - 1).clamp(min=1) if leave_one_out else gap
     if scaled:
         spread = (sums.index_add(0, place, gap.square())[place] / (count - 1).clamp(min=1)).sqrt()
-        advantages = torch.where(spread > 0, advantages / spread.clamp(min=1e-12), torch.zeros_like(advantages))
+        size = sums.index_add(0, place, rewards.nan_to_num(0.0).square())[place] / count.clamp(min=1)
+        advantages = torch.where(spread > 1e-5 * size.sqrt(), advantages / spread, torch.zeros_like(advantages))
     return advantages
 
 
@@ -135,21 +137,31 @@ class RewardMethod(TokenMethod):
         once = (log_q - log_q.detach()).exp()  # 1, with the gradient of log q
         return -(weights * advantages.to(log_q) * once).sum(), metrics
 
-    def rewarded(self, student: Hidden | Dense, rows: Rows, batch: Batch) -> Terms:
+    def rows(self, batch: Batch) -> Rows:
+        """Return the positions that are read: those whose next token is trained on."""
+        return kept_rows(batch["labels"])
+
+    def rewarded(self, log_q: Float[Tensor, "rows"], entropy: Float[Tensor, "rows"], rows: Rows, batch: Batch) -> Terms:
         """Return the term `policy`, and what is watched of it."""
-        log_q, entropy = token_log_probs(student, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)
         policy, metrics = self.policy_gradient(log_q, rows, batch, self.advantages_of(rows, batch))
         sampled = rows.of_labels(batch["sampled"]).to(log_q)
         metrics["student_entropy"] = ((sampled * entropy.detach()).sum(), "sampled")
         return Terms({"policy": Term(policy, "sampled")}, metrics)
 
+    def compared(self, rows: Rows, batch: Batch) -> Bool[Tensor, "rows"]:
+        """Return at which of the rows the student is compared with the teacher: where it drew the token."""
+        return rows.of_labels(batch["sampled"])
+
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = self.rows(batch)
         student = nets["student"](batch, rows)
-        found = self.rewarded(student, rows, batch)
+        log_q, entropy = token_log_probs(student, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)
+        found = self.rewarded(log_q, entropy, rows, batch)
         if not self.token_losses:
             return found
-        beside = self.compare(student, self.ask_teacher(nets, batch, rows), rows, step, unit="sampled")
+        weights = self.compared(rows, batch).to(log_q)
+        teacher = self.ask_teacher(nets, batch, rows)
+        beside = self.compare(student, teacher, rows, step, row_weights=weights, unit="sampled")
         return Terms(found.terms | beside.terms, found.metrics | beside.metrics)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:

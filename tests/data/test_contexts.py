@@ -63,6 +63,27 @@ def test_rows_without_a_context_make_the_batch_that_they_make_without_any(load, 
     assert all(torch.equal(batch[name], plain[name]) for name in ("input_ids", "labels", "attention_mask"))
 
 
+@pytest.mark.parametrize("packing", ["none", "padding_free"])
+def test_several_contexts_and_a_bad_one_are_readings_of_their_own(load, jsonl, tokenizer, packing):
+    rows = [
+        {**row, "hints": ["a fox", "", row["prompt"]], "mistake": bad}
+        for row, bad in zip(ROWS, ["six", "", None], strict=True)
+    ]
+    named = {"contexts": "hints", "bad_context": "mistake"}
+    data = loaded(load, jsonl, tokenizer, rows=rows, source={"columns": MAPPED["columns"] | named}, packing=packing)
+    batch = data.collator([data.train[number] for number in range(3)])
+    plain = loaded(load, jsonl, tokenizer, packing=packing)
+    assert torch.equal(
+        batch["theirs"]["input_ids"], plain.collator([plain.train[n] for n in range(3)])["theirs"]["input_ids"]
+    )
+    assert len(batch["others"]) == 3 and batch["misguided"].tolist() == [True, False, False]
+    for reading in (*batch["others"], batch["misled"]):
+        *_, after, theirs_after, _ = places_of(batch | {"theirs": reading})
+        assert torch.equal(after, theirs_after)
+    texts = [tokenizer.decode(reading["input_ids"].flatten()) for reading in (*batch["others"], batch["misled"])]
+    assert [text.count("a fox\n") for text in texts] == [3, 0, 0, 0] and texts[3].count("six\n") == 1
+
+
 def test_a_long_context_is_cut_and_the_answer_never(load, jsonl, tokenizer):
     short = loaded(load, jsonl, tokenizer, template={**TEMPLATE, "max_tokens": 2})
     batch = short.collator([short.train[2]])

@@ -61,6 +61,7 @@ AFTER = {
     "vision_language/finetune": ["student.path=sandbox:digits-vlm-student"],
     "diffusion/digits_instaflow": ["student.path=sandbox:digits-denoiser", "teacher.path=sandbox:digits-denoiser"],
     "sd_zero/distil": ["student={name: sandbox, model: walks-start}"],
+    "score/stage2": ["student={name: sandbox, model: walks-start}"],
     "fusion/fuse": ["teacher.members.1={name: sandbox, model: code-teacher-4k}"],
     "further_pretraining/student": ["teacher={name: sandbox, model: code-student}"],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],

@@ -41,7 +41,7 @@ class SDZeroRevision(TokenMethod):
 
     @property
     def needs(self) -> frozenset[str]:
-        own = {"rollouts", "reward"} if self.student_share > 0 else set()
+        own = {"rollouts", "reward", "turns"} if self.student_share > 0 else set()
         return frozenset(own | ({"labels"} if self.student_share < 1 else set()))
 
     def text(self, step: Step, draw: float) -> Literal["data", "student", "both"]:

@@ -121,7 +121,7 @@ class SDPO(SelfDistillation):
 
 def _groups(batch: Batch) -> Tensor:
     """Return a number for each sequence, equal for attempts at one prompt."""
-    return batch["index"] if "index" in batch else torch.arange(len(batch["informed"]))
+    return batch["index"] if "index" in batch else torch.arange(len(batch["informed"]), device=batch["informed"].device)
 
 
 class SDPOSection(TokenOptions):

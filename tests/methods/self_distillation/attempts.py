@@ -76,7 +76,8 @@ def trainer(
         reward=reward,
     )
     made.networks.to(torch.float64)
-    made.rounds.engine = Ends(made.rounds.engine, made.processing_class.eos_token_id)
+    tokenizer: Any = made.processing_class
+    made.rounds.engine = Ends(made.rounds.engine, tokenizer.eos_token_id)
     return made
 
 

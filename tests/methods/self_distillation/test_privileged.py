@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from loopback import source
+from pydantic import ValidationError
 from transformers import TrainingArguments
 
 from kdlm import DistillTrainer, OnPolicyTrainer
@@ -16,6 +17,7 @@ from kdlm.models.adapters import Lora, adapt
 from kdlm.rollouts import RolloutSection
 from kdlm.signal import IGNORE_INDEX
 from kdlm.teachers import LocalTeacher, SelfTeacher
+from kdlm.teachers.self_teacher import SelfTeacherSection
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*merge.*:UserWarning")
 WEIGHTS = ["current", "average", "snapshot", "start"]
@@ -171,3 +173,19 @@ def test_rows_that_ask_nothing_are_refused(tmp_path):
             method=SelfDistillation([ForwardKL()], student_share=0.0), train_dataset=plain,
             processing_class=student.tokenizer(),
         )  # fmt: skip
+
+
+def test_an_average_may_move_now_and_then(tmp_path):
+    slow, never = (
+        trainer(tmp_path, SelfTeacher("average", decay=0.5, every=every), max_steps=steps)
+        for every, steps in ((3, 3), (4, 3))
+    )
+    start = {name: p.detach().clone() for name, p in slow.networks.averages["self_teacher"].named_parameters()}
+    for made in (slow, never):
+        weights(made)
+    moved, still = (dict(made.networks.averages["self_teacher"].named_parameters()) for made in (slow, never))
+    assert all(torch.equal(still[name], start[name]) for name in start)
+    assert any(not torch.equal(moved[name], start[name]) for name in start)
+    assert SelfTeacher("average").every == 1 and SelfTeacher("snapshot").every == 100
+    with pytest.raises(ValidationError, match="does nothing with weights: start"):
+        SelfTeacherSection(weights="start", every=3)

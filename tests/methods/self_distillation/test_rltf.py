@@ -5,8 +5,9 @@ import torch
 from attempts import trainer, weights
 from episodes_by_hand import RETRIES, Reader, batch_of, gradient, run
 
-from kdlm.methods import RLTFSD
-from kdlm.methods.turns import later_turns, said_in
+from kdlm.losses import ReverseKL
+from kdlm.methods import RLTFFM, RLTFSD
+from kdlm.methods.turns import TurnRewards, later_turns, said_in
 from kdlm.signal import IGNORE_INDEX
 
 RETRY = {"name": "retry", "turns": 2, "until_right": False, "ask": "{feedback}", "right": "Right.", "wrong": "Wrong."}
@@ -47,7 +48,7 @@ def test_the_environments_words_are_known_and_those_of_masked_episodes_are_not(l
 def test_the_second_attempt_is_learned_after_the_prompt_by_how_much_better_it_is_than_first_ones(layout: str) -> None:
     student = Reader()
     terms = run(RLTFSD(policy_weight=0.0), student, batch_of(RETRIES, layout))
-    by_hand = sum(ADVANTAGES[number] * student.nats(RETRIES[number][0], tokens) for number, tokens in SECOND)
+    by_hand = torch.stack([ADVANTAGES[n] * student.nats(RETRIES[n][0], tokens) for n, tokens in SECOND]).sum()
     assert terms.terms.keys() == {"distilled"} and terms.terms["distilled"].unit == "sampled"
     torch.testing.assert_close(terms.terms["distilled"].sum, by_hand)
     torch.testing.assert_close(gradient(terms, student), gradient(by_hand, student))
@@ -127,29 +128,68 @@ def test_episodes_of_one_turn_distil_nothing_and_report_the_same_names() -> None
     assert not gradient(none.terms["distilled"].sum, student).any()
 
 
+# RLTF-FM
+
+
 @LAYOUTS
-def test_a_run_on_episodes_that_is_killed_ends_as_an_unbroken_one(tmp_path, layout: str) -> None:
+def test_the_model_of_feedback_adds_cross_entropy_of_what_the_environment_said(layout: str) -> None:
+    student = Reader()
+    batch = batch_of(RETRIES, layout, drawn_from=student)
+    terms = run(RLTFFM(feedback_weight=0.3), student, batch)
+    several = [(x, parts) for x, _, parts, _ in RETRIES if len(parts) > 1]
+    by_hand = torch.stack([student.nats(x + parts[0][0], parts[1][0]) for x, parts in several]).sum()
+    torch.testing.assert_close(terms.terms["feedback"].sum, by_hand)
+    assert RLTFFM().counts(batch)["said"] == 9 and terms.terms["feedback"].unit == "said"
+    alone = gradient(run(TurnRewards(), student, batch), student)
+    torch.testing.assert_close(gradient(terms, student), alone + 0.3 * gradient(by_hand, student))
+
+
+def test_without_a_weight_the_model_of_feedback_is_the_policy_gradient_alone() -> None:
+    student = Reader()
+    batch = batch_of(RETRIES, drawn_from=student)
+    terms, plain = run(RLTFFM(feedback_weight=0.0), student, batch), run(TurnRewards(), student, batch)
+    assert torch.equal(gradient(terms, student), gradient(plain, student))
+    assert all(torch.equal(value, terms.metrics[name][0]) for name, (value, _) in plain.metrics.items())
+
+
+def test_a_teacher_beside_it_is_asked_about_what_the_student_drew_alone() -> None:
+    student, teacher = Reader(), Reader(8)
+    batch = batch_of(RETRIES, drawn_from=student)
+    with_teacher = [run(method([ReverseKL()]), student, batch, teacher) for method in (RLTFFM, TurnRewards)]
+    ours, plain = (terms.terms["token_loss"] for terms in with_teacher)
+    torch.testing.assert_close(ours.sum, plain.sum)
+    torch.testing.assert_close(gradient(ours.sum, student), gradient(plain.sum, student))
+
+
+# Runs
+
+
+@pytest.mark.parametrize("method", [RLTFSD, RLTFFM])
+@LAYOUTS
+def test_a_run_on_episodes_that_is_killed_ends_as_an_unbroken_one(tmp_path, layout: str, method: type) -> None:
     saves = {"save_strategy": "steps", "save_steps": 2, "environment": RETRY, "samples": 4, "layout": layout}
-    whole = weights(trainer(tmp_path / "a", RLTFSD(), **saves))
-    trainer(tmp_path / "b", RLTFSD(), **saves).train()
-    made = trainer(tmp_path / "b", RLTFSD(), **saves)
+    whole = weights(trainer(tmp_path / "a", method(), **saves))
+    trainer(tmp_path / "b", method(), **saves).train()
+    made = trainer(tmp_path / "b", method(), **saves)
     made.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
     assert all(torch.equal(p.detach(), whole[name]) for name, p in made.student.named_parameters())
     line = made.state.log_history[-2]
-    assert line["taught_better"] > 0 and 0 < line["first_reward"] < 1
+    if method is RLTFSD:
+        assert line["taught_better"] > 0 and 0 < line["first_reward"] < 1
+    else:
+        assert line["feedback"] > 0
 
 
-def test_micro_batches_of_episodes_do_not_show(tmp_path) -> None:
+@pytest.mark.parametrize("method", [RLTFSD, RLTFFM])
+def test_micro_batches_of_episodes_do_not_show(tmp_path, method: type) -> None:
     options = {"environment": RETRY, "samples": 4, "max_steps": 2, "optim": "sgd"}
-    whole = weights(trainer(tmp_path / "a", RLTFSD(), **options))
+    whole = weights(trainer(tmp_path / "a", method(), **options))
     cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
-    parts = weights(trainer(tmp_path / "b", RLTFSD(), layout="padding_free", **cut, **options))
+    parts = weights(trainer(tmp_path / "b", method(), layout="padding_free", **cut, **options))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-6, atol=1e-7)
 
 
 def test_losses_without_the_episodes_are_refused() -> None:
-    from kdlm.losses import ReverseKL
-
     with pytest.raises(ValueError, match="policy_weight"):
         RLTFSD([ReverseKL()], policy_weight=0.0)

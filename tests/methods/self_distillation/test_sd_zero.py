@@ -1,14 +1,17 @@
 """SD-Zero: the reviser reads the attempt, to the token; revisions that are wrong, and what is before them, stay out."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from attempts import seen, trainer, weights
 
+from kdlm.check import check
 from kdlm.data.turns import Between
 from kdlm.losses import ForwardKL, ReverseKL
 from kdlm.methods import SDZero, SDZeroRevision, Step
+from kdlm.recipe import load
 from kdlm.rollouts import SAID
 from kdlm.rollouts.rows import beside
 from kdlm.signal import IGNORE_INDEX, Dense
@@ -16,6 +19,7 @@ from kdlm.teachers import SelfTeacher
 
 RETRY = {"name": "retry", "turns": 2, "until_right": False, "ask": "{feedback}", "right": "Right.", "wrong": "Wrong."}
 VOCAB = 13
+RECIPES = Path(__file__).parents[3] / "recipes" / "sandbox"
 
 
 # The second phase
@@ -173,7 +177,7 @@ def test_conversations_of_the_data_are_parted_where_their_answers_are(layout):
 def test_episodes_without_a_right_revision_have_exactly_no_gradient():
     student = Bigram()
     terms = run(student, batch_of(EPISODES[1:3]))
-    total = sum(term.sum for term in terms.terms.values())
+    total = torch.stack([term.sum for term in terms.terms.values()]).sum()
     assert total == 0 and not torch.autograd.grad(total, student.table)[0].any()
 
 
@@ -182,6 +186,13 @@ def test_the_parts_of_a_split_batch_add_up():
     whole, parts = run(student, batch_of(EPISODES)), [run(student, batch_of([one])) for one in EPISODES]
     for name, term in whole.terms.items():
         torch.testing.assert_close(sum(part.terms[name].sum for part in parts), term.sum)
+
+
+def test_a_revision_needs_an_environment_that_asks_again(tmp_path):
+    with pytest.raises(ValueError, match="environment: missing; SDZeroRevision learns from several turns"):
+        trainer(tmp_path, SDZeroRevision())
+    with pytest.raises(ValueError, match=r"rollouts\.environment: missing; sd_zero_revision"):
+        check(load(RECIPES / "sd_zero" / "revise.yaml", ["rollouts.environment="]))
 
 
 def test_losses_are_refused():

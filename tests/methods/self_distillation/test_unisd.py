@@ -74,7 +74,7 @@ def run(method: Any, batch: dict[str, Any], student: Any = None) -> Any:
         return teacher(batch, rows)
 
     found = method.losses({"student": student, "teacher": answers}, batch, frozenset({"student"}), STEP)
-    total = sum(term.weight * term.sum for term in found.terms.values())
+    total = torch.stack([term.weight * term.sum.double() for term in found.terms.values()]).sum()
     return found, torch.autograd.grad(total, student.embed)[0]
 
 
@@ -207,6 +207,7 @@ def test_infinite_and_unknown_clips_are_none_and_a_known_quantile_clips():
     method = UniSD(clip_quantile=0.5)
     found, gradient = run(method, batch)
     assert torch.equal(gradient, plain) and found.metrics["clipped"][0] == 0
+    assert method.limit is not None
     method.limit.value = torch.tensor(1e-9, dtype=torch.float64)
     found, gradient = run(method, batch)
     assert not gradient.any() and found.metrics["clipped"][0] == len(kept_rows(batch["labels"]))
