@@ -146,8 +146,8 @@ def read_asked(form: Form, row: dict[str, Any]) -> str:
     elif form.name == "prompt":
         asked = read_prompt(row)
     else:
-        prompt, completion = read_completion(row)
-        asked = prompt if isinstance(prompt, str) else _before_last_answer([*prompt, *completion])
+        pair: Any = read_completion(row)  # of text, or of messages
+        asked = pair[0] if isinstance(pair[0], str) else _before_last_answer([*pair[0], *pair[1]])
     if isinstance(asked, str):
         return json.dumps({"prompt": asked}, ensure_ascii=False)
     return json.dumps({"messages": asked, "tools": read_tools(row)}, ensure_ascii=False, default=str)

@@ -179,5 +179,5 @@ def test_of_a_completion_of_several_messages_the_teacher_reads_all_before_the_la
 
 
 def test_a_prompt_that_is_trained_on_has_no_place_for_a_context():
-    with pytest.raises(ValidationError, match="context: .*loss_on"):
+    with pytest.raises(ValidationError, match="which loss_on: all trains on"):
         DataSection(train=[{"path": "a"}], context={}, loss_on="all")
