@@ -227,10 +227,8 @@ class Encoder:
         labels[:1] = [IGNORE_INDEX]
         if all(label == IGNORE_INDEX for label in labels):
             return Unusable("no trained token", f"in the first {size} tokens" if truncated else "")
-        if (
-            self.section.context is not None
-            and (answer := answer_start(np.where(trained, 0, IGNORE_INDEX).tolist())) >= size
-        ):
+        answer = answer_start(np.where(trained, 0, IGNORE_INDEX).tolist()) if self.section.context else 0
+        if answer >= size:
             return Unusable("too long", f"the last answer begins after {answer} tokens, max_length is {size}")
         return Encoded([Sequence(ids[:size], labels)], truncated, rendered)
 

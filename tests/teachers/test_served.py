@@ -82,9 +82,9 @@ def test_a_served_teacher_is_told_what_a_local_one_is_told(server: Any, model: A
     collator: Any = ContextCollator(Collator(0), Reprompt(None, ContextSection()))  # pyright: ignore[reportArgumentType]
     batch = (Prefetched(collator, teacher.prefetch) if ahead else collator)(rows)
     kept = kept_rows(batch["labels"])
-    told, untold = (LocalTeacher(model)(one, kept).hidden for one in (batch, Collator(0)(rows)))
+    told, untold = (LocalTeacher(model)(one, kept).hidden for one in (collator(rows), Collator(0)(rows)))
     signal = teacher(batch, kept)
-    hidden = signal.hidden if kind == "alone" else signal.signals[0].hidden
+    hidden = signal.hidden if kind == "alone" else signal.members[0].hidden
     torch.testing.assert_close(hidden, told, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(untold, told, atol=1e-2)
     remote.close()
