@@ -54,6 +54,7 @@ AFTER = {
     "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
     "tools/on_policy": ["teacher={name: sandbox, model: code-student}", "student={name: sandbox, model: code-student}"],
     "tools/skill_sd": ["student={name: sandbox, model: code-student}"],
+    "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train"],
     "sandbox/grpo": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "sandbox/rlad": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],
