@@ -1,12 +1,11 @@
-"""Rewards in groups: advantages by hand, and the policy gradient as the derivative of the expected reward."""
+"""The policy gradient of rewards is the derivative of the expected reward; what a group and a turn are worth."""
 
-import pytest
 import torch
 from tabular import COMPLETIONS, batch_of, draw_table, gradient, mean_gradient, run
 
 from kdlm.losses import ReverseKL
 from kdlm.methods import RewardMethod
-from kdlm.methods.rewards import group_advantages, group_means
+from kdlm.methods.rewards import group_means
 from kdlm.methods.turns import discounted
 
 NAN = float("nan")
@@ -14,20 +13,8 @@ REWARDS = torch.tensor([1.0, 5.0, 0.0, 7.0, 2.0, NAN, NAN], dtype=torch.float64)
 GROUPS = torch.tensor([4, 9, 4, 9, 4, 9, 1])
 
 
-def test_advantages_are_over_the_mean_of_the_group_and_no_reward_is_in_none() -> None:
+def test_the_mean_of_a_group_is_that_of_what_is_known_of_it() -> None:
     assert group_means(REWARDS, GROUPS).tolist() == [1.0, 6.0, 1.0, 6.0, 1.0, 6.0, 0.0]
-    assert group_advantages(REWARDS, GROUPS).tolist() == [0.0, -1.0, -1.0, 1.0, 1.0, 0.0, 0.0]
-    others = group_advantages(REWARDS, GROUPS, leave_one_out=True)
-    torch.testing.assert_close(others[[0, 2, 4]], torch.tensor([1 - 1.0, 0 - 1.5, 2 - 0.5], dtype=torch.float64))
-    assert others[[1, 3]].tolist() == [-2.0, 2.0] and others[5:].tolist() == [0.0, 0.0]
-    scaled = group_advantages(REWARDS, GROUPS, scaled=True)
-    torch.testing.assert_close(scaled[[0, 2, 4]], torch.tensor([0.0, -1.0, 1.0], dtype=torch.float64))
-
-
-@pytest.mark.parametrize("options", [{}, {"leave_one_out": True}, {"scaled": True}])
-def test_equal_rewards_and_groups_of_one_have_no_advantage(options: dict[str, bool]) -> None:
-    rewards = torch.tensor([0.3, 0.3, 0.3, 8.0], dtype=torch.float64)
-    assert group_advantages(rewards, torch.tensor([0, 0, 0, 1]), **options).abs().max() < 1e-12
 
 
 def test_a_turn_is_worth_its_reward_and_a_part_of_what_comes_after() -> None:
