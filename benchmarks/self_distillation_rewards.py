@@ -167,3 +167,84 @@ def revising(walks: list[Row], seed: int, quick: bool, name: str) -> list[Point]
     run = Run(walks, seed, quick)
     REVISING[name](run)
     return run.curve
+
+
+def share(completions: Sequence[str], reference: Sequence[str], **_: Any) -> list[float]:
+    """Return which share of a walk is right before its first wrong place; of what is no walk of five places, 0."""
+    rewards = []
+    for text, answer in zip(completions, reference, strict=True):
+        right_so_far = [text[: n + 1] == answer[: n + 1] for n in range(len(answer))]
+        rewards.append(sum(right_so_far) / len(answer) if len(text) <= len(answer) else 0.0)
+    return rewards
+
+
+REWARDED: dict[str, dict[str, float]] = {
+    "GRPO": {},
+    "GRPO, KL": {"kl": 0.04},
+    "RLAD": {"ratio": 0.5},
+}
+STEPS, GENERATED, ITERATIONS = 160, 20, 4
+
+
+def rewarded(walks: list[Row], seed: int, quick: bool, name: str) -> list[Point]:
+    """Return the curve of an arm of claim 3."""
+    from trl import GRPOConfig
+
+    from kdlm.reward_trainer import TeacherGRPOTrainer
+
+    steps = 4 if quick else STEPS
+    asked = {"prompt": [ids(one["prompt"]) for one in walks], "reference": [one["answer"] for one in walks]}
+    student = opened("walks-start")
+    curve = Curve(opened("walks-start"), student, min(GENERATED, steps))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = GRPOConfig(
+            output_dir=folder,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            max_steps=steps,
+            per_device_train_batch_size=BATCH,
+            num_generations=8,
+            num_iterations=ITERATIONS,
+            max_completion_length=LONGEST,
+            learning_rate=RATE,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=min(5, steps),
+            adam_beta2=0.98,
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            seed=seed,
+        )
+        trainer = TeacherGRPOTrainer(
+            student,
+            share,
+            arguments,
+            teacher=opened("walks-teacher") if REWARDED[name] else None,
+            train_dataset=Dataset.from_dict(asked),
+            processing_class=tokenizer(),
+            callbacks=[curve],
+            **REWARDED[name],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return [{**point, "completions": -(-point["step"] // ITERATIONS) * BATCH} for point in curve.points]
+
+
+def reached(rows: list[dict[str, Any]], arm: str, seed: int) -> float:
+    """Return after how many steps an arm first solves, sampled, what GRPO does at its end; infinity where it never does."""
+    curves = {one["arm"]: one["curve"] for one in rows if one["seed"] == seed}
+    end = curves["GRPO"][-1]["sampled"]
+    return min((point["step"] for point in curves[arm] if point["sampled"] >= end), default=float("inf"))
+
+
+def against_grpo(rows: list[dict[str, Any]]) -> dict[str, bool]:
+    steps = {arm: [reached(rows, arm, seed) for seed in sorted({one["seed"] for one in rows})] for arm in REWARDED}
+    print(f"steps to what GRPO solves at its end: {steps}")
+    return {
+        f"RLAD gets there in fewer steps than {other}": all(
+            mine < theirs for mine, theirs in zip(steps["RLAD"], steps[other], strict=True)
+        )
+        for other in ("GRPO", "GRPO, KL")
+    }
