@@ -9,14 +9,15 @@ optimiser steps of 64 texts, at one learning rate.
     SD-Zero        phase 1 on 15 episodes of the start, told `Wrong.` or `Right.`; phase 2 to the reviser it makes
     SD-Zero, told why  phase 1 on 10 episodes, told how the walk begins; phase 2 to a reviser that is told so too
 
-Claim 3: GRPO by TRL, 8 completions of each of 8 walks a step, alone, with a KL to `walks-teacher`, and with that teacher
-in its ratio (RLAD).
+Claim 3: GRPO by TRL, 8 completions of each of 8 walks a step, alone, with a KL to `walks-teacher`, and with that
+teacher in its ratio (RLAD).
 """
 
 import json
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset
@@ -31,8 +32,8 @@ from self_distillation_world import (
     opened,
     rollouts,
     row,
-    told_collator,
     tokenizer,
+    told_collator,
     trained,
 )
 from transformers.trainer_callback import PrinterCallback
@@ -118,7 +119,7 @@ def revised(episodes: Sequence[Episode]) -> list[Row]:
         if right(walk["answer"], second):
             parts = [ids(walk["prompt"]), [*ids(first), end], ids(f"\n{words}\n"), [*ids(second), end]]
             labels = [[IGNORE_INDEX] * len(part) if n % 2 == 0 else part for n, part in enumerate(parts)]
-            rows.append({"input_ids": sum(parts, []), "labels": sum(labels, []), "index": len(rows)})
+            rows.append({"input_ids": [*chain(*parts)], "labels": [*chain(*labels)], "index": len(rows)})
     return rows
 
 
@@ -233,7 +234,7 @@ def rewarded(walks: list[Row], seed: int, quick: bool, name: str) -> list[Point]
 
 
 def reached(rows: list[dict[str, Any]], arm: str, seed: int) -> float:
-    """Return after how many steps an arm first solves, sampled, what GRPO does at its end; infinity where it never does."""
+    """Return after how many steps an arm first solves, sampled, what GRPO does at its end; infinity: it never does."""
     curves = {one["arm"]: one["curve"] for one in rows if one["seed"] == seed}
     end = curves["GRPO"][-1]["sampled"]
     return min((point["step"] for point in curves[arm] if point["sampled"] >= end), default=float("inf"))
