@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from self_distillation_world import Row, rollouts, row
+from self_distillation_world import BATCH, Row, drawn, opened, rollouts, row
 
-from kdlm.methods import RLTFFM, RLTFSD, RewardMethod
+from kdlm.losses import CrossEntropy
+from kdlm.methods import RLTFFM, RLTFSD, RewardMethod, SequenceKD
 from kdlm.rollouts.environments.retry import RetrySection
 from kdlm.sandbox.walks import right
 from kdlm.verifiers import Judge, Walk
 
+STEPS = 240
 GROUP = 8  # episodes of a prompt
 ASKED_AGAIN = RetrySection(turns=2, until_right=False, ask="{feedback}", wrong="Wrong.", right="Right.")
 
@@ -39,9 +41,23 @@ def rewarded(walks: list[Row], seed: int, *, method: Callable[[], Any], turns: i
     }
 
 
+def kept(walks: list[Row], seed: int, budget: int = STEPS * BATCH) -> dict[str, Any]:
+    """Return the right ones of `budget` attempts of the start model, to be learned by cross-entropy."""
+    prompts = [one["prompt"] for one in walks for _ in range(budget // len(walks))]
+    answers = [one["answer"] for one in walks for _ in range(budget // len(walks))]
+    texts = drawn(opened("walks-start"), prompts, temperature=1.0, seed=seed)
+    attempts = zip(prompts, texts, answers, strict=True)
+    found = [row(prompt, text) for prompt, text, answer in attempts if right(answer, text)]
+    return {"rows": found, "method": SequenceKD([CrossEntropy()])}
+
+
+POSITIVE = {"policy_weight": 0.3, "negative_cap": 0.0}  # second attempts that are better than the first ones only
+
 ARMS: dict[str, Any] = {
     "reward alone": partial(rewarded, method=partial(RewardMethod, scaled=True), turns=1, said=False),
-    "RLTF-SD, mute": partial(rewarded, method=partial(RLTFSD, scaled=True), turns=2, said=False),
-    "RLTF-SD": partial(rewarded, method=partial(RLTFSD, scaled=True), turns=2, said=True),
+    "rejection": kept,
+    "RLTF-SD, mute": partial(rewarded, method=partial(RLTFSD, scaled=True, **POSITIVE), turns=2, said=False),
+    "RLTF-SD": partial(rewarded, method=partial(RLTFSD, scaled=True, **POSITIVE), turns=2, said=True),
     "RLTF-FM": partial(rewarded, method=partial(RLTFFM, scaled=True), turns=2, said=True),
 }
+RATES = {"reward alone": 5e-4, "rejection": 1e-3, "RLTF-SD, mute": 7e-4, "RLTF-SD": 7e-4, "RLTF-FM": 5e-4}
