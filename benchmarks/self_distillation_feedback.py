@@ -33,7 +33,9 @@ def mute(texts: Sequence[str], rows: Sequence[Any]) -> list[float]:
 def rewarded(walks: list[Row], seed: int, *, method: Callable[[], Any], turns: int, said: bool) -> dict[str, Any]:
     again = {"environment": ASKED_AGAIN} if turns == 2 else {}
     return {
-        "rows": [row(one["prompt"], one["completion"], index=n, reference=one["answer"]) for n, one in enumerate(walks)],
+        "rows": [
+            row(one["prompt"], one["completion"], index=n, reference=one["answer"]) for n, one in enumerate(walks)
+        ],
         "method": method(),
         "rollouts": rollouts(GROUP, **again),
         "reward": Judge(Walk()) if said else mute,

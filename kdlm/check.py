@@ -206,11 +206,13 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
             f"data.context: missing; {recipe.method.name} writes into the teacher's prompt what the student is not "
             "told: add e.g. context: {}, and columns: {context: COLUMN} to a source"
         )
-    if "reward" in method.needs and recipe.verifier is None:
+    environment: Any = recipe.rollouts and recipe.rollouts.environment
+    rewarded = recipe.verifier is not None or (environment is not None and not environment.judged)
+    if "reward" in method.needs and not rewarded:
         raise ValueError(
             f"verifier: missing; {recipe.method.name} learns from rewards: add e.g. verifier: {{name: answer}}"
         )
-    if "turns" in method.needs and recipe.rollouts.environment is None:
+    if "turns" in method.needs and (recipe.rollouts is None or recipe.rollouts.environment is None):
         raise ValueError(
             f"rollouts.environment: missing; {recipe.method.name} learns from several turns: add e.g. environment: "
             "{name: retry, until_right: false}"

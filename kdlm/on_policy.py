@@ -114,7 +114,8 @@ class OnPolicyTrainer(DistillTrainer):
                     "student's tokenizer"
                 )
             engine.guide = self.teacher.model
-        if "reward" in self.method.needs and reward is None:
+        rewarded = reward is not None or (section.environment is not None and not section.environment.judged)
+        if "reward" in self.method.needs and not rewarded:
             raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
         if "turns" in self.method.needs and section.environment is None:
             raise ValueError(f"rollouts.environment: missing; {type(self.method).__name__} learns from several turns")

@@ -1,4 +1,4 @@
-"""The probability of a chunk as one yes or no, matched: what the card says of it, and its numbers at the ends."""
+"""The probability of a chunk as one yes or no, matched: its laws, and its numbers at the ends."""
 
 import math
 

@@ -29,8 +29,9 @@ class GDSD(MaskedMethod):
     difference of log-probabilities to the reference, in mean over the hidden tokens. At s = s_old the first term's
     gradient is `-2 psi A grad s / L`; outside of the narrow band it has none: `active` is the share inside.
 
-    Of the released code the card has the loss, its defaults and the refreshed reference. k2 in mean over tokens is our
-    reading. Its second variant (logits less their mean, divided by the probability of a mask) is not here.
+    Loss, defaults and the refreshed reference are from a description of the released code, which was not read; k2 in
+    mean over tokens is our reading. Its second variant (logits less their mean, divided by the probability of a mask)
+    is not here.
 
     Args:
         psi: scale of the advantages.

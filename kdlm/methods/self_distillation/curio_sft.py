@@ -17,7 +17,8 @@ class CurioSFT(TokenMethod):
 
     The role `reference` is a moving average of the student, and p~ its distribution after a temperature of the token's
     own (`kdlm.losses.softening`): higher where the reference is unsure, so that such tokens are not sharpened away.
-    The objective, the temperatures and the defaults are those of the released code. Its RL stage is not here.
+    The search for temperatures was compared with the released code; the squared term and the average's schedule are
+    from a description of it and were not. Its RL stage is not here.
 
     Args:
         losses: none, the objective is the method's own.

@@ -21,9 +21,9 @@ class FurtherPretraining(TokenMethod):
     paper fine-tunes the student afterwards. h is the state after the last norm, on which the head works; both models
     have equal widths.
 
-    Verified in the released code for images, where h is the class token of the unmasked image. A causal model hides
-    nothing from itself, so one pass serves both terms here; anchoring every token (or `over` sequences the mean of
-    theirs) in place of the class token is ours.
+    For images, a description of the released code has h as the class token of the unmasked image; the code itself was
+    not read. A causal model hides nothing from itself, so one pass serves both terms here; anchoring every token (or
+    `over` sequences the mean of theirs) in place of the class token is ours.
 
     Args:
         losses: the language-model objective; cross-entropy by default.

@@ -45,6 +45,7 @@ def trainer(
     environment: Any = None,
     layout: Any = "padded",
     columns: Any = None,
+    rollouts: Any = None,
     data: bool = False,
     **options: Any,
 ) -> Any:
