@@ -15,8 +15,8 @@ optimiser steps, of 64 completions (or solutions) each:
 Those of claim 2 (SD-Zero against rejection fine-tuning) and 3 (RLAD against GRPO) are in self_distillation_rewards.py.
 
 Learning rates and other settings are those that solved most problems among what was tried on a seed that is not
-reported; the trials are in docs/self_distillation_quality.md. Solved is a held-out walk of which every place is right, in
-either hand, decoded greedily; forgetting is KL(start || student) on held-out reversed words, in nats a token.
+reported; the trials are in docs/self_distillation_quality.md. Solved is a held-out walk of which every place is right,
+in either hand, decoded greedily; forgetting is KL(start || student) on held-out reversed words, in nats a token.
 
 A statement holds where it does on every seed. --check exits 1 unless all hold but those of `NOT_SHOWN`; the figure, on
 the last line, is how many do. --quick takes one seed and few steps and gates nothing. --save writes

@@ -170,21 +170,8 @@ def revising(walks: list[Row], seed: int, quick: bool, name: str) -> list[Point]
     return run.curve
 
 
-def share(completions: Sequence[str], reference: Sequence[str], **_: Any) -> list[float]:
-    """Return which share of a walk is right before its first wrong place; of what is no walk of five places, 0."""
-    rewards = []
-    for text, answer in zip(completions, reference, strict=True):
-        right_so_far = [text[: n + 1] == answer[: n + 1] for n in range(len(answer))]
-        rewards.append(sum(right_so_far) / len(answer) if len(text) <= len(answer) else 0.0)
-    return rewards
-
-
-REWARDED: dict[str, dict[str, float]] = {
-    "GRPO": {},
-    "GRPO, KL": {"kl": 0.04},
-    "RLAD": {"ratio": 0.5},
-}
-STEPS, GENERATED, ITERATIONS = 160, 20, 4
+REWARDED: dict[str, dict[str, float]] = {"GRPO": {}, "GRPO, KL": {"kl": 0.04}, "RLAD": {"ratio": 0.9}}
+REWARDED_STEPS, REWARDED_EVERY = 120, 20
 
 
 def rewarded(walks: list[Row], seed: int, quick: bool, name: str) -> list[Point]:
@@ -193,10 +180,10 @@ def rewarded(walks: list[Row], seed: int, quick: bool, name: str) -> list[Point]
 
     from kdlm.reward_trainer import TeacherGRPOTrainer
 
-    steps = 4 if quick else STEPS
+    steps = 4 if quick else REWARDED_STEPS
     asked = {"prompt": [ids(one["prompt"]) for one in walks], "reference": [one["answer"] for one in walks]}
     student = opened("walks-start")
-    curve = Curve(opened("walks-start"), student, min(GENERATED, steps))
+    curve = Curve(opened("walks-start"), student, min(REWARDED_EVERY, steps))
     with tempfile.TemporaryDirectory() as folder:
         arguments = GRPOConfig(
             output_dir=folder,
@@ -207,7 +194,6 @@ def rewarded(walks: list[Row], seed: int, quick: bool, name: str) -> list[Point]
             max_steps=steps,
             per_device_train_batch_size=BATCH,
             num_generations=8,
-            num_iterations=ITERATIONS,
             max_completion_length=LONGEST,
             learning_rate=RATE,
             lr_scheduler_type="constant_with_warmup",
@@ -220,7 +206,7 @@ def rewarded(walks: list[Row], seed: int, quick: bool, name: str) -> list[Point]
         )
         trainer = TeacherGRPOTrainer(
             student,
-            share,
+            Judge(Walk()),
             arguments,
             teacher=opened("walks-teacher") if REWARDED[name] else None,
             train_dataset=Dataset.from_dict(asked),
@@ -230,7 +216,7 @@ def rewarded(walks: list[Row], seed: int, quick: bool, name: str) -> list[Point]
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return [{**point, "completions": -(-point["step"] // ITERATIONS) * BATCH} for point in curve.points]
+    return [{**point, "completions": point["step"] * BATCH} for point in curve.points]
 
 
 def reached(rows: list[dict[str, Any]], arm: str, seed: int) -> float:
