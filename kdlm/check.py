@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.integrations import get_available_reporting_integrations
 
-from kdlm import reward_settings, teacher_checks
+from kdlm import reward_settings, rollout_checks, teacher_checks
 from kdlm.data import DataSection, ImagesSection, ImageTextSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
@@ -13,12 +13,12 @@ from kdlm.evaluation.looks import looked_at
 from kdlm.features import module_at
 from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
-from kdlm.methods import AlignedMethod, Method
+from kdlm.methods import Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
 from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
 from kdlm.section import Custom
-from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
+from kdlm.teachers import teachers_of
 
 
 def check(recipe: Recipe) -> list[str]:
@@ -65,7 +65,7 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
     """Return what is looked at where a language model learns from text."""
     return (
         ("student", _student(recipe, method)),
-        ("rollouts", _rollouts(recipe, method)),
+        ("rollouts", rollout_checks.rollouts(recipe, method)),
         ("method", reward_settings.looked_at(recipe, method)),
         ("losses", teacher_checks.signals(recipe, method)),
         ("teacher", teacher_checks.server(recipe)),
@@ -206,6 +206,9 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
             f"data.context: missing; {recipe.method.name} writes into the teacher's prompt what the student is not "
             "told: add e.g. context: {}, and columns: {context: COLUMN} to a source"
         )
+    for key, teacher in teachers_of(recipe.teacher):
+        if getattr(recipe.data, "context", None) is not None and getattr(teacher, "known_text_only", False):
+            raise ValueError(f"data.context: {key} {teacher.name} knows texts as they were captured: use the model")
     environment: Any = recipe.rollouts and recipe.rollouts.environment
     rewarded = recipe.verifier is not None or (environment is not None and not environment.judged)
     if "reward" in method.needs and not rewarded:
@@ -217,8 +220,10 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
             f"rollouts.environment: missing; {recipe.method.name} learns from several turns: add e.g. environment: "
             "{name: retry, until_right: false}"
         )
-    # For rollouts see _rollouts, for unmasking teacher_checks.masking.
-    provides = {"rollouts", "context", "reward", "turns", "unmasking", *recipe.data.provides} | (
+    # For rollouts see rollout_checks, for unmasking teacher_checks.masking.
+    of_rows = {"rollouts", "context", "informed", "reward", "turns", "unmasking"}
+    of_text = of_rows if isinstance(recipe.data, DataSection) else set()
+    provides = {*of_text, *recipe.data.provides} | (
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):
@@ -232,75 +237,6 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
             f"teacher: {recipe.teacher.name} does not provide {', '.join(missing)}, which {recipe.method.name} needs"
         )
     yield f"method: {recipe.method.name}; needs {', '.join(sorted(method.needs))}"
-
-
-def _rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
-    """Look at what training on the student's own text needs of the other sections."""
-    wanted = method is not None and "rollouts" in method.needs
-    section, name = recipe.rollouts, recipe.method.name
-    written = recipe.evaluation is not None and recipe.evaluation.generations is not None
-    if section is None and recipe.verifier is not None and not written:
-        raise ValueError(
-            "verifier: it judges the student's own text, and there is none: add a section `rollouts`, or "
-            "evaluation.generations"
-        )
-    if section is None:
-        if wanted:
-            raise ValueError(
-                f"rollouts: missing; {name} trains on the student's own text: add a section, e.g. rollouts: {{}}"
-            )
-        return
-    if method is not None and not wanted and not isinstance(recipe.method, Custom):
-        other = "set method.student_share" if isinstance(method, AlignedMethod) else "use gkd"
-        raise ValueError(f"rollouts: {name} trains on the data's text only: remove the section, or {other}")
-    problems = []
-    if recipe.data.packing == "pack":
-        problems.append("data.packing: rows are prompts to complete and cannot be packed: use none or padding_free")
-    if section.reuse > 1 and recipe.data.streaming:
-        problems.append("rollouts.reuse: a stream cannot be gone over again: use reuse: 1, or data.streaming: false")
-    for key, teacher in teachers_of(recipe.teacher):
-        if getattr(teacher, "known_text_only", False):
-            problems.append(
-                f"{key}: {teacher.name} knows given text only, and {name} trains on new text: use the model"
-            )
-    local = isinstance(recipe.teacher, LocalTeacherSection | SandboxTeacherSection)
-    local &= not isinstance(method, AlignedMethod)
-    if section.sampling.teacher_share and not (local and section.engine.name == "generate"):
-        problems.append(
-            "rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher with the student's "
-            "tokenizer"
-        )
-    problems.extend(_environment(recipe, method))
-    if problems:
-        raise ValueError("\n".join(problems))
-    drawn, age = section.sampling, f"text is at most {section.staleness} steps old"
-    count, most = drawn.samples_per_prompt, drawn.max_new_tokens
-    how = f"{count} a prompt, at most {most} tokens, temperature {drawn.temperature:g}"
-    yield f"rollouts: {section.engine.name}, {how}; {age}"
-    if section.environment is not None:
-        yield f"rollouts.environment: {section.environment.name}, at most {section.environment.turns} turns"
-
-
-def _environment(recipe: Recipe, method: Method | None) -> Iterator[str]:
-    """Say what keeps the environment of the rollouts from working."""
-    environment: Any = recipe.rollouts and recipe.rollouts.environment
-    if environment is None:
-        return
-    if isinstance(method, AlignedMethod):
-        yield "rollouts.environment: a teacher with another tokenizer reads one turn only: use one with the student's"
-    if environment.judged and recipe.verifier is None:
-        yield f"rollouts.environment: {environment.name} asks the recipe's verifier: add a section `verifier`"
-    column = environment.reference()
-    if column is not None and recipe.verifier is not None and recipe.verifier.column not in (None, column):
-        yield (
-            f"rollouts.environment: it reads the column {column!r} and the verifier {recipe.verifier.column!r}, and "
-            "rows carry one: let verifier.column be the same or null"
-        )
-    if isinstance(environment, Custom):
-        try:
-            environment.load()
-        except ValueError as error:
-            yield f"rollouts.environment.target: {error}"
 
 
 def _data(recipe: Recipe, method: Method | None) -> Iterator[str]:

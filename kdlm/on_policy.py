@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kdlm.data import ContextCollator
 from kdlm.data.share import Share
 from kdlm.data.turns import Between
 from kdlm.disk import write_text
@@ -84,7 +85,7 @@ class OnPolicyTrainer(DistillTrainer):
     Raises ValueError when engine, rollouts and training arguments do not fit.
     """
 
-    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward", "turns"}
+    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward", "turns", "informed"}
 
     def __init__(
         self,
@@ -117,6 +118,8 @@ class OnPolicyTrainer(DistillTrainer):
         rewarded = reward is not None or (section.environment is not None and not section.environment.judged)
         if "reward" in self.method.needs and not rewarded:
             raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
+        if "informed" in self.method.needs and not section.informed:
+            raise ValueError(f"rollouts.informed: {type(self.method).__name__} learns from a student that is told more")
         if "turns" in self.method.needs and section.environment is None:
             raise ValueError(f"rollouts.environment: missing; {type(self.method).__name__} learns from several turns")
         self.reward, self.section = reward, section
@@ -132,6 +135,7 @@ class OnPolicyTrainer(DistillTrainer):
             told=self._told,
             trained_on=self._trained_on,
             episodes=self._episodes(),
+            informed=self._informed(),
         )
         self.samples: list[Sample] = []
         """The completions that were last looked at."""
@@ -161,6 +165,15 @@ class OnPolicyTrainer(DistillTrainer):
             context=context_of(self.student),
             judge=None if self.reward is None else self._judged,
         )
+
+    def _informed(self) -> Callable[[Row], list[int] | None] | None:
+        """Return what writes the prompts that the student completes, where they are not the rows' own."""
+        if not self.section.informed:
+            return None
+        collator = getattr(self.data_collator, "collate", self.data_collator)
+        if not isinstance(collator, ContextCollator):
+            raise ValueError("rollouts.informed: the data have nothing that prompts could hold: add data.context")
+        return collator.told
 
     def close(self) -> None:
         super().close()
@@ -283,6 +296,7 @@ class OnPolicyTrainer(DistillTrainer):
         with self.accelerator.autocast():
             seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
         plain = drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
+        plain = plain and not self.section.informed  # what is looked at was not read with what the engine was told
         if seen.gap is not None and plain and all(one.completion.version == index for one in written):
             self._add("engine_gap", seen.gap)
             self._warn_once(seen.gap > GAP, OTHER_WEIGHTS, seen.gap)

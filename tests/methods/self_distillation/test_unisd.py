@@ -74,7 +74,7 @@ def run(method: Any, batch: dict[str, Any], student: Any = None) -> Any:
         return teacher(batch, rows)
 
     found = method.losses({"student": student, "teacher": answers}, batch, frozenset({"student"}), STEP)
-    total = sum((term.weight * term.sum for term in found.terms.values()), torch.zeros(()))
+    total = torch.stack([term.weight * term.sum.double() for term in found.terms.values()]).sum()
     return found, torch.autograd.grad(total, student.embed)[0]
 
 
