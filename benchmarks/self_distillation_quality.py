@@ -188,6 +188,8 @@ NOT_SHOWN = frozenset(
         "SD-Zero told why solves more than RFT told why",
         "RLAD gets there in fewer steps than GRPO",
         "RLAD gets there in fewer steps than GRPO, KL",
+        "RLTF-SD solves more than rejection",
+        "RLTF-FM solves more than reward alone",
     }
 )
 """Statements that do not hold in this world, which --check does not demand."""
