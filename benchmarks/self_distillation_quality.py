@@ -1,6 +1,6 @@
 """Does a model teach itself better with what it will not be told at use? A small world, three seeds, equal rollouts.
 
-    python benchmarks/self_distillation_quality.py [--claims 1,2,3] [--seeds 3] [--check] [--quick] [--save]
+    python benchmarks/self_distillation_quality.py [--claims 1,2,3,4] [--seeds 3] [--check] [--quick] [--save]
 
 A problem is a walk of five moves, three moves in ten of which the model at start does not know; it also reverses words.
 The arms of a claim begin with the same model and problems, and draw as many completions. Those of claim 1 take as many
@@ -12,7 +12,8 @@ optimiser steps, of 64 completions (or solutions) each:
     OPSD            Jensen-Shannon divergence on its own samples to its start that is told the solution
     OPSD, shuffled  the same, told the solution of another problem
 
-Those of claim 2 (SD-Zero against rejection fine-tuning) and 3 (RLAD against GRPO) are in self_distillation_rewards.py.
+Those of claim 2 (SD-Zero against rejection fine-tuning) and 3 (RLAD against GRPO) are in self_distillation_rewards.py,
+of 4 (feedback against reward alone) in self_distillation_feedback.py.
 
 Learning rates and other settings are those that solved most problems among what was tried on a seed that is not
 reported; the trials are in docs/self_distillation_quality.md. Solved is a held-out walk of which every place is right,
@@ -37,6 +38,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from self_distillation_feedback import HEARING, hearing
 from self_distillation_rewards import REVISING, REWARDED, against_grpo, revising, rewarded
 from self_distillation_world import (
     BATCH,
@@ -150,6 +152,16 @@ def against_rejection(rows: list[Found]) -> dict[str, bool]:
     }
 
 
+def against_reward_alone(rows: list[Found]) -> dict[str, bool]:
+    return {
+        "RLTF-SD solves more than reward alone": solves_more(rows, ["RLTF-SD"], ["reward alone"]),
+        "RLTF-SD solves more than where the verifier is mute": solves_more(rows, ["RLTF-SD"], ["RLTF-SD, mute"]),
+        "RLTF-SD solves more than rejection": solves_more(rows, ["RLTF-SD"], ["rejection"]),
+        "RLTF-SD forgets less than rejection": forgets_less(rows, ["RLTF-SD"], ["rejection"]),
+        "RLTF-FM solves more than reward alone": solves_more(rows, ["RLTF-FM"], ["reward alone"]),
+    }
+
+
 class Claim(NamedTuple):
     """Arms that are compared.
 
@@ -168,6 +180,7 @@ CLAIMS = {
     1: Claim(list(ARMS), told_solutions, against_sft),
     2: Claim(list(REVISING), revising, against_rejection),
     3: Claim(list(REWARDED), rewarded, against_grpo),
+    4: Claim(list(HEARING), hearing, against_reward_alone),
 }
 NOT_SHOWN = frozenset(
     {
@@ -175,6 +188,8 @@ NOT_SHOWN = frozenset(
         "SD-Zero told why solves more than RFT told why",
         "RLAD gets there in fewer steps than GRPO",
         "RLAD gets there in fewer steps than GRPO, KL",
+        "RLTF-SD solves more than rejection",
+        "RLTF-FM solves more than reward alone",
     }
 )
 """Statements that do not hold in this world, which --check does not demand."""
