@@ -25,7 +25,7 @@ from kdlm.data.encoding import leading_tokens
 from kdlm.disk import write_text
 from kdlm.models import named
 from kdlm.recipe import Recipe, load, reference_column
-from kdlm.rollouts import Bands, Completion, GenerateSection, Row, Sampling, Written, banded, prompt_of
+from kdlm.rollouts import Bands, Completion, GenerateSection, PassRate, Row, Sampling, Written, banded, prompt_of
 from kdlm.verifiers import Judge
 
 
@@ -50,11 +50,13 @@ class Attempts:
         self.engine.take(model, 0)
 
     def __call__(self, asked: Sequence[tuple[Row, str]], samples: int) -> list[Written]:
+        if not asked:
+            return []
         self.calls += len(asked)
         leading = leading_tokens(self.tokenizer)
         prompts = [[*leading, *self.tokenizer(text, add_special_tokens=False)["input_ids"]] for _, text in asked]
         sampling = self.sampling.model_copy(update={"samples_per_prompt": samples})
-        drawn: list[Completion] = self.engine.generate(prompts, sampling, self.seed) if prompts else []
+        drawn: list[Completion] = self.engine.generate(prompts, sampling, self.seed)
         texts = self.tokenizer.batch_decode([one.ids for one in drawn], skip_special_tokens=True)
         references = [asked[one.group][0].get("reference") for one in drawn]
         verdicts = self.judge.judge(texts, references)
@@ -103,7 +105,7 @@ def main() -> None:
         by = [row["by"] for row in rows]
         kept = {"sometimes": f", {by.count('student')} traces of the student", "never": f", {by.count('expert')} right"}
         print(f"{name}: {len(found)} prompts{kept.get(name, '')}")
-    known = next((rate.interval()[1] for rate in bands.rates if rate.band == "never"), 0.0)
+    known = PassRate(0, args.samples).interval()[1]
     print(f"{args.out}: {len(rows)} rows; {expert.calls} calls of the expert; never means p < {known:.2f} (95 %)")
 
 

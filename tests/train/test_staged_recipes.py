@@ -59,5 +59,7 @@ def test_the_stages_of_metis_rise_follow_one_another(tmp_path, monkeypatch, caps
     for row in rows:
         assert any(letter in "aeiou" for letter in row["completion"])
         assert (row["by"] == "expert") == (row["solved"] == 0) and row["solved"] < row["attempts"] == 3
+    nobody = script["Attempts"]("sandbox:code-teacher-tiny", None, None, 0)
+    assert nobody([], 1) == [] and nobody.calls == 0  # every prompt is solved now and then
     assert train("sft.yaml", evaluated) == 0
     assert json.loads(Path("runs/sandbox-metis-sft/results.json").read_text())["steps"] == 2
