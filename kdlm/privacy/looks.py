@@ -27,7 +27,7 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
         problems.append("evaluation.best: choosing a checkpoint by evaluation is not accounted for: leave it out")
     watched = {} if recipe.guards is None else recipe.guards.watched
     problems.extend(
-        f"guards.{name}.stop: it ends the run by a figure that has no noise on it: leave `warn` alone"
+        f"guards.{name}.stop: it ends the run by a figure that has no noise on it: use `warn` only"
         for name, one in watched.items()
         if one.stop is not None
     )

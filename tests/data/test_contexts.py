@@ -143,3 +143,41 @@ def test_packed_rows_have_no_prompt_to_write_into():
 def test_plain_text_asks_nothing(load, jsonl, tokenizer):
     with pytest.raises(ValueError, match="plain text has no prompt"):
         load([{"path": jsonl([{"text": "the fox"}])}], tokenizer, context={})
+
+
+TALK = [
+    {"role": "user", "content": "the dog?"},
+    {"role": "assistant", "content": "lazy"},
+    {"role": "user", "content": "the fox?"},
+    {"role": "assistant", "content": "quick"},
+]
+
+
+def test_a_conversation_cut_before_its_last_answer_is_not_used(load, jsonl, tokenizer):
+    """What is asked is the last question: to score an earlier answer after it would show the teacher that answer."""
+    rows = [{"messages": TALK, "hint": "it is quick"}, {"messages": TALK[:2], "hint": "it is lazy"}]
+    source = {"columns": {"messages": "messages", "context": "hint"}}
+    whole = loaded(load, jsonl, tokenizer, rows=rows, source=source).train[0]
+    starts = [n for n in range(1, len(whole["labels"])) if whole["labels"][n - 1] == -100 != whole["labels"][n]]
+    kept = loaded(load, jsonl, tokenizer, rows=rows, source=source, max_length=starts[1] + 1)
+    cut = loaded(load, jsonl, tokenizer, rows=rows, source=source, max_length=starts[1])
+    assert (len(kept.train), len(cut.train)) == (2, 1)
+
+
+def test_of_a_completion_of_several_messages_the_teacher_reads_all_before_the_last_answer(load, jsonl, tokenizer):
+    rows = [{"prompt": TALK[:1], "completion": TALK[1:], "hint": "it is quick"}]
+    data = loaded(load, jsonl, tokenizer, rows=rows)
+    batch = data.collator([data.train[0]])
+    same = loaded(
+        load,
+        jsonl,
+        tokenizer,
+        rows=[{"messages": TALK, "hint": "it is quick"}],
+        source={"columns": {"messages": "messages", "context": "hint"}},
+    )
+    assert torch.equal(batch["theirs"]["input_ids"], same.collator([same.train[0]])["theirs"]["input_ids"])
+
+
+def test_a_prompt_that_is_trained_on_has_no_place_for_a_context():
+    with pytest.raises(ValidationError, match="which loss_on: all trains on"):
+        DataSection(train=[{"path": "a"}], context={}, loss_on="all")
