@@ -7,6 +7,7 @@ completions of the step's prompts, and lays them out as a batch beside or instea
 import copy
 import json
 import logging
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -266,7 +267,7 @@ class OnPolicyTrainer(DistillTrainer):
     def _figures(self, one: Written) -> dict[str, float]:
         """Return what is logged of a completion."""
         figures: dict[str, float] = {"length": one.drawn, "truncated": one.completion.stop == "length"}
-        if one.reward is not None:
+        if one.reward is not None and not math.isnan(one.reward):
             figures["reward"] = one.reward
         if self.section.environment is not None:
             figures["turns"] = len(one.rewards)
