@@ -1,6 +1,7 @@
 """RolloutFigures: what the log says of the student's own text, and what is warned of."""
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -51,7 +52,7 @@ class RolloutFigures:
         for one in written:
             self.add("length", one.drawn)
             self.add("truncated", one.completion.stop == "length")
-            if one.reward is not None:
+            if one.reward is not None and not math.isnan(one.reward):
                 self.add("reward", one.reward)
             if self.environment is not None:
                 self.add("turns", len(one.rewards))

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from loopback import source
 from pydantic import ValidationError
 
 from kdlm.data import Collator, ContextCollator, ContextSection, DataSection, Reprompt
 from kdlm.losses import kept_rows
 from kdlm.signal import IGNORE_INDEX
+from kdlm.teachers import LocalTeacher
 from kdlm.teachers.local import own_reading
 
 ROWS = [
@@ -176,6 +178,22 @@ def test_of_a_completion_of_several_messages_the_teacher_reads_all_before_the_la
         source={"columns": {"messages": "messages", "context": "hint"}},
     )
     assert torch.equal(batch["theirs"]["input_ids"], same.collator([same.train[0]])["theirs"]["input_ids"])
+
+
+@pytest.mark.parametrize("layout", ["padded", "padding_free"])
+def test_a_teacher_that_is_told_more_than_it_can_read_says_so(layout):
+    student = source("code-student-tiny").load()
+    most = student.config.max_position_embeddings
+    row = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
+    for size, fits in ((most - 2, True), (most - 1, False)):
+        rows = [{**row, "context_prompt": [9] * size}, row]
+        batch = ContextCollator(Collator(0, layout=layout), Reprompt(None, ContextSection()))(rows)
+        kept = kept_rows(batch["labels"])
+        if fits:
+            assert len(LocalTeacher(student)(batch, kept).hidden) == 4
+        else:
+            with pytest.raises(ValueError, match=rf"would read {most + 1} tokens.* lower context.max_tokens"):
+                LocalTeacher(student)(batch, kept)
 
 
 def test_a_prompt_that_is_trained_on_has_no_place_for_a_context():
