@@ -88,6 +88,7 @@ def test_epsilon_is_in_the_run_folder_the_card_and_the_log(recipe) -> None:
     )
     card = (folder / "student" / "README.md").read_text()
     assert f"epsilon {said['epsilon']:.4g} at delta 1e-06" in card and "## Privacy" in card
+    assert "train: sandbox:code/train\n" in card and "trained on" not in card  # counts have no noise on them
     logged = [line["privacy/epsilon"] for line in lines_of(folder) if "privacy/epsilon" in line]
     assert len(logged) == 3 and logged == sorted(logged) and logged[-1] == said["epsilon"]
 
@@ -192,6 +193,7 @@ def test_a_server_is_told_of_and_a_seed_too(recipe) -> None:
     served = {"name": "served", "url": "http://127.0.0.1:1", "of": {"name": "sandbox", "model": "code-teacher-tiny"}}
     lines = check(recipe({"teacher": served, "privacy": {"noise": 1.0, "seed": 1}}))
     assert any("privacy: note: teacher is a server" in line for line in lines)
+    assert any("privacy: note: data.eval_rows: figures" in line for line in lines)
     assert any("privacy: note: privacy.seed is written in recipe.yaml" in line for line in lines)
 
 
