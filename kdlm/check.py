@@ -221,7 +221,9 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
             "{name: retry, until_right: false}"
         )
     # For rollouts see rollout_checks, for unmasking teacher_checks.masking.
-    provides = {"rollouts", "context", "reward", "turns", "unmasking", *recipe.data.provides} | (
+    of_rows = {"rollouts", "context", "informed", "reward", "turns", "unmasking"}
+    of_text = of_rows if isinstance(recipe.data, DataSection) else set()
+    provides = {*of_text, *recipe.data.provides} | (
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )
     if missing := sorted(method.needs - provides):

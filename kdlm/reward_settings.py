@@ -149,19 +149,17 @@ def looked_at(recipe: Recipe, method: Method | None) -> Iterator[str]:
 
 def _rollouts(rollouts: RolloutSection) -> Iterator[str]:
     drawn, section = rollouts.sampling, rollouts.engine
-    if drawn.samples_per_prompt < 2:
-        yield "rollouts.sampling.samples_per_prompt: rewards are compared within a prompt's completions: set 2 or more"
-    if drawn.temperature == 0:
-        yield "rollouts.sampling.temperature: at 0 the completions of a prompt are all the same: set it above 0"
     if drawn.teacher_share:
         yield "rollouts.sampling.teacher_share: TRL draws from the student alone: leave it out"
     if rollouts.asynchronous:
         yield "rollouts.asynchronous: TRL draws and trains by turns: leave it out"
+    if rollouts.informed:
+        yield "rollouts.informed: completions are trained on after the prompt that was read: remove it"
     if rollouts.environment is not None:
         yield "rollouts.environment: a completion is one turn here: remove it"
     if "show" in rollouts.model_fields_set and rollouts.show:
         yield "rollouts.show: no samples are looked at in TRL's trainer: leave it out"
-    for key in sorted(section.model_fields_set - KNOWN[section.name]):
+    for key in sorted(section.model_fields_set - KNOWN.get(section.name, section.model_fields_set)):
         yield f"rollouts.engine.{key}: means nothing to TRL, which has an engine of its own: leave it out"
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from kdlm.methods import AlignedMethod, Method
+from kdlm.methods import GDSD, GRPO, AlignedMethod, Method, RewardMethod
 from kdlm.recipe import Recipe
+from kdlm.rollouts import Sampling
 from kdlm.section import Custom
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection, teachers_of
 
@@ -45,6 +46,12 @@ def rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
             "rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher with the student's "
             "tokenizer"
         )
+    if section.informed and getattr(recipe.data, "context", None) is None:
+        problems.append("rollouts.informed: prompts hold a context only with data.context: add e.g. context: {}")
+    if method is not None and "informed" in method.needs and not section.informed:
+        problems.append(f"rollouts.informed: {name} learns from a student that is told more: set it to true")
+    if isinstance(method, GDSD | GRPO | RewardMethod):
+        problems.extend(_compared(section.sampling))
     problems.extend(_environment(recipe, method))
     if problems:
         raise ValueError("\n".join(problems))
@@ -54,6 +61,14 @@ def rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
     yield f"rollouts: {section.engine.name}, {how}; {age}"
     if section.environment is not None:
         yield f"rollouts.environment: {section.environment.name}, at most {section.environment.turns} turns"
+
+
+def _compared(drawn: Sampling) -> Iterator[str]:
+    """Say what leaves a reward without others of the same prompt to be compared with: nothing would be learned."""
+    if drawn.samples_per_prompt < 2:
+        yield "rollouts.sampling.samples_per_prompt: rewards are compared within a prompt's completions: set 2 or more"
+    if drawn.temperature == 0:
+        yield "rollouts.sampling.temperature: at 0 the completions of a prompt are all the same: set it above 0"
 
 
 def _environment(recipe: Recipe, method: Method | None) -> Iterator[str]:

@@ -171,6 +171,7 @@ def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
         ("checkpoint", chosen),
         ("seed", f"{recipe.seed}"),
     ]
+    data = _named(recipe.data) if "privacy" in results else data
     sources = "\n".join(f"- {line.strip()}" for line in data.splitlines())
     private = f"\n## Privacy\n{promise(results['privacy'])}\n" if "privacy" in results else ""
     return f"""---
@@ -191,6 +192,12 @@ A student distilled with kdlm {version("kdlm")}.
 
 Values are means per held-out token or image, natural logarithms. The whole recipe is `recipe.yaml` of the run folder.
 """
+
+
+def _named(data: Any) -> str:
+    """Name the sources of private text alone: how many tokens a row added would be told without noise."""
+    splits = {"train": data.train, "eval": data.eval or []}
+    return "\n".join(f"{split}: {source.path}" for split, sources in splits.items() for source in sources)
 
 
 def _name(section: Any) -> str:

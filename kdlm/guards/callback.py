@@ -13,7 +13,7 @@ from kdlm.data import Prefetched
 from kdlm.evaluation.section import EvaluationSection
 from kdlm.evaluation.watch import Watch, share_of
 from kdlm.guards.course import PREFIX, Course, Crossing, refuse_stopped
-from kdlm.guards.section import GuardsSection
+from kdlm.guards.section import CAUSAL, GuardsSection
 from kdlm.losses import IGNORE_INDEX
 from kdlm.models import Predictor, evaluating, view
 from kdlm.quality import text_figures
@@ -43,6 +43,8 @@ class CollapseGuards(TrainerCallback):
         student = trainer.networks.views["student"] if ours else view(trainer.model)
         if not isinstance(student, Predictor):
             raise ValueError("guards: they watch language models, and the student is none")
+        if student.mask_id is not None:
+            raise ValueError(CAUSAL)
         if ours:
             section.require(writes="rollouts" in trainer.provides)
         elif section.repetition is not None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from kdlm.data import DataSection, ImageTextSection
+from kdlm.guards.section import CAUSAL
+from kdlm.models import MaskedStudent
 
 
 def looked_at(recipe: Any) -> Iterator[str]:
@@ -13,5 +15,7 @@ def looked_at(recipe: Any) -> Iterator[str]:
         return
     if not isinstance(recipe.data, DataSection | ImageTextSection):
         raise ValueError("guards: they watch language models; remove the section")
+    if isinstance(recipe.student, MaskedStudent):
+        raise ValueError(CAUSAL)
     section.require(writes=recipe.rollouts is not None)
     yield f"guards: {', '.join(section.watched)}, every {section.every} steps"

@@ -6,22 +6,24 @@ from pydantic import Field, model_validator
 
 from kdlm.section import Section
 
+CAUSAL = "guards: they watch causal language models, and the student is a masked one: remove the section"
+
 
 class Limit(Section):
     """How far a figure may go; what is not finite is beyond any limit."""
 
-    below: float | None = None
+    below: float | None = Field(None, allow_inf_nan=False)
     """Too far below this value."""
-    above: float | None = None
+    above: float | None = Field(None, allow_inf_nan=False)
     """Too far above this value."""
     below_start: float | None = Field(None, gt=0, lt=1)
     """Too far below this share of the figure's first value: 0.2 is a fifth of it."""
-    above_start: float | None = Field(None, gt=1)
+    above_start: float | None = Field(None, gt=1, allow_inf_nan=False)
     """Too far above so many times the figure's first value."""
 
     @model_validator(mode="after")
     def _limits_something(self) -> "Limit":
-        if not self.model_fields_set:
+        if all(limit is None for _, limit in self):
             raise ValueError("no limit: give below, above, below_start or above_start")
         return self
 

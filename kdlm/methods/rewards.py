@@ -78,8 +78,8 @@ class RewardMethod(TokenMethod):
     w = 1 and this is the gradient of GRPO's clipped objective; for more updates use `grpo`, which is TRL's.
 
     With losses to a teacher on the same text, `-A log q(y) + sum_i D(p, q)`, each a mean over the tokens drawn. A
-    reverse KL to a self teacher that is told more (`data.context`) is OPSD as arXiv 2602.04942 has it, an answer to
-    pi-Distill: no code is released, the formula is from the authors' page, and our tests hold that the two are added.
+    reverse KL to a self teacher that is told more (`data.context`) is what arXiv 2602.04942 calls OPSD: no code is
+    released, the formula is from the authors' page, and our tests hold that the two are added.
 
     Args:
         losses: token losses beside the policy gradient.

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from kdlm.diffusion import Denoiser
+from kdlm.models.prediction import mask_id_of
 from kdlm.section import Section
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def adapt(model: Any, lora: Lora) -> Any:
             return inject_adapter_in_model(_config(lora), model)
         # A tied head and embedding stay one when they are trained in full.
         tied = bool(lora.modules_to_save) and model.config.get_text_config().tie_word_embeddings
-        return get_peft_model(model, _config(lora, ensure_weight_tying=tied, task_type="CAUSAL_LM"))
+        task = "CAUSAL_LM" if mask_id_of(model) is None else None  # PEFT has none for masked models
+        return get_peft_model(model, _config(lora, ensure_weight_tying=tied, task_type=task))
     except ValueError as error:
         raise ValueError(f"student.lora.target_modules={lora.target_modules!r}: {error}") from error
 

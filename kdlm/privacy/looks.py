@@ -27,7 +27,7 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
         problems.append("evaluation.best: choosing a checkpoint by evaluation is not accounted for: leave it out")
     watched = {} if recipe.guards is None else recipe.guards.watched
     problems.extend(
-        f"guards.{name}.stop: it ends the run by a figure that has no noise on it: leave `warn` alone"
+        f"guards.{name}.stop: it ends the run by a figure that has no noise on it: use `warn` only"
         for name, one in watched.items()
         if one.stop is not None
     )
@@ -38,6 +38,8 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
     for key, asked in (*teachers_of(recipe.teacher), ("rollouts.engine", engine)):
         if hasattr(asked, "url"):
             yield f"privacy: note: {key} is a server: what private rows say is sent to it, and no noise covers that"
+    if recipe.data.eval_rows is not None and recipe.data.eval is None:
+        yield "privacy: note: data.eval_rows: figures of rows held out are in the model card, and no noise covers those"
     if section.seed is not None:
         yield "privacy: note: privacy.seed is written in recipe.yaml: who knows it can take the noise off again"
     budget = f"epsilon {section.epsilon:g}" if section.epsilon is not None else f"noise {section.noise:g}"

@@ -1,5 +1,6 @@
 """What a recipe says about privacy, and what a private run cannot have beside it."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,9 +20,9 @@ class PrivacySection(Section):
 
     clip: float = Field(1.0, gt=0)
     """C: the largest norm of what one unit adds to the gradient; a larger one is scaled down to it."""
-    noise: float | None = Field(None, ge=0)
+    noise: float | None = Field(None, ge=0, allow_inf_nan=False)
     """s: each step's sum of clipped gradients gets Gaussian noise of standard deviation s * C. 0 promises nothing."""
-    epsilon: float | None = Field(None, gt=0)
+    epsilon: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Instead of `noise`: the least noise is taken with which the whole run stays below this epsilon."""
     delta: float = Field(1e-5, gt=0, lt=1)
     """The delta that epsilon is given at; less than one in the number of training rows."""
@@ -35,6 +36,8 @@ class PrivacySection(Section):
     def _one_of_both(self) -> "PrivacySection":
         if (self.noise is None) == (self.epsilon is None):
             raise ValueError("say either noise, or the epsilon that the noise is to be chosen for")
+        if self.clip == math.inf and self.noise != 0:
+            raise ValueError("clip: noise is a multiple of it, and it is infinite: give a number, or noise: 0")
         return self
 
 
@@ -47,6 +50,8 @@ def refused(args: "TrainingArguments", method: Method, rollouts: RolloutSection 
         yield "training.fp16: its loss scaling skips steps by the data: use bf16 or float32"
     if args.auto_find_batch_size:
         yield "training.auto_find_batch_size: the sampling rate has to be known: set the batch size"
+    if args.ignore_data_skip:
+        yield "training.ignore_data_skip: a resumed run would draw the rows of earlier steps again: leave it out"
     if args.train_sampling_strategy != "random":
         yield f"training.train_sampling_strategy: {args.train_sampling_strategy}: rows have to be drawn by chance alone"
     if args.load_best_model_at_end or args.save_strategy == "best":
@@ -82,7 +87,7 @@ def promise(spent: Mapping[str, Any]) -> str:
     return (
         f"Trained by DP-SGD: {epsilon} at delta {spent['delta']:g}. What is protected: {spent['unit']}. "
         f"Noise multiplier {spent['noise']:.4g}, clip {spent['clip']:g}, {spent['steps']} steps, each of "
-        f"{spent['rows']} rows in a step with probability {spent['sampling_rate']:.4g}; added up by Opacus "
+        f"{spent['rows']} sequences in a step with probability {spent['sampling_rate']:.4g}; added up by Opacus "
         f"({spent['accountant']}). It covers these weights alone: not figures on held-out rows, other runs on the "
         "same rows, or what the teacher learned from."
     )

@@ -29,6 +29,7 @@ from kdlm.trainer import Counts, DistillTrainer
 
 NO_OPACUS = "privacy: it needs Opacus: pip install 'kdlm[privacy]'"
 STATE = "privacy.json"
+UNIT = "one training sequence (of a longer text, one of its pieces) with all its rollouts, added or removed"
 
 
 class PrivateTrainer(DistillTrainer):
@@ -92,7 +93,7 @@ class PrivateTrainer(DistillTrainer):
         return {
             "epsilon": epsilon if epsilon < float("inf") else None,
             "delta": self.privacy.delta,
-            "unit": "one training row with all its rollouts, added or removed",
+            "unit": UNIT,
             "noise": self.noise,
             "clip": self.privacy.clip,
             "rows": self.rows,

@@ -276,6 +276,6 @@ def _entry(name: str) -> Entry:
         from difflib import get_close_matches
 
         close = get_close_matches(name, CATALOG, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
+        hint = f", did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"the sandbox has no {name!r}{hint} It has: {', '.join(CATALOG)}")
     return CATALOG[name]

@@ -59,6 +59,8 @@ def test_a_resumed_run_is_judged_by_the_looks_of_its_log() -> None:
     ("made", "said"),
     [
         (lambda: Limit(), "no limit"),
+        (lambda: Limit(below=None), "no limit"),
+        (lambda: Limit(above=float("nan")), "finite"),
         (lambda: Watched(), "nothing to do"),
         (lambda: GuardsSection(), "nothing is watched"),
         (lambda: GuardsSection(kl_to_start=Watched(stop=Limit(above_start=3))), "begins at 0"),

@@ -44,6 +44,26 @@ WRONG = {
         "method.inner_steps: 8, and a generation is trained on for 2 steps (rollouts.every * reuse): set the same",
     ),
     "no reward": ("gdsd", ["verifier="], "verifier: missing; gdsd learns from rewards"),
+    "nothing to compare a reward with": (
+        "gdsd",
+        ["rollouts.sampling.samples_per_prompt=1", "rollouts.sampling.temperature=0"],
+        "rollouts.sampling.samples_per_prompt: rewards are compared within a prompt's completions: set 2 or more",
+    ),
+    "guards": (
+        "gdsd",
+        ["guards={length: {stop: {below: 1}}}"],
+        "guards: they watch causal language models, and the student is a masked one",
+    ),
+    "the engine of masked models for a causal one in TRL": (
+        "rlad",
+        ["rollouts.engine={name: unmask}"],
+        "rollouts.engine: a causal language model does not write by unmask",
+    ),
+    "a list of all that there is": (
+        "masked_kd",
+        ["student.path=sandbox:foo"],
+        "the sandbox has no 'foo'. It has: code,",
+    ),
     "measures of causal models": (
         "masked_kd",
         ["evaluation={start: true}"],

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from opacus.accountants import RDPAccountant
 from safetensors.torch import load_file
 
 from kdlm.check import check
+from kdlm.privacy.section import PrivacySection, refused
 from kdlm.recipe import load
 from kdlm.train import assemble, train
 
@@ -79,9 +81,14 @@ def test_epsilon_is_in_the_run_folder_the_card_and_the_log(recipe) -> None:
     accountant = RDPAccountant()
     accountant.history = [(0.8, 4 / said["rows"], 12)]
     assert said["epsilon"] == pytest.approx(accountant.get_epsilon(1e-6), rel=1e-12)
-    assert said["steps"] == 12 and said["delta"] == 1e-6 and said["unit"].startswith("one training row")
+    assert (
+        said["steps"] == 12
+        and said["delta"] == 1e-6
+        and said["unit"].startswith("one training sequence (of a longer text, one of its pieces)")
+    )
     card = (folder / "student" / "README.md").read_text()
     assert f"epsilon {said['epsilon']:.4g} at delta 1e-06" in card and "## Privacy" in card
+    assert "train: sandbox:code/train\n" in card and "trained on" not in card  # counts have no noise on them
     logged = [line["privacy/epsilon"] for line in lines_of(folder) if "privacy/epsilon" in line]
     assert len(logged) == 3 and logged == sorted(logged) and logged[-1] == said["epsilon"]
 
@@ -141,6 +148,29 @@ def test_what_breaks_the_guarantee_is_refused_by_its_key(recipe, changes: dict[s
         check(recipe(changes))
 
 
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"noise": 1.0, "clip": inf}, "clip: noise is a multiple of it, and it is infinite"),
+        ({"epsilon": inf}, "finite"),
+        ({"noise": inf}, "finite"),
+    ],
+)
+def test_what_is_infinite_is_no_budget(recipe, section: dict[str, float], said: str) -> None:
+    assert PrivacySection(noise=0.0, clip=inf).clip == inf  # clipping nothing and promising nothing
+    with pytest.raises(ValueError, match=said):
+        recipe({"privacy": section})
+
+
+def test_rows_that_a_resumed_run_would_draw_again_are_refused(recipe) -> None:
+    run = recipe(GIVEN)
+    args = run.training.build(output_dir="runs/none", ignore_data_skip=True)
+    problems = list(refused(args, run.method.build(run.losses, None), None))
+    assert problems == [
+        "training.ignore_data_skip: a resumed run would draw the rows of earlier steps again: leave it out"
+    ]
+
+
 def test_a_guard_may_warn_and_not_stop(recipe) -> None:
     limit = {"below": 0.1}
     check(recipe({"guards": {"entropy": {"warn": limit}}}))
@@ -163,6 +193,7 @@ def test_a_server_is_told_of_and_a_seed_too(recipe) -> None:
     served = {"name": "served", "url": "http://127.0.0.1:1", "of": {"name": "sandbox", "model": "code-teacher-tiny"}}
     lines = check(recipe({"teacher": served, "privacy": {"noise": 1.0, "seed": 1}}))
     assert any("privacy: note: teacher is a server" in line for line in lines)
+    assert any("privacy: note: data.eval_rows: figures" in line for line in lines)
     assert any("privacy: note: privacy.seed is written in recipe.yaml" in line for line in lines)
 
 

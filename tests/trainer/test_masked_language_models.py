@@ -13,7 +13,7 @@ from kdlm import DistillTrainer, OnPolicyTrainer
 from kdlm.data import Collator
 from kdlm.losses import CrossEntropy, ForwardKL
 from kdlm.methods import GDSD, LogitKD, MaskedKD
-from kdlm.models import MaskedLanguageModel
+from kdlm.models import Lora, MaskedLanguageModel, adapt
 from kdlm.rollouts import RolloutSection
 
 LENGTHS = [6, 9, 7, 5, 8, 6, 9, 4]
@@ -176,3 +176,15 @@ def test_distillation_brings_a_student_nearer_to_its_teacher_than_the_data_alone
         made.train()
         distances.append(made.evaluate()["eval_kl_to_teacher"])
     assert distances[1] < 0.8 * distances[0]
+
+
+def test_adapters_of_a_masked_model_train_and_leave_its_own_weights(arguments) -> None:
+    model = adapt(tiny_masked(), Lora(rank=2, target_modules="all-linear"))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    made = DistillTrainer(
+        model, None, arguments(max_steps=2, learning_rate=0.1), method=MaskedKD([CrossEntropy()]),
+        train_dataset=texts(LENGTHS), data_collator=Collator(0),
+    )  # fmt: skip
+    made.train()
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value.cpu(), before[name])}
+    assert moved and all("lora_" in name for name in moved)
