@@ -210,6 +210,9 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
             f"data.context: missing; {recipe.method.name} writes into the teacher's prompt what the student is not "
             "told: add e.g. context: {}, and columns: {context: COLUMN} to a source"
         )
+    for key, teacher in teachers_of(recipe.teacher):
+        if getattr(recipe.data, "context", None) is not None and getattr(teacher, "known_text_only", False):
+            raise ValueError(f"data.context: {key} {teacher.name} knows texts as they were captured: use the model")
     environment: Any = recipe.rollouts and recipe.rollouts.environment
     rewarded = recipe.verifier is not None or (environment is not None and not environment.judged)
     if "reward" in method.needs and not rewarded:
@@ -222,7 +225,8 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
             "{name: retry, until_right: false}"
         )
     # For rollouts see rollout_checks, for unmasking teacher_checks.masking.
-    of_text = {"rollouts", "context", "reward", "turns", "unmasking"} if isinstance(recipe.data, DataSection) else set()
+    of_rows = {"rollouts", "context", "informed", "reward", "turns", "unmasking"}
+    of_text = of_rows if isinstance(recipe.data, DataSection) else set()
     provides = {*of_text, *recipe.data.provides} | (
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
     )

@@ -8,7 +8,6 @@ import copy
 import json
 import logging
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -20,10 +19,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kdlm.data import ContextCollator
 from kdlm.data.share import Share
 from kdlm.data.turns import Between
 from kdlm.disk import write_text
 from kdlm.methods.method import After, Method, Told
+from kdlm.rollout_figures import RolloutFigures
 from kdlm.rollouts import (
     Completion,
     Engine,
@@ -49,20 +50,6 @@ from kdlm.verifiers import Judge
 
 logger = logging.getLogger(__name__)
 
-GAP = 0.1
-"""Nats: a mean difference between what engine and student give a fresh token that is more than rounding."""
-FAR = 2.0
-"""Nats a token between student and teacher, on the student's own text, at which a warm-up is advised."""
-
-OTHER_WEIGHTS = (
-    "the engine gives its tokens other probabilities than the student, by %.2f nats on average: it does not hold the "
-    "student's weights, or computes in too coarse a type"
-)
-TOO_FAR = (
-    "student and teacher are %.1f nats a token apart on the student's own text: policy gradients learn little there, "
-    "and other methods more with a warm-up on the teacher's text (sequence_kd)"
-)
-
 Reward = Callable[[Sequence[str], Sequence[Row]], Sequence[float]]
 """Texts of completions, and the rows whose prompts they follow -> one number each."""
 
@@ -84,7 +71,7 @@ class OnPolicyTrainer(DistillTrainer):
     Raises ValueError when engine, rollouts and training arguments do not fit.
     """
 
-    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward", "turns"}
+    provides: ClassVar[frozenset[str]] = DistillTrainer.provides | {"rollouts", "reward", "turns", "informed"}
 
     def __init__(
         self,
@@ -114,11 +101,7 @@ class OnPolicyTrainer(DistillTrainer):
                     "student's tokenizer"
                 )
             engine.guide = self.teacher.model
-        rewarded = reward is not None or (section.environment is not None and not section.environment.judged)
-        if "reward" in self.method.needs and not rewarded:
-            raise ValueError(f"{type(self.method).__name__} learns from rewards: hand over `reward`, or a verifier")
-        if "turns" in self.method.needs and section.environment is None:
-            raise ValueError(f"rollouts.environment: missing; {type(self.method).__name__} learns from several turns")
+        check_provided(self.method, section, rewarded=reward is not None)
         self.reward, self.section = reward, section
         self._variables = chat_template_args
         self.rounds = Rounds(
@@ -132,11 +115,11 @@ class OnPolicyTrainer(DistillTrainer):
             told=self._told,
             trained_on=self._trained_on,
             episodes=self._episodes(),
+            informed=self._informed(),
         )
         self.samples: list[Sample] = []
         """The completions that were last looked at."""
-        self._warned: set[str] = set()
-        self._seen: dict[str, Tensor] = defaultdict(partial(torch.zeros, (2,), dtype=torch.float64))
+        self.figures = RolloutFigures(section.environment)
 
     @cached_property
     def _between(self) -> Between:
@@ -161,6 +144,15 @@ class OnPolicyTrainer(DistillTrainer):
             context=context_of(self.student),
             judge=None if self.reward is None else self._judged,
         )
+
+    def _informed(self) -> Callable[[Row], list[int] | None] | None:
+        """Return what writes the prompts that the student completes, where they are not the rows' own."""
+        if not self.section.informed:
+            return None
+        collator = getattr(self.data_collator, "collate", self.data_collator)
+        if not isinstance(collator, ContextCollator):
+            raise ValueError("rollouts.informed: the data have nothing that prompts could hold: add data.context")
+        return collator.told
 
     def close(self) -> None:
         super().close()
@@ -199,7 +191,9 @@ class OnPolicyTrainer(DistillTrainer):
         batches = [] if slot is None else [self._laid_out(slot, place) for place in range(len(slot.micro))]
         if slot is not None:
             written = [one for micro in slot.written for one in micro]
-            self._note(written, index)
+            self.figures.note(written)
+            for one in written:
+                self.figures.add("staleness", index - one.completion.version)
             if index % max(1, int(self.state.logging_steps)) == 0:
                 self._look(written[: self.section.show], index)
         return batches, self._get_num_items_in_batch(batches, device)
@@ -256,23 +250,6 @@ class OnPolicyTrainer(DistillTrainer):
 
     # What is seen of it
 
-    def _note(self, written: Sequence[Written], index: int) -> None:
-        """Add a step's completions to what the next log line says of them."""
-        for one in written:
-            self._add("staleness", index - one.completion.version)
-            for name, value in self._figures(one).items():
-                self._add(name, value)
-
-    def _figures(self, one: Written) -> dict[str, float]:
-        """Return what is logged of a completion."""
-        figures: dict[str, float] = {"length": one.drawn, "truncated": one.completion.stop == "length"}
-        if one.reward is not None:
-            figures["reward"] = one.reward
-        if self.section.environment is not None:
-            figures["turns"] = len(one.rewards)
-            figures["success"] = one.rewards[-1] >= self.section.environment.success
-        return figures
-
     def _look(self, written: Sequence[Written], index: int) -> None:
         """Look at some completions token by token; warn of what should not be."""
         if not written:
@@ -283,30 +260,21 @@ class OnPolicyTrainer(DistillTrainer):
         with self.accelerator.autocast():
             seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
         plain = drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
+        plain = plain and not self.section.informed  # what is looked at was not read with what the engine was told
         if seen.gap is not None and plain and all(one.completion.version == index for one in written):
-            self._add("engine_gap", seen.gap)
-            self._warn_once(seen.gap > GAP, OTHER_WEIGHTS, seen.gap)
-        self._warn_once(index == 0 and seen.mean > FAR, TOO_FAR, seen.mean)
+            self.figures.engine_gap(seen.gap)
+        if index == 0:
+            self.figures.apart(seen.mean)
         self.samples = described(written, seen, index, self.processing_class)
         if self.sample_log is not None and self.is_world_process_zero():
             self.sample_log.add(self.samples)
 
-    def _warn_once(self, wrong: bool, message: str, *values: float) -> None:
-        if wrong and message not in self._warned:
-            self._warned.add(message)
-            logger.warning(message, *values)
-
-    def _add(self, name: str, value: float, count: float = 1.0) -> None:
-        self._seen[name] = self._seen[name] + torch.tensor([float(value), count], dtype=torch.float64)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the completions since the last log line were like, and the seconds that were waited for them."""
         if "loss" in logs:
-            self._add("seconds_waiting", self.rounds.waited)
+            self.figures.add("seconds_waiting", self.rounds.waited)
             self.rounds.waited = 0.0
-            for name, sums in self._reduced({f"rollout/{name}": pair for name, pair in self._seen.items()}).items():
-                logs[name] = (sums[0] / sums[1]).item()
-            self._seen.clear()
+            logs |= self.figures.taken("rollout/", self._reduced)
             if isinstance(self.reward, Judge):  # of this rank, since the run began
                 logs |= {
                     f"rollout/verifier_{what}": float(self.reward.counts[what]) for what in ("raised", "timed_out")
@@ -333,13 +301,9 @@ class OnPolicyTrainer(DistillTrainer):
         parts = [written[at : at + size] for at in range(0, len(written), size)]
         loader = DataLoader(cast("Any", parts), batch_size=None, collate_fn=lambda part: self.batch_of([], part))
         metrics = self.evaluation_loop(loader, "rollouts", metric_key_prefix="eval_rollout").metrics or {}
-        pairs: dict[str, Tensor] = defaultdict(partial(torch.zeros, 2))
-        for one in written:
-            for name, value in self._figures(one).items():
-                pairs[name] = pairs[name] + torch.tensor([float(value), 1.0])
-        for name, (total, count) in self._reduced(pairs).items():
-            metrics[f"eval_rollout_{name}"] = (total / count).item()
-        return metrics
+        figures = RolloutFigures(self.section.environment)
+        figures.note(written)
+        return metrics | figures.taken("eval_rollout_", self._reduced)
 
     # Checkpoints
 
@@ -364,3 +328,15 @@ class OnPolicyTrainer(DistillTrainer):
 def draw_of(seed: int, index: int) -> float:
     """Return the uniform number in [0, 1) of an optimiser step: the same on every rank."""
     return random.Random(f"{seed} text {index}").random()
+
+
+def check_provided(method: Method, section: RolloutSection, *, rewarded: bool) -> None:
+    """Raise ValueError, by its key, for what a method needs of the rollouts and is not there."""
+    name, environment = type(method).__name__, section.environment
+    rewarded |= environment is not None and not environment.judged
+    if "reward" in method.needs and not rewarded:
+        raise ValueError(f"{name} learns from rewards: hand over `reward`, or a verifier")
+    if "informed" in method.needs and not section.informed:
+        raise ValueError(f"rollouts.informed: {name} learns from a student that is told more")
+    if "turns" in method.needs and environment is None:
+        raise ValueError(f"rollouts.environment: missing; {name} learns from several turns")

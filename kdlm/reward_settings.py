@@ -153,6 +153,8 @@ def _rollouts(rollouts: RolloutSection) -> Iterator[str]:
         yield "rollouts.sampling.teacher_share: TRL draws from the student alone: leave it out"
     if rollouts.asynchronous:
         yield "rollouts.asynchronous: TRL draws and trains by turns: leave it out"
+    if rollouts.informed:
+        yield "rollouts.informed: completions are trained on after the prompt that was read: remove it"
     if rollouts.environment is not None:
         yield "rollouts.environment: a completion is one turn here: remove it"
     if "show" in rollouts.model_fields_set and rollouts.show:

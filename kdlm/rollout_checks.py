@@ -46,6 +46,10 @@ def rollouts(recipe: Recipe, method: Method | None) -> Iterator[str]:
             "rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher with the student's "
             "tokenizer"
         )
+    if section.informed and getattr(recipe.data, "context", None) is None:
+        problems.append("rollouts.informed: prompts hold a context only with data.context: add e.g. context: {}")
+    if method is not None and "informed" in method.needs and not section.informed:
+        problems.append(f"rollouts.informed: {name} learns from a student that is told more: set it to true")
     if isinstance(method, GDSD | GRPO | RewardMethod):
         problems.extend(_compared(section.sampling))
     problems.extend(_environment(recipe, method))

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from kdlm.catalogue import members, name_of
 from kdlm.cli import VERBS, parse
+from kdlm.methods import AnyMethod
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -75,3 +77,9 @@ def test_every_page_of_the_docs_is_in_their_index():
     docs = ROOT / "docs"
     listed = LINK.findall((docs / "README.md").read_text())
     assert {page.name for page in docs.glob("*.md")} - {"README.md"} <= set(listed)
+
+
+def test_every_method_has_a_row_in_the_table_of_its_room():
+    rows = re.findall(r"^\| `(\w+)` \| ", (ROOT / "kdlm" / "methods" / "README.md").read_text(), re.MULTILINE)
+    names = [name_of(section) for section in members(AnyMethod)]
+    assert sorted(names) == sorted(row for row in rows if row in names)

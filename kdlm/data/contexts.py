@@ -131,7 +131,7 @@ class ContextCollator:
     reprompt: Reprompt
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        told = [self._prompt(row, row.get("context")) for row in rows]
+        told = [self.told(row) for row in rows]
         others = [_list_of(row.get("contexts")) for row in rows]
         bad = [row.get("bad_context") for row in rows]
         if len({len(several) for several in others}) > 1:
@@ -162,9 +162,10 @@ class ContextCollator:
             for row, context in zip(rows, contexts, strict=True)
         ]
 
-    def _prompt(self, row: dict[str, Any], context: str | None) -> Ids | None:
-        told = row.get("context_prompt")
-        return self._prompts([row], [context])[0] if told is None else told
+    def told(self, row: dict[str, Any]) -> Ids | None:
+        """Return the whole prompt that the teacher reads of a row; None where it is the row's own."""
+        prompt = row.get("context_prompt")
+        return self._prompts([row], [row.get("context")])[0] if prompt is None else prompt
 
     def _reading(self, rows: Sequence[dict[str, Any]], prompts: Sequence[Ids | None], batch: dict) -> dict[str, Any]:
         """Return the batch of the same answers after other prompts, and our positions' places in it."""

@@ -17,6 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.chat import ChatTemplate, Span, template_text
+from kdlm.data.contexts import answer_start
 from kdlm.data.files import Row
 from kdlm.data.forms import (
     Form,
@@ -226,6 +227,9 @@ class Encoder:
         labels[:1] = [IGNORE_INDEX]
         if all(label == IGNORE_INDEX for label in labels):
             return Unusable("no trained token", f"in the first {size} tokens" if truncated else "")
+        answer = answer_start(np.where(trained, 0, IGNORE_INDEX).tolist()) if self.section.context else 0
+        if answer >= size:
+            return Unusable("too long", f"the last answer begins after {answer} tokens, max_length is {size}")
         return Encoded([Sequence(ids[:size], labels)], truncated, rendered)
 
 

@@ -142,14 +142,20 @@ def read_asked(form: Form, row: dict[str, Any]) -> str:
     if form.name == "text":
         raise Unusable("malformed", "plain text has no prompt that a context could be put into")
     if form.name == "chat":
-        messages = read_chat(row)
-        last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
-        prompt: str | list[Message] = messages[:last]
+        asked: str | list[Message] = _before_last_answer(read_chat(row))
+    elif form.name == "prompt":
+        asked = read_prompt(row)
     else:
-        prompt = read_prompt(row) if form.name == "prompt" else read_completion(row)[0]
-    if isinstance(prompt, str):
-        return json.dumps({"prompt": prompt}, ensure_ascii=False)
-    return json.dumps({"messages": prompt, "tools": read_tools(row)}, ensure_ascii=False, default=str)
+        pair: Any = read_completion(row)  # of text, or of messages
+        asked = pair[0] if isinstance(pair[0], str) else _before_last_answer([*pair[0], *pair[1]])
+    if isinstance(asked, str):
+        return json.dumps({"prompt": asked}, ensure_ascii=False)
+    return json.dumps({"messages": asked, "tools": read_tools(row)}, ensure_ascii=False, default=str)
+
+
+def _before_last_answer(messages: list[Message]) -> list[Message]:
+    last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
+    return messages[:last]
 
 
 def read_messages(value: Any, column: str) -> list[Message]:

@@ -130,6 +130,8 @@ class DataSection(Section):
             raise ValueError(f"{' and '.join(held_out)} both say what to evaluate on: keep one")
         if self.context is not None and self.packing == "pack":
             raise ValueError("context: packed rows have no prompt of their own: use packing: none or padding_free")
+        if self.context is not None and self.loss_on == "all":
+            raise ValueError("context: it changes the prompt, which loss_on: all trains on: use loss_on: auto")
         if self.streaming and held_out and held_out != ["eval"]:
             raise ValueError(f"{held_out[0]} needs all rows, which a stream does not have: name `eval` sources instead")
         if any(source.weight for source in self.train) and not all(source.weight for source in self.train):

@@ -52,6 +52,7 @@ from kdlm.methods.rewards import RewardMethod, RewardSection
 from kdlm.methods.self_distillation.curio_sft import CurioSFT, CurioSFTSection
 from kdlm.methods.self_distillation.further_pretraining import FurtherPretraining, FurtherPretrainingSection
 from kdlm.methods.self_distillation.guided_generations import GuidedGenerations, GuidedGenerationsSection
+from kdlm.methods.self_distillation.pi_distill import PiDistill, PiDistillSection
 from kdlm.methods.self_distillation.privileged import SelfDistillation, SelfDistillationSection
 from kdlm.methods.self_distillation.ps_kd import TokenPSKD, TokenPSKDSection
 from kdlm.methods.self_distillation.recursive_kd import RecursiveKD, RecursiveKDSection
@@ -163,6 +164,7 @@ AnyMethod = Annotated[
     | RLTFSDSection
     | RLTFFMSection
     | SCoReSection
+    | PiDistillSection
     | CustomMethod,
     Field(discriminator="name"),
 ]
@@ -254,6 +256,8 @@ __all__ = [
     "MiniLLMSection",
     "OFAKDSection",
     "PSKDSection",
+    "PiDistill",
+    "PiDistillSection",
     "PolicyMethod",
     "Preparation",
     "Progressive",

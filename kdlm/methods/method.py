@@ -154,7 +154,8 @@ class Method:
     autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `pairs` (of image and text),
     `samples` (of what a denoiser makes), `visual` (images between the tokens). `unmasking`, `teacher.unmasking`:
     student and teacher are masked language models. `rollouts`: the student's own text, `turns`: several of its turns,
-    `reward`: what a verifier says of it, `context`: prompts that the teacher can be told more in (`data.context`)."""
+    `reward`: what a verifier says of it, `context`: prompts that the teacher can be told more in (`data.context`),
+    `informed`: that the student was told it as it wrote (`rollouts.informed`)."""
     computes: tuple[str, ...] = ()
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
     paced_by: str = "tokens"

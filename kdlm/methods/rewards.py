@@ -38,7 +38,8 @@ def group_advantages(
         group: which prompt each follows (`batch["index"]`).
         leave_one_out: compare with the mean of the others (RLOO) in place of the mean of all. A group of one has
             advantage 0 in either way.
-        scaled: divide by the group's standard deviation (n - 1), as GRPO does; no spread, no advantage.
+        scaled: divide by the group's standard deviation (n - 1), as GRPO does; no spread, no advantage, and less than
+            1e-5 of the rewards' size is no spread but rounding.
     """
     known = ~rewards.isnan()
     _, place = group.unique(return_inverse=True)
@@ -48,7 +49,8 @@ def group_advantages(
     advantages = gap * count / (count - 1).clamp(min=1) if leave_one_out else gap
     if scaled:
         spread = (sums.index_add(0, place, gap.square())[place] / (count - 1).clamp(min=1)).sqrt()
-        advantages = torch.where(spread > 0, advantages / spread.clamp(min=1e-12), torch.zeros_like(advantages))
+        size = sums.index_add(0, place, rewards.nan_to_num(0.0).square())[place] / count.clamp(min=1)
+        advantages = torch.where(spread > 1e-5 * size.sqrt(), advantages / spread, torch.zeros_like(advantages))
     return advantages
 
 
@@ -69,8 +71,8 @@ class RewardMethod(TokenMethod):
     w = 1 and this is the gradient of GRPO's clipped objective; for more updates use `grpo`, which is TRL's.
 
     With losses to a teacher on the same text, `-A log q(y) + sum_i D(p, q)`, each a mean over the tokens drawn. A
-    reverse KL to a self teacher that is told more (`data.context`) is OPSD as arXiv 2602.04942 has it, an answer to
-    pi-Distill: no code is released, the formula is from the authors' page, and our tests hold that the two are added.
+    reverse KL to a self teacher that is told more (`data.context`) is what arXiv 2602.04942 calls OPSD: no code is
+    released, the formula is from the authors' page, and our tests hold that the two are added.
 
     Args:
         losses: token losses beside the policy gradient.

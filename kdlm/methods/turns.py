@@ -28,6 +28,10 @@ class TurnRewards(RewardMethod):
         super().__init__(losses, **options)
         self.discount = discount
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {"turns"}
+
     def worth(self, batch: Batch) -> Float[Tensor, "sequences turns"]:
         """Return what each turn is worth; NaN where there is none."""
         return discounted(batch["turn_rewards"], self.discount)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -89,6 +89,8 @@ class Rounds:
             on, so that what it knows by then does not depend on when the completions were drawn, nor on checkpoints.
         trained_on: is shown a round's completions right after that.
         episodes: completes prompts turn by turn; without it a completion is one turn.
+        informed: row -> the prompt that the engine completes in place of the row's own, after which the completion is
+            trained on; None where that is the row's own. Evaluation does without.
 
     Raises ValueError where the section asks for what the engine cannot do.
     """
@@ -106,12 +108,13 @@ class Rounds:
         told: Callable[[list[Written]], list[Written]] = list,
         trained_on: Callable[[list[Written]], None] = lambda written: None,
         episodes: Episodes | None = None,
+        informed: Callable[[Row], list[int] | None] | None = None,
     ):
         if section.asynchronous and engine.lives:
             raise ValueError("rollouts.asynchronous: this engine reads the very weights that are being trained")
         self.engine, self.section, self.seed = engine, section, seed
         self.text, self.student, self.finish, self.last = text, student, finish, last
-        self.told, self.trained_on, self.episodes = told, trained_on, episodes
+        self.told, self.trained_on, self.episodes, self.informed = told, trained_on, episodes, informed
         self.waited = 0.0
         """Seconds that steps have waited for completions."""
         self._pool = ThreadPoolExecutor(1, "kdlm-rollouts")
@@ -149,12 +152,16 @@ class Rounds:
             self._next.settle()
         self.engine.take(self.student(), version)
         prompts = [prompt_of(row, self.section.prompt_tokens) for row in rows]
-        return self.told(self._write(rows, prompts, sampling, self.seed))
+        return self.told(self._write(rows, prompts, prompts, sampling, self.seed))
 
-    def _write(self, rows: Sequence[Row], prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Written]:
+    def _write(
+        self, rows: Sequence[Row], prompts: list[list[int]], read: list[list[int]], sampling: Sampling, seed: int
+    ) -> list[Written]:
+        """Complete what is `read`, and give it as completions of the prompts."""
         if self.episodes is not None:
-            return self.episodes(self.engine, rows, prompts, sampling, seed)
-        drawn = self.engine.generate(prompts, sampling, seed)
+            written = self.episodes(self.engine, rows, read, sampling, seed)
+            return [replace(one, prompt=prompts[one.completion.group]) for one in written]
+        drawn = self.engine.generate(read, sampling, seed)
         return self.finish([(rows[one.group], prompts[one.group], one) for one in drawn])
 
     def _begin(self, batches: Iterator[Opaque], micro: int, index: int, version: int) -> _Round | None:
@@ -173,12 +180,15 @@ class Rounds:
         prompts = [prompt_of(row, self.section.prompt_tokens) for row in asked]
         if prompts:
             self.engine.take(self.student(), version)
+        read = prompts
+        if self.informed is not None:
+            read = [self.informed(row) or prompt for row, prompt in zip(asked, prompts, strict=True)]
         seed = random.Random(f"{self.seed} {index}").getrandbits(62)
 
         def written() -> list[list[Written]]:
             if not prompts:
                 return []
-            done = self._write(asked, prompts, self.section.sampling, seed)
+            done = self._write(asked, prompts, read, self.section.sampling, seed)
             by_prompt: list[list[Written]] = [[] for _ in prompts]
             for one in done:
                 by_prompt[one.completion.group].append(one)

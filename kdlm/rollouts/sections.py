@@ -24,6 +24,9 @@ class RolloutSection(Section):
     """How they are drawn."""
     environment: AnyEnvironment | None = None
     """What answers a completion and has the student go on, in turns; without it a completion is one turn."""
+    informed: bool = False
+    """Draw completions from prompts with the row's context in them (`data.context`); they are trained on after the
+    prompts without it (pi-Distill). Evaluation draws from the latter."""
     every: int = Field(1, ge=1)
     """Optimiser steps whose prompts are completed together, with the weights of the first of them. More of them keep an
     engine busier; the later ones train on text of an older student."""

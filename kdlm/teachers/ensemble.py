@@ -18,7 +18,7 @@ from kdlm.teachers.fitting import (
     geometric_weights,
     label_log_probs,
 )
-from kdlm.teachers.local import LocalTeacher
+from kdlm.teachers.local import LocalTeacher, own_reading
 from kdlm.teachers.weights import ByDomain, Confidence, Learned, Weights, check_weights, log_shares
 
 Batch = dict[str, Any]
@@ -90,6 +90,8 @@ class Ensemble:
         Raises ValueError where a member gives no whole distribution, weights are learned and not fitted yet, or a
         sequence's domain is not known.
         """
+        if "theirs" in batch:
+            batch, rows = own_reading(batch, rows)
         shares = self._shares(batch)
         joins = self._joins
         wanted = [i for i in range(len(self.members)) if joins or not shares[:, i].isneginf().all()]
@@ -146,6 +148,8 @@ class Ensemble:
             left = self.weights.positions - seen
             if left <= 0:
                 break
+            if "theirs" in batch:
+                batch, rows = own_reading(batch, rows)
             rows = Rows(rows.index[:left], rows.labels[:left])
             signals = self._ask(range(len(self.members)), batch, rows)
             if pieces and self.space == "log":  # the head of a member that was moved anew is another copy: keep one

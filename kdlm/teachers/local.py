@@ -80,6 +80,7 @@ class LocalTeacher:
     ) -> tuple[Hidden | Dense, list[Tensor]]:
         """Return the signal and the outputs of decoder layers `layers` at the kept rows."""
         if "theirs" in batch:
+            check_length(batch, self.model)
             batch, rows = own_reading(batch, rows)
         home, away = rows.index.device, self.model.device
         there = {key: value.to(away) for key, value in batch.items()}
@@ -131,6 +132,21 @@ def own_reading(batch: dict[str, Any], rows: Rows) -> tuple[dict[str, Tensor], R
             "set method.visual: 0 and method.relation: 0, or take a pair with equal patches"
         )
     return theirs, Rows(index, rows.labels)
+
+
+def check_length(batch: dict[str, Any], model: Any) -> None:
+    """Raise ValueError where what a teacher is told makes its text longer than its model can read."""
+    if "informed" not in batch:
+        return
+    theirs, most = batch["theirs"], getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is None or theirs["input_ids"].shape[1] <= most:
+        return
+    sizes = theirs["attention_mask"].sum(1) if "attention_mask" in theirs else theirs["position_ids"] + 1
+    if (longest := int(sizes.max())) > most:
+        raise ValueError(
+            f"data.context: the teacher is told so much that it would read {longest} tokens, and its model reads "
+            f"{most}: lower context.max_tokens, data.max_length or rollouts.sampling.max_new_tokens"
+        )
 
 
 class LocalOptions(Section):

@@ -14,6 +14,7 @@ from kdlm.models import AnySource
 from kdlm.remote import Answers, Remote, ServerUnavailable
 from kdlm.server_options import ServerOptions
 from kdlm.signal import LogProbs, Rows, TopK
+from kdlm.teachers.local import own_reading
 from kdlm.teachers.sequences import question_of
 from kdlm.teachers.wire import Question
 
@@ -72,6 +73,8 @@ class OpenAITeacher:
 
     def __call__(self, batch: dict[str, Any], rows: Rows) -> TopK | LogProbs:
         """Return the signal at the kept rows, on their device. Raises ServerUnavailable when the server stays away."""
+        if "theirs" in batch:
+            batch, rows = own_reading(batch, rows)
         answers = batch["teacher"] if "teacher" in batch else self.prefetch(batch)
         parts: list[Best] = answers.result()
         width = max(1, self.k)

@@ -12,7 +12,7 @@ from kdlm.models import WithoutAdapters, begins_as_its_base, evaluating
 from kdlm.roles import EmaOf, SnapshotOf
 from kdlm.section import Section
 from kdlm.signal import Dense, Hidden, Rows
-from kdlm.teachers.local import own_reading
+from kdlm.teachers.local import check_length, own_reading
 
 Weights = Literal["current", "average", "snapshot", "start"]
 ROLE = "self_teacher"
@@ -76,6 +76,7 @@ class SelfTeacher:
         if self._predict is None:
             raise ValueError("a self teacher answers within a trainer, which shows it the student")
         if "theirs" in batch:
+            check_length(batch, self._predict.module)
             batch, rows = own_reading(batch, rows)
         with evaluating(self._predict.module):
             return self._predict.with_layers(batch, rows, layers)

@@ -15,6 +15,7 @@ from kdlm.models import AnySource
 from kdlm.remote import Answers, Remote, ServerUnavailable
 from kdlm.server_options import ServerOptions
 from kdlm.signal import Head, Hidden, Rows
+from kdlm.teachers.local import own_reading
 from kdlm.teachers.sequences import question_of
 from kdlm.teachers.wire import (
     Question,
@@ -81,6 +82,8 @@ class ServedTeacher:
 
     def __call__(self, batch: dict[str, Any], rows: Rows) -> Hidden:
         """Return the signal at the kept rows, on their device. Raises ServerUnavailable when the server stays away."""
+        if "theirs" in batch:
+            batch, rows = own_reading(batch, rows)
         answers = batch["teacher"] if "teacher" in batch else self.prefetch(batch)
         parts: list[Tensor] = [self._head.weight.new_empty(0, self.hidden_size, device="cpu"), *answers.result()]
         hidden = torch.cat(parts)

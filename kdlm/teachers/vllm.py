@@ -16,6 +16,7 @@ from torch import Tensor
 from kdlm.models import AnySource, read_head
 from kdlm.section import Section
 from kdlm.signal import Head, Hidden, LogProbs, Rows, TopK
+from kdlm.teachers.local import own_reading
 from kdlm.teachers.openai import best_of, of_token
 from kdlm.teachers.sequences import question_of
 from kdlm.teachers.wire import Question
@@ -52,6 +53,8 @@ class VLLMTeacher:
 
     def __call__(self, batch: dict[str, Tensor], rows: Rows) -> TopK | LogProbs | Hidden:
         """Return the signal at the kept rows, on their device."""
+        if "theirs" in batch:
+            batch, rows = own_reading(batch, rows)
         question = question_of(batch)
         starts = (question.lengths.cumsum(0) - question.lengths).tolist()
         prompts = [

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from loopback import source
 from pydantic import ValidationError
 
 from kdlm.data import Collator, ContextCollator, ContextSection, DataSection, Reprompt
 from kdlm.losses import kept_rows
 from kdlm.signal import IGNORE_INDEX
+from kdlm.teachers import LocalTeacher
 from kdlm.teachers.local import own_reading
 
 ROWS = [
@@ -143,3 +145,57 @@ def test_packed_rows_have_no_prompt_to_write_into():
 def test_plain_text_asks_nothing(load, jsonl, tokenizer):
     with pytest.raises(ValueError, match="plain text has no prompt"):
         load([{"path": jsonl([{"text": "the fox"}])}], tokenizer, context={})
+
+
+TALK = [
+    {"role": "user", "content": "the dog?"},
+    {"role": "assistant", "content": "lazy"},
+    {"role": "user", "content": "the fox?"},
+    {"role": "assistant", "content": "quick"},
+]
+
+
+def test_a_conversation_cut_before_its_last_answer_is_not_used(load, jsonl, tokenizer):
+    """What is asked is the last question: to score an earlier answer after it would show the teacher that answer."""
+    rows = [{"messages": TALK, "hint": "it is quick"}, {"messages": TALK[:2], "hint": "it is lazy"}]
+    source = {"columns": {"messages": "messages", "context": "hint"}}
+    whole = loaded(load, jsonl, tokenizer, rows=rows, source=source).train[0]
+    starts = [n for n in range(1, len(whole["labels"])) if whole["labels"][n - 1] == -100 != whole["labels"][n]]
+    kept = loaded(load, jsonl, tokenizer, rows=rows, source=source, max_length=starts[1] + 1)
+    cut = loaded(load, jsonl, tokenizer, rows=rows, source=source, max_length=starts[1])
+    assert (len(kept.train), len(cut.train)) == (2, 1)
+
+
+def test_of_a_completion_of_several_messages_the_teacher_reads_all_before_the_last_answer(load, jsonl, tokenizer):
+    rows = [{"prompt": TALK[:1], "completion": TALK[1:], "hint": "it is quick"}]
+    data = loaded(load, jsonl, tokenizer, rows=rows)
+    batch = data.collator([data.train[0]])
+    same = loaded(
+        load,
+        jsonl,
+        tokenizer,
+        rows=[{"messages": TALK, "hint": "it is quick"}],
+        source={"columns": {"messages": "messages", "context": "hint"}},
+    )
+    assert torch.equal(batch["theirs"]["input_ids"], same.collator([same.train[0]])["theirs"]["input_ids"])
+
+
+@pytest.mark.parametrize("layout", ["padded", "padding_free"])
+def test_a_teacher_that_is_told_more_than_it_can_read_says_so(layout):
+    student = source("code-student-tiny").load()
+    most = student.config.max_position_embeddings
+    row = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
+    for size, fits in ((most - 2, True), (most - 1, False)):
+        rows = [{**row, "context_prompt": [9] * size}, row]
+        batch = ContextCollator(Collator(0, layout=layout), Reprompt(None, ContextSection()))(rows)
+        kept = kept_rows(batch["labels"])
+        if fits:
+            assert len(LocalTeacher(student)(batch, kept).hidden) == 4
+        else:
+            with pytest.raises(ValueError, match=rf"would read {most + 1} tokens.* lower context.max_tokens"):
+                LocalTeacher(student)(batch, kept)
+
+
+def test_a_prompt_that_is_trained_on_has_no_place_for_a_context():
+    with pytest.raises(ValidationError, match="which loss_on: all trains on"):
+        DataSection(train=[{"path": "a"}], context={}, loss_on="all")

@@ -50,3 +50,20 @@ def test_a_verifier_that_reads_the_same_column_or_none_may_stand_beside_it() -> 
 def test_images_have_no_text_to_go_on_from(changes: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check(load(RECIPE.parents[2] / "diffusion/ring_sds.yaml", changes))
+
+
+WALKS = RECIPE.parents[1] / "pi_distill.yaml"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["rollouts.informed=false"], r"rollouts\.informed: pi_distill learns from a student that is told more"),
+        (["rollouts.sampling.samples_per_prompt=1"], r"rollouts\.sampling\.samples_per_prompt: rewards are compared"),
+        (["method={name: policy_gradient}", "data.context=null"], r"rollouts\.informed: prompts hold a context only"),
+        (["method={name: rltf_sd}", "rollouts.informed=false"], r"rollouts\.environment: missing; rltf_sd learns"),
+    ],
+)
+def test_what_rewards_and_informed_students_lack_is_named_with_its_key(changes: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check(load(WALKS, changes))

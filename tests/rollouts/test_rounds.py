@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -194,3 +195,26 @@ def test_plain_text_lends_its_first_tokens() -> None:
 def test_too_few_rows_for_a_round_are_refused() -> None:
     with pytest.raises(ValueError, match="one round takes 8 rows and the training data hold 5"):
         Repeated(SequentialSampler(range(5)), 8, 2)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_a_teacher_is_told_is_asked_when_a_round_begins_and_neither_drawing_nor_saving_asks_it(
+    asynchronous: bool,
+) -> None:
+    made = rounds(Scripted(), last=8, every=2, asynchronous=asynchronous)
+    events: list[str] = []
+
+    def told(written: list[Written]) -> list[Written]:
+        events.append(f"told {len(written)}")
+        return [replace(one, context="c") for one in written]
+
+    made.told, made.trained_on = told, lambda written: events.append(f"on {[one.context for one in written]}")
+    batches = loader(8)
+    for index in range(4):
+        slot = made.step(batches, 1, index)
+        assert slot is not None and all(one.context == "c" for rows in slot.written for one in rows)
+        made.state()
+    assert events == ["told 4", f"on {['c'] * 4}"] * 2
+    made.complete([{"input_ids": [1, 2, 3], "labels": [-100, -100, 3]}], 9)
+    assert events[4:] == ["told 1"]  # for evaluation the teacher is told, and nothing is trained on
+    made.close()

@@ -11,10 +11,11 @@ from loopback import served, source
 from scripted import running
 from torch import Tensor
 
+from kdlm.data import Collator, ContextCollator, ContextSection, Prefetched, Reprompt
 from kdlm.losses import kept_rows
 from kdlm.remote import Endpoint, Remote, ServerUnavailable
 from kdlm.signal import IGNORE_INDEX, Head
-from kdlm.teachers import LocalTeacher, ServedTeacher
+from kdlm.teachers import Ensemble, LocalTeacher, ServedTeacher
 from kdlm.teachers.sequences import question_of
 from kdlm.teachers.wire import read_head, write_head
 
@@ -70,6 +71,23 @@ def test_a_served_teacher_says_what_the_local_one_says(server: Any, model: Any, 
         torch.testing.assert_close(signal.hidden, local.hidden, rtol=1e-5, atol=1e-5)
         assert torch.equal(signal.head.weight, local.head.weight)
     teacher.close()
+
+
+@pytest.mark.parametrize("kind", ["alone", "in an ensemble"])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_served_teacher_is_told_what_a_local_one_is_told(server: Any, model: Any, kind: str, ahead: bool) -> None:
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8], "context_prompt": [9, 11, 12, 13]}]
+    remote = teacher_at(server.url)
+    teacher: Any = remote if kind == "alone" else Ensemble([remote])
+    collator: Any = ContextCollator(Collator(0), Reprompt(None, ContextSection()))  # pyright: ignore[reportArgumentType]
+    batch = (Prefetched(collator, teacher.prefetch) if ahead else collator)(rows)
+    kept = kept_rows(batch["labels"])
+    told, untold = (LocalTeacher(model)(one, kept).hidden for one in (collator(rows), Collator(0)(rows)))
+    signal = teacher(batch, kept)
+    hidden = signal.hidden if kind == "alone" else signal.members[0].hidden
+    torch.testing.assert_close(hidden, told, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(untold, told, atol=1e-2)
+    remote.close()
 
 
 def test_no_row_is_dropped_silently(server: Any) -> None:

@@ -1,5 +1,6 @@
 """SD-Zero's second phase: a model learns to write at once what it would have written as its own reviser."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -56,7 +57,7 @@ class SDZero(SelfDistillation):
         return [self._control(one) for one in written]
 
     def _control(self, one: Written) -> Told:
-        if one.reward is None or one.completion.stop == "length":
+        if one.reward is None or math.isnan(one.reward) or one.completion.stop == "length":
             return ""
         return After(self.right if one.reward >= self.success else self.wrong)
 

@@ -26,7 +26,8 @@ class SkillSD(RewardMethod):
     update for each rollout. `L_SDL = mean_i rho (exp(-l) - 1 + l)` with `l = log q(y_i|x) - log p(y_i|x, skill)` and
     `rho = q / sg[b]`, b what the token was drawn from: reverse KL in value and, since rho has a gradient, in gradient.
     Drawn tokens alone count, and a sequence whose teacher is told no skill adds nothing, whatever the teacher's
-    weights. Both are means over all drawn tokens, to which `weight` is tuned; another mean needs another.
+    weights. Both are means over all drawn tokens, to which `weight` is tuned; another mean needs another. Where no
+    rewards differ the pull alone is left, and an optimiser that scales gradients takes full steps by it.
 
     `exp(-l)` leaves the gradient of the product, `rho l grad log q`, which is what is computed: no exponential of a
     large ratio is cancelled against another.

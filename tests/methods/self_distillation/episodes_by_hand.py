@@ -41,13 +41,15 @@ class Reader:
     def __call__(self, batch: dict[str, Tensor], rows: Any) -> Dense:
         return Dense(self.table[rows.select(self.states(batch))])
 
-    def nats(self, before: list[int], tokens: list[int]) -> Tensor:
-        """Return the sum of `-log q` of tokens that follow others."""
+    def logs(self, before: list[int], tokens: list[int]) -> Tensor:
+        """Return `log q` over the vocabulary at each of some tokens that follow others."""
         ids = torch.tensor([before + tokens])
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        logs = self.table[self.states(batch)[0]].log_softmax(-1)
-        start = len(before)
-        return -logs[torch.arange(start - 1, ids.shape[1] - 1), ids[0, start:]].sum()
+        return self.table[self.states(batch)[0, len(before) - 1 : -1]].log_softmax(-1)
+
+    def nats(self, before: list[int], tokens: list[int]) -> Tensor:
+        """Return the sum of `-log q` of tokens that follow others."""
+        return -self.logs(before, tokens)[torch.arange(len(tokens)), tokens].sum()
 
 
 def batch_of(episodes: list[Any], layout: str = "padded", drawn_from: Reader | None = None) -> dict[str, Any]:

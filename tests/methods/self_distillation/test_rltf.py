@@ -48,7 +48,7 @@ def test_the_environments_words_are_known_and_those_of_masked_episodes_are_not(l
 def test_the_second_attempt_is_learned_after_the_prompt_by_how_much_better_it_is_than_first_ones(layout: str) -> None:
     student = Reader()
     terms = run(RLTFSD(policy_weight=0.0), student, batch_of(RETRIES, layout))
-    by_hand = sum(ADVANTAGES[number] * student.nats(RETRIES[number][0], tokens) for number, tokens in SECOND)
+    by_hand = torch.stack([ADVANTAGES[n] * student.nats(RETRIES[n][0], tokens) for n, tokens in SECOND]).sum()
     assert terms.terms.keys() == {"distilled"} and terms.terms["distilled"].unit == "sampled"
     torch.testing.assert_close(terms.terms["distilled"].sum, by_hand)
     torch.testing.assert_close(gradient(terms, student), gradient(by_hand, student))
@@ -136,7 +136,8 @@ def test_the_model_of_feedback_adds_cross_entropy_of_what_the_environment_said(l
     student = Reader()
     batch = batch_of(RETRIES, layout, drawn_from=student)
     terms = run(RLTFFM(feedback_weight=0.3), student, batch)
-    by_hand = sum(student.nats(x + parts[0][0], parts[1][0]) for x, _, parts, _ in RETRIES if len(parts) > 1)
+    several = [(x, parts) for x, _, parts, _ in RETRIES if len(parts) > 1]
+    by_hand = torch.stack([student.nats(x + parts[0][0], parts[1][0]) for x, parts in several]).sum()
     torch.testing.assert_close(terms.terms["feedback"].sum, by_hand)
     assert RLTFFM().counts(batch)["said"] == 9 and terms.terms["feedback"].unit == "said"
     alone = gradient(run(TurnRewards(), student, batch), student)

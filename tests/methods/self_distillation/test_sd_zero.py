@@ -1,5 +1,6 @@
 """SD-Zero: the reviser reads the attempt, to the token; revisions that are wrong, and what is before them, stay out."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ def test_without_rewards_nothing_is_told_and_nothing_moves(tmp_path):
     before = {name: p.detach().clone() for name, p in made.student.named_parameters()}
     assert all(torch.equal(value, before[name]) for name, value in weights(made).items())
     assert made.state.log_history[0]["loss"] == 0.0
+
+
+def test_a_reward_that_is_no_number_is_none_and_is_in_no_mean(tmp_path):
+    made = trainer(tmp_path, SDZero(), reward=lambda texts, rows: [math.nan, *[1.0] * (len(texts) - 1)], max_steps=1)
+    (batch,) = seen(made)
+    assert batch["informed"][0].item() is False
+    assert made.state.log_history[0]["rollout/reward"] == 1.0
 
 
 def test_the_direction_is_the_recipes_and_reverse_by_default(tmp_path):

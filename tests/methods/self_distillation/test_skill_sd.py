@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from attempts import seen, trainer, weights
+from forks import on_ranks
+from safetensors.torch import load_file
 
 from kdlm.methods import SkillSD
 from kdlm.rollouts import Completion, Written
@@ -85,6 +87,19 @@ def test_the_order_of_the_ranks_completions_is_inert():
         method.trained_on([one for group in order for one in group])
         banks.append(method.bank.written())
     assert len(set(banks)) == 1
+
+
+def test_ranks_share_one_bank_of_skills(tmp_path):
+    """Two ranks keep what one process keeps, and learn what it learns. Greedy: it does not matter who writes."""
+    script = Path(__file__).with_name("two_ranks_skills.py")
+    for count, name in enumerate(("one", "two"), 1):
+        (tmp_path / name).mkdir()
+        on_ranks(count, script, tmp_path / name, str(6 // count))
+    one, *two = (tmp_path / place for place in ("one/bank-0", "two/bank-0", "two/bank-1"))
+    assert all(rank.read_bytes() == one.read_bytes() for rank in two) and len(one.read_bytes()) > 100
+    first, second = (load_file(tmp_path / name / "weights") for name in ("one", "two"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
