@@ -223,7 +223,9 @@ class PrivateTrainer(DistillTrainer):
         if _internal_call:
             history = [] if self._private is None else self._private.accountant.history
             state = {"key": self._key, "noise": self.noise, "rate": self.rate, "history": history}
-            write_text(Path(output_dir or str(self.args.output_dir)) / STATE, json.dumps(state))
+            file = Path(output_dir or str(self.args.output_dir)) / STATE
+            write_text(file, json.dumps(state))
+            file.chmod(0o600)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

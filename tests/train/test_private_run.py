@@ -69,6 +69,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_as_the_unbroken_one(recipe, t
     resumed = load_file(folder / "student" / "model.safetensors")
     assert all((whole[name] == resumed[name]).all() for name in whole)
     assert json.loads(results)["privacy"] == json.loads((folder / "results.json").read_text())["privacy"]
+    assert (folder / "checkpoint-5" / "privacy.json").stat().st_mode & 0o077 == 0  # nobody else's to read
     key = json.loads((folder / "checkpoint-5" / "privacy.json").read_text())["key"]
     told = [path for path in folder.rglob("*") if path.is_file() and "checkpoint-" not in str(path)]
     assert not any(key.encode() in path.read_bytes() for path in told)
