@@ -93,6 +93,10 @@ def _image_text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Itera
 
 def _samples(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
     """Return what is looked at where the data are images or other samples."""
+    if recipe.rollouts is not None:
+        raise ValueError(
+            f"rollouts: the student's own text cannot be made of {recipe.data.name} data: remove the section"
+        )
     return (
         ("student", _networks(recipe)),
         ("method", _features(recipe, method)),

@@ -252,7 +252,8 @@ def role_plan(method: Method, total: int) -> list[str]:
         else:
             taken = [str(step) for step in range(1, total + 1) if role.at and role.at(step)]
             shown = taken if len(taken) <= 6 else [*taken[:3], "...", taken[-1]]
-            when = f"after step {', '.join(shown)}" if role.at else "at the end of every epoch"
+            when = f"after step {', '.join(shown)}" if shown else "as it starts"
+            when = when if role.at else "at the end of every epoch"
             lines.append(f"{name}: copy of {role.role}, taken {when}")
     return lines
 

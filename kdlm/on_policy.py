@@ -263,7 +263,7 @@ class OnPolicyTrainer(DistillTrainer):
         plain = plain and not self.section.informed  # what is looked at was not read with what the engine was told
         if seen.gap is not None and plain and all(one.completion.version == index for one in written):
             self.figures.engine_gap(seen.gap)
-        if index == 0:
+        if index == 0 and "theirs" not in batch:  # who is told more is far away on purpose
             self.figures.apart(seen.mean)
         self.samples = described(written, seen, index, self.processing_class)
         if self.sample_log is not None and self.is_world_process_zero():

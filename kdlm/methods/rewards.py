@@ -63,6 +63,13 @@ def group_means(rewards: Float[Tensor, "sequences"], group: Int[Tensor, "sequenc
     return (sums.index_add(0, place, rewards.nan_to_num(0.0)) / count.clamp(min=1))[place]
 
 
+def groups_of(batch: Batch) -> Int[Tensor, "sequences"]:
+    """Return which prompt each sequence follows. Raises ValueError where rows do not say so."""
+    if "index" not in batch:
+        raise ValueError("completions of a prompt are compared by `index`, and the rows have none: number the rows")
+    return batch["index"]
+
+
 class RewardMethod(TokenMethod):
     """Policy gradient of a reward on the student's own completions: `-sum w A log q(y)`, with w and A held fixed.
 
@@ -112,7 +119,7 @@ class RewardMethod(TokenMethod):
 
     def advantages(self, batch: Batch) -> Float[Tensor, "sequences"]:
         """Return the advantage of each completion of a batch."""
-        return group_advantages(batch["reward"], batch["index"], leave_one_out=self.leave_one_out, scaled=self.scaled)
+        return group_advantages(batch["reward"], groups_of(batch), leave_one_out=self.leave_one_out, scaled=self.scaled)
 
     def advantages_of(self, rows: Rows, batch: Batch) -> Float[Tensor, "rows"]:
         """Return the advantage of each label of `rows`: that of its completion."""

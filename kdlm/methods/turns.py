@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdlm.methods.method import Batch
-from kdlm.methods.rewards import RewardMethod, RewardOptions, group_advantages
+from kdlm.methods.rewards import RewardMethod, RewardOptions, group_advantages, groups_of
 from kdlm.methods.sequences import lay_out
 from kdlm.signal import IGNORE_INDEX, Rows, sequence_of
 
@@ -39,7 +39,8 @@ class TurnRewards(RewardMethod):
     def turn_advantages(self, batch: Batch) -> Float[Tensor, "sequences turns"]:
         """Return the advantage of each turn in its group; 0 where there is none."""
         kind: dict[str, bool] = {"leave_one_out": self.leave_one_out, "scaled": self.scaled}
-        return torch.stack([group_advantages(turn, batch["index"], **kind) for turn in self.worth(batch).unbind(1)], 1)
+        group = groups_of(batch)
+        return torch.stack([group_advantages(turn, group, **kind) for turn in self.worth(batch).unbind(1)], 1)
 
     def advantages_of(self, rows: Rows, batch: Batch) -> Float[Tensor, "rows"]:
         return of_turns(self.turn_advantages(batch), batch, rows.index + 1)

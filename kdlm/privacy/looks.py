@@ -6,7 +6,7 @@ from typing import Any
 
 from kdlm.data import DataSection
 from kdlm.methods import Method
-from kdlm.privacy.section import refused
+from kdlm.privacy.section import refused, stops
 from kdlm.privacy.trainer import NO_OPACUS
 from kdlm.teachers import teachers_of
 
@@ -25,12 +25,7 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
         problems.extend(refused(args, method, recipe.rollouts))
     if recipe.evaluation is not None and recipe.evaluation.best is not None:
         problems.append("evaluation.best: choosing a checkpoint by evaluation is not accounted for: leave it out")
-    watched = {} if recipe.guards is None else recipe.guards.watched
-    problems.extend(
-        f"guards.{name}.stop: it ends the run by a figure that has no noise on it: use `warn` only"
-        for name, one in watched.items()
-        if one.stop is not None
-    )
+    problems.extend([] if recipe.guards is None else stops(recipe.guards))
     problems.extend(_data(recipe.data))
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))

@@ -1,11 +1,13 @@
 """Which rows a private step takes: each of them with the same probability, whatever the others do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from math import ceil
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+
+from kdlm.rollouts import Written
 
 
 class PoissonBatches(Sampler[list[int]]):
@@ -48,6 +50,14 @@ class PoissonBatches(Sampler[list[int]]):
             size = ceil(len(taken) / self.parts)
             for part in range(self.parts):
                 yield taken[part * size : (part + 1) * size]
+
+
+def lacked_room(one: Written, most: int, ends: Collection[int]) -> bool:
+    """Whether the last turn of a completion was cut before it had the `most` tokens that it was allowed."""
+    ids, turns = one.completion.ids, one.turn_of
+    if one.completion.stop != "length" or (ids and ids[-1] in ends):  # an episode without room for one more turn
+        return False
+    return not ids or turns.count(turns[-1]) < most
 
 
 def row_count(rows: Any) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from kdlm.guards import GuardsSection
 from kdlm.methods import GRPO, Method
 from kdlm.roles import Trainable
 from kdlm.rollouts import RolloutSection
@@ -79,6 +80,13 @@ def _of_method(method: Method) -> Iterator[str]:
     moves = kind.stepped is not Method.stepped or kind.state_dict is not Method.state_dict
     if method.follows or moves:
         yield f"method: {name} has a state that follows the data, which no noise covers"
+
+
+def stops(guards: GuardsSection) -> Iterator[str]:
+    """Yield which guards would end the run by what they see."""
+    for name, one in guards.watched.items():
+        if one.stop is not None:
+            yield f"guards.{name}.stop: it ends the run by a figure that has no noise on it: use `warn` only"
 
 
 def promise(spent: Mapping[str, Any]) -> str:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from kdlm.disk import write_text
+from kdlm.guards import GuardsSection
 from kdlm.methods import Terms
 from kdlm.on_policy import OnPolicyTrainer
-from kdlm.privacy.rows import PoissonBatches, row_count
-from kdlm.privacy.section import PrivacySection, refused
-from kdlm.rollouts import Opaque, Row, Slot
+from kdlm.privacy.rows import PoissonBatches, lacked_room, row_count
+from kdlm.privacy.section import PrivacySection, refused, stops
+from kdlm.rollouts import Opaque, Row, Slot, end_ids
 from kdlm.trainer import Counts, DistillTrainer
 
 NO_OPACUS = "privacy: it needs Opacus: pip install 'kdlm[privacy]'"
@@ -85,6 +86,12 @@ class PrivateTrainer(DistillTrainer):
         if self._private is not None:
             raise RuntimeError("a private trainer trains once: make another one, which may go on from a checkpoint")
         return super().train(*args, **kwargs)
+
+    def guard(self, section: GuardsSection) -> None:
+        """As ever; raises ValueError for a guard that stops, too."""
+        if problems := list(stops(section)):
+            raise ValueError("\n".join(problems))
+        super().guard(section)
 
     def spent(self) -> dict[str, Any]:
         """Return what is promised of the student as it is now: epsilon and delta of the steps done, and of what."""
@@ -250,7 +257,7 @@ class PrivateOnPolicyTrainer(PrivateTrainer, OnPolicyTrainer):
         """Return one micro-batch: for each prompt a batch of its own."""
         rows, own = slot.micro[place], slot.written[place] if slot.written else []
         most = self.section.sampling.max_new_tokens
-        if any(one.completion.stop == "length" and len(one.completion.ids) < most for one in own):
+        if any(lacked_room(one, most, end_ids(self.student, self.processing_class)) for one in own):
             raise ValueError(
                 f"rollouts.sampling.max_new_tokens: {most} tokens do not fit behind every prompt, and where one "
                 "ends would depend on the prompts beside it: use fewer, or a smaller data.max_length"

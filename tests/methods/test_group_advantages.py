@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdlm.methods.rewards import group_advantages
+from kdlm.methods.rewards import RewardMethod, group_advantages
 
 GROUP = torch.tensor([7, 7, 7, 3, 3, 5])
 
@@ -34,3 +34,8 @@ def test_rewards_that_are_all_missing_give_no_advantage(scaled):
 def test_a_small_spread_around_a_large_mean_is_a_spread():
     given = group_advantages(torch.tensor([100.0, 100.1]), torch.zeros(2, dtype=torch.long), scaled=True)
     torch.testing.assert_close(given, torch.tensor([-(0.5**0.5), 0.5**0.5]), rtol=1e-3, atol=0)
+
+
+def test_rows_without_a_number_cannot_be_grouped_and_say_so():
+    with pytest.raises(ValueError, match="compared by `index`, and the rows have none"):
+        RewardMethod().advantages({"reward": torch.ones(2)})

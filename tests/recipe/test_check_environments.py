@@ -40,6 +40,18 @@ def test_a_verifier_that_reads_the_same_column_or_none_may_stand_beside_it() -> 
         assert checked(f"verifier={{name: exact, column: {column}}}")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["method={name: grpo, teacher_kl: 0}", "rollouts={}"], r"^rollouts: the student's own text cannot be made of"),
+        (["method={name: grpo, teacher_kl: 0}"], r"data: \S+ does not provide rollouts, which grpo needs"),
+    ],
+)
+def test_images_have_no_text_to_go_on_from(changes: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check(load(RECIPE.parents[2] / "diffusion/ring_sds.yaml", changes))
+
+
 WALKS = RECIPE.parents[1] / "pi_distill.yaml"
 
 

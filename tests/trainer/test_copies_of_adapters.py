@@ -119,6 +119,7 @@ def test_the_plan_of_a_long_run_names_few_of_many_snapshots() -> None:
         "average: average of student, decay 0.5 every 2 of its own steps",
         "synchronised: copy of student, taken after step 3, 6, 9, ..., 3000",
     ]
+    assert role_plan(Copied([ForwardKL()]), 2)[2] == "synchronised: copy of student, taken as it starts"
 
 
 RECIPE = """

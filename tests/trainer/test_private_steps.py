@@ -10,6 +10,7 @@ from loopback import source
 
 from kdlm import DistillTrainer, OnPolicyTrainer
 from kdlm.data import Collator
+from kdlm.guards import GuardsSection, Limit, Watched
 from kdlm.losses import JSD, CrossEntropy
 from kdlm.methods import GKD, SequenceKD
 from kdlm.privacy import PrivacySection
@@ -247,6 +248,12 @@ def test_a_completion_that_another_prompt_may_have_cut_is_refused(arguments) -> 
     with pytest.raises(ValueError, match=r"rollouts\.sampling\.max_new_tokens: 9 tokens do not fit behind"):
         private(arguments, data=prompts(2), engine=Scripted(8, "length")).train()
     private(arguments, data=prompts(2), engine=Scripted(9, "length")).train()  # cut where it was asked for
+
+
+def test_a_guard_that_stops_is_refused_in_python_too(arguments) -> None:
+    made = private(arguments, share=0.0, data=prompts(2))
+    with pytest.raises(ValueError, match=r"guards\.entropy\.stop: it ends the run by a figure"):
+        made.guard(GuardsSection(entropy=Watched(stop=Limit(below=0.1))))
 
 
 def test_it_trains_once(arguments) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdlm.losses import kept_rows, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.methods.rewards import group_means
+from kdlm.methods.rewards import group_means, groups_of
 from kdlm.methods.turns import TurnOptions, TurnRewards, later_turns, of_turns
 
 
@@ -64,7 +64,7 @@ class RLTFSD(TurnRewards):
         student = nets["student"]({name: value for name, value in reading.items() if name != "at"}, rows)
         log_q, _ = token_log_probs(student, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)
         rewards = batch["turn_rewards"]
-        gaps = (rewards - group_means(rewards[:, 0], batch["index"])[:, None]).nan_to_num(0.0)
+        gaps = (rewards - group_means(rewards[:, 0], groups_of(batch))[:, None]).nan_to_num(0.0)
         advantages = of_turns(gaps.clamp(min=-self.negative_cap), batch, rows.of_labels(reading["at"])).to(log_q)
         return -(advantages * log_q).sum(), advantages
 

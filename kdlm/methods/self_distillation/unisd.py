@@ -90,15 +90,15 @@ class UniSD(SelfDistillation):
             terms["features"] = Term(apart.sum(), "tokens", self.features)
         return Terms(terms, found.metrics | {name: (value.sum(), "tokens") for name, value in watched.items()})
 
-    def _said(self, teacher: Any, batch: Batch, rows: Rows, reading: Any) -> Tensor:
-        """Return the teacher's log-probabilities of the text in another of its readings."""
+    def _said(self, teacher: Any, batch: Batch, rows: Rows) -> Tensor:
+        """Return the teacher's log-probabilities of the text."""
         call: dict[str, Any] = {"vocab": self.vocab, "chunk_rows": self.chunk_rows, "impl": self.impl}
-        return teacher_log_probs(teacher({**batch, "theirs": reading}, rows), rows.labels, **call)
+        return teacher_log_probs(teacher(batch, rows), rows.labels, **call)
 
     def _agreed(self, teacher: Any, batch: Batch, rows: Rows) -> tuple[Tensor | None, dict[str, Tensor]]:
         if self.agreement is None:
             return None, {}
-        said: Any = [self._said(teacher, batch, rows, reading) for reading in batch.get("others", ())]
+        said: Any = [self._said(teacher, {**batch, "theirs": one}, rows) for one in batch.get("others", ())]
         stacked = torch.stack(said) if said else torch.zeros(0, len(rows))
         apart = disagreement(stacked, self.agreement, rows.of_labels(sequence_of(batch)))
         weights = agreement_weights(apart, self.agreement, self.scale)
@@ -109,12 +109,12 @@ class UniSD(SelfDistillation):
         assert self.contrast is not None
         call: dict[str, Any] = {"chunk_rows": self.chunk_rows, "impl": self.impl}
         log_q, _ = token_log_probs(student, rows.labels, **call)
-        if "misled" not in batch:
-            return 0.0 * log_q.sum()
         log_p = teacher_log_probs(good, rows.labels, vocab=self.vocab, **call)
-        log_bad = self._said(nets["teacher"], batch, rows, batch["misled"])
+        # Asked where no row has a bad context too: a sharded teacher is asked by all ranks or by none.
+        other = {**batch, "theirs": batch["misled"]} if "misled" in batch else batch
+        log_bad = self._said(nets["teacher"], other, rows)
         apart = (log_q - log_p.to(log_q)).abs() - (log_q - log_bad.to(log_q)).abs()
-        told = batch["misguided"][rows.of_labels(sequence_of(batch))]
+        told = batch.get("misguided", torch.zeros_like(batch["informed"]))[rows.of_labels(sequence_of(batch))]
         return torch.relu(self.contrast.margin + apart).masked_fill(~told, 0.0).sum()
 
     def clipped(self, values: Tensor, watched: dict[str, Tensor]) -> Tensor:

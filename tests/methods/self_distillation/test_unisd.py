@@ -158,6 +158,20 @@ def test_the_contrast_is_the_formula_of_the_texts_tokens_and_of_rows_that_have_a
     assert without.terms["contrast"].sum == 0
 
 
+@pytest.mark.parametrize("good", ["ok", ""])
+def test_the_teacher_is_asked_as_often_where_no_row_has_a_bad_context(good):
+    """Else a teacher whose weights are sharded would wait for a rank that has none."""
+    asked = []
+    for bad in (["no", "no"], ["", ""]):
+        teacher = Pooled(2)
+        calls = []
+        views = {"student": Pooled(1), "teacher": lambda *given, one=teacher, seen=calls: seen.append(1) or one(*given)}
+        method = UniSD(contrast=Contrast())
+        method.losses(views, batch_of([[], []], bad, good), frozenset({"student"}), STEP)
+        asked.append(len(calls))
+    assert asked == [2, 2]
+
+
 def test_a_bad_context_that_is_the_good_one_leaves_the_margin_and_no_gradient():
     batch = batch_of([[], []], bad=["ok", "ok"])
     found, gradient = run(UniSD(contrast=Contrast(margin=0.5)), batch)
