@@ -122,6 +122,7 @@ def completed(model, tokenizer, prompts: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # it trains a model, some 90 s of a core
 @pytest.mark.parametrize("name", ["walks-start", "walks-teacher"])
 def test_a_walker_uses_what_it_is_told_and_the_teacher_alone_knows_the_new_moves(name):
     folder = build(name, progress=None)
