@@ -4,8 +4,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from attempts import even, trainer, weights
 from episodes_by_hand import Reader, gradient, run
+from self_attempts import even, trainer, weights
 
 from kdlm.data import Collator, ContextCollator
 from kdlm.losses import ReverseKL

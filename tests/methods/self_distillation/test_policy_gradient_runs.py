@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attempts import trainer, weights
+from self_attempts import trainer, weights
 
 from kdlm.losses import ReverseKL
 from kdlm.methods import RewardMethod

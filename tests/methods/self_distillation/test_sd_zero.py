@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attempts import seen, trainer, weights
+from self_attempts import seen, trainer, weights
 
 from kdlm.check import check
 from kdlm.data.turns import Between

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from attempts import trainer, weights
 from pydantic import ValidationError
+from self_attempts import trainer, weights
 
 from kdlm.losses import JSD, ForwardKL, ReverseKL, told_of_likeliest
 from kdlm.methods import SDPO, SDPOSection, Step

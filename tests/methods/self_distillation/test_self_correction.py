@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from attempts import trainer, weights
 from episodes_by_hand import RETRIES, Reader, batch_of, gradient, run
+from self_attempts import trainer, weights
 
 from kdlm.losses import ReverseKL, kept_rows
 from kdlm.methods import SCoRe, SCoReSection

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from attempts import seen, trainer, weights
 from forks import on_ranks
 from safetensors.torch import load_file
+from self_attempts import seen, trainer, weights
 
 from kdlm.methods import SkillSD
 from kdlm.rollouts import Completion, Written

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from attempts import trainer, weights
 from pydantic import ValidationError
+from self_attempts import trainer, weights
 
 from kdlm.data import Collator, ContextCollator, ContextSection, Reprompt
 from kdlm.losses import ForwardKL, kept_rows

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attempts import Ends, trainer
 from safetensors.torch import save_file
+from self_attempts import Ends, trainer
 
 from kdlm.methods import SkillSD
 from kdlm.rollouts import Sampling
