@@ -255,6 +255,7 @@ def test_a_finished_run_is_not_lost_for_want_of_figures(tmp_path, monkeypatch, c
 
 def test_kdlm_train_hands_the_figures_down(tmp_path, monkeypatch):
     seen = []
+    (tmp_path / "results.json").write_text("{}")
     monkeypatch.setattr("kdlm.train.train", lambda recipe, **options: seen.append(options) or tmp_path)
     assert main(["train", str(ROOT / "recipes" / "quickstart.yaml"), f"run_dir={tmp_path}"]) == 0
     assert seen == [{"resume": False, "figures": pictures}]
