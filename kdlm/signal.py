@@ -7,15 +7,23 @@ Rows: a batch `[batch, length]` has one row per position whose next token is tra
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 IGNORE_INDEX = -100
 """The label of a token that is not trained on (torch's own default)."""
+
+
+def answers(labels: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return where each run of trained tokens begins."""
+    trained = np.flatnonzero(np.asarray(labels) != IGNORE_INDEX)
+    return trained[np.diff(trained, prepend=-2) > 1]  # -2 is next to no place
 
 
 def domain_id(name: str) -> int:

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from kdlm.section import Section
-from kdlm.signal import IGNORE_INDEX
+from kdlm.signal import IGNORE_INDEX, answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -214,10 +214,8 @@ def _list_of(contexts: Any) -> list[str]:
 
 def answer_start(labels: Sequence[int]) -> int:
     """Return where the last run of trained tokens begins; the length of the row where there is none."""
-    trained = np.flatnonzero(np.asarray(labels) != IGNORE_INDEX)
-    if not len(trained):
-        return len(labels)
-    return int(trained[np.diff(trained, prepend=-2) > 1][-1])
+    starts = answers(labels)
+    return int(starts[-1]) if len(starts) else len(labels)
 
 
 def _text(content: Any) -> str:

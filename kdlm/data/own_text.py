@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.alignment import NONE, Shared, without
 from kdlm.data.encoding import leading_tokens
-from kdlm.signal import IGNORE_INDEX
+from kdlm.signal import IGNORE_INDEX, answers
 from kdlm.spelling import Spelling, spelling_of
 
 NO_TEXT = b"\xff"
@@ -101,10 +101,10 @@ class Reader:
 
     def _start(self, ids: list[int], labels: list[int], row: dict[str, Any]) -> int:
         """Return where the last answer begins."""
-        trained = np.flatnonzero(np.asarray(labels) != IGNORE_INDEX)
-        if not len(trained):
+        starts = answers(labels)
+        if not len(starts):
             return len(ids)
-        start = int(trained[np.diff(trained, prepend=NONE - 1) > 1][-1])
+        start = int(starts[-1])
         bare = start == 1 and ids[0] not in self.spelling.control and "their_prompt" not in row
         return 0 if bare else start
 

@@ -5,18 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from kdlm.rollouts.engine import Completion
-from kdlm.signal import IGNORE_INDEX
+from kdlm.signal import IGNORE_INDEX, answers
 
 Row = dict[str, Any]
 
-NOWHERE = -2
-"""A place that is next to none of a sequence's."""
 SAID = -1
 """The turn of a token that an environment said, or that was given."""
 
@@ -110,15 +107,9 @@ def their_prompt_of(row: Row) -> list[int] | None:
 
 def _last_answer(row: Row, of: str = "labels") -> int | None:
     """Return where the last answer that every reading of the row has begins in one of them; None without answers."""
-    starts = {name: _answers(row[name]) for name in ("labels", "their_labels") if name in row}
+    starts = {name: answers(row[name]) for name in ("labels", "their_labels") if name in row}
     count = min(map(len, starts.values()))
     return int(starts[of][count - 1]) if count else None
-
-
-def _answers(labels: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return where each run of trained tokens begins."""
-    trained = np.flatnonzero(np.asarray(labels) != IGNORE_INDEX)
-    return trained[np.diff(trained, prepend=NOWHERE) > 1]
 
 
 def as_row(written: Written, *, masked: bool) -> Row:
