@@ -16,7 +16,8 @@ from kdlm.teachers import CachedTeacherSection
 from kdlm.train import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+PIPELINES = FOLDER / "pipelines"  # tests/curation has these
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES))
 REWARDED = [
     *("student={name: sandbox, model: code-student-tiny}", "teacher={name: sandbox, model: code-teacher-tiny}"),
     *("rollouts.sampling.max_new_tokens=4", "data.train.0.limit=8", "data.eval.0.limit=2"),
