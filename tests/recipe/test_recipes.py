@@ -43,6 +43,7 @@ TINY = {
         "student.layers=1",
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
+    "step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}", "data.eval_rows=2"],
     "transfer_bytes": ["student.source.model=code-teacher-tiny", "method.layers=[[1, 0]]"],
     "transfer_unigram": ["student.source.model=code-teacher-tiny"],
 }
