@@ -240,6 +240,13 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
         raise ValueError(
             f"teacher: {recipe.teacher.name} does not provide {', '.join(missing)}, which {recipe.method.name} needs"
         )
+    for split in ("train", "eval"):
+        for index, source in enumerate(getattr(recipe.data, split, None) or []):
+            if "weight" in getattr(source, "columns", {}) and not method.weighs:
+                raise ValueError(
+                    f"data.{split}.{index}.columns.weight: {recipe.method.name} counts all rows alike: leave it out, "
+                    "or use a method that counts by weights (docs/row_weights.md)"
+                )
     yield f"method: {recipe.method.name}; needs {', '.join(sorted(method.needs))}"
 
 

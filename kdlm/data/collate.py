@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from kdlm.data.tensor_rows import TensorRows
@@ -23,7 +23,8 @@ class Collator:
     apart by these position ids, and only in a forward without cache: call the model with `use_cache=False`.
 
     Labels are unshifted, and IGNORE_INDEX on the first token of every sequence and on padding. `index` and `domain`,
-    where rows have them, are passed on: one number per sequence, in the order of the sequences.
+    where rows have them, are passed on: one number per sequence, in the order of the sequences; and so is `weight`, in
+    float32.
 
     Attributes:
         pad_id: token id of padding, which no label and no attention ever refers to.
@@ -43,6 +44,8 @@ class Collator:
         for name in ("index", "domain"):
             if name in rows[0]:
                 batch[name] = torch.cat([_flat(row[name]) for row in rows])
+        if "weight" in rows[0]:
+            batch["weight"] = torch.cat([_flat(row["weight"], np.float32) for row in rows])
         return batch
 
     def beside(self, values: Sequence[Any], batch: dict[str, Tensor], fill: int) -> Int[Tensor, "batch length"]:
@@ -55,7 +58,7 @@ class Collator:
         return out
 
     def _padded(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        if any(len(_lengths(row)) > 1 for row in rows):
+        if any(len(lengths_in(row)) > 1 for row in rows):
             raise ValueError("packed rows cannot be padded apart: use Collator(layout='padding_free')")
         multiple = self.pad_to_multiple_of or 1
         length = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
@@ -71,7 +74,7 @@ class Collator:
         return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
     def _padding_free(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        lengths = [length for row in rows for length in _lengths(row)]
+        lengths = [length for row in rows for length in lengths_in(row)]
         positions = torch.cat([torch.arange(length) for length in lengths])
         labels = torch.cat([_flat(row["labels"]) for row in rows])
         return {
@@ -110,10 +113,10 @@ class Prefetched:
         return batch
 
 
-def _flat(values: Any) -> Int[Tensor, "n"]:
-    return torch.from_numpy(np.array(values, dtype=np.int64).reshape(-1))  # a copy: Arrow memory is read-only
+def _flat(values: Any, dtype: Any = np.int64) -> Shaped[Tensor, "n"]:
+    return torch.from_numpy(np.array(values, dtype=dtype).reshape(-1))  # a copy: Arrow memory is read-only
 
 
-def _lengths(row: dict[str, Any]) -> list[int]:
+def lengths_in(row: dict[str, Any]) -> list[int]:
     """Return the lengths of the sequences in a row."""
     return [int(length) for length in row.get("seq_lengths", [len(row["input_ids"])])]

@@ -29,6 +29,7 @@ from kdlm.data.forms import (
     read_reference,
     read_text,
     read_tools,
+    read_weight,
 )
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
@@ -138,6 +139,8 @@ class Encoder:
                 read_domain(values)  # a row that names none is not used
             if "reference" in values:
                 read_reference(values)
+            if "weight" in values:
+                read_weight(values)
             if self.section.context is not None:
                 read_asked(self.form, values)
             if self.form.name == "text":

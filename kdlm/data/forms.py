@@ -2,11 +2,12 @@
 
 Recognised, in this order: `messages` (chat), `conversations` (chat in ShareGPT's from/value words, or role/content),
 `prompt` with `completion` (both text, or lists of messages), `text`, `prompt` alone (for the student to complete). A
-column that the source maps decides first. `tools`, `domain`, `reference`, `context`, `contexts` and `bad_context`
-come beside these; all but the first only where the source maps them.
+column that the source maps decides first. `tools`, `domain`, `reference`, `weight`, `context`, `contexts` and
+`bad_context` come beside these; all but the first only where the source maps them.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ FORMS: dict[tuple[str, ...], Kind] = {
 }
 CONTEXTS = ("context", "contexts", "bad_context")
 """What a teacher may be told: each is text in a row of tokens, a list of several as JSON."""
-BESIDE = ("domain", "reference", *CONTEXTS)
+BESIDE = ("domain", "reference", "weight", *CONTEXTS)
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 
@@ -124,6 +125,18 @@ def read_reference(row: dict[str, Any]) -> str:
     if value is None or value == "":
         raise Unusable("empty", "reference is empty")
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def read_weight(row: dict[str, Any]) -> float:
+    """Return the number in a row's column `weight`: finite and not below 0."""
+    value = row["weight"]
+    if value is None:
+        raise Unusable("malformed", "weight is missing")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unusable("malformed", f"weight is {type(value).__name__}, not a number")
+    if not 0 <= value < math.inf:
+        raise Unusable("malformed", f"weight is {value:g}, not a finite number from 0 on")
+    return float(value)
 
 
 def read_context(row: dict[str, Any], name: str = "context") -> str:
