@@ -23,7 +23,8 @@ class Collator:
     apart by these position ids, and only in a forward without cache: call the model with `use_cache=False`.
 
     Labels are unshifted, and IGNORE_INDEX on the first token of every sequence and on padding. `index` and `domain`,
-    where rows have them, are passed on: one number per sequence, in the order of the sequences.
+    where rows have them, are passed on: one number per sequence, in the order of the sequences. A row that is a
+    preference holds two of them, chosen and rejected, which have its `index`; `rejected` [sequences] tells them apart.
 
     Attributes:
         pad_id: token id of padding, which no label and no attention ever refers to.
@@ -42,7 +43,9 @@ class Collator:
         batch = self._padded(rows) if self.layout == "padded" else self._padding_free(rows)
         for name in ("index", "domain"):
             if name in rows[0]:
-                batch[name] = torch.cat([_flat(row[name]) for row in rows])
+                batch[name] = torch.cat([_flat(row[name]).expand(len(_lengths(row))) for row in rows])
+        if "rejected" in rows[0]:
+            batch["rejected"] = torch.cat([_flat(row["rejected"]) for row in rows]).bool()
         return batch
 
     def beside(self, values: Sequence[Any], batch: dict[str, Tensor], fill: int) -> Int[Tensor, "batch length"]:
@@ -55,6 +58,7 @@ class Collator:
         return out
 
     def _padded(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        rows = [side for row in rows for side in (_sides(row) if "rejected" in row else [row])]
         if any(len(_lengths(row)) > 1 for row in rows):
             raise ValueError("packed rows cannot be padded apart: use Collator(layout='padding_free')")
         multiple = self.pad_to_multiple_of or 1
@@ -117,3 +121,10 @@ def _flat(values: Any) -> Int[Tensor, "n"]:
 def _lengths(row: dict[str, Any]) -> list[int]:
     """Return the lengths of the sequences in a row."""
     return [int(length) for length in row.get("seq_lengths", [len(row["input_ids"])])]
+
+
+def _sides(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the sequences of a preference as rows of their own."""
+    stops = np.cumsum(_lengths(row))[:-1]
+    parts = (np.split(np.asarray(row[name]), stops) for name in ("input_ids", "labels"))
+    return [{"input_ids": ids, "labels": labels} for ids, labels in zip(*parts, strict=True)]
