@@ -12,6 +12,8 @@ Column = Literal[
     "conversations",
     "prompt",
     "completion",
+    "chosen",
+    "rejected",
     "text",
     "tools",
     "domain",
@@ -91,7 +93,8 @@ class DataSection(Section):
     max_length: int = Field(default=1024, ge=2)
     """Most tokens in one sequence, and in one packed row."""
     truncation: Literal["right", "drop"] = "right"
-    """A conversation or completion that is too long: cut at its end, or left out. Plain text is split instead."""
+    """A conversation or completion that is too long: cut at its end, or left out. Plain text is split instead; of a
+    preference, each side is cut for itself, and both are left out."""
     packing: Literal["none", "pack", "padding_free"] = "none"
     """`none` pads a batch to its longest row; `padding_free` lays its sequences end to end in one row; `pack` first
     fills rows of `max_length` with whole sequences. Attention never crosses from one sequence to another."""

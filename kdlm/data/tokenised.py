@@ -102,6 +102,9 @@ class Tokenised:
                 schema = schema.append(pa.field(name, kind))
         if self.asks:
             schema = schema.append(pa.field("asked", pa.string()))
+        if self.encoder.form.name == "preference":
+            for name in ("seq_lengths", "rejected"):
+                schema = schema.append(pa.field(name, TOKENS))
         if isinstance(self.encoder, PairEncoder):
             for name in (*COLUMNS, CLOSING):
                 schema = schema.append(pa.field(name, TOKENS))
