@@ -17,6 +17,7 @@ from kdlm.methods import Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
 from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
+from kdlm.samplers import looks as samplers
 from kdlm.section import Custom
 from kdlm.teachers import teachers_of
 
@@ -40,6 +41,7 @@ def check(recipe: Recipe) -> list[str]:
         ("student", teacher_checks.masking(recipe, method)),
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
+        ("sampler", samplers.looked_at(recipe, method)),
         ("evaluation", looked_at(recipe, method)),
         ("privacy", privacy.looked_at(recipe, method)),
         ("guards", guards.looked_at(recipe)),

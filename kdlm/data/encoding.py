@@ -27,6 +27,7 @@ from kdlm.data.forms import (
     read_domain,
     read_prompt,
     read_reference,
+    read_score,
     read_text,
     read_tools,
 )
@@ -138,6 +139,8 @@ class Encoder:
                 read_domain(values)  # a row that names none is not used
             if "reference" in values:
                 read_reference(values)
+            if "score" in values:
+                read_score(values)
             if self.section.context is not None:
                 read_asked(self.form, values)
             if self.form.name == "text":

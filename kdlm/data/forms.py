@@ -2,11 +2,12 @@
 
 Recognised, in this order: `messages` (chat), `conversations` (chat in ShareGPT's from/value words, or role/content),
 `prompt` with `completion` (both text, or lists of messages), `text`, `prompt` alone (for the student to complete). A
-column that the source maps decides first. `tools`, `domain`, `reference`, `context`, `contexts` and `bad_context`
-come beside these; all but the first only where the source maps them.
+column that the source maps decides first. `tools`, `domain`, `reference`, `score`, `context`, `contexts` and
+`bad_context` come beside these; all but the first only where the source maps them.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ FORMS: dict[tuple[str, ...], Kind] = {
 }
 CONTEXTS = ("context", "contexts", "bad_context")
 """What a teacher may be told: each is text in a row of tokens, a list of several as JSON."""
-BESIDE = ("domain", "reference", *CONTEXTS)
+BESIDE = ("domain", "reference", "score", *CONTEXTS)
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 
@@ -124,6 +125,14 @@ def read_reference(row: dict[str, Any]) -> str:
     if value is None or value == "":
         raise Unusable("empty", "reference is empty")
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def read_score(row: dict[str, Any]) -> float:
+    """Return the number that a row has in its column `score`."""
+    value = row["score"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Unusable("malformed", f"score is {value!r}, not a finite number")
+    return float(value)
 
 
 def read_context(row: dict[str, Any], name: str = "context") -> str:
