@@ -10,9 +10,12 @@ import pyarrow.parquet
 from datasets import Dataset
 from pydantic import Field, model_validator
 
+from kdlm.curation.cut import Cut
+from kdlm.curation.divergence import Divergence
 from kdlm.curation.filter import Filter
 from kdlm.curation.generate import Generate, digest
 from kdlm.curation.rows import read
+from kdlm.curation.score import Score
 from kdlm.curation.step import Counts, Desk
 from kdlm.curation.verify import Verify
 from kdlm.data.sections import Source
@@ -21,7 +24,7 @@ from kdlm.section import Section
 from kdlm.section_loader import suggestion
 from kdlm.writers import AnyWriter
 
-AnyStep = Annotated[Generate | Verify | Filter, Field(discriminator="name")]
+AnyStep = Annotated[Generate | Verify | Filter | Score | Divergence | Cut, Field(discriminator="name")]
 """A step of a pipeline, chosen by its `name`."""
 
 ROWS, ABOUT = "rows.parquet", "about.json"
