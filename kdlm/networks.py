@@ -278,6 +278,28 @@ def check_answers(teacher: Any, *splits: Any) -> None:
                 teacher.require(rows)
 
 
+TAKES = {
+    True: "it takes preferences, and the data's rows are none: they need `prompt`, `chosen` and `rejected`",
+    False: (
+        "the data's rows are preferences, and it would train on the rejected side too: use redi, dpo or simpo, or say "
+        "columns: {prompt: prompt, completion: chosen}"
+    ),
+}
+"""What a method that wants preferences says of other rows, and any other method of preferences."""
+
+
+def check_sides(method: Method, *splits: Any) -> None:
+    """Raise ValueError where rows are preferences and the method wants none, or the reverse.
+
+    Of a stream nothing is known before it is read.
+    """
+    wanted = "preferences" in method.needs
+    for split in splits:
+        for rows in split.values() if isinstance(split, dict) else [split]:
+            if hasattr(rows, "__len__") and len(rows) and ("rejected" in rows[0]) != wanted:
+                raise ValueError(f"{type(method).__name__}: {TAKES[wanted]}")
+
+
 def common_vocab(views: dict[str, Any], tokenizer: Any) -> int | None:
     """Return how many ids to compare when the two heads are padded to different sizes, else None."""
     if not isinstance(views["student"], Predictor):

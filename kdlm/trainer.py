@@ -27,6 +27,7 @@ from kdlm.networks import (
     check_answers,
     check_needs,
     check_plan,
+    check_sides,
     clip_by_role,
     common_vocab,
     counts_of,
@@ -37,6 +38,7 @@ from kdlm.networks import (
 from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
+from kdlm.samplers import DrawnRows
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 Counts = dict[str, Tensor]
 
 
-class DistillTrainer(SummedEvaluation, RoleCheckpoints):
+class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
     """Trains a student with a method.
 
     Args:
@@ -63,7 +65,7 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
     Raises ValueError when the method needs what the teacher does not provide.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples", "pairs", "visual"})
+    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples", "pairs", "preferences", "visual"})
     """What a method may need that is not the teacher's: data may hold any of these."""
 
     def __init__(
@@ -92,6 +94,7 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
         told = {"context"} if isinstance(data_collator, ContextCollator) else set()
         masked = set() if mask_id_of(model) is None else {"unmasking"}
         check_needs(self.method, self.teacher, self.provides | aligned | told | masked)
+        check_sides(self.method, options.get("train_dataset"), options.get("eval_dataset"))
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         self.networks = Networks(model, self.method, self.teacher)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:

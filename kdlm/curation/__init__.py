@@ -4,6 +4,7 @@ from kdlm.curation.entity_questions import EntityQuestions
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
+from kdlm.curation.paced import Paced
 from kdlm.curation.pipeline import AnyStep, Pipeline, run
 from kdlm.curation.step import Counts, Desk, Step
 from kdlm.curation.tasks import Tasks
@@ -19,6 +20,7 @@ __all__ = [
     "FallBack",
     "Filter",
     "Generate",
+    "Paced",
     "Pipeline",
     "Step",
     "Tasks",

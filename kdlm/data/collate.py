@@ -24,7 +24,8 @@ class Collator:
 
     Labels are unshifted, and IGNORE_INDEX on the first token of every sequence and on padding. `index` and `domain`,
     where rows have them, are passed on: one number per sequence, in the order of the sequences; and so is `weight`, in
-    float32.
+    float32. A row that is a preference holds two of them, chosen and rejected, which have its `index`; `rejected`
+    [sequences] tells them apart.
 
     Attributes:
         pad_id: token id of padding, which no label and no attention ever refers to.
@@ -43,9 +44,12 @@ class Collator:
         batch = self._padded(rows) if self.layout == "padded" else self._padding_free(rows)
         for name in ("index", "domain"):
             if name in rows[0]:
-                batch[name] = torch.cat([_flat(row[name]) for row in rows])
+                batch[name] = torch.cat([_flat(row[name]).expand(len(lengths_in(row))) for row in rows])
         if "weight" in rows[0]:
-            batch["weight"] = torch.cat([_flat(row["weight"], np.float32) for row in rows])
+            own = [_flat(row["weight"], np.float32).expand(len(lengths_in(row))) for row in rows]
+            batch["weight"] = torch.cat(own)
+        if "rejected" in rows[0]:
+            batch["rejected"] = torch.cat([_flat(row["rejected"]) for row in rows]).bool()
         return batch
 
     def beside(self, values: Sequence[Any], batch: dict[str, Tensor], fill: int) -> Int[Tensor, "batch length"]:
@@ -58,6 +62,7 @@ class Collator:
         return out
 
     def _padded(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        rows = [side for row in rows for side in (_sides(row) if "rejected" in row else [row])]
         if any(len(lengths_in(row)) > 1 for row in rows):
             raise ValueError("packed rows cannot be padded apart: use Collator(layout='padding_free')")
         multiple = self.pad_to_multiple_of or 1
@@ -120,3 +125,10 @@ def _flat(values: Any, dtype: Any = np.int64) -> Shaped[Tensor, "n"]:
 def lengths_in(row: dict[str, Any]) -> list[int]:
     """Return the lengths of the sequences in a row."""
     return [int(length) for length in row.get("seq_lengths", [len(row["input_ids"])])]
+
+
+def _sides(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the sequences of a preference as rows of their own."""
+    stops = np.cumsum(lengths_in(row))[:-1]
+    parts = (np.split(np.asarray(row[name]), stops) for name in ("input_ids", "labels"))
+    return [{"input_ids": ids, "labels": labels} for ids, labels in zip(*parts, strict=True)]

@@ -52,6 +52,8 @@ class PairEncoder:
     ):
         if form.name == "chat" and section.loss_on == "all":
             raise ValueError("loss_on: all trains on what chat templates write, which differs: use assistant")
+        if form.name == "preference":
+            raise ValueError("preferences are read by the student alone: use a teacher with its tokenizer, or none")
         self.form = form
         self.ours = Encoder(tokenizer, section, form)
         try:

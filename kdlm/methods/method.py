@@ -30,7 +30,8 @@ number of the turn in which a token was drawn (-1 elsewhere; `sampled` is false 
 is that of the row whose prompt a completion follows: equal for completions of one prompt.
 
 `weight` `[sequences]`, where rows have it, is as how many copies of itself each of them counts: in every sum over its
-tokens, and in the count that the sum is divided by.
+tokens, and in the count that the sum is divided by. Of preferences, `rejected` says of each sequence whether it is the
+one to avoid; the one before it is what is preferred, and both have one `index`.
 
 Where a teacher is told more than the student, `informed` says of each sequence whether it is, and `theirs` is the batch
 that it reads (see `kdlm.data.contexts`).
@@ -156,7 +157,8 @@ class Method:
     """What must be there. Of the teacher: `teacher` (any signal over tokens), `teacher.layers` (its hidden layers),
     `teacher.classes` (an image classifier), `teacher.embeddings` (of images and texts), `teacher.masked` (a masked
     autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `pairs` (of image and text),
-    `samples` (of what a denoiser makes), `visual` (images between the tokens). `unmasking`, `teacher.unmasking`:
+    `preferences` (two answers to a prompt, one of them rejected: rows that no other method takes), `samples` (of what a
+    denoiser makes), `visual` (images between the tokens). `unmasking`, `teacher.unmasking`:
     student and teacher are masked language models. `rollouts`: the student's own text, `turns`: several of its turns,
     `reward`: what a verifier says of it, `context`: prompts that the teacher can be told more in (`data.context`),
     `informed`: that the student was told it as it wrote (`rollouts.informed`)."""
