@@ -100,9 +100,7 @@ class Asking:
         """Return how many completions are to be asked for."""
         return sum(self.lacks(key, slot) for key in asked for slot in range(self.wanted))
 
-    def _answers(
-        self, asked: Mapping[str, Prompt], writer: Writer
-    ) -> Iterator[tuple[Request, Answered | Refused]]:
+    def _answers(self, asked: Mapping[str, Prompt], writer: Writer) -> Iterator[tuple[Request, Answered | Refused]]:
         sent: dict[int, Request] = {}
 
         def taken() -> Iterator[Asked]:

@@ -11,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from kdlm.curation.asking import Asking, Bill, drawn_by, name_of
 from kdlm.curation.memory import Memory
-from kdlm.curation.step import Desk, Step, as_prompt, digest, lacks, need
-from kdlm.curation.templates import Template
+from kdlm.curation.step import Desk, Step, as_prompt, digest, lacks
+from kdlm.curation.templates import check_template, columns_of, filled
 from kdlm.data.report import Unusable
 from kdlm.rollouts import Sampling
 from kdlm.writers import Prompt
@@ -57,8 +57,8 @@ class Generate(Step):
     sampling: list[Sampling] = Field([Sampling()], min_length=1)
     """How completions are drawn; several entries make a sweep, such as over temperatures."""
     prompt: str = "{prompt}"
-    """What is asked, with the columns of a row in braces: "Solve step by step: {prompt}". Braces around anything else
-    stay, and `{{name}}` writes `{name}` itself. Messages stay messages, and it is their last one that is written so."""
+    """What is asked, with the columns of a row in braces: "Solve step by step: {prompt}". Braces around what is no
+    name stay. Messages stay messages, and it is their last one that is written so."""
     system: str | None = None
     """A system message before the prompt, which makes it a conversation."""
     chat: bool = False
@@ -99,7 +99,7 @@ class Generate(Step):
 
     def leaves(self, before: list[str]) -> list[str]:
         lacks(before, "prompt", by="generate")
-        Template(self.prompt).missing(before, "generate.prompt")
+        check_template(self.prompt, before, "generate.prompt")
         added = OWN.names if self.into == "completion" else [self.into, f"{self.into}_by"]
         return [*(name for name in before if name not in added), *added]
 
@@ -126,11 +126,10 @@ class Generate(Step):
         """Return the rows that are asked for, and what is asked by its hash, both in the order of the rows."""
         places: list[Place] = []
         asked: dict[str, Prompt] = {}
-        template = Template(self.prompt)
-        columns = rows.select_columns(list(dict.fromkeys(["prompt", *template.columns])))
+        columns = rows.select_columns(list(dict.fromkeys(["prompt", *columns_of(self.prompt)])))
         for number, row in enumerate(columns):
             try:
-                prompt = self._prompt(row, template)
+                prompt = self._prompt(row)
             except Unusable as why:
                 desk.counts.note(f"not asked, {why.reason}", f"row {number}: {why.detail}")
                 continue
@@ -143,21 +142,27 @@ class Generate(Step):
             raise ValueError("\n".join(["generate: there is nothing to ask", *desk.counts.lines()]))
         return places, asked
 
-    def _prompt(self, row: Any, template: Template) -> Prompt:
+    def _prompt(self, row: dict[str, Any]) -> Prompt:
         """Return what is asked for a row. Raises Unusable where that cannot be."""
         if not row["prompt"]:
             raise Unusable("no prompt", "its column 'prompt' is empty")
         prompt = as_prompt(row["prompt"])
         if isinstance(prompt, str) and self.system is None and not self.chat:
-            return template.written(row)
+            return self._written(row)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         last = messages[-1]
-        if template.text != "{prompt}":
+        if self.prompt != "{prompt}":
             if not isinstance(last.get("content"), str):
                 raise Unusable("no text in the last message", "and the template is written around that")
-            last = {**last, "content": template.written({**row, "prompt": last["content"]})}
+            last = {**last, "content": self._written({**row, "prompt": last["content"]})}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, *messages[:-1], last]
+
+    def _written(self, row: dict[str, Any]) -> str:
+        if (text := filled(self.prompt, row)) is None:
+            null = next(name for name in columns_of(self.prompt) if row[name] is None)
+            raise Unusable(f"no {null}", f"its column {null!r} is null, and generate.prompt has {{{null}}}")
+        return text
 
     def _memory(self, sampling: Sampling, desk: Desk, bill: Bill) -> Memory:
         about = {
@@ -180,9 +185,9 @@ class Generate(Step):
             asking.ask(asked, desk.writer(self.by), name)
         if bill.spent and (left := asking.missing(asked)):
             raise ValueError(
-                f"generate.budget: {bill.cost:.4g} of {self.budget:g} is spent, and {left} completions of {self.by} are "
-                "missing: raise it, or ask for fewer (samples_per_prompt, a source's limit), and run again: what was "
-                "answered is kept"
+                f"generate.budget: {bill.cost:.4g} of {self.budget:g} is spent, and {left} completions of {self.by} "
+                "are missing: raise it, or ask for fewer (samples_per_prompt, a source's limit), and run again: what "
+                "was answered is kept"
             )
 
     def _tell(self, bill: Bill, desk: Desk) -> None:
@@ -191,9 +196,7 @@ class Generate(Step):
         if bill.prices is not None:
             desk.counts.figures["cost"] = bill.cost
 
-    def _tables(
-        self, rows: Dataset, places: list[Place], memories: list[Memory], desk: Desk
-    ) -> Iterator[pa.Table]:
+    def _tables(self, rows: Dataset, places: list[Place], memories: list[Memory], desk: Desk) -> Iterator[pa.Table]:
         """Yield rows with what was written, as tables of bounded size; at least one, perhaps empty."""
         writer, whole = desk.writers[self.by].identity(), self.into == "completion"
         schema = OWN if whole else pa.schema([(self.into, pa.string()), (f"{self.into}_by", pa.string())])
@@ -222,17 +225,20 @@ class Generate(Step):
                     if not told["text"].strip():
                         desk.counts.note("empty completion", f"{place.key} sample {first + slot}")
                     logs = told["log_probs"]
-                    yield place.row, {
-                        "prompt_id": place.key,
-                        "sample": first + slot,
-                        "completion": told["text"],
-                        "model": writer.get("model"),
-                        "revision": writer.get("revision"),
-                        "sampling": json.dumps(drawn_by(sampling)),
-                        **{key: told[key] for key in ("seed", "stop", "tokens")},
-                        "log_prob": None if logs is None else sum(logs),
-                        "log_probs": logs,
-                    }
+                    yield (
+                        place.row,
+                        {
+                            "prompt_id": place.key,
+                            "sample": first + slot,
+                            "completion": told["text"],
+                            "model": writer.get("model"),
+                            "revision": writer.get("revision"),
+                            "sampling": json.dumps(drawn_by(sampling)),
+                            **{key: told[key] for key in ("seed", "stop", "tokens")},
+                            "log_prob": None if logs is None else sum(logs),
+                            "log_probs": logs,
+                        },
+                    )
                 first += sampling.samples_per_prompt
 
     def _beside(
@@ -243,7 +249,11 @@ class Generate(Step):
             name = name_of(place.key, 0)
             told = memory[name] if name in memory else None
             sampling = drawn_by(self.sampling[0])
-            by = told and {"writer": writer, "sampling": sampling, **{key: told[key] for key in ("seed", "stop", "tokens")}}
+            by = told and {
+                "writer": writer,
+                "sampling": sampling,
+                **{key: told[key] for key in ("seed", "stop", "tokens")},
+            }
             yield place.row, {self.into: told and told["text"], f"{self.into}_by": by and json.dumps(by)}
 
 

@@ -66,7 +66,7 @@ class Memory:
         return json.loads(os.pread(self._file.fileno(), place & ((1 << LENGTH) - 1), place >> LENGTH))
 
     def add(self, values: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keep values, in one write. Raises OSError with what to do where that cannot be; the file is then as before."""
+        """Keep values, in one write. Raises OSError with what to do where that cannot be: the file is as before."""
         lines = {key: _line({"key": key, **value}) for key, value in values.items()}
         content, done = b"".join(lines.values()), 0
         try:
@@ -107,8 +107,8 @@ class Memory:
                     key = value["key"]
                 except (ValueError, TypeError, KeyError) as error:
                     raise ValueError(
-                        f"{self.path}:{number}: a damaged line ({error!r}): delete it (sed -i {number}d {self.path}), and "
-                        "what it held is asked for again"
+                        f"{self.path}:{number}: a damaged line ({error!r}): delete it (sed -i {number}d {self.path}), "
+                        "and what it held is asked for again"
                     ) from error
                 self._places.setdefault(key, self._end << LENGTH | len(line))
                 self._end += len(line)

@@ -1,36 +1,29 @@
-"""Templates: texts with the columns of a row in braces."""
+"""Templates: text with columns of a row in braces; everything else, other braces too, stands for itself."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdlm.data.report import Unusable
-
-FIELD = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\}")
+COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
-class Template:
-    """A text in which `{name}` stands for a column of a row and `{{name}}` for `{name}` itself.
+def columns_of(template: str) -> list[str]:
+    """Return the columns that a template names."""
+    return list(dict.fromkeys(COLUMN.findall(template)))
 
-    Braces around anything else stay as they are: `\\frac{1}{2}`, `{"a": 1}`, `\\boxed{}`.
-    """
 
-    def __init__(self, text: str):
-        self.text = text
-        self.columns = list(dict.fromkeys(found[2] for found in FIELD.finditer(text) if found[2]))
+def filled(template: str, row: Mapping[str, Any]) -> str | None:
+    """Return a template with the row's values in it; None where one of them is null."""
+    if any(row[name] is None for name in columns_of(template)):
+        return None
+    return COLUMN.sub(lambda found: str(row[found[1]]), template)
 
-    def written(self, row: Mapping[str, Any]) -> str:
-        """Return the text of a row. Raises Unusable where a column of it is null."""
-        for name in self.columns:
-            if row[name] is None:
-                raise Unusable(f"no {name}", f"its column {name!r} is null, and the template has {{{name}}}")
-        return FIELD.sub(lambda found: str(row[found[2]]) if found[2] else f"{{{found[1]}}}", self.text)
 
-    def missing(self, columns: list[str], place: str) -> None:
-        """Raise ValueError, naming the key `place`, where rows have no such column."""
-        for name in self.columns:
-            if name not in columns:
-                raise ValueError(
-                    f"{place}: {{{name}}} is no column of its rows, which have {', '.join(columns)}; for the letters "
-                    f"{{{name}}} themselves write {{{{{name}}}}}"
-                )
+def check_template(template: str, have: Sequence[str], place: str) -> None:
+    """Raise ValueError, naming the key `place`, where rows have no column that a template names."""
+    for name in columns_of(template):
+        if name not in have:
+            raise ValueError(
+                f"{place}: {{{name}}} is no column of its rows, which have {', '.join(have)}; to write these letters, "
+                f"put a space in: {{ {name} }}"
+            )

@@ -91,8 +91,9 @@ class Verify(Step):
         with console(f"verify: {len(rows)} completions", len(rows)) as advance:
             try:
                 for some in _parts(rows):
-                    named = {self._name(row): row for row in some}
-                    names += [self._name(row) for row in some]
+                    own = [digest(row) for row in some]  # of all that the verifier sees
+                    named = dict(zip(own, some, strict=True))
+                    names += own
                     new = {name: row for name, row in named.items() if name not in memory}
                     if new and judge is None:
                         judge = Judge(self.verifier)
@@ -121,10 +122,6 @@ class Verify(Step):
             judge.judge([row[self.column] or "" for row in table], references, table, told=told)
         except RuntimeError as error:
             raise ValueError(f"verify: {error}. {len(memory)} verdicts are kept") from error
-
-    def _name(self, row: Mapping[str, Any]) -> str:
-        """What a verdict is known by: all that the verifier sees."""
-        return digest(row)
 
     def _rates(self, rows: Dataset, keys: list[str], verdicts: list[Verdict]) -> dict[str, PassRate]:
         counted = [True] * len(keys)

@@ -99,7 +99,7 @@ def answered(answer: dict[str, Any], asked: Asked, chat: bool) -> Answered:
 
 
 def _text(choice: dict[str, Any], logged: bool, chat: bool, alone: int | None) -> Text:
-    """Return a choice; its tokens are those with a log-probability or an id, else those of the choice that is `alone`."""
+    """Return a choice; its tokens are those with a log-probability or an id, else what a choice `alone` took."""
     stop, values = STOPS[choice["finish_reason"]], None
     if chat:
         text = choice["message"].get("content") or ""
