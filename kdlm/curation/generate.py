@@ -11,8 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from kdlm.curation.asking import Asking, Bill, drawn_by, name_of
 from kdlm.curation.memory import Memory
-from kdlm.curation.step import Desk, Step, as_prompt, digest, lacks
-from kdlm.curation.templates import check_template, columns_of, filled
+from kdlm.curation.prompts import asked_of
+from kdlm.curation.step import Desk, Step, digest, lacks
+from kdlm.curation.templates import check_template, columns_of
 from kdlm.data.report import Unusable
 from kdlm.rollouts import Sampling
 from kdlm.writers import Prompt
@@ -38,10 +39,12 @@ ROWS_AT_ONCE = 4096
 
 
 class Place(NamedTuple):
-    """A row that is asked for: its number, and the hash of what is asked."""
+    """A row that is asked for: its number, the hash of what is asked, that of its prompt, and how the text begins."""
 
     row: int
     key: str
+    prompt_id: str
+    beginning: str
 
 
 class Generate(Step):
@@ -66,6 +69,9 @@ class Generate(Step):
     into: str = "completion"
     """The column that takes the text. Any but `completion` leaves one row for each row, and names who wrote it in a
     column `<into>_by`."""
+    prefix: str | None = None
+    """A column that the completion begins with: the writer goes on from there, and the text holds both. `tokens` and
+    `log_prob` are of what the writer wrote."""
     log_probs: bool = False
     """Keep the log-probability of every token."""
     budget: float | None = Field(None, gt=0)
@@ -98,7 +104,7 @@ class Generate(Step):
         return self.model_dump(mode="json", exclude={"budget"})
 
     def leaves(self, before: list[str]) -> list[str]:
-        lacks(before, "prompt", by="generate")
+        lacks(before, "prompt", *([self.prefix] if self.prefix else []), by="generate")
         check_template(self.prompt, before, "generate.prompt")
         added = OWN.names if self.into == "completion" else [self.into, f"{self.into}_by"]
         return [*(name for name in before if name not in added), *added]
@@ -126,43 +132,34 @@ class Generate(Step):
         """Return the rows that are asked for, and what is asked by its hash, both in the order of the rows."""
         places: list[Place] = []
         asked: dict[str, Prompt] = {}
-        columns = rows.select_columns(list(dict.fromkeys(["prompt", *columns_of(self.prompt)])))
+        read = ["prompt", *columns_of(self.prompt), *([self.prefix] if self.prefix else [])]
+        columns = rows.select_columns(list(dict.fromkeys(read)))
         for number, row in enumerate(columns):
             try:
-                prompt = self._prompt(row)
+                prompt, begun = self._prompts(dict(row))
             except Unusable as why:
                 desk.counts.note(f"not asked, {why.reason}", f"row {number}: {why.detail}")
                 continue
-            if (key := prompt_id(prompt)) in asked and self.into == "completion":
+            if (key := prompt_id(begun)) in asked and self.into == "completion":
                 desk.counts.note("the same prompt again", f"row {number}: {key}")
                 continue
-            asked.setdefault(key, prompt)
-            places.append(Place(number, key))
+            asked.setdefault(key, begun)
+            places.append(Place(number, key, prompt_id(prompt), (row[self.prefix] or "") if self.prefix else ""))
         if not asked:
             raise ValueError("\n".join(["generate: there is nothing to ask", *desk.counts.lines()]))
         return places, asked
 
-    def _prompt(self, row: dict[str, Any]) -> Prompt:
-        """Return what is asked for a row. Raises Unusable where that cannot be."""
-        if not row["prompt"]:
-            raise Unusable("no prompt", "its column 'prompt' is empty")
-        prompt = as_prompt(row["prompt"])
-        if isinstance(prompt, str) and self.system is None and not self.chat:
-            return self._written(row)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        last = messages[-1]
-        if self.prompt != "{prompt}":
-            if not isinstance(last.get("content"), str):
-                raise Unusable("no text in the last message", "and the template is written around that")
-            last = {**last, "content": self._written({**row, "prompt": last["content"]})}
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, *messages[:-1], last]
+    def _prompts(self, row: dict[str, Any]) -> tuple[Prompt, Prompt]:
+        """Return what is asked for a row, and the same with the beginning of the answer where there is one.
 
-    def _written(self, row: dict[str, Any]) -> str:
-        if (text := filled(self.prompt, row)) is None:
-            null = next(name for name in columns_of(self.prompt) if row[name] is None)
-            raise Unusable(f"no {null}", f"its column {null!r} is null, and generate.prompt has {{{null}}}")
-        return text
+        Raises Unusable where a row cannot be asked.
+        """
+        prompt = asked_of(row, self.prompt, self.system, chat=self.chat)
+        if not (beginning := row[self.prefix] if self.prefix else None):
+            return prompt, prompt
+        if isinstance(prompt, str):
+            return prompt, prompt + beginning
+        return prompt, [*prompt, {"role": "assistant", "content": beginning}]
 
     def _memory(self, sampling: Sampling, desk: Desk, bill: Bill) -> Memory:
         about = {
@@ -228,9 +225,9 @@ class Generate(Step):
                     yield (
                         place.row,
                         {
-                            "prompt_id": place.key,
+                            "prompt_id": place.prompt_id,
                             "sample": first + slot,
-                            "completion": told["text"],
+                            "completion": place.beginning + told["text"],
                             "model": writer.get("model"),
                             "revision": writer.get("revision"),
                             "sampling": json.dumps(drawn_by(sampling)),
@@ -254,7 +251,10 @@ class Generate(Step):
                 "sampling": sampling,
                 **{key: told[key] for key in ("seed", "stop", "tokens")},
             }
-            yield place.row, {self.into: told and told["text"], f"{self.into}_by": by and json.dumps(by)}
+            yield (
+                place.row,
+                {self.into: told and place.beginning + told["text"], f"{self.into}_by": by and json.dumps(by)},
+            )
 
 
 def prompt_id(prompt: Prompt) -> str:

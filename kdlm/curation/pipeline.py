@@ -12,11 +12,14 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from pydantic import Field, model_validator
 
+from kdlm.curation.cut import Cut
+from kdlm.curation.divergence import Divergence
 from kdlm.curation.entity_questions import EntityQuestions
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Filter
 from kdlm.curation.generate import Generate, digest
 from kdlm.curation.rows import read
+from kdlm.curation.score import Score
 from kdlm.curation.step import Counts, Desk
 from kdlm.curation.tasks import Tasks
 from kdlm.curation.thoughts import Thoughts
@@ -28,7 +31,8 @@ from kdlm.section_loader import suggestion
 from kdlm.writers import AnyWriter
 
 AnyStep = Annotated[
-    Generate | Verify | Filter | FallBack | Tasks | Thoughts | EntityQuestions, Field(discriminator="name")
+    Generate | Verify | Filter | FallBack | Tasks | Thoughts | EntityQuestions | Score | Divergence | Cut,
+    Field(discriminator="name"),
 ]
 """A step of a pipeline, chosen by its `name`."""
 

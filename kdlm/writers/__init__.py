@@ -6,6 +6,7 @@ from pydantic import Field
 
 from kdlm.writers.local import LocalSection, LocalWriter
 from kdlm.writers.openai import OpenAISection, OpenAIWriter
+from kdlm.writers.scoring import Scored, Scorer
 from kdlm.writers.writer import Answered, Asked, Prices, Prompt, Refused, Text, Writer, WriterSection
 
 AnyWriter = Annotated[OpenAISection | LocalSection, Field(discriminator="name")]
@@ -22,6 +23,8 @@ __all__ = [
     "Prices",
     "Prompt",
     "Refused",
+    "Scored",
+    "Scorer",
     "Text",
     "Writer",
     "WriterSection",

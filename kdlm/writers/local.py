@@ -1,6 +1,6 @@
 """The writer `local`: a model of this machine, by transformers, in this process."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -9,8 +9,9 @@ from pydantic import Field
 
 from kdlm.models import Loading, device_of, named
 from kdlm.rollouts import GenerateSection, context_of
-from kdlm.writers.weights import PromptIds, version_of
-from kdlm.writers.writer import Answered, Asked, Refused, Text, WriterSection
+from kdlm.writers.scoring import LocalScorer, Scored, tokenised
+from kdlm.writers.weights import Prompts, version_of
+from kdlm.writers.writer import Answered, Asked, Prompt, Refused, Text, WriterSection
 
 
 class LocalWriter:
@@ -25,7 +26,8 @@ class LocalWriter:
     def __init__(self, model: Any, tokenizer: Any, about: tuple[str, str | None], section: "LocalSection"):
         self.model, self.revision = about
         self.tokenizer, self.at_once = tokenizer, section.batch_size
-        self.ids = PromptIds(tokenizer, section.chat_template_args)
+        self.prompts = Prompts(tokenizer, section.chat_template_args)
+        self.network, self.batch_tokens = model, section.batch_tokens
         self.context = context_of(model)
         self.engine = GenerateSection(batch_size=section.batch_size).build(model, tokenizer, model.device, copied=False)
         self.engine.take(model, 0)
@@ -35,11 +37,15 @@ class LocalWriter:
         while batch := list(islice(numbered, self.at_once)):
             yield from self._together(batch)
 
+    def score(self, pairs: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[int, Scored | Refused]]:
+        read = [tokenised(self.tokenizer, *self.prompts.read(prompt), completion) for prompt, completion in pairs]
+        yield from LocalScorer(self.network, self.context, self.batch_tokens).score(read)
+
     def close(self) -> None:
         self.engine.close()
 
     def _together(self, batch: list[tuple[int, Asked]]) -> Iterator[tuple[int, Answered | Refused]]:
-        prompts = {place: self.ids(one.prompt) for place, one in batch}
+        prompts = {place: self.prompts.ids(one.prompt) for place, one in batch}
         for place in [place for place, ids in prompts.items() if not 0 < len(ids) < self.context]:
             yield place, Refused(f"{len(prompts.pop(place))} tokens, and the model reads {self.context}")
         first = batch[0][1]
@@ -62,11 +68,13 @@ class LocalSection(Loading, WriterSection):
     """`cuda:1`, `cpu`, or `auto`: a GPU where there is one."""
     batch_size: int = Field(64, ge=1)
     """Completions drawn together. With another number other texts are drawn."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens scored together, padding among them."""
     chat_template_args: dict[str, Any] = {}
     """Variables for the chat template, e.g. `{enable_thinking: false}`."""
 
     def identity(self) -> dict[str, Any]:
-        said = self.model_dump(mode="json", exclude={"name", "device", "path", "revision"})
+        said = self.model_dump(mode="json", exclude={"name", "device", "batch_tokens", "path", "revision"})
         return {"model": self.path, "revision": version_of(self.path, self.revision), **said}
 
     def open(self, place: str) -> LocalWriter:

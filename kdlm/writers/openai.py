@@ -1,7 +1,8 @@
 """The writer `openai`: any server with OpenAI's API, vLLM's among them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -9,12 +10,15 @@ from pydantic import Field
 from kdlm.remote import Remote, ServerRefused, ServerUnavailable
 from kdlm.server_options import ServerOptions
 from kdlm.writers.pace import Pace
-from kdlm.writers.writer import Answered, Asked, Prices, Refused, Text, WriterSection
+from kdlm.writers.scoring import Scored
+from kdlm.writers.writer import Answered, Asked, Prices, Prompt, Refused, Text, WriterSection, begun
 
 CANNOT = frozenset({400, 413, 422})
 """Statuses that are about one request, and not about all."""
 TOKEN_BYTES = 1024
 """More than a server says of one token."""
+CONTINUED = {"add_generation_prompt": False, "continue_final_message": True}
+"""How vLLM and SGLang are asked to go on with the assistant's last message; OpenAI itself refuses these keys."""
 STOPS: dict[str, Literal["end", "length"]] = {"stop": "end", "length": "length"}
 WITHOUT_TEXT = {
     "content_filter": "completion held back by the server's content filter",
@@ -43,8 +47,31 @@ class OpenAIWriter:
     def write(self, asked: Iterable[Asked]) -> Iterator[tuple[int, Answered | Refused]]:
         yield from self.remote.as_answered(partial(self._one, one) for one in asked)
 
+    def score(self, pairs: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[int, Scored | Refused]]:
+        yield from self.remote.as_answered(partial(self._scored, *pair) for pair in pairs)
+
     def close(self) -> None:
         self.remote.close()
+
+    def _scored(self, prompt: Prompt, completion: str) -> Scored | Refused:
+        """Have the server echo a text with its log-probabilities, as vLLM does."""
+        if not isinstance(prompt, str):
+            return Refused("a conversation: a server echoes plain text alone, score conversations with a local model")
+        data = {"model": self.model, "prompt": prompt + completion, "max_tokens": 1, "temperature": 0, **self.extra}
+        data |= {"echo": True, "logprobs": 0}
+        limit = 1 << 20 | len(data["prompt"]) * TOKEN_BYTES
+        try:
+            answer = self.remote.json("POST", "/v1/completions", data=data, limit=limit)
+        except ServerRefused as error:
+            if error.status in CANNOT:
+                return Refused(str(error))
+            raise
+        try:
+            said, count = answer["choices"][0]["logprobs"], int(answer["usage"]["prompt_tokens"])
+            return _after(said["tokens"][:count], said["token_logprobs"][:count], completion)
+        except (KeyError, TypeError, ValueError) as error:
+            place = f"{self.remote.endpoint}/v1/completions"
+            raise ServerUnavailable(f"{place}: no echo with log-probabilities as expected ({error!r})") from error
 
     def _one(self, asked: Asked) -> Answered | Refused:
         chat, sampling = not isinstance(asked.prompt, str), asked.sampling
@@ -78,6 +105,7 @@ class OpenAIWriter:
             "seed": asked.seed,
             **({"top_k": sampling.top_k} if sampling.top_k else {}),
             **({"logprobs": True if chat else 0} if asked.log_probs else {}),
+            **(CONTINUED if not isinstance(asked.prompt, str) and begun(asked.prompt)[1] else {}),
             **self.extra,
         }
         return {key: value for key, value in data.items() if value is not None}
@@ -116,6 +144,21 @@ def _text(choice: dict[str, Any], logged: bool, chat: bool, alone: int | None) -
     counted = values if values is not None else choice.get("token_ids")
     tokens = alone if counted is None else len(counted)
     return Text(text.encode(errors="replace").decode(), stop, tokens, values)
+
+
+def _after(tokens: list[str], log_probs: list[float | None], completion: str) -> Scored | Refused:
+    """Return what the tokens of a completion got, which are the last ones of a text."""
+    starts = list(accumulate(map(len, tokens), initial=0))
+    border = starts.pop() - len(completion)
+    if not "".join(tokens).endswith(completion):
+        return Refused("its tokens do not spell it, as with half a character each: score it with a local model")
+    if border not in starts and completion:
+        return Refused("a token goes over the border of prompt and completion: score it with a local model")
+    first = starts.index(border) if completion else len(tokens)
+    if first == 0:
+        return Refused("no token before the completion: nothing predicts its first one")
+    values = [float(value) for value in log_probs[first:] if value is not None]
+    return Scored(values, [start - border for start in starts[first:]])
 
 
 class OpenAISection(ServerOptions, WriterSection):

@@ -9,7 +9,7 @@ from kdlm.data.chat import ChatTemplate
 from kdlm.data.encoding import leading_tokens
 from kdlm.disk import digest_of_file
 from kdlm.models import named
-from kdlm.writers.writer import Prompt
+from kdlm.writers.writer import Prompt, begun
 
 LEFT_OUT = frozenset({"README.md", ".gitattributes", "training_args.bin"})
 """Files beside weights that say nothing to them."""
@@ -34,17 +34,25 @@ def _content(path: Path, size: int, changed: int) -> str:
     return digest_of_file(path)
 
 
-class PromptIds:
-    """Prompts as token ids: text after the beginning that the tokenizer puts, messages by its chat template."""
+class Prompts:
+    """Prompts as a model of this machine reads them: text after the beginning that the tokenizer puts, messages by its
+    chat template, and after that the beginning of an answer to go on with."""
 
     def __init__(self, tokenizer: Any, template_args: dict[str, Any]):
         self.tokenizer, self.template_args = tokenizer, template_args
         self.leading = leading_tokens(tokenizer)
 
-    def __call__(self, prompt: Prompt) -> list[int]:
+    def ids(self, prompt: Prompt) -> list[int]:
+        """Return a prompt as token ids."""
+        leading, text = self.read(prompt)
+        return [*leading, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def read(self, prompt: Prompt) -> tuple[list[int], str]:
+        """Return a prompt as text, and the tokens that go before it; a template writes its own."""
         if isinstance(prompt, str):
-            return [*self.leading, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-        return self.tokenizer(self._chat.text(prompt, None, prompt=True), add_special_tokens=False)["input_ids"]
+            return self.leading, prompt
+        messages, beginning = begun(prompt)
+        return [], self._chat.text(messages, None, prompt=True) + beginning
 
     @cached_property
     def _chat(self) -> ChatTemplate:
