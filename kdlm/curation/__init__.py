@@ -4,7 +4,7 @@ from kdlm.curation.entity_questions import EntityQuestions
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
-from kdlm.curation.pipeline import AnyStep, Pipeline, run
+from kdlm.curation.pipeline import AnyStep, Pipeline, check, run
 from kdlm.curation.step import Counts, Desk, Step
 from kdlm.curation.tasks import Tasks
 from kdlm.curation.thoughts import Thoughts
@@ -24,5 +24,6 @@ __all__ = [
     "Tasks",
     "Thoughts",
     "Verify",
+    "check",
     "run",
 ]

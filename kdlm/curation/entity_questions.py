@@ -110,7 +110,7 @@ def entities_in(text: str) -> list[tuple[str, str]] | None:
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(word, str) for word in pair) for pair in pairs
     ):
         return None
-    return [(entity, kind.strip()) for entity, kind in pairs]
+    return [(str(entity), str(kind).strip()) for entity, kind in pairs]
 
 
 def drawn(types: Counter[str], present: set[str], count: int, draw: random.Random) -> list[str]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from kdlm.curation.step import Counts
-from kdlm.data.forms import Form, read_chat, read_completion, read_prompt, read_text, recognise
+from kdlm.data.forms import Form, read_chat, read_completion, read_preference, read_prompt, read_text, recognise
 from kdlm.data.report import Unusable
 from kdlm.data.sections import Source
 from kdlm.data.sources import open_source
@@ -67,6 +67,9 @@ def _row(form: Form, row: dict[str, Any]) -> dict[str, Any]:
         return {"text": read_text(values), **kept, **beside}
     if form.name == "prompt":
         return {"prompt": _text(read_prompt(values)), **kept, **beside}
+    if form.name == "preference":
+        (prompt, chosen), (_, rejected) = read_preference(values)
+        return {"prompt": _text(prompt), "chosen": _text(chosen), "rejected": _text(rejected), **kept, **beside}
     if form.name == "completion":
         prompt, completion = read_completion(values)
         if isinstance(completion, str):

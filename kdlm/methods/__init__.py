@@ -47,6 +47,7 @@ from kdlm.methods.masked.masking import MaskedMethod
 from kdlm.methods.method import Method, Preparation, Step, Term, Terms
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
+from kdlm.methods.redi import REDI, REDISection
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
 from kdlm.methods.rewards import RewardMethod, RewardSection
 from kdlm.methods.self_distillation.curio_sft import CurioSFT, CurioSFTSection
@@ -107,6 +108,7 @@ AnyMethod = Annotated[
     | GRPOSection
     | RLADSection
     | DistiLLM2Section
+    | REDISection
     | TsdKDSection
     | TokenPSKDSection
     | CurioSFTSection
@@ -184,6 +186,7 @@ __all__ = [
     "MEALV2",
     "OFAKD",
     "PSKD",
+    "REDI",
     "RKD",
     "RLAD",
     "RLTFFM",
@@ -265,6 +268,7 @@ __all__ = [
     "Progressive",
     "ProgressiveSection",
     "RCMSection",
+    "REDISection",
     "RKDSection",
     "RLADSection",
     "RLTFFMSection",
