@@ -29,6 +29,7 @@ from kdlm.data.forms import (
     read_preference,
     read_prompt,
     read_reference,
+    read_score,
     read_text,
     read_tools,
     read_weight,
@@ -165,6 +166,8 @@ class Encoder:
                 read_reference(values)
             if "weight" in values:
                 read_weight(values)
+            if "score" in values:
+                read_score(values)
             if self.section.context is not None:
                 read_asked(self.form, values)
             if self.form.name == "text":
