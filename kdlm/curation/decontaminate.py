@@ -1,6 +1,7 @@
 """The step `decontaminate`: rows that hold a piece of an evaluation set leave, or are marked."""
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,8 +35,8 @@ class Decontaminate(Step):
     share: float = Field(0.0, ge=0, le=1)
     """The share of an item's runs that a row must hold; 0: one run is enough."""
     common: int = Field(10, ge=1)
-    """A run that more items than this hold is their template, and shows nothing. Items without any other run are found
-    by their whole text alone."""
+    """A run that more items than this hold is their template: runs that lie in it for more than the half show nothing.
+    Items without any other run are found by their whole text alone."""
     mark: str | None = None
     """Leave no row out, and write the item that it meets into this column; null where it meets none."""
 
@@ -57,7 +58,7 @@ class Decontaminate(Step):
             found.add(item)
             shared.update(grams)
             met[-1] = f"{known.places[item]}, share {share:.2g}"
-            quoted = grams[0] if grams else known.texts[item]
+            quoted = grams[0] if grams else known.texts[item][-1]
             desk.counts.note(f"overlaps with {known.sources[item]}", f"row {number} meets {met[-1]}: {quoted[:SHOWN]}")
         desk.counts.figures["evaluation items met"] = f"{len(found)} of {len(known.places)}"
         if shared:
@@ -74,7 +75,7 @@ class _Items:
 
     sources: list[str] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    texts: list[list[str]] = field(default_factory=list)
     sizes: Counter[int] = field(default_factory=Counter)
     holders: dict[str, list[int]] = field(default_factory=dict)
     whole: dict[str, int] = field(default_factory=dict)
@@ -84,29 +85,29 @@ class _Items:
         items = cls()
         for source in step.against:
             for place, row in placed(source, open_source(source), counts):
-                items._add(source.path, place, texts_of(row["prompt"] if "prompt" in row else row["text"]), step.words)
-        common = {gram: len(holders) for gram, holders in items.holders.items() if len(holders) > step.common}
-        for gram in common:
-            del items.holders[gram]
-        items.sizes.update(number for holders in items.holders.values() for number in holders)
+                items._add(source.path, place, texts_of(row["prompt"] if "prompt" in row else row["text"]))
+        held = Counter(gram for texts in items.texts for gram in _runs(texts, step.words))
+        common = {gram: count for gram, count in held.items() if count > step.common}
+        for number, texts in enumerate(items.texts):
+            for gram in _runs(texts, step.words, common):
+                items.holders.setdefault(gram, []).append(number)
+                items.sizes[number] += 1
         counts.figures["evaluation items"] = len(items.places)
         counts.figures["found by their whole text alone"] = len(items.places) - len(items.sizes)
         if common:
             gram = max(common, key=lambda gram: common[gram])
             said = f"{len(common)}, such as {gram[:SHOWN]!r} in {common[gram]} items"
-            counts.figures[f"runs ignored, in more than {step.common} items"] = said
+            counts.figures[f"runs in more than {step.common} items"] = said
         return items
 
-    def _add(self, source: str, place: str, texts: list[str], length: int) -> None:
-        key, number = normal("\n".join(texts)), len(self.places)
+    def _add(self, source: str, place: str, texts: list[str]) -> None:
+        key = normal("\n".join(texts))
         if not key or key in self.whole:
             return
-        self.whole[key] = number
+        self.whole[key] = len(self.places)
         self.sources.append(source)
         self.places.append(place)
-        self.texts.append(texts[-1])
-        for gram in dict.fromkeys(gram for text in texts for gram in ngrams(text, length)):
-            self.holders.setdefault(gram, []).append(number)
+        self.texts.append(texts)
 
     def meeting(self, row: dict[str, Any], step: Decontaminate) -> tuple[int, float, list[str]] | None:
         """Return the item that a row meets most, the share of its runs that the row holds, and these."""
@@ -116,9 +117,23 @@ class _Items:
             for text in ["\n".join(texts), *texts]:
                 if (item := self.whole.get(normal(text))) is not None:
                     return item, 1.0, []
-            for gram in dict.fromkeys(gram for text in texts for gram in ngrams(text, step.words)):
+            for gram in _runs(texts, step.words):
                 for item in self.holders.get(gram, ()):
                     grams.setdefault(item, []).append(gram)
         shares = {item: len(set(held)) / self.sizes[item] for item, held in grams.items()}
         best = max(shares, key=lambda item: shares[item], default=None)
         return None if best is None or shares[best] < step.share else (best, shares[best], grams[best])
+
+
+def _runs(texts: list[str], length: int, common: Container[str] = ()) -> dict[str, None]:
+    """Return the runs of words of an item, each once: those of whose words at most the half are in common runs."""
+    own: dict[str, None] = {}
+    for text in texts:
+        grams = ngrams(text, length)
+        template = {at + word for at, gram in enumerate(grams) if gram in common for word in range(length)}
+        own.update((gram, None) for at, gram in enumerate(grams) if 2 * _inside(template, at, length) <= length)
+    return own
+
+
+def _inside(template: set[int], at: int, length: int) -> int:
+    return sum(word in template for word in range(at, at + length))

@@ -42,10 +42,10 @@ def normal(text: str) -> str:
     return " ".join(_KEPT.findall(_folded(text)))
 
 
-def ngrams(text: str, length: int) -> dict[str, None]:
-    """Return the runs of so many words, each once, in their order."""
+def ngrams(text: str, length: int) -> list[str]:
+    """Return the runs of so many words, in their order."""
     found = words(text)
-    return dict.fromkeys(" ".join(found[at : at + length]) for at in range(len(found) - length + 1))
+    return [" ".join(found[at : at + length]) for at in range(len(found) - length + 1)]
 
 
 def numbers(text: str) -> Counter[str]:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from pydantic import ValidationError
 
@@ -41,6 +41,7 @@ def test_a_share_is_of_all_rows_or_of_each_value():
     assert scores(share=1) == ROWS["score"]
 
 
+@settings(deadline=None, max_examples=30)
 @given(some.lists(some.integers(0, 3), min_size=1, max_size=30), some.integers(1, 30))
 def test_balanced_values_differ_by_one_at_most_unless_one_has_no_more(levels, count):
     rows = Dataset.from_dict({"level": levels})
@@ -50,6 +51,7 @@ def test_balanced_values_differ_by_one_at_most_unless_one_has_no_more(levels, co
     assert all(chosen[level] >= min(most - 1, there[level]) for level in there)
 
 
+@settings(deadline=None, max_examples=30)
 @given(some.permutations(range(12)), some.integers(0, 5))
 def test_random_rows_are_the_same_in_whatever_order_rows_come(order, seed):
     rows = Dataset.from_dict({"prompt": [f"{number}" for number in range(12)]})
