@@ -10,28 +10,26 @@ import pyarrow.parquet
 from datasets import Dataset
 from pydantic import Field, model_validator
 
-from kdlm.curation.columns import Columns
-from kdlm.curation.decontaminate import Decontaminate
-from kdlm.curation.deduplicate import Deduplicate
-from kdlm.curation.extract import Extract
+from kdlm.curation.cut import Cut
+from kdlm.curation.divergence import Divergence
+from kdlm.curation.entity_questions import EntityQuestions
+from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Filter
 from kdlm.curation.generate import Generate, digest
-from kdlm.curation.language import Language
 from kdlm.curation.rows import read
-from kdlm.curation.select import Select
+from kdlm.curation.score import Score
 from kdlm.curation.step import Counts, Desk
-from kdlm.curation.tokens import Tokens
+from kdlm.curation.tasks import Tasks
+from kdlm.curation.thoughts import Thoughts
 from kdlm.curation.verify import Verify
-from kdlm.curation.write import Write
 from kdlm.data.sections import Source
-from kdlm.data.sources import open_source
 from kdlm.disk import write_bytes, write_text
 from kdlm.section import Section
 from kdlm.section_loader import suggestion
 from kdlm.writers import AnyWriter
 
 AnyStep = Annotated[
-    Generate | Verify | Filter | Select | Deduplicate | Decontaminate | Language | Tokens | Extract | Write | Columns,
+    Generate | Verify | Filter | Score | Divergence | Cut | FallBack | Tasks | Thoughts | EntityQuestions,
     Field(discriminator="name"),
 ]
 """A step of a pipeline, chosen by its `name`."""
@@ -74,12 +72,11 @@ def run(pipeline: Pipeline, say: Callable[[str], None] = print) -> Dataset:
     rows, digests = read(pipeline.sources, counts)
     said = {"sources": [source.model_dump(mode="json") for source in pipeline.sources], "content": digests}
     name, done = digest(said), [_told("sources", rows, counts, say)]
-    beside = [[open_source(source).digest(True) for source in step.reads()] for step in pipeline.steps]
     desk = Desk(pipeline.writers, pipeline.output, pipeline.seed)
     try:
         for number, step in enumerate(pipeline.steps, 1):
             asked = {key: pipeline.writers[by].identity() for key, by in step.asks().items()}
-            name = digest([name, step.model_dump(mode="json"), asked, beside[number - 1], pipeline.seed])
+            name = digest([name, step.model_dump(mode="json"), asked, pipeline.seed])
             folder = pipeline.output / "steps" / f"{number:02d}-{step.describe()}-{name}"
             desk.counts = Counts()
             if (folder / ABOUT).is_file():
