@@ -1,10 +1,13 @@
 """Curation: from prompts and completions to the rows that a student is trained on."""
 
+from kdlm.curation.cut import Cut
+from kdlm.curation.divergence import Divergence
 from kdlm.curation.entity_questions import EntityQuestions
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
 from kdlm.curation.pipeline import AnyStep, Pipeline, check, run
+from kdlm.curation.score import Score
 from kdlm.curation.step import Counts, Desk, Step
 from kdlm.curation.tasks import Tasks
 from kdlm.curation.thoughts import Thoughts
@@ -14,12 +17,15 @@ __all__ = [
     "AnyStep",
     "Condition",
     "Counts",
+    "Cut",
     "Desk",
+    "Divergence",
     "EntityQuestions",
     "FallBack",
     "Filter",
     "Generate",
     "Pipeline",
+    "Score",
     "Step",
     "Tasks",
     "Thoughts",
