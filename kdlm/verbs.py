@@ -160,6 +160,21 @@ def eval_(args: argparse.Namespace) -> int:
     return 0
 
 
+def generate(args: argparse.Namespace) -> int:
+    pipeline = load(args)
+    from kdlm.curation import run
+
+    run(pipeline)
+    return 0
+
+
+def audit(args: argparse.Namespace) -> int:
+    from kdlm.audit.verb import run
+
+    given = {name: getattr(args, name) for name in ("students", "level", "region", "check")}
+    return run(args.outputs, args.reference, args.output, **given)
+
+
 def schema(args: argparse.Namespace) -> int:
     from kdlm.schema import write
 
@@ -174,6 +189,7 @@ VERBS = tuple(
         plan,
         sample,
         capture,
+        generate,
         compare,
         mix,
         serve,
@@ -182,6 +198,7 @@ VERBS = tuple(
         merge,
         eval_,
         report,
+        audit,
         init,
         methods,
         doctor,

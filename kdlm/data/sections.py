@@ -13,10 +13,13 @@ Column = Literal[
     "conversations",
     "prompt",
     "completion",
+    "chosen",
+    "rejected",
     "text",
     "tools",
     "domain",
     "reference",
+    "weight",
     "score",
     "context",
     "contexts",
@@ -40,8 +43,9 @@ class Source(Section):
     columns: dict[Column, str] = {}
     """What kdlm calls a column -> what the source calls it, e.g. `{prompt: question, completion: answer}`. A column of
     names that is mapped to `domain` says of each row what `domain` says of a whole source; one mapped to
-    `reference` is what the verifier compares the student's answer with, instead of its `column`; one mapped to
-    `score` is a number that the sampler `fixed` may choose by; one mapped to
+    `reference` is what the verifier compares the student's answer with, instead of its `column`; one of numbers that is
+    mapped to `weight` says as how many copies of itself a row counts in the loss, one mapped to `score` is what the
+    sampler `fixed` may choose by; one mapped to
     `context` is what the teacher reads beside the prompt (see `context` of the data); of one mapped to `contexts`, a
     list, it reads each by itself, and one mapped to `bad_context` is an example not to follow (see `unisd`)."""
     domain: str | None = Field(default=None, min_length=1)
@@ -63,6 +67,11 @@ class Source(Section):
         if self.domain is not None and "domain" in self.columns:
             raise ValueError("domain and columns.domain both say what a row's domain is: keep one")
         return self
+
+
+def weighed(sources: list[Source]) -> bool:
+    """Whether some source gives its rows weights; those of the others then have weight 1."""
+    return any("weight" in source.columns for source in sources)
 
 
 class DataSection(Section):
@@ -87,7 +96,8 @@ class DataSection(Section):
     max_length: int = Field(default=1024, ge=2)
     """Most tokens in one sequence, and in one packed row."""
     truncation: Literal["right", "drop"] = "right"
-    """A conversation or completion that is too long: cut at its end, or left out. Plain text is split instead."""
+    """A conversation or completion that is too long: cut at its end, or left out. Plain text is split instead; of a
+    preference, each side is cut for itself, and both are left out."""
     packing: Literal["none", "pack", "padding_free"] = "none"
     """`none` pads a batch to its longest row; `padding_free` lays its sequences end to end in one row; `pack` first
     fills rows of `max_length` with whole sequences. Attention never crosses from one sequence to another."""
