@@ -2,7 +2,7 @@
 
 from kdlm.audit.auditing import Audit, amplification, audit
 from kdlm.audit.patterns import Pattern
-from kdlm.audit.personal import KINDS, PHONE, masked, personal
+from kdlm.audit.personal_data import KINDS, PHONE, masked, personal
 from kdlm.audit.rows import Corpus, Row, read_rows
 from kdlm.audit.screening import flagged, patterns_in
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kdlm.audit.personal import masked, personal
+from kdlm.audit.personal_data import masked, personal
 from kdlm.data import Source
 from kdlm.data.forms import Form, read_chat, read_completion, read_text, recognise
 from kdlm.data.report import SourceReport, Unusable
