@@ -15,8 +15,10 @@ from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import Method
 from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
+from kdlm.networks import TAKES
 from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
+from kdlm.samplers import looks as samplers
 from kdlm.section import Custom
 from kdlm.teachers import teachers_of
 
@@ -40,6 +42,7 @@ def check(recipe: Recipe) -> list[str]:
         ("student", teacher_checks.masking(recipe, method)),
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
+        ("sampler", samplers.looked_at(recipe, method)),
         ("evaluation", looked_at(recipe, method)),
         ("privacy", privacy.looked_at(recipe, method)),
         ("guards", guards.looked_at(recipe)),
@@ -224,8 +227,8 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
             f"rollouts.environment: missing; {recipe.method.name} learns from several turns: add e.g. environment: "
             "{name: retry, until_right: false}"
         )
-    # For rollouts see rollout_checks, for unmasking teacher_checks.masking.
-    of_rows = {"rollouts", "context", "informed", "reward", "turns", "unmasking"}
+    # For rollouts see rollout_checks, for unmasking teacher_checks.masking, for preferences _data.
+    of_rows = {"rollouts", "context", "informed", "preferences", "reward", "turns", "unmasking"}
     of_text = of_rows if isinstance(recipe.data, DataSection) else set()
     provides = {*of_text, *recipe.data.provides} | (
         set() if recipe.teacher is None else set(getattr(recipe.teacher, "provides", method.needs))
@@ -240,12 +243,20 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
         raise ValueError(
             f"teacher: {recipe.teacher.name} does not provide {', '.join(missing)}, which {recipe.method.name} needs"
         )
+    for split in ("train", "eval"):
+        for index, source in enumerate(getattr(recipe.data, split, None) or []):
+            if "weight" in getattr(source, "columns", {}) and not method.weighs:
+                raise ValueError(
+                    f"data.{split}.{index}.columns.weight: {recipe.method.name} counts all rows alike: leave it out, "
+                    "or use a method that counts by weights (docs/row_weights.md)"
+                )
     yield f"method: {recipe.method.name}; needs {', '.join(sorted(method.needs))}"
 
 
 def _data(recipe: Recipe, method: Method | None) -> Iterator[str]:
     problems = []
     data = recipe.data.with_reference(reference_column(recipe))
+    preferred = method is not None and "preferences" in method.needs
     answers = recipe.rollouts is None or (method is not None and "labels" in method.needs)
     for split in ("train", "eval"):
         for index, source in enumerate(getattr(data, split) or []):
@@ -259,6 +270,8 @@ def _data(recipe: Recipe, method: Method | None) -> Iterator[str]:
                     problems.append(
                         f"data.{split}.{index}: {source.path} has prompts alone, and {recipe.method.name} needs answers"
                     )
+                if method is not None and (form == "preference") != preferred:
+                    problems.append(f"data.{split}.{index}: {source.path}: {recipe.method.name}: {TAKES[preferred]}")
                 if form == "text" and recipe.rollouts is not None and recipe.rollouts.prompt_tokens is None:
                     problems.append(f"rollouts.prompt_tokens: {source.path} has no prompts: say how many tokens lead")
                 yield f"data: {split}: {source.path} ({form})"

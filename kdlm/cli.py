@@ -57,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
     )
     drawn.add_argument("--output", metavar="FILE", help="picture to write (default: samples.png in the run folder)")
     verb(verbs.capture, "write a teacher's signals to disk", "kdlm capture recipe.yaml [key=value ...]")
+    verb(
+        verbs.generate,
+        "have a model write, and make training rows of what it wrote",
+        "kdlm generate pipeline.yaml [key=value ...]",
+        reads="kdlm.curation:Pipeline",
+    )
     many = "kdlm compare comparison.yaml [key=value ...]"
     verb(verbs.compare, "run recipes on the same seeds and rank them", many, reads="kdlm.compare:Comparison")
     starter = verb(verbs.init, "write a recipe for a teacher and a student")

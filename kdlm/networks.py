@@ -231,6 +231,13 @@ def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
         raise ValueError(f"{type(method).__name__} needs {', '.join(missing)}, but {given}")
 
 
+def counts_of(method: Method, batch: Any) -> dict[str, Tensor]:
+    """Return `method.counts(batch)`. Raises ValueError for rows with weights that the method does not count by."""
+    if "weight" in batch and not method.weighs:
+        raise ValueError(f"data: rows have weights (columns.weight), and {type(method).__name__} counts all alike")
+    return method.counts(batch)
+
+
 def check_plan(method: Method, total: int) -> None:
     """Raise ValueError when a trainable role never moves in a run of `total` steps."""
     for name, role in method.roles.items():
@@ -269,6 +276,28 @@ def check_answers(teacher: Any, *splits: Any) -> None:
         for rows in split.values() if isinstance(split, dict) else [split]:
             if hasattr(rows, "__len__"):
                 teacher.require(rows)
+
+
+TAKES = {
+    True: "it takes preferences, and the data's rows are none: they need `prompt`, `chosen` and `rejected`",
+    False: (
+        "the data's rows are preferences, and it would train on the rejected side too: use redi, dpo or simpo, or say "
+        "columns: {prompt: prompt, completion: chosen}"
+    ),
+}
+"""What a method that wants preferences says of other rows, and any other method of preferences."""
+
+
+def check_sides(method: Method, *splits: Any) -> None:
+    """Raise ValueError where rows are preferences and the method wants none, or the reverse.
+
+    Of a stream nothing is known before it is read.
+    """
+    wanted = "preferences" in method.needs
+    for split in splits:
+        for rows in split.values() if isinstance(split, dict) else [split]:
+            if hasattr(rows, "__len__") and len(rows) and ("rejected" in rows[0]) != wanted:
+                raise ValueError(f"{type(method).__name__}: {TAKES[wanted]}")
 
 
 def common_vocab(views: dict[str, Any], tokenizer: Any) -> int | None:

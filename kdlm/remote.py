@@ -12,18 +12,20 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from io import BufferedRandom, BytesIO
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from torch.utils.data import get_worker_info
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that another try may not meet."""
@@ -35,6 +37,14 @@ LAST_TRY = 1.0
 
 class ServerUnavailable(ConnectionError):
     """A server that gives no answer: it stayed away for longer than the patience, or it refuses."""
+
+
+class ServerRefused(ServerUnavailable):
+    """A request that a server does not take, with the status that it says so by."""
+
+    def __init__(self, reason: str, status: int):
+        super().__init__(reason)
+        self.status = status
 
 
 class Passing(Exception):
@@ -87,6 +97,28 @@ class Remote:
         """
         answers = Answers([self._here().pool.submit(call) for call in calls])
         return answers if get_worker_info() is None else answers.settled()
+
+    def as_answered(self, calls: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T]]:
+        """Make calls that ask this server, and yield the result of each with its number, as soon as it is there.
+
+        What a call raises is raised here; calls that have not begun by then are dropped.
+        """
+        pool = self._here().pool
+        futures = {pool.submit(call): number for number, call in enumerate(calls)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def json(self, method: str, path: str, *, limit: int, data: Any) -> Any:
+        """Return what a server answers as JSON; as `request`."""
+        body = self.request(method, path, limit=limit, data=data)
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise ServerUnavailable(f"{self.endpoint}{path}: an answer that is not JSON ({error})") from error
 
     def request(
         self,
@@ -177,7 +209,7 @@ class Remote:
         reason = f"{response.status_code} {response.reason_phrase}: {_reason(sink.read(65536))}"
         if response.status_code in PASSING:
             raise Passing(reason, _retry_after(response.headers.get("retry-after")))
-        raise ServerUnavailable(f"{said}: refused, {reason}")
+        raise ServerRefused(f"{said}: refused, {reason}", response.status_code)
 
     def close(self) -> None:
         """End the pauses of requests under way, drop those that wait, and close the lines."""

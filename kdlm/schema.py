@@ -1,4 +1,4 @@
-"""What is generated from Recipe, Job and Comparison: JSON schemas for editors and references for readers."""
+"""What is generated from Recipe, Job, Comparison and Pipeline: JSON schemas for editors and references for readers."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 
 from kdlm.compare import Comparison
+from kdlm.curation import Pipeline
 from kdlm.disk import write_text
 from kdlm.jobs import Job
 from kdlm.markdown import table
@@ -36,6 +37,13 @@ COMPARISON_HEAD = """# Comparison reference
 Every key of a comparison (`kdlm compare comparison.yaml`), made from the code by `kdlm schema`: mend the code, not this
 page. A comparison is YAML 1.2, like a recipe.
 Any key can be set from the command line: `kdlm compare c.yaml seeds=[0,1] workers=4`.
+
+"""
+PIPELINE_HEAD = """# Pipeline reference
+
+Every key of a pipeline (`kdlm generate pipeline.yaml`), made from the code by `kdlm schema`: mend the code, not this
+page. A pipeline is YAML 1.2, like a recipe. Where a key takes one of several things, its `name` says which.
+Any key can be set from the command line: `kdlm generate p.yaml seed=1 steps.0.sampling.0.temperature=0.6`.
 
 """
 TRAINING = '## <a id="training">'  # the last heading of the reference
@@ -69,6 +77,7 @@ KINDS = (
     Kind(Recipe, Path("recipes/schema.json"), Path("docs/recipe_reference.md"), HEAD),
     Kind(Job, Path("eval/schema.json"), Path("docs/job_reference.md"), JOB_HEAD),
     Kind(Comparison, Path("eval/comparison_schema.json"), Path("docs/comparison_reference.md"), COMPARISON_HEAD),
+    Kind(Pipeline, Path("recipes/pipelines/schema.json"), Path("docs/pipeline_reference.md"), PIPELINE_HEAD),
 )
 
 

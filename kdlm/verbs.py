@@ -152,6 +152,14 @@ def eval_(args: argparse.Namespace) -> int:
     return 0
 
 
+def generate(args: argparse.Namespace) -> int:
+    pipeline = load(args)
+    from kdlm.curation import run
+
+    run(pipeline)
+    return 0
+
+
 def audit(args: argparse.Namespace) -> int:
     from kdlm.audit.verb import run
 
@@ -173,6 +181,7 @@ VERBS = tuple(
         plan,
         sample,
         capture,
+        generate,
         compare,
         serve,
         speculate,

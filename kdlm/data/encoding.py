@@ -20,21 +20,31 @@ from kdlm.data.chat import ChatTemplate, Span, template_text
 from kdlm.data.contexts import answer_start
 from kdlm.data.files import Row
 from kdlm.data.forms import (
+    SIDES,
     Form,
     read_asked,
     read_chat,
     read_completion,
     read_domain,
+    read_preference,
     read_prompt,
     read_reference,
+    read_score,
     read_text,
     read_tools,
+    read_weight,
 )
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
 from kdlm.signal import IGNORE_INDEX
 
-LOSS_ON = {"chat": ("assistant", "all"), "completion": ("completion", "all"), "text": ("all",), "prompt": ()}
+LOSS_ON = {
+    "chat": ("assistant", "all"),
+    "completion": ("completion", "all"),
+    "preference": ("completion",),
+    "text": ("all",),
+    "prompt": (),
+}
 """What the loss may be on, for each form; `auto` is the first."""
 
 
@@ -85,6 +95,14 @@ class Pair:
     completion: str
 
 
+@dataclass(frozen=True)
+class Preference:
+    """The completion that is to be preferred, and the other one, each after the prompt of both."""
+
+    chosen: Chat | Pair
+    rejected: Chat | Pair
+
+
 class Encoder:
     """Encodes rows of one form, a batch at a time; ValueError when tokenizer or settings do not fit the form."""
 
@@ -94,6 +112,10 @@ class Encoder:
             raise ValueError(
                 f"loss_on: {section.loss_on} does not fit {form.name} data: use {' or '.join((*allowed, 'auto'))}"
             )
+        if form.name == "preference" and section.packing == "pack":
+            raise ValueError("packing: the sides of a preference stay together: use none or padding_free")
+        if form.name == "preference" and section.context is not None:
+            raise ValueError("context: nobody is told more of a preference: remove it")
         if form.name == "chat":
             _ = self._template_for(tokenizer, section)  # refused before any row is read
         elif tokenizer.eos_token_id is None:
@@ -115,10 +137,14 @@ class Encoder:
     def __call__(self, rows: list[Row]) -> list[Encoded | Unusable]:
         """Return what became of each row."""
         prepared = [self._prepare(place, row) for place, row in rows]
+        return self._encoded(prepared)
+
+    def _encoded(self, prepared: list[Any]) -> list[Encoded | Unusable]:
         results: dict[int, Encoded | Unusable] = {}
         encoders: dict[type, Callable[[list[Any]], list[Encoded | Unusable]]] = {
             Chat: self._chats,
             Pair: self._pairs,
+            Preference: self._preferences,
             Prompt: self._prompts,
             str: self._texts,
         }
@@ -126,9 +152,9 @@ class Encoder:
             chosen = [i for i, one in enumerate(prepared) if isinstance(one, kind)]
             if chosen:  # one call of the tokenizer for the whole batch, which it spreads over the cores
                 results.update(zip(chosen, encode([prepared[i] for i in chosen]), strict=True))
-        return [results.get(i, one) for i, one in enumerate(prepared)]  # type: ignore[misc]  what is left is Unusable
+        return [results.get(i, one) for i, one in enumerate(prepared)]  # what is left is Unusable
 
-    def _prepare(self, place: str, row: dict[str, Any]) -> Chat | Pair | Prompt | str | Unusable:
+    def _prepare(self, place: str, row: dict[str, Any]) -> Chat | Pair | Preference | Prompt | str | Unusable:
         try:
             missing = [theirs for theirs in self.form.columns.values() if theirs not in row]
             if missing and missing != [self.form.columns.get("tools")]:
@@ -138,6 +164,10 @@ class Encoder:
                 read_domain(values)  # a row that names none is not used
             if "reference" in values:
                 read_reference(values)
+            if "weight" in values:
+                read_weight(values)
+            if "score" in values:
+                read_score(values)
             if self.section.context is not None:
                 read_asked(self.form, values)
             if self.form.name == "text":
@@ -147,14 +177,18 @@ class Encoder:
             if self.form.name == "prompt":
                 given, tools = read_prompt(values), read_tools(values)
                 return Prompt(given, False) if isinstance(given, str) else Prompt(self._asked(given, tools), True)
-            prompt, completion = read_completion(values)
-            if isinstance(prompt, str) and isinstance(completion, str):
-                return Pair(prompt, completion)
-            return self._chat([*prompt, *completion], read_tools(values), first=len(prompt))
+            if self.form.name == "preference":
+                return Preference(*(self._completion(*side, read_tools(values)) for side in read_preference(values)))
+            return self._completion(*read_completion(values), read_tools(values))
         except Unusable as reason:
             return reason
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
+
+    def _completion(self, prompt: Any, completion: Any, tools: Any) -> Chat | Pair:
+        if isinstance(prompt, str) and isinstance(completion, str):
+            return Pair(prompt, completion)
+        return self._chat([*prompt, *completion], tools, first=len(prompt))
 
     def _chat(self, messages: Any, tools: Any, first: int = 0) -> Chat:
         if self.section.loss_on == "all":
@@ -188,6 +222,11 @@ class Encoder:
             first = 0 if self.section.loss_on == "all" else len(self.leading) + len(prompt)
             encoded.append(self._fitted(ids, np.arange(len(ids)) >= first))
         return encoded
+
+    def _preferences(self, preferences: list[Preference]) -> list[Encoded | Unusable]:
+        """Encode either side by itself, and lay the two end to end. Where one cannot be used, neither is."""
+        sides = [self._encoded([getattr(one, name) for one in preferences]) for name in SIDES]
+        return [_joined(*both) for both in zip(*sides, strict=True)]
 
     def _prompts(self, prompts: list[Prompt]) -> list[Encoded | Unusable]:
         encoded: list[Encoded | Unusable] = []
@@ -231,6 +270,18 @@ class Encoder:
         if answer >= size:
             return Unusable("too long", f"the last answer begins after {answer} tokens, max_length is {size}")
         return Encoded([Sequence(ids[:size], labels)], truncated, rendered)
+
+
+def _joined(chosen: Encoded | Unusable, rejected: Encoded | Unusable) -> Encoded | Unusable:
+    """Return both sides of a preference as one row: `seq_lengths` tells them apart, `rejected` says which is which."""
+    for name, side in zip(SIDES, (chosen, rejected), strict=True):
+        if isinstance(side, Unusable):
+            return Unusable(side.reason, f"{name}: {side.detail}" if side.detail else name)
+    assert isinstance(chosen, Encoded) and isinstance(rejected, Encoded)
+    (one,), (other,) = chosen.sequences, rejected.sequences
+    beside = {"seq_lengths": [len(one.ids), len(other.ids)], "rejected": [0, 1]}
+    row = Sequence([*one.ids, *other.ids], [*one.labels, *other.labels], beside)
+    return Encoded([row], chosen.truncated or rejected.truncated, chosen.rendered)
 
 
 def trained_tokens(offsets: list[tuple[int, int]] | list[list[int]], spans: list[Span]) -> np.ndarray:

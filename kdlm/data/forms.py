@@ -1,12 +1,14 @@
 """Forms: what the columns of a source hold, and one row of it in that form.
 
 Recognised, in this order: `messages` (chat), `conversations` (chat in ShareGPT's from/value words, or role/content),
-`prompt` with `completion` (both text, or lists of messages), `text`, `prompt` alone (for the student to complete). A
-column that the source maps decides first. `tools`, `domain`, `reference`, `context`, `contexts` and `bad_context`
-come beside these; all but the first only where the source maps them.
+`prompt` with `completion` (both text, or lists of messages), `prompt` with `chosen` and `rejected` (a preference: two
+completions), `text`, `prompt` alone (for the student to complete). A column that the source maps decides first.
+`tools`, `domain`, `reference`, `weight`, `score`, `context`, `contexts` and `bad_context` come beside these; all but
+the first only where the source maps them.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,18 +18,21 @@ from kdlm.signal import domain_id
 
 Message = dict[str, Any]
 
-Kind = Literal["chat", "completion", "text", "prompt"]
+Kind = Literal["chat", "completion", "preference", "text", "prompt"]
 
 FORMS: dict[tuple[str, ...], Kind] = {
     ("messages",): "chat",
     ("conversations",): "chat",
     ("prompt", "completion"): "completion",
+    ("prompt", "chosen", "rejected"): "preference",
     ("text",): "text",
     ("prompt",): "prompt",
 }
 CONTEXTS = ("context", "contexts", "bad_context")
 """What a teacher may be told: each is text in a row of tokens, a list of several as JSON."""
-BESIDE = ("domain", "reference", *CONTEXTS)
+SIDES = ("chosen", "rejected")
+"""The two completions of a preference."""
+BESIDE = ("domain", "reference", "weight", "score", *CONTEXTS)
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 
@@ -54,7 +59,7 @@ def recognise(source: Source, columns: list[str]) -> Form:
                 f"data source {source.path!r}: `columns` maps {ours} to {theirs!r}, but its columns are "
                 f"{', '.join(map(repr, columns))}"
             )
-    known = {name: name for name in ("messages", "conversations", "prompt", "completion", "text", "tools")}
+    known = {name: name for name in ("messages", "conversations", "prompt", "completion", *SIDES, "text", "tools")}
     usable = {ours: theirs for ours, theirs in (known | mapped).items() if theirs in columns}
     for needed, name in FORMS.items():
         chosen = not (mapped.keys() - {"tools", *BESIDE}) or mapped.keys() & set(needed)
@@ -64,7 +69,8 @@ def recognise(source: Source, columns: list[str]) -> Form:
             return Form(name, {ours: usable[ours] for ours in kept})
     raise ValueError(
         f"data source {source.path!r}: cannot tell what its columns {', '.join(map(repr, columns))} hold: expected "
-        "`messages`, `conversations`, `prompt` and `completion`, `text`, or `prompt` alone; say which is which, e.g. "
+        "`messages`, `conversations`, `prompt` and `completion`, `prompt` with `chosen` and `rejected`, `text`, or "
+        "`prompt` alone; say which is which, e.g. "
         "columns: {prompt: question, completion: answer}"
     )
 
@@ -92,6 +98,21 @@ def read_completion(row: dict[str, Any]) -> tuple[str, str] | tuple[list[Message
     if isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
     return read_messages(prompt, "prompt"), read_messages(completion, "completion")
+
+
+def read_preference(row: dict[str, Any]) -> list[Any]:
+    """Return prompt and completion of either side, as `read_completion` does, the chosen one first."""
+    read: list[Any] = []
+    for side in SIDES:
+        try:
+            read.append(read_completion({"prompt": row["prompt"], "completion": row[side]}))
+        except Unusable as why:
+            raise Unusable(why.reason, f"{side}: {why.detail}") from why
+        if not isinstance(read[-1][1], str) and read[-1][1][0]["role"] != "assistant":
+            raise Unusable("malformed", f"{side} does not begin with an assistant turn: leave the prompt out of it")
+    if isinstance(read[0][1], str) != isinstance(read[1][1], str):
+        raise Unusable("malformed", "chosen and rejected: one is text and one is messages")
+    return read
 
 
 def read_prompt(row: dict[str, Any]) -> str | list[Message]:
@@ -124,6 +145,26 @@ def read_reference(row: dict[str, Any]) -> str:
     if value is None or value == "":
         raise Unusable("empty", "reference is empty")
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def read_weight(row: dict[str, Any]) -> float:
+    """Return the number in a row's column `weight`: finite and not below 0."""
+    value = row["weight"]
+    if value is None:
+        raise Unusable("malformed", "weight is missing")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unusable("malformed", f"weight is {type(value).__name__}, not a number")
+    if not 0 <= value < math.inf:
+        raise Unusable("malformed", f"weight is {value:g}, not a finite number from 0 on")
+    return float(value)
+
+
+def read_score(row: dict[str, Any]) -> float:
+    """Return the number that a row has in its column `score`."""
+    value = row["score"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Unusable("malformed", f"score is {value!r}, not a finite number")
+    return float(value)
 
 
 def read_context(row: dict[str, Any], name: str = "context") -> str:

@@ -47,6 +47,7 @@ from kdlm.methods.masked.masking import MaskedMethod
 from kdlm.methods.method import Method, Preparation, Step, Term, Terms
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
+from kdlm.methods.redi import REDI, REDISection
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
 from kdlm.methods.rewards import RewardMethod, RewardSection
 from kdlm.methods.self_distillation.curio_sft import CurioSFT, CurioSFTSection
@@ -65,6 +66,7 @@ from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
 from kdlm.methods.self_distillation.skill_sd import SkillSD, SkillSDSection
 from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
+from kdlm.methods.step_by_step import StepByStep, StepByStepSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
@@ -98,6 +100,7 @@ AnyMethod = Annotated[
     LogitKDSection
     | TaidSection
     | SequenceKDSection
+    | StepByStepSection
     | HiddenKDSection
     | ReverseKLAdvantageSection
     | MiniLLMSection
@@ -105,6 +108,7 @@ AnyMethod = Annotated[
     | GRPOSection
     | RLADSection
     | DistiLLM2Section
+    | REDISection
     | TsdKDSection
     | TokenPSKDSection
     | CurioSFTSection
@@ -182,6 +186,7 @@ __all__ = [
     "MEALV2",
     "OFAKD",
     "PSKD",
+    "REDI",
     "RKD",
     "RLAD",
     "RLTFFM",
@@ -263,6 +268,7 @@ __all__ = [
     "Progressive",
     "ProgressiveSection",
     "RCMSection",
+    "REDISection",
     "RKDSection",
     "RLADSection",
     "RLTFFMSection",
@@ -298,6 +304,8 @@ __all__ = [
     "SkillSDSection",
     "SnapshotOf",
     "Step",
+    "StepByStep",
+    "StepByStepSection",
     "Taid",
     "TaidSection",
     "Term",

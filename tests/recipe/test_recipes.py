@@ -16,7 +16,8 @@ from kdlm.teachers import CachedTeacherSection
 from kdlm.train import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+PIPELINES = FOLDER / "pipelines"  # tests/curation has these
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES))
 REWARDED = [
     *("student={name: sandbox, model: code-student-tiny}", "teacher={name: sandbox, model: code-teacher-tiny}"),
     *("rollouts.sampling.max_new_tokens=4", "data.train.0.limit=8", "data.eval.0.limit=2"),
@@ -42,6 +43,7 @@ TINY = {
         "student.layers=1",
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
+    "step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}", "data.eval_rows=2"],
     "transfer_bytes": ["student.source.model=code-teacher-tiny", "method.layers=[[1, 0]]"],
     "transfer_unigram": ["student.source.model=code-teacher-tiny"],
 }
@@ -54,6 +56,7 @@ AFTER = {
     "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
     "tools/on_policy": ["teacher={name: sandbox, model: code-student}", "student={name: sandbox, model: code-student}"],
     "tools/skill_sd": ["student={name: sandbox, model: code-student}"],
+    "sandbox/step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}"],
     "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train"],
     "sandbox/grpo": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "sandbox/rlad": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],

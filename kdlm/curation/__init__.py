@@ -1,0 +1,28 @@
+"""Curation: from prompts and completions to the rows that a student is trained on."""
+
+from kdlm.curation.entity_questions import EntityQuestions
+from kdlm.curation.fall_back import FallBack
+from kdlm.curation.filter import Condition, Filter
+from kdlm.curation.generate import Generate
+from kdlm.curation.pipeline import AnyStep, Pipeline, run
+from kdlm.curation.step import Counts, Desk, Step
+from kdlm.curation.tasks import Tasks
+from kdlm.curation.thoughts import Thoughts
+from kdlm.curation.verify import Verify
+
+__all__ = [
+    "AnyStep",
+    "Condition",
+    "Counts",
+    "Desk",
+    "EntityQuestions",
+    "FallBack",
+    "Filter",
+    "Generate",
+    "Pipeline",
+    "Step",
+    "Tasks",
+    "Thoughts",
+    "Verify",
+    "run",
+]

@@ -1,0 +1,30 @@
+"""Writers: models that stay as they are and continue prompts in words."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kdlm.writers.local import LocalSection, LocalWriter
+from kdlm.writers.openai import OpenAISection, OpenAIWriter
+from kdlm.writers.scoring import Scored, Scorer
+from kdlm.writers.writer import Answered, Asked, Prompt, Refused, Text, Writer, WriterSection
+
+AnyWriter = Annotated[OpenAISection | LocalSection, Field(discriminator="name")]
+"""A model that writes, chosen by its `name`."""
+
+__all__ = [
+    "Answered",
+    "AnyWriter",
+    "Asked",
+    "LocalSection",
+    "LocalWriter",
+    "OpenAISection",
+    "OpenAIWriter",
+    "Prompt",
+    "Refused",
+    "Scored",
+    "Scorer",
+    "Text",
+    "Writer",
+    "WriterSection",
+]
