@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
     asked: int
 
 
-WHOLE = Sizes(10_000, 5, 20, 2, "code-student-tiny", 2_000, 200)
+WHOLE = Sizes(10_000, 5, 20, 2, "code-student-tiny", 1_500, 200)
 QUICK = Sizes(2_000, 1, 2, 1, "code-student-tiny", 10, 8)
 
 
@@ -130,7 +130,7 @@ def student(sizes: Sizes, rows: list[Any], seed: int, folder: Path) -> Path:
         "training.save_strategy='no'",
         "training.per_device_train_batch_size=64",
         "data.max_length=192",
-        "training.learning_rate=3.0e-3",
+        "training.learning_rate=4.0e-3",
     ]
     train(load(RECIPE, changes))
     return folder / "run" / "student"
