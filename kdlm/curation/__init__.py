@@ -1,9 +1,29 @@
 """Curation: from prompts and completions to the rows that a student is trained on."""
 
+from kdlm.curation.corrupt import Corrupt, TagForm
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
+from kdlm.curation.pairs import Pairs
 from kdlm.curation.pipeline import AnyStep, Pipeline, run
+from kdlm.curation.preferring import OfModels, Ranked, Right
 from kdlm.curation.step import Counts, Desk, Step
 from kdlm.curation.verify import Verify
 
-__all__ = ["AnyStep", "Condition", "Counts", "Desk", "Filter", "Generate", "Pipeline", "Step", "Verify", "run"]
+__all__ = [
+    "AnyStep",
+    "Condition",
+    "Corrupt",
+    "Counts",
+    "Desk",
+    "Filter",
+    "Generate",
+    "OfModels",
+    "Pairs",
+    "Pipeline",
+    "Ranked",
+    "Right",
+    "Step",
+    "TagForm",
+    "Verify",
+    "run",
+]

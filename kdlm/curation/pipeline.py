@@ -10,8 +10,10 @@ import pyarrow.parquet
 from datasets import Dataset
 from pydantic import Field, model_validator
 
+from kdlm.curation.corrupt import Corrupt
 from kdlm.curation.filter import Filter
 from kdlm.curation.generate import Generate, digest
+from kdlm.curation.pairs import Pairs
 from kdlm.curation.rows import read
 from kdlm.curation.step import Counts, Desk
 from kdlm.curation.verify import Verify
@@ -21,7 +23,7 @@ from kdlm.section import Section
 from kdlm.section_loader import suggestion
 from kdlm.writers import AnyWriter
 
-AnyStep = Annotated[Generate | Verify | Filter, Field(discriminator="name")]
+AnyStep = Annotated[Generate | Verify | Filter | Pairs | Corrupt, Field(discriminator="name")]
 """A step of a pipeline, chosen by its `name`."""
 
 ROWS, ABOUT = "rows.parquet", "about.json"

@@ -1,6 +1,6 @@
 """REDI: right traces of a teacher are raised, wrong ones lowered by less, without a reference model."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -54,9 +54,10 @@ class REDI(TokenMethod):
         rows = kept_rows(batch["labels"])
         student = nets["student"](batch, rows)
         terms = self._contrast(student, rows, batch)
-        chosen = (~rows.of_labels(_rejected(batch))).nonzero().squeeze(-1)
+        index = (~rows.of_labels(_rejected(batch))).nonzero().squeeze(-1)
+        chosen: Any = take(student, index)
         options = {"vocab": self.vocab, "measures": measures_for(None), "chunk_rows": self.chunk_rows}
-        _, found = weighted_sum([], take(student, chosen), None, rows.labels[chosen], **options, impl=self.impl)
+        _, found = weighted_sum([], chosen, None, rows.labels[index], **options, impl=self.impl)
         return Terms(terms.terms, terms.metrics | {name: (sums.sum(), "chosen_tokens") for name, sums in found.items()})
 
     def _contrast(self, student: Hidden | Dense, rows: Rows, batch: Batch) -> Terms:

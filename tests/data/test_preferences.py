@@ -1,4 +1,4 @@
-"""Preferences: two completions of a prompt stay one row, become two sequences of a batch, and are cut each for itself."""
+"""Preferences: two completions of a prompt stay one row, become two sequences of a batch, are cut each for itself."""
 
 import json
 
@@ -20,7 +20,9 @@ ROWS = [
 
 def sides_of(row):
     stop = int(row["seq_lengths"][0])
-    return [(row["input_ids"][part].tolist(), row["labels"][part].tolist()) for part in (slice(stop), slice(stop, None))]
+    return [
+        (row["input_ids"][part].tolist(), row["labels"][part].tolist()) for part in (slice(stop), slice(stop, None))
+    ]
 
 
 def test_each_side_is_the_sequence_that_it_would_be_alone(tokenizer, jsonl, load):
