@@ -37,6 +37,7 @@ GROUPS = {
     "dataset": "Dataset distillation",
 }
 LEFT_OUT = {
+    "step_by_step": "wants rows of two tasks, which no group has",
     "self_distillation": "tells the teacher what the groups' data do not hold: self_distillation_quality.py",
     "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "redi": "learns from right and wrong answers to a prompt, which no group has: data_quality.py",

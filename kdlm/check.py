@@ -18,6 +18,7 @@ from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
 from kdlm.networks import TAKES
 from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
+from kdlm.samplers import looks as samplers
 from kdlm.section import Custom
 from kdlm.teachers import teachers_of
 
@@ -41,6 +42,7 @@ def check(recipe: Recipe) -> list[str]:
         ("student", teacher_checks.masking(recipe, method)),
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
+        ("sampler", samplers.looked_at(recipe, method)),
         ("evaluation", looked_at(recipe, method)),
         ("privacy", privacy.looked_at(recipe, method)),
         ("guards", guards.looked_at(recipe)),
@@ -241,6 +243,13 @@ def _needs(recipe: Recipe, method: Method | None) -> Iterator[str]:
         raise ValueError(
             f"teacher: {recipe.teacher.name} does not provide {', '.join(missing)}, which {recipe.method.name} needs"
         )
+    for split in ("train", "eval"):
+        for index, source in enumerate(getattr(recipe.data, split, None) or []):
+            if "weight" in getattr(source, "columns", {}) and not method.weighs:
+                raise ValueError(
+                    f"data.{split}.{index}.columns.weight: {recipe.method.name} counts all rows alike: leave it out, "
+                    "or use a method that counts by weights (docs/row_weights.md)"
+                )
     yield f"method: {recipe.method.name}; needs {', '.join(sorted(method.needs))}"
 
 

@@ -231,6 +231,13 @@ def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
         raise ValueError(f"{type(method).__name__} needs {', '.join(missing)}, but {given}")
 
 
+def counts_of(method: Method, batch: Any) -> dict[str, Tensor]:
+    """Return `method.counts(batch)`. Raises ValueError for rows with weights that the method does not count by."""
+    if "weight" in batch and not method.weighs:
+        raise ValueError(f"data: rows have weights (columns.weight), and {type(method).__name__} counts all alike")
+    return method.counts(batch)
+
+
 def check_plan(method: Method, total: int) -> None:
     """Raise ValueError when a trainable role never moves in a run of `total` steps."""
     for name, role in method.roles.items():

@@ -34,20 +34,40 @@ def domain_id(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
 
+def summed(values: Shaped[Tensor, "items"], weights: Float[Tensor, "items"] | None) -> Shaped[Tensor, ""]:
+    """Return the sum of a value of each item, an item of weight w counting as w items: where row weights enter.
+
+    In the values' own dtype; what is counted (integers, truth) is so in float64. Without weights the plain sum.
+    """
+    if weights is None:
+        return values.sum()
+    return (values * weights.to(values.dtype if values.is_floating_point() else torch.float64)).sum()
+
+
 @dataclass(frozen=True)
 class Rows:
-    """The kept positions of a batch: where they are and which token follows.
+    """The kept positions of a batch: where they are, which token follows, and how much each counts.
 
     Attributes:
         index: position `b * length + t` of each row in the flattened batch.
         labels: the token at `t + 1`, never IGNORE_INDEX.
+        weights: as how many rows each counts: the weight of its sequence (see `weights_of`); None is 1 of each.
     """
 
     index: Int[Tensor, "rows"]
     labels: Int[Tensor, "rows"]
+    weights: Float[Tensor, "rows"] | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
+
+    def sum(self, values: Shaped[Tensor, "rows"]) -> Shaped[Tensor, ""]:
+        """Return the sum of a value of each row, by the rows' weights: the way from rows to a term or a metric."""
+        return summed(values, self.weights)
+
+    def take(self, which: Shaped[Tensor, "n"]) -> "Rows":
+        """Return some of the rows, by their numbers or by truth."""
+        return Rows(self.index[which], self.labels[which], None if self.weights is None else self.weights[which])
 
     def select(self, x: Shaped[Tensor, "batch length *rest"]) -> Shaped[Tensor, "rows *rest"]:
         """Return the kept rows of a per-position tensor."""
@@ -67,6 +87,11 @@ def sequence_of(batch: dict[str, Tensor]) -> Int[Tensor, "batch length"]:
     if "position_ids" in batch and "attention_mask" not in batch:
         return (batch["position_ids"] == 0).flatten().cumsum(0).view_as(ids) - 1
     return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+
+
+def weights_of(batch: dict[str, Tensor]) -> Float[Tensor, "batch length"] | None:
+    """Return the weight of each token's sequence (`batch["weight"]`, one for each); None where all count alike."""
+    return batch["weight"][sequence_of(batch)] if "weight" in batch else None
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from kdlm.networks import (
     check_sides,
     clip_by_role,
     common_vocab,
+    counts_of,
     schedule_by_role,
     split_by_role,
     trainable_names,
@@ -37,6 +38,7 @@ from kdlm.networks import (
 from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
+from kdlm.samplers import DrawnRows
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 Counts = dict[str, Tensor]
 
 
-class DistillTrainer(SummedEvaluation, RoleCheckpoints):
+class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
     """Trains a student with a method.
 
     Args:
@@ -172,7 +174,7 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Counts:
         """Count every unit over all micro-batches of the optimiser step and all ranks."""
-        counted = [self.method.counts(batch) for batch in batch_samples]
+        counted = [counts_of(self.method, batch) for batch in batch_samples]
         units = sorted(counted[0]) if counted else []
         if not units:
             return {}
@@ -211,8 +213,8 @@ class DistillTrainer(SummedEvaluation, RoleCheckpoints):
 
     def _reduce(self, terms: Terms, counts: Counts) -> Tensor:
         """Return the loss whose gradient, averaged over ranks, is that of the global mean."""
-        counts = {unit: count.clamp(min=1) for unit, count in counts.items()}
-        loss = sum(term.weight * term.sum / counts[term.unit] for term in terms.terms.values())
+        counts = {unit: torch.where(count > 0, count, 1) for unit, count in counts.items()}  # weights may sum below 1
+        loss = sum(term.weight * term.sum / counts[term.unit].to(term.sum.dtype) for term in terms.terms.values())
         for means, sums in ((self._means, terms.readings()), (self._followed, terms.followed)):
             for name, (value, unit) in sums.items():
                 means[name] = means[name] + value.detach() / counts[unit]

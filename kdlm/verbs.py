@@ -160,6 +160,13 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def audit(args: argparse.Namespace) -> int:
+    from kdlm.audit.verb import run
+
+    given = {name: getattr(args, name) for name in ("students", "level", "region", "check")}
+    return run(args.outputs, args.reference, args.output, **given)
+
+
 def schema(args: argparse.Namespace) -> int:
     from kdlm.schema import write
 
@@ -182,6 +189,7 @@ VERBS = tuple(
         merge,
         eval_,
         report,
+        audit,
         init,
         methods,
         doctor,

@@ -1,12 +1,16 @@
 """Curation: from prompts and completions to the rows that a student is trained on."""
 
 from kdlm.curation.corrupt import Corrupt, TagForm
+from kdlm.curation.entity_questions import EntityQuestions
+from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
 from kdlm.curation.pairs import Pairs
 from kdlm.curation.pipeline import AnyStep, Pipeline, run
 from kdlm.curation.preferring import OfModels, Ranked, Right
 from kdlm.curation.step import Counts, Desk, Step
+from kdlm.curation.tasks import Tasks
+from kdlm.curation.thoughts import Thoughts
 from kdlm.curation.verify import Verify
 
 __all__ = [
@@ -15,6 +19,8 @@ __all__ = [
     "Corrupt",
     "Counts",
     "Desk",
+    "EntityQuestions",
+    "FallBack",
     "Filter",
     "Generate",
     "OfModels",
@@ -24,6 +30,8 @@ __all__ = [
     "Right",
     "Step",
     "TagForm",
+    "Tasks",
+    "Thoughts",
     "Verify",
     "run",
 ]

@@ -39,6 +39,9 @@ class Generate(Step):
     into: str = "completion"
     """The column that takes the text. Any but `completion` leaves one row for each row, and names who wrote it in a
     column `<into>_by`."""
+    prefix: str | None = None
+    """A column that the completion begins with: the writer goes on from there, and the text holds both. `tokens` and
+    `log_prob` are of what the writer wrote."""
     log_probs: bool = False
     """Keep the log-probability of every token."""
 
@@ -59,7 +62,7 @@ class Generate(Step):
         return self
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, "prompt", by="generate")
+        need(rows, "prompt", *([self.prefix] if self.prefix else []), by="generate")
         asked = self._asked(rows)
         made: dict[str, list[Drawn]] = {key: [] for key in asked}
         for sampling in self.sampling:
@@ -71,19 +74,19 @@ class Generate(Step):
         """Return what is asked, by its hash, in the order of the rows."""
         asked: dict[str, Prompt] = {}
         for row in rows:
-            prompt = self._prompt(row)
+            prompt = self._begun(row)
             asked.setdefault(prompt_id(prompt), prompt)
         return asked
 
     def _prompt(self, row: Any) -> Prompt:
-        need_columns = {name: value for name, value in row.items() if value is not None}
-        prompt = as_prompt(row["prompt"])
-        if isinstance(prompt, str) and self.system is None:
-            return self.prompt.format(**need_columns)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        last = self.prompt.format(**(need_columns | {"prompt": messages[-1]["content"]}))
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, *messages[:-1], {**messages[-1], "content": last}]
+        return asked_of(row, self.prompt, self.system)
+
+    def _begun(self, row: Any) -> Prompt:
+        """Return what is asked, with the beginning of the answer where there is one."""
+        prompt, beginning = self._prompt(row), row[self.prefix] if self.prefix else None
+        if not beginning:
+            return prompt
+        return prompt + beginning if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": beginning}]
 
     def _drawn(self, asked: dict[str, Prompt], sampling: Sampling, desk: Desk) -> Iterator[tuple[str, int, Text]]:
         """Yield every completion of one sampling: those that are remembered, and the others when they are written."""
@@ -126,9 +129,10 @@ class Generate(Step):
         seen: set[str] = set()
         for row in rows:
             values: dict[str, Any] = dict(row)
-            key = prompt_id(self._prompt(values))
+            key = prompt_id(self._begun(values))
+            beginning = (values[self.prefix] or "") if self.prefix else ""
             if self.into != "completion":
-                yield values | self._beside(made[key], writer)
+                yield values | self._beside(made[key], writer, beginning)
                 continue
             if key in seen:
                 desk.counts.note("the same prompt again", key)
@@ -138,9 +142,9 @@ class Generate(Step):
                 if not text.text.strip():
                     desk.counts.note("empty completion", f"{key} sample {number}")
                 yield values | {
-                    "prompt_id": key,
+                    "prompt_id": prompt_id(self._prompt(values)),
                     "sample": number,
-                    "completion": text.text,
+                    "completion": beginning + text.text,
                     "model": writer.get("model") or writer.get("path"),
                     "revision": writer.get("revision"),
                     "sampling": sampling.model_dump_json(exclude={"samples_per_prompt", "teacher_share"}),
@@ -151,7 +155,7 @@ class Generate(Step):
                     "log_probs": text.log_probs,
                 }
 
-    def _beside(self, made: list[Drawn], writer: dict[str, Any]) -> dict[str, Any]:
+    def _beside(self, made: list[Drawn], writer: dict[str, Any], beginning: str) -> dict[str, Any]:
         if not made:
             return {self.into: None, f"{self.into}_by": None}
         sampling, _, text = made[0]
@@ -161,7 +165,19 @@ class Generate(Step):
             "stop": text.stop,
             "tokens": text.tokens,
         }
-        return {self.into: text.text, f"{self.into}_by": json.dumps(said)}
+        return {self.into: beginning + text.text, f"{self.into}_by": json.dumps(said)}
+
+
+def asked_of(row: Any, template: str, system: str | None) -> Prompt:
+    """Return the prompt of a row as a model is asked: written by a template, with a system message before it."""
+    columns = {name: value for name, value in row.items() if value is not None}
+    prompt = as_prompt(row["prompt"])
+    if isinstance(prompt, str) and system is None:
+        return template.format(**columns)
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    last = template.format(**(columns | {"prompt": messages[-1]["content"]}))
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, *messages[:-1], {**messages[-1], "content": last}]
 
 
 def prompt_id(prompt: Prompt) -> str:

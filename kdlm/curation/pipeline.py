@@ -11,11 +11,18 @@ from datasets import Dataset
 from pydantic import Field, model_validator
 
 from kdlm.curation.corrupt import Corrupt
+from kdlm.curation.cut import Cut
+from kdlm.curation.divergence import Divergence
+from kdlm.curation.entity_questions import EntityQuestions
+from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Filter
 from kdlm.curation.generate import Generate, digest
 from kdlm.curation.pairs import Pairs
 from kdlm.curation.rows import read
+from kdlm.curation.score import Score
 from kdlm.curation.step import Counts, Desk
+from kdlm.curation.tasks import Tasks
+from kdlm.curation.thoughts import Thoughts
 from kdlm.curation.verify import Verify
 from kdlm.data.sections import Source
 from kdlm.disk import write_bytes, write_text
@@ -23,7 +30,21 @@ from kdlm.section import Section
 from kdlm.section_loader import suggestion
 from kdlm.writers import AnyWriter
 
-AnyStep = Annotated[Generate | Verify | Filter | Pairs | Corrupt, Field(discriminator="name")]
+AnyStep = Annotated[
+    Generate
+    | Verify
+    | Filter
+    | Pairs
+    | Corrupt
+    | Score
+    | Divergence
+    | Cut
+    | FallBack
+    | Tasks
+    | Thoughts
+    | EntityQuestions,
+    Field(discriminator="name"),
+]
 """A step of a pipeline, chosen by its `name`."""
 
 ROWS, ABOUT = "rows.parquet", "about.json"

@@ -49,6 +49,16 @@ def dataset_of(rows: list[dict[str, Any]]) -> Dataset:
     return Dataset(pa.table(columns))
 
 
+def with_columns(rows: Dataset, columns: dict[str, list[Any]]) -> Dataset:
+    """Return rows with columns added, or put in the place of those of the same name."""
+    table: Any = rows.with_format("arrow")[:]
+    for name, values in columns.items():
+        place = table.column_names.index(name) if name in table.column_names else None
+        made = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        table = table.append_column(name, made) if place is None else table.set_column(place, name, made)
+    return Dataset(table.replace_schema_metadata(None))
+
+
 def _row(form: Form, row: dict[str, Any]) -> dict[str, Any]:
     values = {ours: row.get(theirs) for ours, theirs in form.columns.items()}
     kept = {name: value for name, value in row.items() if name not in set(form.columns.values())}

@@ -32,7 +32,13 @@ BATCH = 1000
 
 TOKENS = pa.list_(pa.int32())
 SEQUENCES = pa.schema({"input_ids": TOKENS, "labels": TOKENS, "length": pa.int32(), "key": pa.int64()})
-BESIDE = {"domain": pa.int64(), "reference": pa.string(), **dict.fromkeys(CONTEXTS, pa.string())}
+BESIDE = {
+    "domain": pa.int64(),
+    "reference": pa.string(),
+    "weight": pa.float32(),
+    "score": pa.float64(),
+    **dict.fromkeys(CONTEXTS, pa.string()),
+}
 """What a sequence carries beside its tokens where its source says it of every row."""
 PACKED = pa.schema(
     {

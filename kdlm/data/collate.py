@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from kdlm.data.tensor_rows import TensorRows
@@ -23,8 +23,9 @@ class Collator:
     apart by these position ids, and only in a forward without cache: call the model with `use_cache=False`.
 
     Labels are unshifted, and IGNORE_INDEX on the first token of every sequence and on padding. `index` and `domain`,
-    where rows have them, are passed on: one number per sequence, in the order of the sequences. A row that is a
-    preference holds two of them, chosen and rejected, which have its `index`; `rejected` [sequences] tells them apart.
+    where rows have them, are passed on: one number per sequence, in the order of the sequences; and so is `weight`, in
+    float32. A row that is a preference holds two of them, chosen and rejected, which have its `index`; `rejected`
+    [sequences] tells them apart.
 
     Attributes:
         pad_id: token id of padding, which no label and no attention ever refers to.
@@ -43,7 +44,10 @@ class Collator:
         batch = self._padded(rows) if self.layout == "padded" else self._padding_free(rows)
         for name in ("index", "domain"):
             if name in rows[0]:
-                batch[name] = torch.cat([_flat(row[name]).expand(len(_lengths(row))) for row in rows])
+                batch[name] = torch.cat([_flat(row[name]).expand(len(lengths_in(row))) for row in rows])
+        if "weight" in rows[0]:
+            own = [_flat(row["weight"], np.float32).expand(len(lengths_in(row))) for row in rows]
+            batch["weight"] = torch.cat(own)
         if "rejected" in rows[0]:
             batch["rejected"] = torch.cat([_flat(row["rejected"]) for row in rows]).bool()
         return batch
@@ -59,7 +63,7 @@ class Collator:
 
     def _padded(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         rows = [side for row in rows for side in (_sides(row) if "rejected" in row else [row])]
-        if any(len(_lengths(row)) > 1 for row in rows):
+        if any(len(lengths_in(row)) > 1 for row in rows):
             raise ValueError("packed rows cannot be padded apart: use Collator(layout='padding_free')")
         multiple = self.pad_to_multiple_of or 1
         length = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
@@ -75,7 +79,7 @@ class Collator:
         return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
     def _padding_free(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        lengths = [length for row in rows for length in _lengths(row)]
+        lengths = [length for row in rows for length in lengths_in(row)]
         positions = torch.cat([torch.arange(length) for length in lengths])
         labels = torch.cat([_flat(row["labels"]) for row in rows])
         return {
@@ -114,17 +118,17 @@ class Prefetched:
         return batch
 
 
-def _flat(values: Any) -> Int[Tensor, "n"]:
-    return torch.from_numpy(np.array(values, dtype=np.int64).reshape(-1))  # a copy: Arrow memory is read-only
+def _flat(values: Any, dtype: Any = np.int64) -> Shaped[Tensor, "n"]:
+    return torch.from_numpy(np.array(values, dtype=dtype).reshape(-1))  # a copy: Arrow memory is read-only
 
 
-def _lengths(row: dict[str, Any]) -> list[int]:
+def lengths_in(row: dict[str, Any]) -> list[int]:
     """Return the lengths of the sequences in a row."""
     return [int(length) for length in row.get("seq_lengths", [len(row["input_ids"])])]
 
 
 def _sides(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the sequences of a preference as rows of their own."""
-    stops = np.cumsum(_lengths(row))[:-1]
+    stops = np.cumsum(lengths_in(row))[:-1]
     parts = (np.split(np.asarray(row[name]), stops) for name in ("input_ids", "labels"))
     return [{"input_ids": ids, "labels": labels} for ids, labels in zip(*parts, strict=True)]

@@ -29,8 +29,10 @@ from kdlm.data.forms import (
     read_preference,
     read_prompt,
     read_reference,
+    read_score,
     read_text,
     read_tools,
+    read_weight,
 )
 from kdlm.data.report import Unusable
 from kdlm.data.sections import DataSection
@@ -162,6 +164,10 @@ class Encoder:
                 read_domain(values)  # a row that names none is not used
             if "reference" in values:
                 read_reference(values)
+            if "weight" in values:
+                read_weight(values)
+            if "score" in values:
+                read_score(values)
             if self.section.context is not None:
                 read_asked(self.form, values)
             if self.form.name == "text":

@@ -39,6 +39,8 @@ class ImageTextCollator:
             theirs, of_their_image = ImageTextCollator(self.teacher, self.max_length)._read(rows)
             batch["theirs"] = theirs | {"at": matched(batch, of_image, theirs, of_their_image)}
         self._cut(batch, rows)
+        if "weight" in rows[0]:
+            batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         return batch | {name: torch.tensor([row[name] for row in rows]) for name in ("index", "domain")}
 
     def _read(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], Bool[Tensor, "batch length"]]:

@@ -13,12 +13,12 @@ from pydantic import Field, model_validator
 from kdlm.data.cache import cached_table, fingerprint, tokenizer_fingerprint
 from kdlm.data.chat import ChatTemplate, template_text
 from kdlm.data.encoding import trained_tokens
-from kdlm.data.forms import Form, Message, read_chat, read_completion, recognise
+from kdlm.data.forms import Form, Message, read_chat, read_completion, read_weight, recognise
 from kdlm.data.image_collate import ImageTextCollator
 from kdlm.data.image_forms import place_images, references
 from kdlm.data.load import Data
 from kdlm.data.report import DataReport, SourceReport, Unusable
-from kdlm.data.sections import Source
+from kdlm.data.sections import Source, weighed
 from kdlm.data.sources import Opened, open_source
 from kdlm.data.tokenised import content_key
 from kdlm.disk import cache_folder
@@ -103,11 +103,13 @@ class ImageTextSection(Section):
             table, about = cached_table(
                 cache_folder("data", self.cache),
                 renderer.fingerprint,
-                ROWS.append(pa.field("key", pa.int64())),
+                renderer.schema,
                 renderer.rows(),
                 lambda renderer=renderer: {"report": asdict(renderer.report)},
             )
             reports.append(SourceReport.from_dict(about["report"]))
+            if weighed(sources) and "weight" not in table.column_names:
+                table = table.add_column("weight", np.ones(len(table), dtype=np.float32))
             tables.append(table.add_column("domain", np.full(len(table), domain_id(source.domain_name or ""))))
             names.append(renderer.fingerprint)
         whole = datasets.concatenate_datasets(tables).remove_columns("key")
@@ -158,6 +160,12 @@ class Renderer:
             processor.image_token,
         )
 
+    @property
+    def schema(self) -> pa.Schema:
+        """What the rows have, in the cache."""
+        schema = ROWS.append(pa.field("key", pa.int64()))
+        return schema.append(pa.field("weight", pa.float32())) if "weight" in self.form.columns else schema
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the usable rows, counting in the report. Raises ValueError when there is none."""
         self.report.restart()
@@ -185,7 +193,10 @@ class Renderer:
             raise Unusable("no trained token")
         self.report.keep([len(tokens["input_ids"])], trained, False)
         flat = [edge for span in spans for edge in span]
-        return {"text": text, "spans": flat, "images": images, "place": place, "key": content_key([text])}
+        about = {"place": place, "key": content_key([text])}
+        if "weight" in self.form.columns:
+            about["weight"] = read_weight({"weight": row.get(self.form.columns["weight"])})
+        return {"text": text, "spans": flat, "images": images, **about}
 
     def _messages(self, row: dict[str, Any]) -> list[Message]:
         missing = [theirs for ours, theirs in self.form.columns.items() if ours != "tools" and theirs not in row]

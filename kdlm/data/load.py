@@ -20,7 +20,7 @@ from kdlm.data.contexts import ContextCollator, ContextSection, Reprompt
 from kdlm.data.mixing import held_out, mixed
 from kdlm.data.packing import best_fit, packed_row
 from kdlm.data.report import DataReport, SourceReport
-from kdlm.data.sections import DataSection, Source
+from kdlm.data.sections import DataSection, Source, weighed
 from kdlm.data.tensor_rows import TensorRows
 from kdlm.data.tokenised import Tokenised, made_with, tokenised
 from kdlm.data.two_readings import COLUMNS, PairCollator
@@ -36,9 +36,9 @@ class Data:
 
     Attributes:
         train: of text, rows with `input_ids`, `labels`, `length`, `index`, the number of the sequence among all those
-            of its sources, and `domain`, the number of its domain (lists of them, and `seq_lengths`, in a packed row).
-            When streaming, an IterableDataset whose `index` is the place in the mix. Of anything else, what the
-            section says that its rows hold.
+            of its sources, `domain`, the number of its domain, and `weight` where a source maps it (lists of them, and
+            `seq_lengths`, in a packed row). When streaming, an IterableDataset whose `index` is the place in the mix.
+            Of anything else, what the section says that its rows hold.
         eval: the same, never a stream; None without evaluation data.
         collator: makes a batch of rows, in the layout that the section asks for.
         report: what became of the rows of every source. `print(data.report)`.
@@ -149,6 +149,8 @@ def _table(
         table, report = found.table(root)
         if found.domain is not None:
             table = table.add_column("domain", np.full(len(table), found.domain))
+        if weighed(sources) and "weight" not in table.column_names:
+            table = table.add_column("weight", np.ones(len(table), dtype=np.float32))
         reports.append(report)
         tables.append(table)
         names.append(found.fingerprint)
@@ -195,6 +197,8 @@ def _packed(split: Split, section: DataSection, report: DataReport, name: str) -
     schema = PACKED
     for name in (*COLUMNS, "their_lengths") if "chunks" in rows.column_names else ():
         schema = schema.append(pa.field(name, TOKENS))
+    if "weight" in rows.column_names:
+        schema = schema.append(pa.field("weight", pa.list_(pa.float32())))
 
     def packed() -> Iterator[dict[str, Any]]:
         for members in best_fit(rows["length"][:].tolist(), section.max_length):
@@ -235,7 +239,8 @@ def _streamed(section: DataSection, read: Read, seed: int, report: DataReport) -
 def _stream(section: DataSection, found: tuple[Tokenised, ...]) -> Iterator[dict[str, Any]]:
     starts = [partial(one.sequences, warn=True) for one in found]
     rows = mixed(starts, _weights(section), section.stopping_strategy)
-    numbered = ({**row, "index": number} for number, row in enumerate(rows))
+    alike = {"weight": 1.0} if weighed(section.train) else {}
+    numbered = ({**alike, **row, "index": number} for number, row in enumerate(rows))
     if section.packing != "pack":
         for row in numbered:
             del row["key"]

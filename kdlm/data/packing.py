@@ -44,10 +44,13 @@ def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def packed_row(sequences: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return sequences as one row, `seq_lengths` telling them apart; their domains are a list, where they have any."""
+    """Return sequences as one row, `seq_lengths` telling them apart; domains and weights are lists, where there are
+    any.
+    """
     rows = list(sequences)
     paired = _second_reading(rows) if rows and "chunks" in rows[0] else {}
     domains = {"domain": [int(row["domain"]) for row in rows]} if rows and "domain" in rows[0] else {}
+    weights = {"weight": [float(row["weight"]) for row in rows]} if rows and "weight" in rows[0] else {}
     return {
         "input_ids": np.concatenate([row["input_ids"] for row in rows]),
         "labels": np.concatenate([row["labels"] for row in rows]),
@@ -55,6 +58,7 @@ def packed_row(sequences: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "index": [int(row["index"]) for row in rows],
         "length": sum(len(row["input_ids"]) for row in rows),
         **domains,
+        **weights,
         **paired,
     }
 

@@ -16,7 +16,16 @@ from transformers import PreTrainedTokenizerBase
 from kdlm.data.cache import BESIDE, SEQUENCES, TOKENS, cached_table, fingerprint, tokenizer_fingerprint
 from kdlm.data.chat import template_text
 from kdlm.data.encoding import Encoder
-from kdlm.data.forms import CONTEXTS, read_asked, read_context, read_domain, read_reference, recognise
+from kdlm.data.forms import (
+    CONTEXTS,
+    read_asked,
+    read_context,
+    read_domain,
+    read_reference,
+    read_score,
+    read_weight,
+    recognise,
+)
 from kdlm.data.report import SourceReport, Unusable
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.sources import Opened, open_source
@@ -55,9 +64,9 @@ class Tokenised:
     def sequences(self, *, warn: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the sequences of all rows, counting in the report what is used and what is not.
 
-        `key` is the hash of the content of the row, `domain` the number of its domain, `reference` and `context` what
-        its source names so, `asked` what it asks where contexts are put into prompts. `warn` logs the first row of
-        each reason that one is not used.
+        `key` is the hash of the content of the row, `domain` the number of its domain, `reference`, `weight` and
+        `context` what its source names so, `asked` what it asks where contexts are put into prompts. `warn` logs the
+        first row of each reason that one is not used.
         Raises ValueError when no row could be used.
         """
         report, columns = self.report, list(self.encoder.form.columns.values())
@@ -72,11 +81,16 @@ class Tokenised:
                     report.refuse(place, encoded)
                     continue
                 report.keep([len(one.ids) for one in encoded.sequences], encoded.trained, encoded.truncated)
-                key = content_key([row.get(name) for name in columns])
+                # not the weight: weighed anew, the same rows are held out
+                key = content_key([row.get(theirs) for ours, theirs in named.items() if ours != "weight"])
                 own = read_domain({"domain": row[named["domain"]]}) if domain is None else domain
                 about: dict[str, Any] = {"key": key, "domain": own}
                 if "reference" in named:
                     about["reference"] = read_reference({"reference": row[named["reference"]]})
+                if "weight" in named:
+                    about["weight"] = read_weight({"weight": row[named["weight"]]})
+                if "score" in named:
+                    about["score"] = read_score({"score": row[named["score"]]})
                 for told in (name for name in CONTEXTS if name in named):
                     about[told] = read_context({told: row[named[told]]}, told)
                 if self.asks:

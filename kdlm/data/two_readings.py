@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from kdlm.data.alignment import NONE, Aligner, Chunks, count_answers, numbered_on
-from kdlm.data.collate import Collator
+from kdlm.data.collate import Collator, lengths_in
 from kdlm.data.encoding import Encoded, Encoder
 from kdlm.data.encoding import Sequence as Tokens
 from kdlm.data.files import Row
@@ -170,8 +170,8 @@ class PairCollator:
     """Makes a batch of two readings: the student's, and in it `theirs`, the teacher's.
 
     To what `Collator` makes it adds, in both, `chunks` `[batch, length]`: the chunk of each token, numbered over the
-    whole batch, -1 where it is in none; and `bytes`, how many bytes of text the trained tokens of each row spell. Rows
-    that come without the teacher's reading (the student's own text) are read here.
+    whole batch, -1 where it is in none; and `bytes`, how many bytes of text the trained tokens of each sequence spell.
+    Rows that come without the teacher's reading (the student's own text) are read here.
 
     Attributes:
         ours: lays out the student's reading.
@@ -196,9 +196,8 @@ class PairCollator:
         chunks, their_chunks = numbered_on(*([row[name] for row in both] for name in ("chunks", "their_chunks")))
         batch["chunks"] = self.ours.beside(chunks, batch, NONE)
         theirs["chunks"] = self.theirs.beside(their_chunks, theirs, NONE)
-        ids, labels = _arrays(both, "input_ids"), _arrays(both, "labels")
-        spelling, trained = self.read.spelling, [numbers != IGNORE_INDEX for numbers in labels]
-        batch["bytes"] = torch.tensor([spelling.count(i[mask]) for i, mask in zip(ids, trained, strict=True)])
+        spelling, trained = self.read.spelling, [part for row in both for part in _trained(row)]
+        batch["bytes"] = torch.tensor([spelling.count(ids) for ids in trained])
         return batch | {"theirs": theirs}
 
     @property
@@ -207,8 +206,12 @@ class PairCollator:
         return self.read.spelling, spelling_of(self.teacher)
 
 
-def _arrays(rows: Sequence[dict[str, Any]], name: str) -> list[np.ndarray]:
-    return [np.asarray(row[name], dtype=np.int64) for row in rows]
+def _trained(row: dict[str, Any]) -> list[np.ndarray]:
+    """Return the trained tokens of each sequence of a row."""
+    ids, labels = (np.asarray(row[name], dtype=np.int64) for name in ("input_ids", "labels"))
+    edges = np.cumsum(lengths_in(row))[:-1]
+    parts = zip(np.split(ids, edges), np.split(labels != IGNORE_INDEX, edges), strict=True)
+    return [part[mask] for part, mask in parts]
 
 
 def _ours(row: dict[str, Any]) -> dict[str, Any]:
@@ -217,5 +220,5 @@ def _ours(row: dict[str, Any]) -> dict[str, Any]:
 
 def _theirs(row: dict[str, Any]) -> dict[str, Any]:
     lengths = {"seq_lengths": row["their_lengths"]} if "their_lengths" in row else {}
-    beside = {name: row[name] for name in ("index", "domain") if name in row}
+    beside = {name: row[name] for name in ("index", "domain", "weight") if name in row}
     return {"input_ids": row["their_ids"], "labels": row["their_labels"], **lengths, **beside}

@@ -19,7 +19,7 @@ from kdlm.guards.callback import CollapseGuards
 from kdlm.guards.section import GuardsSection
 from kdlm.losses import kept_rows
 from kdlm.methods import Method
-from kdlm.networks import Networks
+from kdlm.networks import Networks, counts_of
 from kdlm.progress import Window
 from kdlm.samples import SampleLog
 from kdlm.signal import Rows
@@ -123,7 +123,10 @@ class SummedEvaluation(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Sum every reading over all rows of all ranks, then divide: a long batch counts for what it holds."""
+        """Sum every reading over all rows of all ranks, then divide: a long batch counts for what it holds.
+
+        Rows that have weights count by them here as in training.
+        """
         self.fit_teacher()
         self.networks.eval()
         step = self._step()
@@ -138,11 +141,11 @@ class SummedEvaluation(Trainer):
             readings |= {f"loss/{name}": (term.weight * term.sum, term.unit) for name, term in terms.terms.items()}
             for name, (value, unit) in readings.items():
                 sums[name], units[name] = sums[name] + value.item(), unit
-            for unit, count in self.method.counts(batch).items():
+            for unit, count in counts_of(self.method, batch).items():
                 sums[f"count/{unit}"] = sums[f"count/{unit}"] + count.item()
             samples += len(next(iter(batch.values())))
         totals = {name: value.item() for name, value in self._reduced(dict(sums)).items()}
-        means = {name: totals[name] / max(1.0, totals[f"count/{unit}"]) for name, unit in units.items()}
+        means = {name: totals[name] / (totals[f"count/{unit}"] or 1.0) for name, unit in units.items()}
         loss = sum(value for name, value in means.items() if name.startswith("loss/"))
         others = {name: value for name, value in means.items() if not name.startswith("loss/")}
         metrics = {"loss": loss, **self.method.summarised(others)}

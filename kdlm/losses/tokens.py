@@ -4,24 +4,29 @@ Labels come unshifted: `labels[b, t]` is the token at `t`, or IGNORE_INDEX when 
 `t` predict the token at `t + 1`, so labels are shifted here and logits never are.
 """
 
+from dataclasses import replace
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from kdlm.signal import IGNORE_INDEX, Rows
+from kdlm.signal import IGNORE_INDEX, Rows, summed
 
 
-def kept_rows(labels: Int[Tensor, "batch length"]) -> Rows:
-    """Return the positions whose next token is trained on, with that token."""
+def kept_rows(labels: Int[Tensor, "batch length"], weights: Float[Tensor, "batch length"] | None = None) -> Rows:
+    """Return the positions whose next token is trained on, with that token and, by `weights_of`, its weight."""
     following = torch.full_like(labels, IGNORE_INDEX)
     following[:, :-1] = labels[:, 1:]
     index = (following != IGNORE_INDEX).flatten().nonzero().squeeze(-1)
-    return Rows(index, following.flatten().index_select(0, index))
+    rows = Rows(index, following.flatten().index_select(0, index))
+    return rows if weights is None else replace(rows, weights=rows.of_labels(weights))
 
 
-def count_kept(labels: Int[Tensor, "batch length"]) -> Int[Tensor, ""]:
-    """Return `len(kept_rows(labels))` as a tensor, without waiting for the device."""
-    return (labels[:, 1:] != IGNORE_INDEX).sum()
+def count_kept(
+    labels: Int[Tensor, "batch length"], weights: Float[Tensor, "batch length"] | None = None
+) -> Shaped[Tensor, ""]:
+    """Return how many `kept_rows` there are, or the sum of their weights, without waiting for the device."""
+    return summed(labels[:, 1:] != IGNORE_INDEX, None if weights is None else weights[:, 1:])
 
 
 def reduce(values: Float[Tensor, "rows"], num_items: Int[Tensor, ""] | int) -> Float[Tensor, ""]:

@@ -66,6 +66,7 @@ from kdlm.methods.self_distillation.sdpo import SDPO, SDPOSection
 from kdlm.methods.self_distillation.skill_sd import SkillSD, SkillSDSection
 from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
+from kdlm.methods.step_by_step import StepByStep, StepByStepSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
@@ -99,6 +100,7 @@ AnyMethod = Annotated[
     LogitKDSection
     | TaidSection
     | SequenceKDSection
+    | StepByStepSection
     | HiddenKDSection
     | ReverseKLAdvantageSection
     | MiniLLMSection
@@ -302,6 +304,8 @@ __all__ = [
     "SkillSDSection",
     "SnapshotOf",
     "Step",
+    "StepByStep",
+    "StepByStepSection",
     "Taid",
     "TaidSection",
     "Term",

@@ -10,7 +10,7 @@ from kdlm.losses import SkewKL, SkewReverseKL, Weight, chunked, count_kept, kept
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import count_sequences, group_rows, sampled_in
 from kdlm.methods.tokens import TokenMethod, TokenOptions, Weighted
-from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of, take
+from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of, summed, take, weights_of
 
 SIDES = ("data", "student")
 """Whose responses; their units are `data_sequences` and `student_sequences`."""
@@ -58,7 +58,7 @@ class DistiLLM2(TokenMethod):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         sampled = sampled_in(batch)
         by_side = {"data_sequences": ~sampled, "student_sequences": sampled}
-        tokens = {"tokens": count_kept(batch["labels"])}
+        tokens = {"tokens": count_kept(batch["labels"], weights_of(batch))}
         return tokens | {unit: count_sequences(batch, side) for unit, side in by_side.items()}
 
     def weighted(self, step: Step) -> list[Weighted]:
@@ -69,12 +69,12 @@ class DistiLLM2(TokenMethod):
         ]
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         return self._contrast(nets["student"](batch, rows), nets["teacher"](batch, rows), rows, batch, step)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give the step's own terms (on given text that is the data's side alone), and every measure."""
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         student, teacher = nets["student"](batch, rows), nets["teacher"](batch, rows)
         terms = self._contrast(student, teacher, rows, batch, step)
         return Terms(terms.terms, terms.metrics | self.measured(student, teacher, rows))
@@ -87,18 +87,19 @@ class DistiLLM2(TokenMethod):
         for number, (name, loss, weight) in enumerate(self.weighted(step)):
             # Each row is projected once, for the divergence of its side.
             index = (sampled if number else ~sampled).nonzero().squeeze(-1)
-            ours, theirs = take(student, index), take(teacher, index)
+            ours, theirs, own = take(student, index), take(teacher, index), rows.take(index)
             group, lengths = group_rows(numbers[index])
             share = 1 / lengths[group]
             side = SIDES[number]
             if self.curriculum:
-                gaps = self._gaps(ours, theirs, rows.labels[index], group, lengths) * (-1 if number else 1)
-                metrics[f"{side}_gap"] = (gaps.sum(), f"{side}_sequences")
+                gaps = self._gaps(ours, theirs, own.labels, group, lengths) * (-1 if number else 1)
+                there = batch["weight"][numbers[index].unique()] if "weight" in batch else None
+                metrics[f"{side}_gap"] = (summed(gaps, there), f"{side}_sequences")
                 skew = self._skews(gaps, self.anchors[number].to(gaps))[group]
                 value = chunked(_by_row(loss), ours, theirs, skew, weights=share, **options)
             else:
                 value = chunked(loss, ours, theirs, weights=share, **options)
-            terms[name] = Term(value.sum(), f"{side}_sequences", weight)
+            terms[name] = Term(own.sum(value), f"{side}_sequences", weight)
         return Terms(terms, metrics)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from kdlm.losses import kept_rows, measures_for, rkd_angle, rkd_distance
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.roles import Role, Trainable
+from kdlm.signal import weights_of
 
 
 class HiddenKD(TokenMethod):
@@ -21,7 +22,8 @@ class HiddenKD(TokenMethod):
 
     Relations (RKD, CVPR 2019, arXiv 1904.05068) need none: `rkd_distance + 2 rkd_angle` between kept positions of the
     micro-batch, the paper's ratio of the two. As they take positions^3 numbers, at most `related` positions of a
-    micro-batch are compared, drawn anew at each step; their mean stands for all.
+    micro-batch are compared, drawn anew at each step; their mean stands for all. A relation is of several rows, and
+    no one row's weight is its own: rows that have weights are refused.
 
     Args:
         losses: token losses added to the hidden-state term.
@@ -43,6 +45,7 @@ class HiddenKD(TokenMethod):
         super().__init__(losses, **options)
         self.layers: list[tuple[int, int]] | None = layers
         self.distance, self.weight, self.related = distance, weight, related
+        self.weighs = distance != "rkd"
         self.projector_learning_rate = projector_learning_rate
 
     @property
@@ -64,7 +67,7 @@ class HiddenKD(TokenMethod):
         return self._match(nets, batch, step, measured=True)
 
     def _match(self, nets: Nets, batch: Batch, step: Step, *, measured: bool = False) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         ours, theirs = zip(*self._mapped(nets["student"], nets["teacher"]), strict=True)
         teacher, targets = nets["teacher"].with_layers(batch, rows, theirs)
         student, hidden = nets["student"].with_layers(batch, rows, ours)
@@ -75,7 +78,7 @@ class HiddenKD(TokenMethod):
                 self._distance(projector(h.to(projector.weight.dtype)), target)  # a bf16 student, fp32 projectors
                 for projector, h, target in zip(nets["projectors"], hidden, targets, strict=True)
             ]
-        matched = torch.stack(distances).mean(0).sum()
+        matched = rows.sum(torch.stack(distances).mean(0))
         terms, metrics = {"hidden": Term(matched, weight=self.weight)}, {"hidden": (matched.detach(), "tokens")}
         if self.token_losses or measured:
             logits = self.compare(student, teacher, rows, step, measures_for(type(teacher)) if measured else ())

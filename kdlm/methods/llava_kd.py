@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from kdlm.losses import IGNORE_INDEX, Divergence, Loss, correlation_distance, kept_rows, measures_for
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, Rows
+from kdlm.signal import Dense, Hidden, Rows, summed, weights_of
 
 
 class LlavaKD(TokenMethod):
@@ -54,8 +54,11 @@ class LlavaKD(TokenMethod):
         self.distance: Literal["cosine", "mse"] = distance
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        visual = batch["visual"]
-        return super().counts(batch) | {"visual": (visual >= 0).sum(), "images": (visual.amax() + 1).clamp(min=0)}
+        visual, weights = batch["visual"], weights_of(batch)
+        images = (visual.amax() + 1).clamp(min=0)
+        if weights is not None:
+            images = of_images(batch, weights).sum(dtype=torch.float64)
+        return super().counts(batch) | {"visual": summed(visual >= 0, weights), "images": images}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         return self._match(nets, batch, step)
@@ -65,9 +68,9 @@ class LlavaKD(TokenMethod):
         return self._match(nets, batch, step, measured=True)
 
     def _match(self, nets: Nets, batch: Batch, step: Step, *, measured: bool = False) -> Terms:
-        answers = kept_rows(batch["labels"])
+        answers = kept_rows(batch["labels"], weights_of(batch))
         looks = self.visual or self.relation
-        seen = visual_rows(batch["visual"] if looks else torch.full_like(batch["visual"], -1))
+        seen = visual_rows(batch["visual"] if looks else torch.full_like(batch["visual"], -1), weights_of(batch))
         # One pass of each model for both: the rows of the answers, and below them those of the images.
         every = Rows(torch.cat([answers.index, seen.index]), torch.cat([answers.labels, seen.labels]))
         teacher, student = nets["teacher"](batch, every), nets["student"](batch, every)
@@ -81,7 +84,10 @@ class LlavaKD(TokenMethod):
             terms["visual"] = Term(there.terms["token_loss"].sum, "visual", self.visual)
         if self.relation:
             image = batch["visual"].flatten().index_select(0, seen.index)
-            terms["relation"] = Term(self._related(ours_seen, theirs_seen, image), "images", self.relation)
+            related = self._related(ours_seen, theirs_seen, image)
+            weights = weights_of(batch)
+            weights = None if weights is None else of_images(batch, weights)
+            terms["relation"] = Term(summed(related, weights), "images", self.relation)
         return Terms(terms, metrics)
 
     def _related(self, student: Hidden | Dense, teacher: Hidden | Dense, image: Int[Tensor, "rows"]) -> Tensor:
@@ -92,14 +98,21 @@ class LlavaKD(TokenMethod):
                     "teacher.signal is dense); set relation: 0"
                 )
         (ours, there), (theirs, _) = (by_image(signal.hidden, image) for signal in (student, teacher))
-        return correlation_distance(ours, theirs, there, self.distance).sum()
+        return correlation_distance(ours, theirs, there, self.distance)
 
 
-def visual_rows(visual: Int[Tensor, "batch length"]) -> Rows:
+def visual_rows(visual: Int[Tensor, "batch length"], weights: Float[Tensor, "batch length"] | None = None) -> Rows:
     """Return the rows of the image tokens, image by image; their labels are IGNORE_INDEX."""
     flat = visual.flatten()
     index = (flat >= 0).nonzero().squeeze(-1)
-    return Rows(index, torch.full_like(index, IGNORE_INDEX))
+    return Rows(index, torch.full_like(index, IGNORE_INDEX), None if weights is None else weights.flatten()[index])
+
+
+def of_images(batch: Batch, weights: Float[Tensor, "batch length"]) -> Float[Tensor, "images"]:
+    """Return what is known of each token for each image of a batch: that of its first token."""
+    flat = batch["visual"].flatten()
+    places = (flat >= 0).nonzero().squeeze(-1)
+    return weights.flatten()[places[torch.diff(flat[places], prepend=flat.new_tensor([-1])) > 0]]
 
 
 def part(signal: Hidden | Dense, rows: slice) -> Hidden | Dense:

@@ -15,6 +15,7 @@ from kdlm.data import TensorRows
 from kdlm.losses import count_kept
 from kdlm.roles import EmaOf, Role, Trainable
 from kdlm.rollouts import Written
+from kdlm.signal import weights_of
 
 Batch = dict[str, Tensor]
 """Of images: `pixel_values` `[batch, channels, height, width]`, `labels` (the class, or IGNORE_INDEX) and `index`, the
@@ -28,8 +29,9 @@ number of the turn in which a token was drawn (-1 elsewhere; `sampled` is false 
 `turn_rewards` `[sequences, most turns]` has the reward of each (NaN where there is none). `index`, where rows have it,
 is that of the row whose prompt a completion follows: equal for completions of one prompt.
 
-Of preferences, `rejected` says of each sequence whether it is the one to avoid; the one before it is what is
-preferred, and both have one `index`.
+`weight` `[sequences]`, where rows have it, is as how many copies of itself each of them counts: in every sum over its
+tokens, and in the count that the sum is divided by. Of preferences, `rejected` says of each sequence whether it is the
+one to avoid; the one before it is what is preferred, and both have one `index`.
 
 Where a teacher is told more than the student, `informed` says of each sequence whether it is, and `theirs` is the batch
 that it reads (see `kdlm.data.contexts`).
@@ -162,6 +164,8 @@ class Method:
     `informed`: that the student was told it as it wrote (`rollouts.informed`)."""
     computes: tuple[str, ...] = ()
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
+    weighs: bool = False
+    """Whether rows count by their `weight`, a row of weight w as w copies of it. A run refuses such rows otherwise."""
     paced_by: str = "tokens"
     """The unit whose number per second is the pace of a run."""
     ema: float | None = None
@@ -217,8 +221,8 @@ class Method:
         """
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return how many items of each unit the batch holds, known before any forward pass."""
-        return {"tokens": count_kept(batch["labels"])}
+        """Return how many items of each unit the batch holds, by their weights, known before any forward pass."""
+        return {"tokens": count_kept(batch["labels"], weights_of(batch))}
 
     def prepare(self, context: Preparation) -> TensorRows | None:
         """Make the rows that the run trains on of the given ones: pairs of the teacher, trajectories of experts.

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdlm.losses import ReverseKL, chunked, returns
 from kdlm.methods.method import Term
 from kdlm.methods.policy import PolicyMethod, PolicyOptions
-from kdlm.signal import Dense, Hidden, LogProbs, Signal
+from kdlm.signal import Dense, Hidden, LogProbs, Rows, Signal
 
 
 class MiniLLM(PolicyMethod):
@@ -54,7 +54,7 @@ class MiniLLM(PolicyMethod):
             total = total / returns(torch.ones_like(rewards), sequence, self.discount)
         return total
 
-    def exact(self, student: Hidden | Dense, teacher: Signal | None, sampled: Tensor) -> dict[str, Term]:
+    def exact(self, student: Hidden | Dense, teacher: Signal | None, rows: Rows, sampled: Tensor) -> dict[str, Term]:
         if not self.single_step:
             return {}
         if isinstance(teacher, LogProbs):
@@ -62,7 +62,8 @@ class MiniLLM(PolicyMethod):
                 "method.single_step: it compares distributions, and this teacher scores sampled tokens only; set false"
             )
         call = {"vocab": self.vocab, "chunk_rows": self.chunk_rows, "impl": self.impl}
-        return {"single_step": Term(chunked(ReverseKL(), student, teacher, weights=sampled, **call).sum(), "sampled")}
+        value = chunked(ReverseKL(), student, teacher, weights=sampled, **call)
+        return {"single_step": Term(rows.sum(value), "sampled")}
 
 
 class MiniLLMSection(PolicyOptions):

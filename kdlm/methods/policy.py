@@ -21,7 +21,7 @@ from kdlm.losses import (
 )
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Rows, Signal
+from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Rows, Signal, weights_of
 
 _BOUND = 50.0
 """Largest size of a token's reward: the teacher may not know the token. Its exponential is still a float32."""
@@ -66,24 +66,25 @@ class PolicyMethod(TokenMethod):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count all trained tokens, those that the student drew, and those that were given."""
-        tokens = count_kept(batch["labels"])
+        weights = weights_of(batch)
+        tokens = count_kept(batch["labels"], weights)
         if "sampled" not in batch:
             return {"tokens": tokens, "sampled": torch.zeros_like(tokens), "given": tokens}
-        sampled = count_kept(batch["labels"].masked_fill(~batch["sampled"].bool(), IGNORE_INDEX))
+        sampled = count_kept(batch["labels"].masked_fill(~batch["sampled"].bool(), IGNORE_INDEX), weights)
         return {"tokens": tokens, "sampled": sampled, "given": tokens - sampled}
 
     def advantages(self, rewards: Tensor, sequence: Tensor) -> Tensor:
         """Turn rewards `[rows]`, 0 where the token was given, into advantages; `sequence` numbers the sequences."""
         raise NotImplementedError
 
-    def exact(self, student: Hidden | Dense, teacher: Signal | None, sampled: Tensor) -> dict[str, Term]:
+    def exact(self, student: Hidden | Dense, teacher: Signal | None, rows: Rows, sampled: Tensor) -> dict[str, Term]:
         """Return the terms that need no sample; `sampled` is 1 where the student drew the token, else 0."""
         return {}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         if "sampled" not in batch:
             raise ValueError(f"{type(self).__name__} learns from the student's own text, and the batch has none")
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         teacher, student = nets["teacher"](batch, rows), nets["student"](batch, rows)
         call: dict[str, Any] = {"chunk_rows": self.chunk_rows, "impl": self.impl}
         log_p = teacher_log_probs(teacher, rows.labels, vocab=self.vocab, **call)
@@ -93,14 +94,14 @@ class PolicyMethod(TokenMethod):
         weights, metrics = self._weights(log_q, rows, batch, sampled)
         advantages = self.advantages(-ratio, rows.of_labels(batch["sequence"]))
         once = (log_q - log_q.detach()).exp()  # 1, with the gradient of log q
-        terms = {"policy": Term(-(weights * advantages * once).sum(), "sampled")}
-        terms |= self.exact(student, teacher, sampled)
+        terms = {"policy": Term(-rows.sum(weights * advantages * once), "sampled")}
+        terms |= self.exact(student, teacher, rows, sampled)
         for name, _, weight in self.weighted(step):
-            terms[name] = Term(-((1 - sampled) * log_q).sum(), "given", weight)
+            terms[name] = Term(-rows.sum((1 - sampled) * log_q), "given", weight)
         estimates = {"reverse_kl": ratio, "reverse_kl_k3": k3(ratio)}
-        metrics |= {name: (weights * value).sum() for name, value in estimates.items()}
-        metrics["student_entropy"] = (sampled * entropy.detach()).sum()
-        return Terms(terms, {name: (value, "sampled") for name, value in metrics.items()})
+        metrics |= {name: weights * value for name, value in estimates.items()}
+        metrics["student_entropy"] = sampled * entropy.detach()
+        return Terms(terms, {name: (rows.sum(value), "sampled") for name, value in metrics.items()})
 
     def _weights(self, log_q: Tensor, rows: Rows, batch: Batch, sampled: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the importance weights, 0 where the token was given, and what is watched of them."""
@@ -109,12 +110,12 @@ class PolicyMethod(TokenMethod):
         drawn_at = rows.of_labels(batch["log_probs"]).to(log_q)
         log_ratio = (log_q.detach() - drawn_at) * sampled
         cut = (log_ratio > math.log(self.importance_cap)).to(log_q)
-        metrics = {"weights_cut": cut.sum(), "log_weight": log_ratio.abs().sum()}
+        metrics = {"weights_cut": cut, "log_weight": log_ratio.abs()}
         return importance_weights(log_ratio, self.importance_cap) * sampled, metrics
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give reverse KL on given text, and every measure; cross-entropy with a teacher that scores tokens only."""
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         teacher, student = nets["teacher"](batch, rows), nets["student"](batch, rows)
         if isinstance(teacher, LogProbs):
             judge: Any = ("cross_entropy", CrossEntropy(), 1.0)

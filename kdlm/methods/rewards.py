@@ -20,8 +20,9 @@ from kdlm.losses import (
     token_log_probs,
 )
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.methods.sequences import over_sequences
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Rows
+from kdlm.signal import Rows, weights_of
 
 
 def group_advantages(
@@ -81,6 +82,9 @@ class RewardMethod(TokenMethod):
     reverse KL to a self teacher that is told more (`data.context`) is what arXiv 2602.04942 calls OPSD: no code is
     released, the formula is from the authors' page, and our tests hold that the two are added.
 
+    The weight of a row is that of its prompt, and all completions of a prompt have it: a prompt of weight 2 counts as
+    two prompts, each with such a group of completions. Advantages within the group do not change by it.
+
     Args:
         losses: token losses beside the policy gradient.
         importance_cap: largest w; None puts w = 1.
@@ -110,11 +114,12 @@ class RewardMethod(TokenMethod):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count all trained tokens, those that the student drew, and its completions."""
-        tokens = count_kept(batch["labels"])
+        weights = weights_of(batch)
+        tokens = count_kept(batch["labels"], weights)
         if "sampled" not in batch:
             return {"tokens": tokens, "sampled": torch.zeros_like(tokens), "completions": torch.zeros_like(tokens)}
-        sampled = count_kept(batch["labels"].masked_fill(~batch["sampled"].bool(), IGNORE_INDEX))
-        completions = torch.tensor(len(batch["reward"]), device=tokens.device)
+        sampled = count_kept(batch["labels"].masked_fill(~batch["sampled"].bool(), IGNORE_INDEX), weights)
+        completions = over_sequences(torch.ones_like(batch["reward"], dtype=torch.long), batch)
         return {"tokens": tokens, "sampled": sampled, "completions": completions}
 
     def advantages(self, batch: Batch) -> Float[Tensor, "sequences"]:
@@ -139,20 +144,20 @@ class RewardMethod(TokenMethod):
         if self.importance_cap is not None:
             log_ratio = (log_q.detach() - rows.of_labels(batch["log_probs"]).to(log_q)) * sampled
             weights = importance_weights(log_ratio, self.importance_cap) * sampled
-            metrics["weights_cut"] = ((log_ratio > math.log(self.importance_cap)).to(log_q).sum(), "sampled")
-            metrics["log_weight"] = (log_ratio.abs().sum(), "sampled")
+            metrics["weights_cut"] = (rows.sum((log_ratio > math.log(self.importance_cap)).to(log_q)), "sampled")
+            metrics["log_weight"] = (rows.sum(log_ratio.abs()), "sampled")
         once = (log_q - log_q.detach()).exp()  # 1, with the gradient of log q
-        return -(weights * advantages.to(log_q) * once).sum(), metrics
+        return -rows.sum(weights * advantages.to(log_q) * once), metrics
 
     def rows(self, batch: Batch) -> Rows:
         """Return the positions that are read: those whose next token is trained on."""
-        return kept_rows(batch["labels"])
+        return kept_rows(batch["labels"], weights_of(batch))
 
     def rewarded(self, log_q: Float[Tensor, "rows"], entropy: Float[Tensor, "rows"], rows: Rows, batch: Batch) -> Terms:
         """Return the term `policy`, and what is watched of it."""
         policy, metrics = self.policy_gradient(log_q, rows, batch, self.advantages_of(rows, batch))
         sampled = rows.of_labels(batch["sampled"]).to(log_q)
-        metrics["student_entropy"] = ((sampled * entropy.detach()).sum(), "sampled")
+        metrics["student_entropy"] = (rows.sum(sampled * entropy.detach()), "sampled")
         return Terms({"policy": Term(policy, "sampled")}, metrics)
 
     def compared(self, rows: Rows, batch: Batch) -> Bool[Tensor, "rows"]:
@@ -173,7 +178,7 @@ class RewardMethod(TokenMethod):
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give cross-entropy on given text, and every measure that can be taken with the teacher if there is one."""
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         teacher = nets["teacher"](batch, rows) if "teacher" in nets else None
         measures = measures_for(None if teacher is None else type(teacher))
         judge: Any = ("cross_entropy", CrossEntropy(), 1.0)

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from kdlm.methods.method import Batch
-from kdlm.signal import IGNORE_INDEX, Rows, sequence_of
+from kdlm.signal import IGNORE_INDEX, Rows, sequence_of, summed
 
 
 def sampled_in(batch: Batch) -> Bool[Tensor, "batch length"]:
@@ -13,14 +13,22 @@ def sampled_in(batch: Batch) -> Bool[Tensor, "batch length"]:
     return batch["sampled"].bool() if "sampled" in batch else torch.zeros_like(batch["labels"], dtype=torch.bool)
 
 
-def count_sequences(batch: Batch, of: Bool[Tensor, "batch length"] | None = None) -> Int[Tensor, ""]:
-    """Return how many sequences have a token that is trained on (and in `of`), without waiting for the device."""
+def over_sequences(values: Shaped[Tensor, "sequences"], batch: Batch) -> Shaped[Tensor, ""]:
+    """Return the sum of a value of each sequence, by their weights where the batch has any."""
+    return summed(values, batch.get("weight"))
+
+
+def count_sequences(batch: Batch, of: Bool[Tensor, "batch length"] | None = None) -> Shaped[Tensor, ""]:
+    """Return how many sequences have a token that is trained on (and in `of`), or the sum of their weights, without
+    waiting for the device.
+    """
     kept = batch["labels"][:, 1:] != IGNORE_INDEX
     if of is not None:
         kept = kept & of[:, 1:]
     numbers = sequence_of(batch)[:, 1:].masked_fill(~kept, 0)
     tokens = torch.zeros(batch["labels"].numel(), dtype=torch.long, device=kept.device)
-    return (tokens.scatter_add_(0, numbers.flatten(), kept.flatten().long()) > 0).sum()
+    there = tokens.scatter_add_(0, numbers.flatten(), kept.flatten().long()) > 0
+    return over_sequences(there[: len(batch["weight"])], batch) if "weight" in batch else there.sum()
 
 
 def rows_of(values: Shaped[Tensor, "sequences"], batch: Batch, rows: Rows) -> Shaped[Tensor, "rows"]:

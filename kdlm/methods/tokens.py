@@ -9,13 +9,15 @@ from torch import Tensor
 from kdlm.losses import Loss, kept_rows, measures_for, numbered_names, weighted_sum
 from kdlm.methods.method import Batch, Method, Nets, Step, Term, Terms
 from kdlm.section import Section
-from kdlm.signal import Dense, Hidden, Rows, Signal
+from kdlm.signal import Dense, Hidden, Rows, Signal, weights_of
 
 Weighted = tuple[str, Callable[..., Tensor], float]
 
 
 class TokenMethod(Method):
-    """Sums token losses at the kept positions, all of them in one pass over the logits.
+    """Sums token losses at the kept positions, all of them in one pass over the logits, each by its row's weight.
+
+    A subclass that sums on its own does so by `Rows.sum` and `over_sequences`, and counts by `weights_of`.
 
     Args:
         losses: the token losses and their weights.
@@ -23,6 +25,8 @@ class TokenMethod(Method):
         chunk_rows: rows projected to the vocabulary at a time; None lets the loss choose.
         impl: `auto`, `torch` or `triton`.
     """
+
+    weighs = True
 
     def __init__(
         self,
@@ -45,13 +49,13 @@ class TokenMethod(Method):
         return nets["teacher"](batch, rows) if "teacher" in self.needs else None
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         teacher = self.ask_teacher(nets, batch, rows)
         return self.compare(nets["student"](batch, rows), teacher, rows, step)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give the step's own losses, and every measure that can be taken with this teacher."""
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         teacher = nets["teacher"](batch, rows) if "teacher" in nets else None
         measures = measures_for(None if teacher is None else type(teacher))
         return self.compare(nets["student"](batch, rows), teacher, rows, step, measures)
@@ -89,14 +93,14 @@ class TokenMethod(Method):
         nothing = total.detach()[:0]
         if row_weights is not None:
             total, parts = total * row_weights, {name: part * row_weights for name, part in parts.items()}
-        metrics = {name: (parts.get(name, nothing).sum(), unit) for name in names}
-        return Terms({"token_loss": Term((total if weigh is None else weigh(total)).sum(), unit)}, metrics)
+        metrics = {name: (rows.sum(parts.get(name, nothing)), unit) for name in names}
+        return Terms({"token_loss": Term(rows.sum(total if weigh is None else weigh(total)), unit)}, metrics)
 
     def measured(self, student: Hidden | Dense, teacher: Signal, rows: Rows) -> dict[str, tuple[Tensor, str]]:
         """Return every measure that can be taken with this teacher, summed over `rows`."""
         options = {"vocab": self.vocab, "measures": measures_for(type(teacher)), "chunk_rows": self.chunk_rows}
         _, parts = weighted_sum([], student, teacher, rows.labels, **options, impl=self.impl)
-        return {name: (value.sum(), "tokens") for name, value in parts.items()}
+        return {name: (rows.sum(value), "tokens") for name, value in parts.items()}
 
 
 class TokenOptions(Section):

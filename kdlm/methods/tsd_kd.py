@@ -10,7 +10,7 @@ from kdlm.losses import Selective, chunked, count_kept, entropy, kept_rows
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import count_sequences, group_rows, lay_out
 from kdlm.methods.tokens import TokenMethod, TokenOptions, Weighted
-from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of
+from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of, weights_of
 
 
 class TsdKD(TokenMethod):
@@ -62,19 +62,19 @@ class TsdKD(TokenMethod):
         return "student"
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"tokens": count_kept(batch["labels"]), "sequences": count_sequences(batch)}
+        return {"tokens": count_kept(batch["labels"], weights_of(batch)), "sequences": count_sequences(batch)}
 
     def weighted(self, step: Step) -> list[Weighted]:
         """Name the loss, which says what signals it takes; it is summed by rows of unequal weight, see `losses`."""
         return [("tsd_kd", self.selective, 1.0)]
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         return self._select(nets["student"](batch, rows), nets["teacher"](batch, rows), rows, batch)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give the step's own terms on this text, and every measure that can be taken with this teacher."""
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         student, teacher = nets["student"](batch, rows), nets["teacher"](batch, rows)
         terms = self._select(student, teacher, rows, batch)
         return Terms(terms.terms, terms.metrics | self.measured(student, teacher, rows))
@@ -86,8 +86,9 @@ class TsdKD(TokenMethod):
             shares = self._shares(entropies, rows.of_labels(sequence_of(batch)))
         value, parts = chunked(self.selective, student, teacher, *shares, has_aux=True, **options)
         nothing = value.detach()[:0]  # without rows there are no parts; every rank must still report the same names
-        metrics = {name: (parts.get(name, nothing).sum(), "sequences") for name in ("indirect", "direct", "entropy")}
-        return Terms({"tsd_kd": Term(value.sum(), "sequences")}, metrics)
+        names = ("indirect", "direct", "entropy")
+        metrics = {name: (rows.sum(parts.get(name, nothing)), "sequences") for name in names}
+        return Terms({"tsd_kd": Term(rows.sum(value), "sequences")}, metrics)
 
     def _shares(self, entropies: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the share of each row in the three means of its sequence."""

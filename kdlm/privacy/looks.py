@@ -7,7 +7,7 @@ from typing import Any
 from kdlm.data import DataSection
 from kdlm.methods import Method
 from kdlm.privacy.section import refused, stops
-from kdlm.privacy.trainer import NO_OPACUS
+from kdlm.privacy.trainer import NO_OPACUS, WEIGHTS
 from kdlm.teachers import teachers_of
 
 
@@ -53,3 +53,5 @@ def _data(data: Any) -> Iterator[str]:
         yield "data.eval_fraction: how many rows are held out depends on each of them: use eval_rows, or data.eval"
     if any(source.weight is not None for source in data.train):
         yield "data.train: weights of sources make the use of a row depend on others: leave `weight` out"
+    if any("weight" in source.columns for source in data.train):
+        yield f"data.train: columns.weight: {WEIGHTS}"

@@ -29,6 +29,7 @@ from kdlm.rollouts import Opaque, Row, Slot, end_ids
 from kdlm.trainer import Counts, DistillTrainer
 
 NO_OPACUS = "privacy: it needs Opacus: pip install 'kdlm[privacy]'"
+WEIGHTS = "a unit's loss is the mean over its own tokens, in which the weight of its row cancels: leave it out"
 STATE = "privacy.json"
 UNIT = "one training sequence (of a longer text, one of its pieces) with all its rollouts, added or removed"
 
@@ -72,6 +73,8 @@ class PrivateTrainer(DistillTrainer):
         trained = [p.dtype for p in self.networks.parameters() if p.requires_grad]
         if any(kind not in (torch.float32, torch.float64) for kind in trained):
             yield "student.dtype: clipping and noise need trained weights in float32 (bf16: true computes in less)"
+        if "weight" in next(iter(self.train_dataset), {}):
+            yield f"data: columns.weight: {WEIGHTS}"
         if self.expected > self.rows:
             yield f"training.per_device_train_batch_size: a step expects {self.expected} rows, there are {self.rows}"
         if self.privacy.delta * self.rows >= 1:

@@ -115,6 +115,8 @@ def _last_answer(row: Row, of: str = "labels") -> int | None:
 def as_row(written: Written, *, masked: bool) -> Row:
     """Return prompt and completion as a row; `masked` trains on none of it, and nothing on what an environment said.
 
+    Its number, domain and weight are those of the data's row.
+
     Where a teacher with another tokenizer will read it, the row also says what that teacher reads before and after the
     completion: `their_prompt`, and `their_closing`, which is empty after a completion that was cut.
     """
@@ -136,7 +138,7 @@ def as_row(written: Written, *, masked: bool) -> Row:
             told["context_prompt"] = written.context_prompt
     return {
         **told,
-        **{key: row[key] for key in ("index", "domain") if key in row},
+        **{key: row[key] for key in ("index", "domain", "weight") if key in row},
         "input_ids": [*written.prompt, *done.ids],
         "labels": [IGNORE_INDEX] * len(written.prompt) + labels,
         **theirs,

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from kdlm.writers.local import LocalSection, LocalWriter
 from kdlm.writers.openai import OpenAISection, OpenAIWriter
+from kdlm.writers.scoring import Scored, Scorer
 from kdlm.writers.writer import Answered, Asked, Prompt, Refused, Text, Writer, WriterSection
 
 AnyWriter = Annotated[OpenAISection | LocalSection, Field(discriminator="name")]
@@ -21,6 +22,8 @@ __all__ = [
     "OpenAIWriter",
     "Prompt",
     "Refused",
+    "Scored",
+    "Scorer",
     "Text",
     "Writer",
     "WriterSection",

@@ -10,7 +10,8 @@ from kdlm.data.chat import ChatTemplate
 from kdlm.data.encoding import leading_tokens
 from kdlm.models import Loading, device_of, named
 from kdlm.rollouts import Completion, GenerateSection, context_of
-from kdlm.writers.writer import Answered, Asked, Prompt, Refused, Text, WriterSection
+from kdlm.writers.scoring import LocalScorer, Scored, tokenised
+from kdlm.writers.writer import Answered, Asked, Prompt, Refused, Text, WriterSection, begun
 
 
 class LocalWriter:
@@ -25,12 +26,17 @@ class LocalWriter:
         self.leading = leading_tokens(tokenizer)
         self.context = context_of(model)
         self.template_args = section.chat_template_args
+        self.network, self.batch_tokens = model, section.batch_tokens
         self.engine = GenerateSection(batch_size=section.batch_size).build(model, tokenizer, model.device, copied=False)
         self.engine.take(model, 0)
 
     def write(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Answered | Refused]]:
         for start in range(0, len(asked), self.at_once):
             yield from self._some(range(start, min(start + self.at_once, len(asked))), asked)
+
+    def score(self, pairs: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[int, Scored | Refused]]:
+        read = [tokenised(self.tokenizer, *self._read(prompt), completion) for prompt, completion in pairs]
+        yield from LocalScorer(self.network, self.context, self.batch_tokens).score(read)
 
     def close(self) -> None:
         self.engine.close()
@@ -50,10 +56,15 @@ class LocalWriter:
                 yield place, Answered(written, len(prompts[place]))
 
     def _ids(self, prompt: Prompt) -> list[int]:
+        leading, text = self._read(prompt)
+        return [*leading, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def _read(self, prompt: Prompt) -> tuple[list[int], str]:
+        """Return a prompt as text, and the tokens that go before it; a template writes its own."""
         if isinstance(prompt, str):
-            return [*self.leading, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-        text = ChatTemplate(self.tokenizer, None, self.template_args).text(prompt, None, prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return self.leading, prompt
+        messages, beginning = begun(prompt)
+        return [], ChatTemplate(self.tokenizer, None, self.template_args).text(messages, None, prompt=True) + beginning
 
 
 def _text(completion: Completion, text: str, logged: bool) -> Text:
@@ -72,11 +83,13 @@ class LocalSection(Loading, WriterSection):
     """`cuda:1`, `cpu`, or `auto`: a GPU where there is one."""
     batch_size: int = Field(64, ge=1)
     """Requests answered together."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens scored together, padding among them."""
     chat_template_args: dict[str, Any] = {}
     """Variables for the chat template, e.g. `{enable_thinking: false}`."""
 
     def identity(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"name", "device"})
+        return self.model_dump(mode="json", exclude={"name", "device", "batch_tokens"})
 
     def open(self, place: str) -> LocalWriter:
         options = {key: getattr(self, key) for key in Loading.model_fields}

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from kdlm.remote import Remote, ServerRefused, ServerUnavailable
 from kdlm.server_options import ServerOptions
-from kdlm.writers.writer import Answered, Asked, Refused, Text, WriterSection
+from kdlm.writers.scoring import Scored
+from kdlm.writers.writer import Answered, Asked, Prompt, Refused, Text, WriterSection, begun
 
 CANNOT = frozenset({400, 413, 422})
 """Statuses that are about one request, and not about all."""
 TOKEN_BYTES = 1024
 """More than a server says of one token."""
+CONTINUED = {"add_generation_prompt": False, "continue_final_message": True}
+"""How vLLM and SGLang are asked to go on with the assistant's last message; OpenAI itself refuses these keys."""
 STOPS: dict[str, Literal["end", "length"]] = {"stop": "end", "length": "length"}
 
 
@@ -34,12 +38,36 @@ class OpenAIWriter:
     def write(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Answered | Refused]]:
         yield from self.remote.as_answered([partial(self._one, one) for one in asked])
 
+    def score(self, pairs: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[int, Scored | Refused]]:
+        yield from self.remote.as_answered([partial(self._scored, *pair) for pair in pairs])
+
     def close(self) -> None:
         self.remote.close()
+
+    def _scored(self, prompt: Prompt, completion: str) -> Scored | Refused:
+        """Have the server echo a text with its log-probabilities, as vLLM does."""
+        if not isinstance(prompt, str):
+            return Refused("a conversation: a server echoes plain text alone, score conversations with a local model")
+        data = {"model": self.model, "prompt": prompt + completion, "max_tokens": 1, "temperature": 0, **self.extra}
+        data |= {"echo": True, "logprobs": 0}
+        limit = 1 << 20 | len(data["prompt"]) * TOKEN_BYTES
+        try:
+            answer = self.remote.json("POST", "/v1/completions", data=data, limit=limit)
+        except ServerRefused as error:
+            if error.status in CANNOT:
+                return Refused(str(error))
+            raise
+        try:
+            said, count = answer["choices"][0]["logprobs"], int(answer["usage"]["prompt_tokens"])
+            return _after(said["tokens"][:count], said["token_logprobs"][:count], completion)
+        except (KeyError, TypeError, ValueError) as error:
+            place = f"{self.remote.endpoint}/v1/completions"
+            raise ServerUnavailable(f"{place}: no echo with log-probabilities as expected ({error!r})") from error
 
     def _one(self, asked: Asked) -> Answered | Refused:
         chat, sampling = not isinstance(asked.prompt, str), asked.sampling
         path = "/v1/chat/completions" if chat else "/v1/completions"
+        continued = not isinstance(asked.prompt, str) and bool(begun(asked.prompt)[1])
         data = {
             "model": self.model,
             "messages" if chat else "prompt": asked.prompt,
@@ -50,6 +78,7 @@ class OpenAIWriter:
             "seed": asked.seed,
             **({"top_k": sampling.top_k} if sampling.top_k else {}),
             **({"logprobs": True if chat else 0} if asked.log_probs else {}),
+            **(CONTINUED if continued else {}),
             **self.extra,
         }
         limit = 1 << 20 | sampling.samples_per_prompt * sampling.max_new_tokens * TOKEN_BYTES
@@ -80,6 +109,21 @@ def _text(choice: dict[str, Any], logged: bool, chat: bool) -> Text:
         )
     stop = STOPS[choice["finish_reason"]]
     return Text(text or "", stop, 0 if values is None else len(values), values)
+
+
+def _after(tokens: list[str], log_probs: list[float | None], completion: str) -> Scored | Refused:
+    """Return what the tokens of a completion got, which are the last ones of a text."""
+    starts = list(accumulate(map(len, tokens), initial=0))
+    border = starts.pop() - len(completion)
+    if not "".join(tokens).endswith(completion):
+        return Refused("its tokens do not spell it, as with half a character each: score it with a local model")
+    if border not in starts and completion:
+        return Refused("a token goes over the border of prompt and completion: score it with a local model")
+    first = starts.index(border) if completion else len(tokens)
+    if first == 0:
+        return Refused("no token before the completion: nothing predicts its first one")
+    values = [float(value) for value in log_probs[first:] if value is not None]
+    return Scored(values, [start - border for start in starts[first:]])
 
 
 class OpenAISection(ServerOptions, WriterSection):

@@ -12,7 +12,9 @@ from kdlm.rollouts import Sampling
 from kdlm.section import Section
 
 Prompt = str | list[dict[str, Any]]
-"""Text to go on with, or the messages of a conversation."""
+"""Text to go on with, or the messages of a conversation: it is answered, or gone on with where the assistant's last
+message is the last one.
+"""
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,10 @@ class WriterSection(Section):
     def open(self, place: str) -> Writer:
         """Open it. Raises ValueError that names the key `place`, where that cannot be."""
         raise NotImplementedError
+
+
+def begun(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Return the messages that are answered, and how the answer begins: the assistant's last message, else nothing."""
+    if messages[-1]["role"] == "assistant":
+        return messages[:-1], messages[-1]["content"]
+    return messages, ""

@@ -32,6 +32,12 @@ WRONG = {
         "r.yaml:9: training.max_steps: expected a whole number, got 'ten'",
     ),
     "missing file": ("train.jsonl", "trian.jsonl", "r.yaml:4: data.train.0: data source 'trian.jsonl': no such file"),
+    "weights of rows that a method does not count by": (
+        "train: [{path: train.jsonl}]\n  max_length: 32\nmethod: {name: logit_kd}",
+        "train: [{path: train.jsonl, columns: {weight: text}}]\n  max_length: 32\n"
+        "method: {name: hidden_kd, distance: rkd}",
+        "r.yaml:4: data.train.0.columns.weight: hidden_kd counts all rows alike",
+    ),
     "unknown loss": (
         "forward_kl",
         "foward_kl",

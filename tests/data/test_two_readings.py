@@ -237,7 +237,10 @@ def test_packing_batching_and_streaming_keep_every_chunk(tmp_path, jsonl, kinds)
         padding = theirs_of.get("attention_mask")
         assert padding is None or (theirs_of["chunks"][padding == 0] == -1).all()
         spelling = spelling_of(ours)
-        trained = [spelling.count(np.asarray(row["input_ids"])[np.asarray(row["labels"]) != -100]) for row in some]
+        ids, labels = (np.concatenate([row[name] for row in some]) for name in ("input_ids", "labels"))
+        sizes = [size for row in some for size in row.get("seq_lengths", [len(row["input_ids"])])]
+        parts = [np.split(side, np.cumsum(sizes)[:-1]) for side in (ids, labels)]
+        trained = [spelling.count(part[of != -100]) for part, of in zip(*parts, strict=True)]
         assert batch["bytes"].tolist() == trained
 
 

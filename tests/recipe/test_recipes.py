@@ -43,6 +43,7 @@ TINY = {
         "student.layers=1",
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
+    "step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}", "data.eval_rows=2"],
     "transfer_bytes": ["student.source.model=code-teacher-tiny", "method.layers=[[1, 0]]"],
     "transfer_unigram": ["student.source.model=code-teacher-tiny"],
 }
@@ -55,6 +56,7 @@ AFTER = {
     "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
     "tools/on_policy": ["teacher={name: sandbox, model: code-student}", "student={name: sandbox, model: code-student}"],
     "tools/skill_sd": ["student={name: sandbox, model: code-student}"],
+    "sandbox/step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}"],
     "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train"],
     "sandbox/grpo": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "sandbox/rlad": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],

@@ -36,6 +36,7 @@ training:
 GIVEN = {"rollouts": None, "method": {"name": "logit_kd"}}
 TRAINING = yaml.safe_load(RECIPE)["training"]
 DATA = yaml.safe_load(RECIPE)["data"]
+WEIGHED = DATA["train"][0] | {"columns": DATA["train"][0].get("columns", {}) | {"weight": "w"}}
 
 
 @pytest.fixture
@@ -120,6 +121,7 @@ def test_a_run_does_not_go_on_with_other_noise(recipe) -> None:
         ({"data": DATA | {"packing": "pack"}} | GIVEN, r"data\.packing: a packed row mixes"),
         ({"data": DATA | {"eval_rows": None, "eval_fraction": 0.5}}, r"data\.eval_fraction: how many rows"),
         ({"data": DATA | {"train": [DATA["train"][0] | {"weight": 1.0}]}}, r"data\.train: weights of sources"),
+        ({"data": DATA | {"train": [WEIGHED]}}, r"data\.train: columns\.weight: a unit's loss is the mean"),
         ({"rollouts": {"prompt_tokens": 6, "reuse": 2}}, r"rollouts\.reuse: each step has to draw"),
         (
             {"method": {"name": "taid"}, "rollouts": None, "losses": []},

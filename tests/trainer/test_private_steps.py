@@ -256,6 +256,11 @@ def test_a_guard_that_stops_is_refused_in_python_too(arguments) -> None:
         made.guard(GuardsSection(entropy=Watched(stop=Limit(below=0.1))))
 
 
+def test_rows_with_weights_are_refused_in_python_too(arguments) -> None:
+    with pytest.raises(ValueError, match=r"columns\.weight: a unit's loss is the mean over its own tokens"):
+        private(arguments, share=0.0, data=[row | {"weight": 2.0} for row in prompts(2)])
+
+
 def test_it_trains_once(arguments) -> None:
     made = private(arguments, share=0.0, data=prompts(2))
     made.train()

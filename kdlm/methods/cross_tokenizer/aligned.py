@@ -20,8 +20,9 @@ from kdlm.losses import (
     token_log_probs,
 )
 from kdlm.methods.method import Batch, Nets, Step, Terms
+from kdlm.methods.sequences import over_sequences
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, Rows, Sampled, Signal, TopK
+from kdlm.signal import Dense, Hidden, Rows, Sampled, Signal, TopK, weights_of
 from kdlm.spelling import Spelling
 
 
@@ -58,6 +59,11 @@ class Readings:
         """Sum a value of each of the teacher's rows over the rows of each chunk."""
         return _sums(values, self.their_chunks, self.size)
 
+    def chunk_weights(self) -> Float[Tensor, "chunks"] | None:
+        """Return as how many chunks each counts: the weight of its sequence; None where all count alike."""
+        weights = self.rows.weights
+        return None if weights is None else of_chunks(weights, self.chunks, self.size)
+
     def starts(self) -> tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]]:
         """Return, of each chunk, the student's and the teacher's row that predicts its first token.
 
@@ -80,6 +86,20 @@ class Readings:
 def _sums(values: Tensor, chunks: Tensor, size: int) -> Tensor:
     places = chunks.where(chunks >= 0, size)
     return values.new_zeros(size + 1).index_add(0, places, values)[:size]
+
+
+def of_chunks(values: Shaped[Tensor, "tokens"], chunks: Int[Tensor, "tokens"], size: int) -> Shaped[Tensor, "chunks"]:
+    """Return what all tokens of a chunk have in common, of each chunk; 0 where there is none."""
+    return values.new_zeros(size + 1).scatter(0, chunks.where(chunks >= 0, size), values)[:size]
+
+
+def count_chunks(batch: Batch, of: Int[Tensor, "some"] | None = None) -> Tensor:
+    """Return how many chunks a batch has, or how many `of` names, by their weights."""
+    chunks, weights = batch["chunks"].flatten(), weights_of(batch)
+    if weights is None:
+        return chunks.max() + 1 if of is None else torch.tensor(len(of), device=chunks.device)
+    each = of_chunks(weights.flatten(), chunks, int(chunks.max()) + 1)
+    return (each if of is None else each[of]).sum(dtype=torch.float64)
 
 
 def _first(chunks: Tensor, count: int) -> Tensor:
@@ -136,10 +156,10 @@ class AlignedMethod(TokenMethod):
         """Count trained tokens of either reading, chunks, and bytes of text."""
         theirs: Any = batch["theirs"]
         return {
-            "tokens": count_kept(batch["labels"]),
-            "their_tokens": count_kept(theirs["labels"]),
-            "chunks": batch["chunks"].max() + 1,
-            "bytes": batch["bytes"].sum(),
+            "tokens": count_kept(batch["labels"], weights_of(batch)),
+            "their_tokens": count_kept(theirs["labels"], weights_of(theirs)),
+            "chunks": count_chunks(batch),
+            "bytes": over_sequences(batch["bytes"], batch),
         }
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
@@ -149,7 +169,8 @@ class AlignedMethod(TokenMethod):
     def read(self, nets: Nets, batch: Batch) -> Readings:
         """Ask both networks about their own reading of the batch."""
         theirs: Any = batch["theirs"]
-        rows, their_rows = kept_rows(batch["labels"]), kept_rows(theirs["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
+        their_rows = kept_rows(theirs["labels"], weights_of(theirs))
         teacher = nets["teacher"](theirs, their_rows)
         return Readings(
             rows,
@@ -172,10 +193,10 @@ class AlignedMethod(TokenMethod):
         """Give the step's own terms, and the bits per byte of both."""
         readings = self.read(nets, batch)
         terms = self.match(readings, nets, batch, step)
-        nats = -self.token_log_probs(readings).sum()
+        nats = -readings.rows.sum(self.token_log_probs(readings))
         metrics = {"cross_entropy": (nats, "tokens"), "bits_per_byte": (nats / math.log(2), "bytes")}
         if not isinstance(readings.teacher, TopK | Sampled):  # else not all of its text is known
-            theirs = -self.teacher_log_probs(readings).sum() / math.log(2)
+            theirs = -readings.their_rows.sum(self.teacher_log_probs(readings)) / math.log(2)
             metrics["teacher_bits_per_byte"] = (theirs, "bytes")
         return Terms(terms.terms, terms.metrics | metrics)
 

@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from kdlm.losses import ChunkDivergence, chunk_kl, chunk_likelihood
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
 from kdlm.methods.cross_tokenizer.debiasing import merged, word_starts
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.signal import Dense, Hidden, LogProbs, Mixture, TopK
+from kdlm.signal import Dense, Hidden, LogProbs, Mixture, TopK, summed
 from kdlm.spelling import Spelling
 
 
@@ -78,27 +78,23 @@ class ALM(AlignedMethod):
         there = lengths > 0
         chosen = there & teacher.isfinite() & self._short(lengths, their_lengths)
         teacher = torch.where(chosen, teacher, student.detach())  # finite, whatever it was
-        weight = chosen * (their_lengths if self.per == "token" else size)
+        weight, counted = chosen * (their_lengths if self.per == "token" else size), readings.chunk_weights()
         value = chunk_likelihood(student, teacher, self.temperature, self.divergence)
-        total, unit = _sum(value, weight), "their_tokens" if self.per == "token" else "chunks"
+        total, unit = summed(value * weight, counted), "their_tokens" if self.per == "token" else "chunks"
         return Terms(
             {"alm": Term(total, unit)},
             {
                 "alm": (total.detach(), unit),
-                "chunk_kl": (_sum(chunk_kl(student, teacher, self.temperature), weight), unit),
-                "in_chunks": (lengths.sum(), "tokens"),
-                "tokens_per_chunk": (lengths.sum(), "chunks"),
-                "left_out": (((there & ~chosen) * size).sum(), "chunks"),
+                "chunk_kl": (summed(chunk_kl(student, teacher, self.temperature) * weight, counted), unit),
+                "in_chunks": (summed(lengths, counted), "tokens"),
+                "tokens_per_chunk": (summed(lengths, counted), "chunks"),
+                "left_out": (summed((there & ~chosen) * size, counted), "chunks"),
             },
         )
 
     def _short(self, lengths: Tensor, their_lengths: Tensor) -> Bool[Tensor, "chunks"] | Literal[True]:
         """Return which chunks are not too long: by the side that needs fewer tokens, since bytes are always many."""
         return True if self.max_tokens is None else torch.minimum(lengths, their_lengths) <= self.max_tokens
-
-
-def _sum(values: Float[Tensor, "chunks"], weight: Tensor) -> Float[Tensor, ""]:
-    return (values * weight).sum()
 
 
 class ALMSection(AlignedOptions):

@@ -11,7 +11,7 @@ from kdlm.data.byte_order import BYTES, ByteOrder, is_of_bytes, letters_of
 from kdlm.data.paired_vocabulary import PairedVocabulary
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings, parted
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.signal import Dense, Hidden, Rows, take
+from kdlm.signal import Dense, Hidden, take
 from kdlm.spelling import Spelling
 
 BLOCK = 1 << 24
@@ -54,9 +54,9 @@ class ByteKD(AlignedMethod):
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
         rows, law = self.law(readings)
         weighted = [(n, loss, loss.weight_at(step.progress, step.index)) for n, loss in self.compared.items()]
-        kept = Rows(readings.rows.index[rows], readings.rows.labels[rows])
+        kept = readings.rows.take(rows)
         found = self.compare(take(readings.student, rows), Dense(law), kept, step, (), weighted)
-        said = (torch.tensor(float(len(rows)), device=law.device), "tokens")
+        said = (kept.sum(torch.ones(len(rows), device=law.device)), "tokens")
         return Terms({"byte_kd": Term(found.terms["token_loss"].sum)}, found.metrics | {"bytes_compared": said})
 
     @torch.no_grad()

@@ -91,14 +91,15 @@ class DSKD(AlignedMethod):
         there, _ = weighted_sum(apart, ours, Hidden(seen.hidden.detach(), seen.head), labels, **call)
         here, _ = weighted_sum(apart, back, theirs, their_labels, **call)
 
+        rows, their_rows = readings.rows, readings.their_rows
         right = met * found["accuracy"]
         kept = right if self.attention else met
         terms = {
-            "t2s_cross_entropy": Term((met * surprise).sum(), "tokens", self.weight),
-            "student_space": Term((kept * there).sum(), "tokens", self.weight),
-            "teacher_space": Term((their_met * here).sum(), "their_tokens", self.weight),
+            "t2s_cross_entropy": Term(rows.sum(met * surprise), "tokens", self.weight),
+            "student_space": Term(rows.sum(kept * there), "tokens", self.weight),
+            "teacher_space": Term(their_rows.sum(their_met * here), "their_tokens", self.weight),
         }
-        return Terms(terms, {"t2s_accuracy": (right.sum(), "tokens")})
+        return Terms(terms, {"t2s_accuracy": (rows.sum(right), "tokens")})
 
     def _projected(
         self, readings: Readings, ours: Hidden, theirs: Hidden, nets: Nets, batch: Batch

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdlm.data.paired_vocabulary import PairedVocabulary
 from kdlm.losses import Hybrid, Matched, merged_divergence, token_log_probs
-from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
+from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings, count_chunks
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.signal import Dense, Hidden, Rows, take
 from kdlm.spelling import Spelling
@@ -63,7 +63,8 @@ class GOLD(AlignedMethod):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count the groups that are compared too."""
         counts = super().counts(batch)
-        return counts | {"groups": counts["chunks"] - len(self._skipped(batch["chunks"], batch["input_ids"]))}
+        skipped = count_chunks(batch, self._skipped(batch["chunks"], batch["input_ids"]))
+        return counts | {"groups": counts["chunks"] - skipped}
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
         at, their_at = readings.starts() if self.merge == "observed" else readings.ends()
@@ -88,7 +89,9 @@ class GOLD(AlignedMethod):
             impl=self.impl,
         )
         sums = {"gold": value.detach(), **parts}
-        return Terms({"gold": Term(value.sum(), "groups")}, {name: (x.sum(), "groups") for name, x in sums.items()})
+        rows = readings.rows.take(at)
+        metrics = {name: (rows.sum(x), "groups") for name, x in sums.items()}
+        return Terms({"gold": Term(rows.sum(value), "groups")}, metrics)
 
     def _skipped(self, chunks: Int[Tensor, "*tokens"], ids: Int[Tensor, "*tokens"]) -> Int[Tensor, "skipped"]:
         """Return the numbers of the chunks that are left out, given the chunk of each token."""

@@ -44,6 +44,7 @@ class OutcomesKD(AlignedMethod):
             self.outcomes = self.make_outcomes(*self.paired.tokens(readings.student, readings.teacher))
         self.outcomes = self.outcomes.to(readings.rows.index.device)
         starts, their_starts = readings.starts()
+        rows = readings.rows.take(starts)
         total, parts = weighted_sum(
             [
                 (name, OnOutcomes(loss, self.outcomes), loss.weight_at(step.progress, step.index))
@@ -51,12 +52,12 @@ class OutcomesKD(AlignedMethod):
             ],
             take(readings.student, starts),
             take(readings.teacher, their_starts),
-            readings.rows.labels[starts],
+            rows.labels,
             chunk_rows=self.chunk_rows,
             impl=self.impl,
         )
-        metrics = {name: (value.sum(), "chunks") for name, value in parts.items()}
-        return Terms({"outcomes": Term(total.sum(), "chunks")}, metrics)
+        metrics = {name: (rows.sum(value), "chunks") for name, value in parts.items()}
+        return Terms({"outcomes": Term(rows.sum(total), "chunks")}, metrics)
 
 
 class SharedVocabularyKD(OutcomesKD):

@@ -12,7 +12,7 @@ from kdlm.losses import kept_rows
 from kdlm.methods.cross_tokenizer.aligned import Readings
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.signal import Dense, Hidden
+from kdlm.signal import Dense, Hidden, weights_of
 
 
 def state_distance(
@@ -62,7 +62,8 @@ class TokenizerTransfer(ALM):
         if not self.layers:
             return super().read(nets, batch)
         theirs: Any = batch["theirs"]
-        rows, their_rows = kept_rows(batch["labels"]), kept_rows(theirs["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
+        their_rows = kept_rows(theirs["labels"], weights_of(theirs))
         ours, others = zip(*self.layers, strict=True)
         for who, wanted in (("student", ours), ("teacher", others)):
             if max(wanted) >= nets[who].num_layers:
@@ -80,7 +81,7 @@ class TokenizerTransfer(ALM):
             state_distance(ours.index_select(0, starts), theirs.index_select(0, their_starts))
             for ours, theirs in self._states(readings)
         ]
-        value = torch.stack(distances).mean(0).sum()
+        value = readings.rows.take(starts).sum(torch.stack(distances).mean(0))
         term = {"hidden": Term(value, "chunks", self.hidden_weight)}
         return Terms(found.terms | term, found.metrics | {"hidden": (value.detach(), "chunks")})
 

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from kdlm.losses import kept_rows, sorted_l1
 from kdlm.losses.sweep import sweep
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, AlignedOptions, Readings
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.signal import Dense, Hidden, Mixture, Rows, TopK, sequence_of, take
+from kdlm.signal import Dense, Hidden, Mixture, Rows, TopK, sequence_of, take, weights_of
 
 Pairs = tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"]]
 
@@ -54,8 +54,9 @@ class ULD(AlignedMethod):
         if self.pairing == "chunks":
             return counts | {"pairs": counts["chunks"]}
         theirs: Any = batch["theirs"]
-        pairs, _ = by_index(kept_rows(batch["labels"]), batch, kept_rows(theirs["labels"]), theirs)
-        return counts | {"pairs": torch.tensor(len(pairs), device=batch["labels"].device)}
+        rows = kept_rows(batch["labels"], weights_of(batch))
+        pairs, _ = by_index(rows, batch, kept_rows(theirs["labels"]), theirs)
+        return counts | {"pairs": rows.take(pairs).sum(torch.ones_like(pairs))}
 
     def match(self, readings: Readings, nets: Nets, batch: Batch, step: Step) -> Terms:
         theirs: Any = batch["theirs"]
@@ -64,8 +65,10 @@ class ULD(AlignedMethod):
             pairs = by_index(readings.rows, batch, readings.their_rows, theirs)
         student, teacher = take(readings.student, pairs[0]), take(readings.teacher, pairs[1])
         options = {"vocab": None, "chunk_rows": self.chunk_rows, "impl": self.impl}
-        value = sweep(self.distance, student, teacher, **options).sum()
-        metrics = {"uld": (value.detach(), "pairs"), "aligned": (_aligned(readings, starts, pairs), "pairs")}
+        rows = readings.rows.take(pairs[0])
+        value = rows.sum(sweep(self.distance, student, teacher, **options))
+        aligned = rows.sum(_aligned(readings, starts, pairs))
+        metrics = {"uld": (value.detach(), "pairs"), "aligned": (aligned, "pairs")}
         return Terms({"uld": Term(value, "pairs", self.weight)}, metrics)
 
 
@@ -97,12 +100,12 @@ def _places(rows: Rows, batch: Batch) -> Int[Tensor, "rows"]:
 
 def _aligned(
     readings: Readings, starts: tuple[Int[Tensor, "chunks"], Int[Tensor, "chunks"]], pairs: Pairs
-) -> Int[Tensor, ""]:
-    """Count the pairs in which both have read the same text."""
+) -> Bool[Tensor, "pairs"]:
+    """Return in which pairs both have read the same text."""
     numbers = []
     for chunks, start, pair in zip((readings.chunks, readings.their_chunks), starts, pairs, strict=True):
         numbers.append(torch.full_like(chunks, -1).scatter(0, start, chunks[start])[pair])
-    return ((numbers[0] >= 0) & (numbers[0] == numbers[1])).sum()
+    return (numbers[0] >= 0) & (numbers[0] == numbers[1])
 
 
 class ULDSection(AlignedOptions):

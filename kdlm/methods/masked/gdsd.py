@@ -14,6 +14,7 @@ from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.rewards import group_advantages
 from kdlm.methods.tokens import TokenOptions
 from kdlm.roles import Role, SnapshotOf, Trainable
+from kdlm.signal import summed
 
 
 class GDSD(MaskedMethod):
@@ -81,10 +82,11 @@ class GDSD(MaskedMethod):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count trained tokens, and masks that hide any; the complement of a single token's mask does not."""
-        sizes = Texts.of(batch).sizes
+        texts = Texts.of(batch)
+        sizes, weight = texts.sizes, texts.weight
         pairs = self.masks // 2 if self.complementary else 0
-        scored = (self.masks - pairs) * (sizes > 0).sum() + pairs * (sizes > 1).sum()
-        return {"tokens": sizes.sum(), "masks": scored}
+        scored = (self.masks - pairs) * summed(sizes > 0, weight) + pairs * summed(sizes > 1, weight)
+        return {"tokens": summed(sizes, weight), "masks": scored}
 
     def drawn(self, texts: Texts, step: Step) -> list[Tensor]:
         """Return which tokens each mask of a step hides, `[texts, length]`; of a pair the second hides the rest."""
@@ -112,14 +114,15 @@ class GDSD(MaskedMethod):
         low, high = self.band
         errors = (gap.clamp(low, high) / size - self.psi * advantages.to(gap)).square()
         inside = (low <= gap) & (gap <= high)
-        terms = {"guidance": Term((errors * scored).sum(), "masks")}
+        terms = {"guidance": Term(summed(errors * scored, seen.weight), "masks")}
         if "reference" in nets:
             with torch.no_grad():
                 reference = self._log_probs(nets["reference"], seen)
             apart = seen.by_text((log_q - reference).square() / 2) / size
-            terms["reference_k2"] = Term(apart.sum(), "masks", self.kl_weight)
-        metrics = {"active": (inside & scored).sum(), "score_gap": (gap.detach().abs() * scored).sum()}
-        return Terms(terms, {name: (value, "masks") for name, value in metrics.items()}, more=more)
+            terms["reference_k2"] = Term(summed(apart, seen.weight), "masks", self.kl_weight)
+        metrics = {"active": inside & scored, "score_gap": gap.detach().abs() * scored}
+        sums = {name: (summed(value, seen.weight), "masks") for name, value in metrics.items()}
+        return Terms(terms, sums, more=more)
 
     def _log_probs(self, net: Any, seen: Masked) -> Tensor:
         signal = net(seen.batch, seen.rows)

@@ -37,12 +37,14 @@ class Texts:
         trained: which tokens may be hidden; the others are given.
         key: a number of each sequence, to draw by: that of its row in the data, and its place in the group of those
             that have the same.
+        weight: as how many each counts; None is 1 of each.
     """
 
     ids: Int[Tensor, "texts length"]
     attention: Int[Tensor, "texts length"]
     trained: Bool[Tensor, "texts length"]
     key: Int[Tensor, "texts"]
+    weight: Float[Tensor, "texts"] | None = None
 
     @classmethod
     def of(cls, batch: Batch) -> "Texts":
@@ -52,9 +54,9 @@ class Texts:
         index = batch["index"]
         same = index[:, None] == index[None, :]
         key = index * GROUP + same.tril(-1).sum(-1)
-        ids, trained = batch["input_ids"], batch["labels"] != IGNORE_INDEX
+        ids, trained, weight = batch["input_ids"], batch["labels"] != IGNORE_INDEX, batch.get("weight")
         if "position_ids" not in batch or "attention_mask" in batch:
-            return cls(ids, batch.get("attention_mask", torch.ones_like(ids)), trained, key)
+            return cls(ids, batch.get("attention_mask", torch.ones_like(ids)), trained, key, weight)
         places = batch["position_ids"][0]
         at = sequence_of(batch)[0], places
         shape = len(index), int(places.max()) + 1
@@ -63,6 +65,7 @@ class Texts:
             ids.new_zeros(shape).index_put(at, torch.ones_like(places)),
             trained.new_zeros(shape).index_put(at, trained[0]),
             key,
+            weight,
         )
 
     @property
@@ -93,6 +96,7 @@ class Masked:
         text: number of the sequence of each row.
         weights: L/k of that sequence.
         hidden: k of each sequence.
+        weight: of each sequence, as of `Texts`.
     """
 
     batch: Batch
@@ -100,6 +104,7 @@ class Masked:
     text: Int[Tensor, "rows"]
     weights: Float[Tensor, "rows"]
     hidden: Int[Tensor, "texts"]
+    weight: Float[Tensor, "texts"] | None = None
 
     def by_text(self, values: Float[Tensor, "rows"]) -> Float[Tensor, "texts"]:
         """Sum a value of each row over its sequence."""
@@ -111,8 +116,8 @@ def masked(texts: Texts, hidden: Bool[Tensor, "texts length"], mask_id: int) -> 
     index = hidden.flatten().nonzero().squeeze(-1)
     text, count = index // texts.ids.shape[1], hidden.sum(-1)
     read = {"input_ids": texts.ids.masked_fill(hidden, mask_id), "attention_mask": texts.attention}
-    rows = Rows(index, texts.ids.flatten().index_select(0, index))
-    return Masked(read, rows, text, (texts.sizes / count.clamp(min=1))[text], count)
+    rows = Rows(index, texts.ids.flatten().index_select(0, index), None if texts.weight is None else texts.weight[text])
+    return Masked(read, rows, text, (texts.sizes / count.clamp(min=1))[text], count, texts.weight)
 
 
 class MaskedMethod(TokenMethod):

@@ -9,7 +9,7 @@ from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.self_distillation.own_loss import OwnLoss
 from kdlm.methods.tokens import TokenMethod, TokenOptions, Weighted
 from kdlm.roles import EmaOf, Role, Trainable
-from kdlm.signal import Rows
+from kdlm.signal import Rows, weights_of
 
 
 class CurioSFT(TokenMethod):
@@ -48,7 +48,7 @@ class CurioSFT(TokenMethod):
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give both terms, and every measure of the student against its average."""
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         reference = nets["reference"](batch, rows)
         return self.compare(nets["student"](batch, rows), reference, rows, step, measures_for(type(reference)))
 

@@ -8,6 +8,7 @@ from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.self_distillation.generations import Generations
 from kdlm.methods.tokens import TokenMethod
 from kdlm.roles import Role, Trainable
+from kdlm.signal import weights_of
 
 
 class EarlierSelf(TokenMethod):
@@ -35,7 +36,7 @@ class EarlierSelf(TokenMethod):
         raise NotImplementedError
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         share, student = self.share(step), nets["student"](batch, rows)
         if not share:
             return self.compare(student, None, rows, step, weighted=[(self.term, CrossEntropy(), 1.0)])
@@ -44,7 +45,7 @@ class EarlierSelf(TokenMethod):
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give the step's own loss and cross-entropy."""
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         plain = self.compare(nets["student"](batch, rows), None, rows, step, ("cross_entropy",), [])
         terms = self.losses(nets, batch, frozenset(), step)
         return Terms(terms.terms, terms.metrics | plain.metrics)

@@ -10,7 +10,7 @@ from kdlm.losses import CrossEntropy, count_kept, kept_rows, measures_for
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import count_sequences, group_rows
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of
+from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of, summed, weights_of
 
 
 class FurtherPretraining(TokenMethod):
@@ -48,7 +48,7 @@ class FurtherPretraining(TokenMethod):
         self.weight, self.over, self.reduction = weight, over, reduction
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"tokens": count_kept(batch["labels"]), "sequences": count_sequences(batch)}
+        return {"tokens": count_kept(batch["labels"], weights_of(batch)), "sequences": count_sequences(batch)}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         return self._anchored(nets, batch, step)
@@ -58,7 +58,7 @@ class FurtherPretraining(TokenMethod):
         return self._anchored(nets, batch, step, measured=True)
 
     def _anchored(self, nets: Nets, batch: Batch, step: Step, *, measured: bool = False) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         student, teacher = nets["student"](batch, rows), nets["teacher"](batch, rows)
         measures = measures_for(type(teacher)) if measured else ()
         listens = measured or any(loss.needs_teacher for loss in self.token_losses.values())
@@ -74,13 +74,15 @@ class FurtherPretraining(TokenMethod):
                 f"teacher: its hidden states are {theirs.shape[-1]} wide and the student's {ours.shape[-1]}: "
                 "further_pretraining takes the student's own model, pre-trained further"
             )
-        difference = ours - theirs.detach().to(ours)
+        difference, weights = ours - theirs.detach().to(ours), rows.weights
         if self.over == "sequences":
-            group, lengths = group_rows(rows.of_labels(sequence_of(batch)))
-            summed = difference.new_zeros(len(lengths), difference.shape[-1]).index_add(0, group, difference)
-            difference = summed / lengths[:, None].to(summed)
-        squared = difference.square()
-        return squared.sum() if self.reduction == "sum" else squared.sum() / difference.shape[-1]
+            numbers = rows.of_labels(sequence_of(batch))
+            group, lengths = group_rows(numbers)
+            states = difference.new_zeros(len(lengths), difference.shape[-1]).index_add(0, group, difference)
+            difference = states / lengths[:, None].to(states)
+            weights = batch["weight"][numbers.unique()] if "weight" in batch else None
+        squared = summed(difference.square(), None if weights is None else weights[:, None])
+        return squared if self.reduction == "sum" else squared / difference.shape[-1]
 
 
 def _states(role: str, signal: Signal) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from kdlm.losses import ForwardKL, Loss, ReverseKL, kept_rows, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.rewards import RewardMethod, RewardOptions
-from kdlm.signal import Dense, Hidden, Rows
+from kdlm.methods.sequences import over_sequences
+from kdlm.signal import Dense, Hidden, Rows, weights_of
 from kdlm.teachers.local import own_reading
 
 
@@ -52,7 +53,7 @@ class PiDistill(RewardMethod):
         return super().needs | {"context", "informed"}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         theirs, their_rows = own_reading(batch, rows) if "theirs" in batch else (batch, rows)
         with torch.set_grad_enabled(self.share > 0):
             told = nets["student"](theirs, their_rows)
@@ -61,7 +62,7 @@ class PiDistill(RewardMethod):
         teacher, of_teacher = self._objective("teacher", told, alone, ReverseKL(), rows, batch, step)
         student, of_student = self._objective("student", alone, told, ForwardKL(), rows, batch, step)
         parts = {"teacher": Term(teacher, "sampled", self.share), "student": Term(student, "sampled", 1 - self.share)}
-        informed = {"informed": (batch["informed"].sum(), "completions")}
+        informed = {"informed": (over_sequences(batch["informed"], batch), "completions")}
         return Terms(parts, of_teacher | of_student | informed)
 
     def _objective(
@@ -70,7 +71,7 @@ class PiDistill(RewardMethod):
         """Return the policy gradient of one reading and its KL to the other, held fixed, and what is watched."""
         log_q, entropy = token_log_probs(own, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)
         policy, metrics = self.policy_gradient(log_q, rows, batch, self.advantages_of(rows, batch))
-        metrics["entropy"] = (entropy.detach().sum(), "sampled")
+        metrics["entropy"] = (rows.sum(entropy.detach()), "sampled")
         held = self.compare(own, _fixed(other), rows, step, weighted=[("kl", loss, self.kl)], unit="sampled")
         seen = {f"{name}_{key}": value for key, value in (metrics | held.metrics).items()}
         return policy + held.terms["token_loss"].sum, seen

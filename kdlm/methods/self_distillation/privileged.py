@@ -11,8 +11,9 @@ from torch import Tensor
 from kdlm.losses import IGNORE_INDEX, Loss, count_kept, importance_weights, kept_rows, token_log_probs
 from kdlm.methods.gkd import GKD
 from kdlm.methods.method import Batch, Nets, Step, Terms
+from kdlm.methods.sequences import over_sequences
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of
+from kdlm.signal import Dense, Hidden, Rows, Signal, sequence_of, weights_of
 
 
 class SelfDistillation(GKD):
@@ -58,11 +59,12 @@ class SelfDistillation(GKD):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count all trained tokens, those whose teacher is told something, and the sequences."""
-        told = count_kept(told_labels(batch))
-        return super().counts(batch) | {"told": told, "sequences": torch.tensor(len(batch["informed"]))}
+        told = count_kept(told_labels(batch), weights_of(batch))
+        sequences = over_sequences(torch.ones_like(batch["informed"], dtype=torch.long), batch)
+        return super().counts(batch) | {"told": told, "sequences": sequences}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"] if self.unit == "tokens" else told_labels(batch))
+        rows = kept_rows(batch["labels"] if self.unit == "tokens" else told_labels(batch), weights_of(batch))
         teacher, student = nets["teacher"](batch, rows), nets["student"](batch, rows)
         return self.weighed(student, teacher, rows, batch, step)
 
@@ -90,8 +92,8 @@ class SelfDistillation(GKD):
             return values
 
         terms = self.compare(student, teacher, rows, step, weigh=weigh, unit=self.unit)
-        seen = {name: (value.sum(), self.unit) for name, value in watched.items()}
-        informed = (batch["informed"].sum(), "sequences")
+        seen = {name: (rows.sum(value), self.unit) for name, value in watched.items()}
+        informed = (over_sequences(batch["informed"], batch), "sequences")
         return Terms(terms.terms, terms.metrics | seen | {"informed": informed})
 
     def clipped(self, values: Tensor, watched: dict[str, Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from kdlm.methods.method import Batch, Nets, Step, Terms
 from kdlm.methods.self_distillation.generations import Generations, InGenerations
 from kdlm.methods.tokens import TokenMethod
 from kdlm.roles import Role, Trainable
-from kdlm.signal import Dense, Hidden, Mixture, Rows
+from kdlm.signal import Dense, Hidden, Mixture, Rows, weights_of
 
 
 class RecursiveKD(TokenMethod):
@@ -44,13 +44,13 @@ class RecursiveKD(TokenMethod):
         return {"student": Trainable(), "previous": self.generations.previous}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         target = self._target(nets, batch, rows, step, nets["teacher"](batch, rows))
         return self.compare(nets["student"](batch, rows), target, rows, step)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give the step's own losses, and every measure that can be taken with the base: the bound is on reverse KL."""
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         student, base = nets["student"](batch, rows), nets["teacher"](batch, rows)
         terms = self.compare(student, self._target(nets, batch, rows, step, base), rows, step)
         measures = dict.fromkeys((*measures_for(type(base)), "reverse_kl_to_teacher"))

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdlm.losses import kept_rows
 from kdlm.methods.method import Batch, Term, Terms
 from kdlm.methods.turns import TurnOptions, TurnRewards, said_in
-from kdlm.signal import Rows
+from kdlm.signal import Rows, summed, weights_of
 
 
 class RLTFFM(TurnRewards):
@@ -38,15 +38,16 @@ class RLTFFM(TurnRewards):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count also the tokens that an environment said."""
         counts = super().counts(batch)
-        return counts | {"said": said_in(batch).sum() if "turn" in batch else torch.zeros_like(counts["tokens"])}
+        said = summed(said_in(batch), weights_of(batch)) if "turn" in batch else torch.zeros_like(counts["tokens"])
+        return counts | {"said": said}
 
     def rows(self, batch: Batch) -> Rows:
-        return kept_rows(torch.where(said_in(batch), batch["input_ids"], batch["labels"]))
+        return kept_rows(torch.where(said_in(batch), batch["input_ids"], batch["labels"]), weights_of(batch))
 
     def rewarded(self, log_q: Float[Tensor, "rows"], entropy: Float[Tensor, "rows"], rows: Rows, batch: Batch) -> Terms:
         found = super().rewarded(log_q, entropy, rows, batch)
         said = rows.of_labels(said_in(batch)).to(log_q)
-        feedback = Term(-(said * log_q).sum(), "said", self.feedback_weight)
+        feedback = Term(-rows.sum(said * log_q), "said", self.feedback_weight)
         return Terms(found.terms | {"feedback": feedback}, found.metrics)
 
 

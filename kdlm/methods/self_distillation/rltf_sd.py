@@ -9,7 +9,9 @@ from torch import Tensor
 from kdlm.losses import kept_rows, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.rewards import group_means, groups_of
+from kdlm.methods.sequences import over_sequences
 from kdlm.methods.turns import TurnOptions, TurnRewards, later_turns, of_turns
+from kdlm.signal import weights_of
 
 
 class RLTFSD(TurnRewards):
@@ -48,25 +50,25 @@ class RLTFSD(TurnRewards):
             policy = found.terms["policy"]
             terms = found.terms | {"policy": Term(policy.sum, policy.unit, self.policy_weight)}
             metrics = found.metrics
-        distilled, advantages = self.distilled(nets, batch)
+        distilled, better, worse = self.distilled(nets, batch)
         first = batch["turn_rewards"][:, 0].nan_to_num(0.0)
         metrics = metrics | {
-            "first_reward": (first.sum(), "completions"),
-            "taught_better": ((advantages > 0).sum(), "sampled"),
-            "taught_worse": ((advantages < 0).sum(), "sampled"),
+            "first_reward": (over_sequences(first, batch), "completions"),
+            "taught_better": (better, "sampled"),
+            "taught_worse": (worse, "sampled"),
         }
         return Terms({"distilled": Term(distilled, "sampled"), **terms}, metrics)
 
-    def distilled(self, nets: Nets, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return `-sum A log q(y_t | x0)` over the tokens of later turns, and their A."""
-        reading = later_turns(batch)
-        rows = kept_rows(reading["labels"])
+    def distilled(self, nets: Nets, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `-sum A log q(y_t | x0)` over the tokens of later turns, and at how many A is above and below 0."""
+        reading, weights = later_turns(batch), weights_of(batch)
+        rows = kept_rows(reading["labels"], None if weights is None else weights.flatten()[reading["at"]])
         student = nets["student"]({name: value for name, value in reading.items() if name != "at"}, rows)
         log_q, _ = token_log_probs(student, rows.labels, chunk_rows=self.chunk_rows, impl=self.impl)
         rewards = batch["turn_rewards"]
         gaps = (rewards - group_means(rewards[:, 0], groups_of(batch))[:, None]).nan_to_num(0.0)
         advantages = of_turns(gaps.clamp(min=-self.negative_cap), batch, rows.of_labels(reading["at"])).to(log_q)
-        return -(advantages * log_q).sum(), advantages
+        return -rows.sum(advantages * log_q), rows.sum(advantages > 0), rows.sum(advantages < 0)
 
 
 class RLTFSDSection(TurnOptions):

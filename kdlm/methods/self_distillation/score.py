@@ -10,7 +10,7 @@ from torch import Tensor
 from kdlm.losses import ReverseKL
 from kdlm.methods.method import Batch, Terms
 from kdlm.methods.turns import TurnOptions, TurnRewards, discounted
-from kdlm.signal import Rows
+from kdlm.signal import Rows, summed
 
 KL = {1: 0.1, 2: 0.01}
 """The paper's factors on the KL to the start, by stage; stage 1 for mathematics (code: 0.25)."""
@@ -76,11 +76,13 @@ class SCoRe(TurnRewards):
     def rewarded(self, log_q: Float[Tensor, "rows"], entropy: Float[Tensor, "rows"], rows: Rows, batch: Batch) -> Terms:
         found = super().rewarded(log_q, entropy, rows, batch)
         pairs = batch["turn_rewards"][:, :2]
-        pairs = pairs[~pairs.isnan().any(1)] if pairs.shape[1] == 2 else pairs.new_zeros(0, 2)
+        both = ~pairs.isnan().any(1)
+        weights = batch["weight"][both] if "weight" in batch else None
+        pairs = pairs[both] if pairs.shape[1] == 2 else pairs.new_zeros(0, 2)
         names = {True: "right", False: "wrong"}
         right = pairs >= self.success
         moves = {
-            f"{names[one]}_to_{names[two]}": ((right[:, 0] == one) & (right[:, 1] == two)).sum()
+            f"{names[one]}_to_{names[two]}": summed((right[:, 0] == one) & (right[:, 1] == two), weights)
             for one in names
             for two in names
         }

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from kdlm.losses import CrossEntropy, Loss, count_kept, kept_rows, measures_for, token_log_probs
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.methods.sequences import over_sequences
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import IGNORE_INDEX, sequence_of
+from kdlm.signal import IGNORE_INDEX, sequence_of, weights_of
 
 
 class SDZeroRevision(TokenMethod):
@@ -49,8 +50,9 @@ class SDZeroRevision(TokenMethod):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         whole, revision = self.parts(batch)
-        counts = {"generation": count_kept(whole), "revision": count_kept(revision)}
-        sequences = torch.tensor(int(sequence_of(batch).max()) + 1)
+        weights = weights_of(batch)
+        counts = {"generation": count_kept(whole, weights), "revision": count_kept(revision, weights)}
+        sequences = over_sequences(torch.ones(int(sequence_of(batch).max()) + 1, dtype=torch.long), batch)
         return super().counts(batch) | counts | {"sequences": sequences}
 
     def parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -80,18 +82,23 @@ class SDZeroRevision(TokenMethod):
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         whole, revision = self.parts(batch)
-        rows = kept_rows(whole)
+        rows = kept_rows(whole, weights_of(batch))
         log_q, _ = token_log_probs(
             nets["student"](batch, rows), rows.labels, chunk_rows=self.chunk_rows, impl=self.impl
         )
         last = (rows.of_labels(revision) != IGNORE_INDEX).to(log_q)
-        revised = torch.tensor(len(sequence_of(batch)[revision != IGNORE_INDEX].unique()), dtype=log_q.dtype)
-        terms = {"revision": Term(-(last * log_q).sum(), "revision"), "generation": Term(-log_q.sum(), "generation")}
-        return Terms(terms, {"revised": (revised, "sequences")})
+        numbers = sequence_of(batch)
+        there = numbers[revision != IGNORE_INDEX]
+        revised = torch.zeros(int(numbers.max()) + 1, dtype=log_q.dtype, device=there.device).index_fill(0, there, 1)
+        terms = {
+            "revision": Term(-rows.sum(last * log_q), "revision"),
+            "generation": Term(-rows.sum(log_q), "generation"),
+        }
+        return Terms(terms, {"revised": (over_sequences(revised, batch), "sequences")})
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give cross-entropy on given text, and every measure."""
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         judge: Any = ("cross_entropy", CrossEntropy(), 1.0)
         return self.compare(nets["student"](batch, rows), None, rows, step, measures_for(None), [judge])
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from kdlm.losses import Loss, ReverseKL, teacher_log_probs, token_log_probs, told_of_likeliest
 from kdlm.methods.method import Batch, Step, Term, Terms, Told
 from kdlm.methods.self_distillation.privileged import SelfDistillation
+from kdlm.methods.sequences import over_sequences
 from kdlm.methods.tokens import TokenOptions
 from kdlm.rollouts import Written
-from kdlm.signal import Dense, Hidden, Rows, Signal
+from kdlm.signal import Dense, Hidden, Rows, Signal, summed
 
 PEER = "\nCorrect solution:\n\n{peer}\n\n"
 FEEDBACK = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}\n\n"
@@ -90,7 +91,7 @@ class SDPO(SelfDistillation):
         return told + (self.feedback_template.replace("{feedback}", said) if said and said.strip() else "")
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return super().counts(batch) | {"groups": torch.tensor(len(_groups(batch).unique()))}
+        return super().counts(batch) | {"groups": _count_groups(batch, torch.ones_like(batch["informed"]))}
 
     def weighed(
         self, student: Hidden | Dense, teacher: Signal, rows: Rows, batch: Batch, step: Step, weights: Any = None
@@ -102,9 +103,8 @@ class SDPO(SelfDistillation):
                 call: dict[str, Any] = {"chunk_rows": self.chunk_rows, "impl": self.impl}
                 teacher = told_of_likeliest(student, teacher, self.top_k, **call)
             terms = super().weighed(student, teacher, rows, batch, step, weights)
-        groups = _groups(batch)
-        untold = len(groups.unique()) - len(groups[batch["informed"]].unique())
-        return Terms(terms.terms, terms.metrics | {"untold_groups": (torch.tensor(float(untold)), "groups")})
+        every, told = (_count_groups(batch, of) for of in (torch.ones_like(batch["informed"]), batch["informed"]))
+        return Terms(terms.terms, terms.metrics | {"untold_groups": ((every - told).float(), "groups")})
 
     def _by_drawn(self, student: Hidden | Dense, teacher: Signal, rows: Rows, batch: Batch) -> Terms:
         call: dict[str, Any] = {"chunk_rows": self.chunk_rows, "impl": self.impl}
@@ -114,14 +114,23 @@ class SDPO(SelfDistillation):
         weights = self.importance(log_q.detach(), rows, batch)
         once = (log_q - log_q.detach()).exp()  # 1, with the gradient of log q
         watched = {"reverse_kl": gap * weights, "student_entropy": entropy.detach()}
-        metrics = {name: (value.sum(), self.unit) for name, value in watched.items()}
-        metrics["informed"] = (batch["informed"].sum(), "sequences")
-        return Terms({"token_loss": Term((gap * weights * once).sum(), self.unit)}, metrics)
+        metrics = {name: (rows.sum(value), self.unit) for name, value in watched.items()}
+        metrics["informed"] = (over_sequences(batch["informed"], batch), "sequences")
+        return Terms({"token_loss": Term(rows.sum(gap * weights * once), self.unit)}, metrics)
 
 
 def _groups(batch: Batch) -> Tensor:
     """Return a number for each sequence, equal for attempts at one prompt."""
     return batch["index"] if "index" in batch else torch.arange(len(batch["informed"]), device=batch["informed"].device)
+
+
+def _count_groups(batch: Batch, of: Tensor) -> Tensor:
+    """Return how many groups have an attempt in `of`, by their weights, which all attempts of a group share."""
+    numbers, place = _groups(batch)[of].unique(return_inverse=True)
+    weights = batch.get("weight")
+    if weights is not None:
+        weights = weights.new_zeros(len(numbers)).scatter(0, place, weights[of])
+    return summed(torch.ones_like(numbers), weights)
 
 
 class SDPOSection(TokenOptions):

@@ -11,9 +11,10 @@ from kdlm.losses import importance_weights, k3, kept_rows, teacher_log_probs, to
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms, Told
 from kdlm.methods.rewards import RewardMethod
 from kdlm.methods.self_distillation.skills import SkillBank, summary
-from kdlm.methods.sequences import rows_of
+from kdlm.methods.sequences import over_sequences, rows_of
 from kdlm.methods.tokens import TokenOptions
 from kdlm.rollouts import Written
+from kdlm.signal import weights_of
 
 _BOUND = 50.0
 """Largest size of a token's log-ratio: its exponential is still a float32."""
@@ -88,7 +89,7 @@ class SkillSD(RewardMethod):
         return str(one.row[of])
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         teacher, student = nets["teacher"](batch, rows), nets["student"](batch, rows)
         call: dict[str, Any] = {"chunk_rows": self.chunk_rows, "impl": self.impl}
         log_q, entropy = token_log_probs(student, rows.labels, **call)
@@ -102,10 +103,11 @@ class SkillSD(RewardMethod):
             log_ratio = (log_q.detach() - rows.of_labels(batch["log_probs"]).to(log_q)) * counted
             weights = importance_weights(log_ratio, self.importance_cap) * counted
         once = (log_q - log_q.detach()).exp()  # 1, with the gradient of log q
-        skill = (weights * (k3(gap) + gap * (once - 1))).sum()
+        skill = rows.sum(weights * (k3(gap) + gap * (once - 1)))
         watched = {"reverse_kl": weights * gap, "told": counted, "student_entropy": sampled * entropy.detach()}
-        metrics |= {name: (value.sum(), "sampled") for name, value in watched.items()}
-        metrics["skills"] = (policy.new_tensor(len(self.bank)) * len(batch["reward"]), "completions")
+        metrics |= {name: (rows.sum(value), "sampled") for name, value in watched.items()}
+        skills = policy.new_full((len(batch["reward"]),), len(self.bank))
+        metrics["skills"] = (over_sequences(skills, batch), "completions")
         return Terms({"policy": Term(policy, "sampled"), "skill": Term(skill, "sampled", self.weight)}, metrics)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from kdlm.methods.self_distillation.agreement import (
 from kdlm.methods.self_distillation.privileged import SelfDistillation
 from kdlm.methods.tokens import TokenOptions
 from kdlm.section import Section
-from kdlm.signal import Hidden, Rows, sequence_of
+from kdlm.signal import Hidden, Rows, sequence_of, weights_of
 
 
 class Contrast(Section):
@@ -74,7 +74,7 @@ class UniSD(SelfDistillation):
         self.follows = of_tokens + (() if self.limit is None else ("divergence", "clipped"))
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         teacher, student = nets["teacher"](batch, rows), nets["student"](batch, rows)
         weights, watched = self._agreed(nets["teacher"], batch, rows)
         found = self.weighed(student, teacher, rows, batch, step, weights)
@@ -87,8 +87,8 @@ class UniSD(SelfDistillation):
             if not isinstance(student, Hidden) or not isinstance(teacher, Hidden):
                 raise ValueError("method.features: it wants last hidden states, and one of the two gives logits alone")
             apart = (student.hidden - teacher.hidden.detach()).float().square().mean(-1)
-            terms["features"] = Term(apart.sum(), "tokens", self.features)
-        return Terms(terms, found.metrics | {name: (value.sum(), "tokens") for name, value in watched.items()})
+            terms["features"] = Term(rows.sum(apart), "tokens", self.features)
+        return Terms(terms, found.metrics | {name: (rows.sum(value), "tokens") for name, value in watched.items()})
 
     def _said(self, teacher: Any, batch: Batch, rows: Rows) -> Tensor:
         """Return the teacher's log-probabilities of the text."""
@@ -115,7 +115,7 @@ class UniSD(SelfDistillation):
         log_bad = self._said(nets["teacher"], other, rows)
         apart = (log_q - log_p.to(log_q)).abs() - (log_q - log_bad.to(log_q)).abs()
         told = batch.get("misguided", torch.zeros_like(batch["informed"]))[rows.of_labels(sequence_of(batch))]
-        return torch.relu(self.contrast.margin + apart).masked_fill(~told, 0.0).sum()
+        return rows.sum(torch.relu(self.contrast.margin + apart).masked_fill(~told, 0.0))
 
     def clipped(self, values: Tensor, watched: dict[str, Tensor]) -> Tensor:
         if self.limit is None:

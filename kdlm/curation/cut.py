@@ -1,0 +1,48 @@
+"""The step `cut`: what was written is cut at a random place, for another model to go on."""
+
+import json
+import random
+import re
+from typing import Literal
+
+from datasets import Dataset
+from pydantic import Field
+
+from kdlm.curation.generate import digest
+from kdlm.curation.rows import with_columns
+from kdlm.curation.step import Desk, Step, need
+
+
+class Cut(Step):
+    """Cuts every completion at a random place between two words: adds `<into>`, and `<into>_by`, the model that wrote.
+
+    The mixed policy of DASD (arXiv 2601.09088): `generate` by the student, `filter` to `stop: length`, `cut`, and
+    `generate` by the teacher with `prefix: prefix`; all of it is trained on. The place depends on the seed and the text
+    alone. Rows with nowhere to cut are left out and counted.
+    """
+
+    name: Literal["cut"] = "cut"
+    column: str = "completion"
+    """The column that is cut."""
+    into: str = "prefix"
+    """The column that takes what is left."""
+    at_least: float = Field(0.0, ge=0, le=1)
+    """Smallest share of the text that is kept."""
+    at_most: float = Field(1.0, ge=0, le=1)
+    """Largest share of the text that is kept."""
+
+    def run(self, rows: Dataset, desk: Desk) -> Dataset:
+        need(rows, "prompt", self.column, by="cut")
+        kept, prefixes, by = [], [], []
+        for number, row in enumerate(rows):
+            text = row[self.column] or ""  # pyright: ignore[reportCallIssue, reportArgumentType]
+            low, high = (share * len(text) for share in (self.at_least, self.at_most))
+            ends = [gap.start() for gap in re.finditer(r"\s+", text) if gap.start() and low <= gap.start() <= high]
+            if not ends:
+                desk.counts.note("nowhere to cut", f"row {number}")
+                continue
+            place = random.Random(digest([desk.seed, row["prompt"], text])).choice(ends)  # pyright: ignore
+            kept.append(number)
+            prefixes.append(text[:place])
+            by.append(json.dumps({"model": row.get("model"), "revision": row.get("revision")}))  # pyright: ignore
+        return with_columns(rows.select(kept), {self.into: prefixes, f"{self.into}_by": by})
