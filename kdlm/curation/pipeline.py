@@ -12,6 +12,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from pydantic import Field, model_validator
 
+from kdlm.curation.corrupt import Corrupt
 from kdlm.curation.cut import Cut
 from kdlm.curation.divergence import Divergence
 from kdlm.curation.entity_questions import EntityQuestions
@@ -20,6 +21,7 @@ from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Filter
 from kdlm.curation.generate import Generate, digest
 from kdlm.curation.recombine import Recombine
+from kdlm.curation.pairs import Pairs
 from kdlm.curation.rows import read
 from kdlm.curation.score import Score
 from kdlm.curation.step import Counts, Desk
@@ -37,7 +39,7 @@ AnyStep = Annotated[
     Generate
     | Verify
     | Filter
-    | FallBack
+    FallBack
     | Tasks
     | Thoughts
     | EntityQuestions
@@ -46,7 +48,9 @@ AnyStep = Annotated[
     | Cut
     | Expectation
     | Recombine
-    | Vote,
+    | Vote
+    | Pairs
+    | Corrupt,
     Field(discriminator="name"),
 ]
 """A step of a pipeline, chosen by its `name`."""
