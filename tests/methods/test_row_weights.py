@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "minillm": ("own", [], {}),
     "gkd": ("both", [KL], {}),
     "distillm2": ("both", [], {"curriculum": True}),
+    "redi": ("preferences", [], {}),
     "tsd_kd": ("own", [], {"candidates": 4}),
     "token_ps_kd": ("given", [], {}),
     "curio_sft": ("given", [], {}),

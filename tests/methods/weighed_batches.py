@@ -66,6 +66,13 @@ def own(number: int, sample: int, *, turns: int = 1) -> Written:
     )  # fmt: skip
 
 
+def preference(number: int) -> dict[str, Any]:
+    """Two answers to the prompt of a row, in one row."""
+    one, other = given(number), given((number + 1) % 3)
+    joined = {name: [*one[name], *other[name]] for name in ("input_ids", "labels")}
+    return joined | {"seq_lengths": [len(side["labels"]) for side in (one, other)], "rejected": [0, 1], "index": number}
+
+
 def told_row(number: int) -> dict[str, Any]:
     contexts = {"contexts": ["a", "bcd"], "bad_context": "xy" if number else None}
     return given(number) | {"asked": "?", "context": "told", "prompt_length": 2} | contexts
@@ -157,6 +164,7 @@ def plain(one: Written) -> Written:
 
 KINDS = {
     "given": Kind(lambda: [[given(n)] for n in range(3)], text_networks),
+    "preferences": Kind(lambda: [[preference(n)] for n in range(3)], text_networks),
     "own": Kind(lambda: [[plain(own(n, s)) for s in range(2)] for n in range(3)], text_networks),
     "both": Kind(lambda: [[given(n), plain(own(n, 0))] for n in range(3)], text_networks),
     "turns": Kind(lambda: [[plain(own(n, s, turns=2)) for s in range(2)] for n in range(3)], text_networks),
