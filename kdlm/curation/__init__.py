@@ -7,6 +7,7 @@ from kdlm.curation.entity_questions import EntityQuestions
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
+from kdlm.curation.influence import Influence
 from kdlm.curation.paced import Paced
 from kdlm.curation.pairs import Pairs
 from kdlm.curation.pipeline import AnyStep, Pipeline, check, run
@@ -29,6 +30,7 @@ __all__ = [
     "FallBack",
     "Filter",
     "Generate",
+    "Influence",
     "OfModels",
     "Paced",
     "Pairs",

@@ -20,6 +20,7 @@ from kdlm.curation.expectation import Expectation
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Filter
 from kdlm.curation.generate import Generate, digest
+from kdlm.curation.influence import Influence
 from kdlm.curation.paced import Paced
 from kdlm.curation.pairs import Pairs
 from kdlm.curation.recombine import Recombine
@@ -41,6 +42,7 @@ AnyStep = Annotated[
     | Verify
     | Filter
     | Paced
+    | Influence
     | FallBack
     | Tasks
     | Thoughts
