@@ -1,4 +1,4 @@
-"""Memory: what was kept is there after a kill, a torn line is cut, a damaged one named, and a full disk loses nothing."""
+"""Memory: what was kept is there after a kill; a torn line is cut, a damaged one named; a full disk loses nothing."""
 
 import errno
 import os
