@@ -18,6 +18,7 @@ from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
 from kdlm.networks import TAKES
 from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
+from kdlm.samplers import looks as samplers
 from kdlm.section import Custom
 from kdlm.teachers import teachers_of
 
@@ -41,6 +42,7 @@ def check(recipe: Recipe) -> list[str]:
         ("student", teacher_checks.masking(recipe, method)),
         ("method", _needs(recipe, method)),
         *_looks(recipe, method),
+        ("sampler", samplers.looked_at(recipe, method)),
         ("evaluation", looked_at(recipe, method)),
         ("privacy", privacy.looked_at(recipe, method)),
         ("guards", guards.looked_at(recipe)),

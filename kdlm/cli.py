@@ -65,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     ).add_argument("--check", action="store_true", help="read the sources and check every step's columns; ask nobody")
     many = "kdlm compare comparison.yaml [key=value ...]"
     verb(verbs.compare, "run recipes on the same seeds and rank them", many, reads="kdlm.compare:Comparison")
+    sources = "kdlm mix mixture.yaml [key=value ...]"
+    verb(verbs.mix, "find the weights of a recipe's training sources", sources, reads="kdlm.mix:Mixture")
     starter = verb(verbs.init, "write a recipe for a teacher and a student")
     starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")
     starter.add_argument("--student", required=True, help="hub id, folder, or sandbox:code-student")
@@ -84,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
         reads="kdlm.jobs:Job",
     )
     _pictured(verb(verbs.report, "show runs as one HTML file: curves, tokens, comparison"))
+    _audited(verb(verbs.audit, "search what a teacher wrote for injected patterns, and for what is secret"))
     verb(verbs.methods, "list methods, losses, teachers and data")
     verb(verbs.doctor, "say what this machine can run").add_argument("--json", action="store_true", help="for programs")
     written = verb(verbs.schema, "write schemas for editors and the references in docs/")
@@ -100,6 +103,27 @@ def _pictured(shown: argparse.ArgumentParser) -> None:
     )
     shown.add_argument("--png", type=Path, metavar="FOLDER", help="write every figure there as PNG too")
     shown.add_argument("--no-inspect", action="store_true", help="load no models: no heat map of a run not seen before")
+
+
+def _audited(audited: argparse.ArgumentParser) -> None:
+    """Add what `kdlm audit` takes."""
+    audited.add_argument("outputs", help="what a teacher wrote: file, folder, hub id, or sandbox:arithmetic")
+    audited.add_argument("--reference", required=True, help="text of the same kind that is trusted, likewise")
+    audited.add_argument(
+        "--student", dest="students", action="append", default=[], metavar="FILE", help="its answers; may be repeated"
+    )
+    audited.add_argument("--level", type=share, default=0.05, help="of false alarms (default: %(default)s)")
+    audited.add_argument(
+        "--region", metavar="CC", help="find phone numbers as this country writes them, too: US, DE ..."
+    )
+    audited.add_argument(
+        *("-o", "--output"),
+        type=Path,
+        default=Path("audit.md"),
+        metavar="FILE",
+        help="beside it .json (default: %(default)s)",
+    )
+    audited.add_argument("--check", action="store_true", help="exit 1 when anything was found")
 
 
 def _served(served: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from kdlm.models import AnyStudent
 from kdlm.privacy import PrivacySection
 from kdlm.quality import SamplingSection
 from kdlm.rollouts import RolloutSection
+from kdlm.samplers import AnySampler
 from kdlm.section import Section
 from kdlm.section_loader import load_section
 from kdlm.teachers import AnyTeacher
@@ -34,6 +35,8 @@ class Recipe(Section):
     """What it learns from; methods that need none can do without."""
     data: AnyData
     """What it learns on: text, unless a `name` says otherwise."""
+    sampler: AnySampler | None = None
+    """Which training rows are drawn, and how often; without it every row is drawn once an epoch, shuffled."""
     method: AnyMethod
     """What one training step computes."""
     losses: list[AnyLoss] = []

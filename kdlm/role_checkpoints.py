@@ -62,6 +62,7 @@ class RoleCheckpoints(SealedCheckpoints):
     networks: Networks
     method: Method
     teacher: Any
+    order: Any
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
@@ -71,6 +72,8 @@ class RoleCheckpoints(SealedCheckpoints):
             states = {"method": self.method.state_dict()}
             if hasattr(self.teacher, "state_dict"):
                 states["teacher"] = self.teacher.state_dict()
+            if self.order is not None:
+                states["sampler"] = self.order.state_dict()
             folder = Path(output_dir or str(self.args.output_dir))
             checkpoints.save_auxiliary(folder, weights, states)
 
@@ -91,6 +94,7 @@ class RoleCheckpoints(SealedCheckpoints):
             self._load_student(resume_from_checkpoint)
             checkpoints.load_auxiliary(folder, self.networks.auxiliary())
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
+        self._order_state = checkpoints.load_state(folder, "sampler") or None
         if hasattr(self.teacher, "load_state_dict"):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
 

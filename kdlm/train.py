@@ -27,6 +27,7 @@ from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
 from kdlm.reward_settings import in_trl
 from kdlm.run_folder import RunFolder, model_card
+from kdlm.samplers import weighed
 from kdlm.samples import SampleLog
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
@@ -165,7 +166,9 @@ def assemble(recipe: Recipe) -> Assembly:
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
-    method = recipe.method.build(recipe.losses, common_ids(recipe, tokenizer, student, teacher))
+    method = recipe.method.build(
+        weighed(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher)
+    )
     if lora is not None:
         quantised = getattr(recipe.student, "quantization", "none") != "none"
         lora.check_export(averaged=method.exported != "student", quantised=quantised)
@@ -193,6 +196,10 @@ def assemble(recipe: Recipe) -> Assembly:
         callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
         **private,
     )
+    if recipe.sampler is not None:
+        trainer.draw(
+            recipe.sampler, documents=data.documents.get("train"), names=getattr(recipe.data, "domain_names", None)
+        )
     if recipe.evaluation is not None:
         trainer.watch(recipe.evaluation, other=other_rows(recipe, tokenizer), judge=judge)
     if recipe.guards is not None:

@@ -38,6 +38,7 @@ from kdlm.networks import (
 from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
+from kdlm.samplers import DrawnRows
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 Counts = dict[str, Tensor]
 
 
-class DistillTrainer(SummedEvaluation, RoleCheckpoints):
+class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
     """Trains a student with a method.
 
     Args:

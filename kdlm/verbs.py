@@ -60,6 +60,14 @@ def compare(args: argparse.Namespace) -> int:
     return int(any(row.failed for row in rows))
 
 
+def mix(args: argparse.Namespace) -> int:
+    mixture = load(args)
+    from kdlm.mix import mix
+
+    mix(mixture)
+    return 0
+
+
 def plan(args: argparse.Namespace) -> int:
     recipe = load(args)
     from kdlm.plan import plan
@@ -169,6 +177,13 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def audit(args: argparse.Namespace) -> int:
+    from kdlm.audit.verb import run
+
+    given = {name: getattr(args, name) for name in ("students", "level", "region", "check")}
+    return run(args.outputs, args.reference, args.output, **given)
+
+
 def schema(args: argparse.Namespace) -> int:
     from kdlm.schema import write
 
@@ -185,12 +200,14 @@ VERBS = tuple(
         capture,
         generate,
         compare,
+        mix,
         serve,
         speculate,
         pack,
         merge,
         eval_,
         report,
+        audit,
         init,
         methods,
         doctor,

@@ -36,6 +36,7 @@ BESIDE = {
     "domain": pa.int64(),
     "reference": pa.string(),
     "weight": pa.float32(),
+    "score": pa.float64(),
     **dict.fromkeys(CONTEXTS, pa.string()),
 }
 """What a sequence carries beside its tokens where its source says it of every row."""

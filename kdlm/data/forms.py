@@ -3,8 +3,8 @@
 Recognised, in this order: `messages` (chat), `conversations` (chat in ShareGPT's from/value words, or role/content),
 `prompt` with `completion` (both text, or lists of messages), `prompt` with `chosen` and `rejected` (a preference: two
 completions), `text`, `prompt` alone (for the student to complete). A column that the source maps decides first.
-`tools`, `domain`, `reference`, `weight`, `context`, `contexts` and `bad_context` come beside these; all but the first
-only where the source maps them.
+`tools`, `domain`, `reference`, `weight`, `score`, `context`, `contexts` and `bad_context` come beside these; all but
+the first only where the source maps them.
 """
 
 import json
@@ -32,7 +32,7 @@ CONTEXTS = ("context", "contexts", "bad_context")
 """What a teacher may be told: each is text in a row of tokens, a list of several as JSON."""
 SIDES = ("chosen", "rejected")
 """The two completions of a preference."""
-BESIDE = ("domain", "reference", "weight", *CONTEXTS)
+BESIDE = ("domain", "reference", "weight", "score", *CONTEXTS)
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 
@@ -156,6 +156,14 @@ def read_weight(row: dict[str, Any]) -> float:
         raise Unusable("malformed", f"weight is {type(value).__name__}, not a number")
     if not 0 <= value < math.inf:
         raise Unusable("malformed", f"weight is {value:g}, not a finite number from 0 on")
+    return float(value)
+
+
+def read_score(row: dict[str, Any]) -> float:
+    """Return the number that a row has in its column `score`."""
+    value = row["score"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Unusable("malformed", f"score is {value!r}, not a finite number")
     return float(value)
 
 

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from kdlm.data.contexts import ContextSection
 from kdlm.section import Section
+from kdlm.signal import domain_id
 
 Column = Literal[
     "messages",
@@ -19,6 +20,7 @@ Column = Literal[
     "domain",
     "reference",
     "weight",
+    "score",
     "context",
     "contexts",
     "bad_context",
@@ -42,7 +44,8 @@ class Source(Section):
     """What kdlm calls a column -> what the source calls it, e.g. `{prompt: question, completion: answer}`. A column of
     names that is mapped to `domain` says of each row what `domain` says of a whole source; one mapped to
     `reference` is what the verifier compares the student's answer with, instead of its `column`; one of numbers that is
-    mapped to `weight` says as how many copies of itself a row counts in the loss; one mapped to
+    mapped to `weight` says as how many copies of itself a row counts in the loss, one mapped to `score` is what the
+    sampler `fixed` may choose by; one mapped to
     `context` is what the teacher reads beside the prompt (see `context` of the data); of one mapped to `contexts`, a
     list, it reads each by itself, and one mapped to `bad_context` is an example not to follow (see `unisd`)."""
     domain: str | None = Field(default=None, min_length=1)
@@ -120,6 +123,11 @@ class DataSection(Section):
     """Sequences that a stream is shuffled among; 0 keeps the order of the sources. Stored rows are shuffled whole."""
     cache: str | None = None
     """Folder of tokenised data; $KDLM_CACHE, or else ~/.cache/kdlm, when not set."""
+
+    @property
+    def domain_names(self) -> dict[int, str]:
+        """What the training sources call their domains, by number; those that a column names are not known."""
+        return {domain_id(name): name for source in self.train if (name := source.domain_name) is not None}
 
     def with_reference(self, column: str | None) -> "DataSection":
         """Return the section whose sources carry a column as `reference`, where they do not map one themselves."""

@@ -16,7 +16,16 @@ from transformers import PreTrainedTokenizerBase
 from kdlm.data.cache import BESIDE, SEQUENCES, TOKENS, cached_table, fingerprint, tokenizer_fingerprint
 from kdlm.data.chat import template_text
 from kdlm.data.encoding import Encoder
-from kdlm.data.forms import CONTEXTS, read_asked, read_context, read_domain, read_reference, read_weight, recognise
+from kdlm.data.forms import (
+    CONTEXTS,
+    read_asked,
+    read_context,
+    read_domain,
+    read_reference,
+    read_score,
+    read_weight,
+    recognise,
+)
 from kdlm.data.report import SourceReport, Unusable
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.sources import Opened, open_source
@@ -80,6 +89,8 @@ class Tokenised:
                     about["reference"] = read_reference({"reference": row[named["reference"]]})
                 if "weight" in named:
                     about["weight"] = read_weight({"weight": row[named["weight"]]})
+                if "score" in named:
+                    about["score"] = read_score({"score": row[named["score"]]})
                 for told in (name for name in CONTEXTS if name in named):
                     about[told] = read_context({told: row[named[told]]}, told)
                 if self.asks:
