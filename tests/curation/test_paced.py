@@ -12,9 +12,7 @@ from kdlm.rollouts import PassRate
 
 def mean_over_attempts(p: float, attempts: int, a: int, b: int) -> float:
     chances = [comb(attempts, s) * p**s * (1 - p) ** (attempts - s) for s in range(attempts + 1)]
-    return sum(
-        chance * expected_weight(PassRate(s, attempts), a, b, None) for s, chance in enumerate(chances)
-    )
+    return sum(chance * expected_weight(PassRate(s, attempts), a, b, None) for s, chance in enumerate(chances))
 
 
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (2, 1), (1, 3), (0, 1)])
@@ -67,7 +65,9 @@ def test_rows_get_weights_of_mean_1_and_keep_their_other_columns():
     desk = Desk()
     found = Paced().run(given, desk)
     weights = found["weight"][:]
-    assert sum(weights) / 4 == pytest.approx(1) and weights[1] == max(weights) and weights[0] == pytest.approx(weights[2])
+    assert (
+        sum(weights) / 4 == pytest.approx(1) and weights[1] == max(weights) and weights[0] == pytest.approx(weights[2])
+    )
     assert found["answer"][:] == list("abcd")
     assert desk.counts.figures == {
         "rows of prompts solved always": 1, "rows of prompts solved never": 1, "rows of prompts solved sometimes": 2,
