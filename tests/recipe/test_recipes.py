@@ -57,7 +57,7 @@ AFTER = {
     "tools/on_policy": ["teacher={name: sandbox, model: code-student}", "student={name: sandbox, model: code-student}"],
     "tools/skill_sd": ["student={name: sandbox, model: code-student}"],
     "sandbox/step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}"],
-    "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train"],
+    "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train", "data.train.1.path=sandbox:walks/train"],
     "sandbox/grpo": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "sandbox/rlad": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],
