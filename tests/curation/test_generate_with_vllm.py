@@ -8,7 +8,9 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+import torch
 from loopback import source
+from transformers import LlamaConfig, LlamaForCausalLM
 
 PYTHON = os.environ.get("KDLM_VLLM_PYTHON")
 ROOT = Path(__file__).parents[2]
@@ -21,13 +23,28 @@ pytestmark = [
 ]
 
 
+def model(work: Path) -> Path:
+    """Write a model whose heads vLLM has a CPU kernel for; return its folder."""
+    if not (folder := work / "model").exists():
+        tokenizer = source().tokenizer()
+        config = LlamaConfig(
+            vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=32, max_position_embeddings=128, initializer_range=0.15,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
 def made(work: Path, name: str, **changes: Any) -> list[dict[str, Any]]:
     """Run a pipeline where this checkout is what `import kdlm` finds; return its rows.
 
     Without PYTHONPATH: the checkout's folder `kernels` would hide the package of that name from transformers.
     """
     options = {"enforce_eager": True, "max_num_seqs": 16}
-    writer = {"name": "vllm", "path": source().location(), "dtype": "float32", "batch_size": 8, "options": options}
+    writer = {"name": "vllm", "path": str(model(work)), "dtype": "float32", "batch_size": 8, "options": options}
     prompts = [{"prompt": f"def add_{n}(a, b):\n"} for n in range(10)]
     (work / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     sampling = {"temperature": 0.8, "max_new_tokens": 12, "samples_per_prompt": 2}
