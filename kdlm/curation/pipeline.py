@@ -34,7 +34,19 @@ from kdlm.section_loader import suggestion
 from kdlm.writers import AnyWriter
 
 AnyStep = Annotated[
-    Generate | Verify | Filter | FallBack | Tasks | Thoughts | EntityQuestions | Score | Divergence | Cut | Expectation | Recombine | Vote,
+    Generate
+    | Verify
+    | Filter
+    | FallBack
+    | Tasks
+    | Thoughts
+    | EntityQuestions
+    | Score
+    | Divergence
+    | Cut
+    | Expectation
+    | Recombine
+    | Vote,
     Field(discriminator="name"),
 ]
 """A step of a pipeline, chosen by its `name`."""

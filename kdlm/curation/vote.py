@@ -47,7 +47,9 @@ class Vote(Step):
         kept = sorted(told)
         columns = zip(*(told[number] for number in kept), strict=True) if kept else ([], [], [])
         names = (self.into, "votes", "vote_share")
-        return with_columns(rows.select(kept), {name: list(values) for name, values in zip(names, columns, strict=True)})
+        return with_columns(
+            rows.select(kept), {name: list(values) for name, values in zip(names, columns, strict=True)}
+        )
 
     def leaves(self, before: list[str]) -> list[str]:
         lacks(before, "prompt_id", self.column, by="vote")
