@@ -1,5 +1,6 @@
 """Curation: from prompts and completions to the rows that a student is trained on."""
 
+from kdlm.curation.corrupt import Corrupt, TagForm
 from kdlm.curation.cut import Cut
 from kdlm.curation.divergence import Divergence
 from kdlm.curation.entity_questions import EntityQuestions
@@ -7,7 +8,9 @@ from kdlm.curation.expectation import Expectation
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
+from kdlm.curation.pairs import Pairs
 from kdlm.curation.pipeline import AnyStep, Pipeline, check, run
+from kdlm.curation.preferring import OfModels, Ranked, Right
 from kdlm.curation.recombine import Recombine
 from kdlm.curation.score import Score
 from kdlm.curation.step import Counts, Desk, Step
@@ -19,6 +22,7 @@ from kdlm.curation.vote import Vote
 __all__ = [
     "AnyStep",
     "Condition",
+    "Corrupt",
     "Counts",
     "Cut",
     "Desk",
@@ -28,10 +32,15 @@ __all__ = [
     "FallBack",
     "Filter",
     "Generate",
+    "OfModels",
+    "Pairs",
     "Pipeline",
+    "Ranked",
     "Recombine",
+    "Right",
     "Score",
     "Step",
+    "TagForm",
     "Tasks",
     "Thoughts",
     "Verify",
