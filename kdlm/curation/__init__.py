@@ -4,17 +4,20 @@ from kdlm.curation.corrupt import Corrupt, TagForm
 from kdlm.curation.cut import Cut
 from kdlm.curation.divergence import Divergence
 from kdlm.curation.entity_questions import EntityQuestions
+from kdlm.curation.expectation import Expectation
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
 from kdlm.curation.pairs import Pairs
 from kdlm.curation.pipeline import AnyStep, Pipeline, check, run
 from kdlm.curation.preferring import OfModels, Ranked, Right
+from kdlm.curation.recombine import Recombine
 from kdlm.curation.score import Score
 from kdlm.curation.step import Counts, Desk, Step
 from kdlm.curation.tasks import Tasks
 from kdlm.curation.thoughts import Thoughts
 from kdlm.curation.verify import Verify
+from kdlm.curation.vote import Vote
 
 __all__ = [
     "AnyStep",
@@ -25,6 +28,7 @@ __all__ = [
     "Desk",
     "Divergence",
     "EntityQuestions",
+    "Expectation",
     "FallBack",
     "Filter",
     "Generate",
@@ -32,6 +36,7 @@ __all__ = [
     "Pairs",
     "Pipeline",
     "Ranked",
+    "Recombine",
     "Right",
     "Score",
     "Step",
@@ -39,6 +44,7 @@ __all__ = [
     "Tasks",
     "Thoughts",
     "Verify",
+    "Vote",
     "check",
     "run",
 ]

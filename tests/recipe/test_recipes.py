@@ -49,6 +49,7 @@ TINY = {
 }
 """What else has to change where a recipe is run with tiny models."""
 PRETRAINED = "student={name: sandbox, model: code-student}"
+SUMS = "data.train.0.path=sandbox:arithmetic/train"
 AFTER = {
     "draft/align": [PRETRAINED, "data.train.0.path=sandbox:arithmetic/train"],
     "draft/distillspec": [PRETRAINED],
@@ -58,6 +59,10 @@ AFTER = {
     "tools/skill_sd": ["student={name: sandbox, model: code-student}"],
     "sandbox/step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}"],
     "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train", "data.train.1.path=sandbox:walks/train"],
+    "dasd/low": [SUMS],
+    "dasd/high": [PRETRAINED, SUMS],
+    "dasd/mixed": [PRETRAINED, SUMS, "data.train.1.path=sandbox:arithmetic/train"],
+    "prompt_synthesis/generator": [SUMS],
     "sandbox/grpo": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "sandbox/rlad": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],
