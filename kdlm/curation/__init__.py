@@ -8,6 +8,7 @@ from kdlm.curation.expectation import Expectation
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
+from kdlm.curation.paced import Paced
 from kdlm.curation.pairs import Pairs
 from kdlm.curation.pipeline import AnyStep, Pipeline, check, run
 from kdlm.curation.preferring import OfModels, Ranked, Right
@@ -33,6 +34,7 @@ __all__ = [
     "Filter",
     "Generate",
     "OfModels",
+    "Paced",
     "Pairs",
     "Pipeline",
     "Ranked",

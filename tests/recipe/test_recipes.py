@@ -50,6 +50,7 @@ TINY = {
 """What else has to change where a recipe is run with tiny models."""
 PRETRAINED = "student={name: sandbox, model: code-student}"
 SUMS = "data.train.0.path=sandbox:arithmetic/train"
+WEIGHED = "data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}"
 AFTER = {
     "draft/align": [PRETRAINED, "data.train.0.path=sandbox:arithmetic/train"],
     "draft/distillspec": [PRETRAINED],
@@ -58,6 +59,8 @@ AFTER = {
     "tools/on_policy": ["teacher={name: sandbox, model: code-student}", "student={name: sandbox, model: code-student}"],
     "tools/skill_sd": ["student={name: sandbox, model: code-student}"],
     "sandbox/step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}"],
+    "paced/forward": [PRETRAINED, "teacher={name: sandbox, model: code-teacher}", WEIGHED],
+    "paced/reverse": [PRETRAINED, "teacher={name: sandbox, model: code-teacher}", WEIGHED],
     "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train", "data.train.1.path=sandbox:walks/train"],
     "dasd/low": [SUMS],
     "dasd/high": [PRETRAINED, SUMS],
