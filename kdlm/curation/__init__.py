@@ -1,28 +1,47 @@
 """Curation: from prompts and completions to the rows that a student is trained on."""
 
+from kdlm.curation.columns import Columns
+from kdlm.curation.decontaminate import Decontaminate
+from kdlm.curation.deduplicate import Deduplicate
 from kdlm.curation.entity_questions import EntityQuestions
+from kdlm.curation.extract import Extract
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
-from kdlm.curation.pipeline import AnyStep, Pipeline, run
+from kdlm.curation.language import Language
+from kdlm.curation.pipeline import AnyStep, Pipeline, check, run
+from kdlm.curation.screen import Screen
+from kdlm.curation.select import Select
 from kdlm.curation.step import Counts, Desk, Step
 from kdlm.curation.tasks import Tasks
 from kdlm.curation.thoughts import Thoughts
+from kdlm.curation.tokens import Tokens
 from kdlm.curation.verify import Verify
+from kdlm.curation.write import Write
 
 __all__ = [
     "AnyStep",
+    "Columns",
     "Condition",
     "Counts",
+    "Decontaminate",
+    "Deduplicate",
     "Desk",
     "EntityQuestions",
+    "Extract",
     "FallBack",
     "Filter",
     "Generate",
+    "Language",
     "Pipeline",
+    "Screen",
+    "Select",
     "Step",
     "Tasks",
     "Thoughts",
+    "Tokens",
     "Verify",
+    "Write",
+    "check",
     "run",
 ]
