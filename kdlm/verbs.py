@@ -60,6 +60,14 @@ def compare(args: argparse.Namespace) -> int:
     return int(any(row.failed for row in rows))
 
 
+def mix(args: argparse.Namespace) -> int:
+    mixture = load(args)
+    from kdlm.mix import mix
+
+    mix(mixture)
+    return 0
+
+
 def plan(args: argparse.Namespace) -> int:
     recipe = load(args)
     from kdlm.plan import plan
@@ -192,6 +200,7 @@ VERBS = tuple(
         capture,
         generate,
         compare,
+        mix,
         serve,
         speculate,
         pack,

@@ -88,5 +88,3 @@ def refusal(status: int, reason: str = "as scripted", **headers: str) -> Step:
 def body(content: bytes) -> Step:
     """Return a step that answers with these bytes."""
     return lambda data: Response(content, media_type="application/json")
-
-

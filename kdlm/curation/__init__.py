@@ -1,15 +1,21 @@
 """Curation: from prompts and completions to the rows that a student is trained on."""
 
 from kdlm.curation.columns import Columns
+from kdlm.curation.corrupt import Corrupt, TagForm
+from kdlm.curation.cut import Cut
 from kdlm.curation.decontaminate import Decontaminate
 from kdlm.curation.deduplicate import Deduplicate
+from kdlm.curation.divergence import Divergence
 from kdlm.curation.entity_questions import EntityQuestions
 from kdlm.curation.extract import Extract
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
 from kdlm.curation.language import Language
+from kdlm.curation.pairs import Pairs
 from kdlm.curation.pipeline import AnyStep, Pipeline, check, run
+from kdlm.curation.preferring import OfModels, Ranked, Right
+from kdlm.curation.score import Score
 from kdlm.curation.screen import Screen
 from kdlm.curation.select import Select
 from kdlm.curation.step import Counts, Desk, Step
@@ -23,20 +29,29 @@ __all__ = [
     "AnyStep",
     "Columns",
     "Condition",
+    "Corrupt",
     "Counts",
+    "Cut",
     "Decontaminate",
     "Deduplicate",
     "Desk",
+    "Divergence",
     "EntityQuestions",
     "Extract",
     "FallBack",
     "Filter",
     "Generate",
     "Language",
+    "OfModels",
+    "Pairs",
     "Pipeline",
+    "Ranked",
+    "Right",
+    "Score",
     "Screen",
     "Select",
     "Step",
+    "TagForm",
     "Tasks",
     "Thoughts",
     "Tokens",

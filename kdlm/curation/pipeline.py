@@ -5,63 +5,22 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow.parquet
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from pydantic import Field, model_validator
 
-from kdlm.curation.columns import Columns
-from kdlm.curation.cut import Cut
-from kdlm.curation.decontaminate import Decontaminate
-from kdlm.curation.deduplicate import Deduplicate
-from kdlm.curation.divergence import Divergence
-from kdlm.curation.entity_questions import EntityQuestions
-from kdlm.curation.extract import Extract
-from kdlm.curation.fall_back import FallBack
-from kdlm.curation.filter import Filter
-from kdlm.curation.generate import Generate, digest
-from kdlm.curation.language import Language
+from kdlm.curation.generate import digest
 from kdlm.curation.rows import read
-from kdlm.curation.score import Score
-from kdlm.curation.screen import Screen
-from kdlm.curation.select import Select
 from kdlm.curation.step import Counts, Desk
-from kdlm.curation.tasks import Tasks
-from kdlm.curation.thoughts import Thoughts
-from kdlm.curation.tokens import Tokens
-from kdlm.curation.verify import Verify
-from kdlm.curation.write import Write
+from kdlm.curation.steps import AnyStep
 from kdlm.data.sections import Source
 from kdlm.disk import write_text
 from kdlm.section import Section
 from kdlm.section_loader import suggestion
 from kdlm.writers import AnyWriter
-
-AnyStep = Annotated[
-    Generate
-    | Verify
-    | Filter
-    | FallBack
-    | Tasks
-    | Thoughts
-    | EntityQuestions
-    | Score
-    | Divergence
-    | Cut
-    | Select
-    | Deduplicate
-    | Decontaminate
-    | Language
-    | Screen
-    | Tokens
-    | Extract
-    | Write
-    | Columns,
-    Field(discriminator="name"),
-]
-"""A step of a pipeline, chosen by its `name`."""
 
 ROWS, ABOUT = "rows.parquet", "about.json"
 ROWS_AT_ONCE = 16384

@@ -68,7 +68,7 @@ def with_columns(rows: Dataset, columns: Mapping[str, Any]) -> Dataset:
 def _row(form: Form, row: dict[str, Any]) -> dict[str, Any]:
     values = {ours: row.get(theirs) for ours, theirs in form.columns.items()}
     kept = {name: value for name, value in row.items() if name not in set(form.columns.values())}
-    beside = {name: values[name] for name in values if name in ("domain", "reference", "context", "tools")}
+    beside = {name: values[name] for name in values if name in ("domain", "reference", "weight", "context", "tools")}
     if form.name == "text":
         return {"text": read_text(values), **kept, **beside}
     if form.name == "prompt":
