@@ -45,7 +45,7 @@ def check(recipe: Recipe) -> list[str]:
         ("sampler", samplers.looked_at(recipe, method)),
         ("evaluation", looked_at(recipe, method)),
         ("privacy", privacy.looked_at(recipe, method)),
-        ("guards", guards.looked_at(recipe)),
+        ("guards", guards.looked_at(recipe, method)),
     )
     for key, look in looks:
         try:
