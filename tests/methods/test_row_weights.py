@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "recursive_kd": ("given", [], {"generation_steps": 2}),
     "further_pretraining": ("given", [], {}),
     "further_pretraining of sequences": ("given", [], {"over": "sequences", "reduction": "mean"}),
+    "step_by_step": ("given", [], {}),
     "masked_kd": ("masked", [KL, CE], {}),
     "gdsd": ("masked_own", [], {"masks": 2}),
     "alm": ("pairs", [CE], {}),

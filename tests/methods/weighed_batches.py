@@ -19,7 +19,7 @@ from kdlm.methods import Method, Step, Terms, Trainable
 from kdlm.models import Predictor
 from kdlm.rollouts import SAID, Completion, Written, as_row, describe
 from kdlm.sandbox.vision_language import processor
-from kdlm.signal import IGNORE_INDEX
+from kdlm.signal import IGNORE_INDEX, domain_id
 from kdlm.teachers import LocalTeacher
 from kdlm.trainer import DistillTrainer
 
@@ -43,8 +43,8 @@ def ids(length: int, seed: int) -> list[int]:
 
 def given(number: int) -> dict[str, Any]:
     """A row of the data, with a prompt of two tokens."""
-    read = ids(5 + 3 * number, number)
-    return {"input_ids": read, "labels": [IGNORE_INDEX] * 2 + read[2:], "index": number}
+    read, task = ids(5 + 3 * number, number), domain_id("rationale" if number else "label")
+    return {"input_ids": read, "labels": [IGNORE_INDEX] * 2 + read[2:], "index": number, "domain": task}
 
 
 def own(number: int, sample: int, *, turns: int = 1) -> Written:
