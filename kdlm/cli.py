@@ -60,11 +60,13 @@ def parser() -> argparse.ArgumentParser:
     verb(
         verbs.generate,
         "have a model write, and make training rows of what it wrote",
-        "kdlm generate pipeline.yaml [key=value ...]",
+        "kdlm generate pipeline.yaml [--check] [key=value ...]",
         reads="kdlm.curation:Pipeline",
-    )
+    ).add_argument("--check", action="store_true", help="read the sources and check every step's columns; ask nobody")
     many = "kdlm compare comparison.yaml [key=value ...]"
     verb(verbs.compare, "run recipes on the same seeds and rank them", many, reads="kdlm.compare:Comparison")
+    sources = "kdlm mix mixture.yaml [key=value ...]"
+    verb(verbs.mix, "find the weights of a recipe's training sources", sources, reads="kdlm.mix:Mixture")
     starter = verb(verbs.init, "write a recipe for a teacher and a student")
     starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")
     starter.add_argument("--student", required=True, help="hub id, folder, or sandbox:code-student")

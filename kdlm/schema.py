@@ -1,4 +1,4 @@
-"""What is generated from Recipe, Job, Comparison and Pipeline: JSON schemas for editors and references for readers."""
+"""What is generated from the files that verbs read: JSON schemas for editors and references for readers."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from kdlm.curation import Pipeline
 from kdlm.disk import write_text
 from kdlm.jobs import Job
 from kdlm.markdown import table
+from kdlm.mix import Mixture
 from kdlm.recipe import Recipe
 from kdlm.section import Section
 
@@ -37,6 +38,13 @@ COMPARISON_HEAD = """# Comparison reference
 Every key of a comparison (`kdlm compare comparison.yaml`), made from the code by `kdlm schema`: mend the code, not this
 page. A comparison is YAML 1.2, like a recipe.
 Any key can be set from the command line: `kdlm compare c.yaml seeds=[0,1] workers=4`.
+
+"""
+MIXTURE_HEAD = """# Mixture reference
+
+Every key of a mixture (`kdlm mix mixture.yaml`), made from the code by `kdlm schema`: mend the code, not this page. A
+mixture is YAML 1.2, like a recipe.
+Any key can be set from the command line: `kdlm mix m.yaml evaluations=32 candidates.most=2`.
 
 """
 PIPELINE_HEAD = """# Pipeline reference
@@ -77,6 +85,7 @@ KINDS = (
     Kind(Recipe, Path("recipes/schema.json"), Path("docs/recipe_reference.md"), HEAD),
     Kind(Job, Path("eval/schema.json"), Path("docs/job_reference.md"), JOB_HEAD),
     Kind(Comparison, Path("eval/comparison_schema.json"), Path("docs/comparison_reference.md"), COMPARISON_HEAD),
+    Kind(Mixture, Path("eval/mixture_schema.json"), Path("docs/mixture_reference.md"), MIXTURE_HEAD),
     Kind(Pipeline, Path("recipes/pipelines/schema.json"), Path("docs/pipeline_reference.md"), PIPELINE_HEAD),
 )
 

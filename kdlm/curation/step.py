@@ -1,15 +1,18 @@
 """Step: one stage of a pipeline, from rows to rows; and the desk that it works at."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
 
 from kdlm.data.report import EXAMPLES, Unused
+from kdlm.data.sections import Source
 from kdlm.section import Section
 from kdlm.writers import Writer, WriterSection
 
@@ -86,12 +89,27 @@ class Step(Section):
         """Return the writers that the step asks, as key -> name."""
         return {}
 
+    def reads(self) -> list[Source]:
+        """Return the sources that the step reads beside its rows."""
+        return []
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
         """Return the rows of the next step.
 
         Columns that the step does not own stay as they are. Raises ValueError where a column that it reads is missing.
         """
         raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """Return what its rows depend on, as plain data."""
+        return self.model_dump(mode="json")
+
+    def leaves(self, before: list[str]) -> list[str] | None:
+        """Return the columns of its rows, given those of the rows before it; None where it cannot say.
+
+        Raises ValueError where a column that it reads is missing: before a model is asked.
+        """
+        return None
 
     def __call__(self, rows: Dataset) -> Dataset:
         """Run the step by itself."""
@@ -104,9 +122,29 @@ class Step(Section):
 
 def need(rows: Dataset, *columns: str, by: str) -> None:
     """Raise ValueError where rows lack a column."""
+    lacks(rows.column_names, *columns, by=by)
+
+
+def lacks(have: Sequence[str], *columns: str, by: str) -> None:
+    """Raise ValueError where a column is not among those that there are."""
     for column in columns:
-        if column not in rows.column_names:
-            raise ValueError(f"{by}: no column {column!r} in its rows, which have {', '.join(rows.column_names)}")
+        if column not in have:
+            raise ValueError(f"{by}: no column {column!r} in its rows, which have {', '.join(have)}")
+
+
+def digest(value: Any) -> str:
+    """Return a hash of plain data: 16 hexadecimal digits."""
+    said = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(said.encode(errors="replace")).hexdigest()[:16]
+
+
+def with_column(rows: Dataset, name: str, values: list[Any]) -> Dataset:
+    """Return the rows with a column of these values, in place of one of its name."""
+    table = rows.with_format("arrow")[:]
+    column = pa.array(values) if any(value is not None for value in values) else pa.nulls(len(values), pa.string())
+    if name in table.column_names:  # pyright: ignore[reportAttributeAccessIssue]
+        return Dataset(table.set_column(table.column_names.index(name), name, column))
+    return Dataset(table.append_column(name, column))
 
 
 def as_prompt(text: str) -> str | list[dict[str, Any]]:

@@ -31,6 +31,7 @@ class StepByStep(TokenMethod):
 
     paper = "arXiv 2305.02301"
     needs = frozenset({"labels"})
+    weighs = True
 
     def __init__(self, losses=(), *, tasks: dict[str, float], **options):
         super().__init__(losses, **options)

@@ -7,7 +7,7 @@ from pydantic import Field
 from kdlm.writers.local import LocalSection, LocalWriter
 from kdlm.writers.openai import OpenAISection, OpenAIWriter
 from kdlm.writers.scoring import Scored, Scorer
-from kdlm.writers.writer import Answered, Asked, Prompt, Refused, Text, Writer, WriterSection
+from kdlm.writers.writer import Answered, Asked, Prices, Prompt, Refused, Text, Writer, WriterSection
 
 AnyWriter = Annotated[OpenAISection | LocalSection, Field(discriminator="name")]
 """A model that writes, chosen by its `name`."""
@@ -20,6 +20,7 @@ __all__ = [
     "LocalWriter",
     "OpenAISection",
     "OpenAIWriter",
+    "Prices",
     "Prompt",
     "Refused",
     "Scored",

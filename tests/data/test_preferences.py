@@ -1,4 +1,4 @@
-"""Preferences: two completions of a prompt stay one row, become two sequences of a batch, and are cut each for itself."""
+"""Preferences: two completions of a prompt stay one row, become two sequences of a batch, are cut each for itself."""
 
 import json
 

@@ -67,6 +67,7 @@ AFTER = {
     "score/stage2": ["student={name: sandbox, model: walks-start}"],
     "fusion/fuse": ["teacher.members.1={name: sandbox, model: code-teacher-4k}"],
     "further_pretraining/student": ["teacher={name: sandbox, model: code-student}"],
+    "demix/run": [PRETRAINED],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],
 }
 """What stands in for the folder that another recipe leaves behind; `tests/train/test_chains.py` runs them in order."""
