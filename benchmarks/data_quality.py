@@ -54,7 +54,6 @@ from data_quality_world import (
     streamed,
     sums,
     trained,
-    trained_tokens,
 )
 from datasets import Dataset
 
@@ -201,7 +200,9 @@ class Statement(NamedTuple):
         """Return by how much the arm is better, seed by seed."""
         ends = {(one["arm"], one["seed"]): one[self.column] for one in rows}
         sign = -1 if self.column == "forgetting" else 1
-        return [sign * (ends[self.arm, seed] - ends[self.other, seed]) for seed in sorted({one["seed"] for one in rows})]
+        return [
+            sign * (ends[self.arm, seed] - ends[self.other, seed]) for seed in sorted({one["seed"] for one in rows})
+        ]
 
     def __str__(self) -> str:
         said = "forgets less than" if self.column == "forgetting" else f"solves more than ({self.column})"

@@ -8,12 +8,12 @@ from kdlm.curation.deduplicate import Deduplicate
 from kdlm.curation.divergence import Divergence
 from kdlm.curation.entity_questions import EntityQuestions
 from kdlm.curation.expectation import Expectation
+from kdlm.curation.extract import Extract
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
-from kdlm.curation.paced import Paced
-from kdlm.curation.extract import Extract
 from kdlm.curation.language import Language
+from kdlm.curation.paced import Paced
 from kdlm.curation.pairs import Pairs
 from kdlm.curation.pipeline import AnyStep, Pipeline, check, run
 from kdlm.curation.preferring import OfModels, Ranked, Right
