@@ -7,14 +7,17 @@ from kdlm.curation.decontaminate import Decontaminate
 from kdlm.curation.deduplicate import Deduplicate
 from kdlm.curation.divergence import Divergence
 from kdlm.curation.entity_questions import EntityQuestions
+from kdlm.curation.expectation import Expectation
 from kdlm.curation.extract import Extract
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
 from kdlm.curation.language import Language
+from kdlm.curation.paced import Paced
 from kdlm.curation.pairs import Pairs
 from kdlm.curation.pipeline import AnyStep, Pipeline, check, run
 from kdlm.curation.preferring import OfModels, Ranked, Right
+from kdlm.curation.recombine import Recombine
 from kdlm.curation.score import Score
 from kdlm.curation.screen import Screen
 from kdlm.curation.select import Select
@@ -23,6 +26,7 @@ from kdlm.curation.tasks import Tasks
 from kdlm.curation.thoughts import Thoughts
 from kdlm.curation.tokens import Tokens
 from kdlm.curation.verify import Verify
+from kdlm.curation.vote import Vote
 from kdlm.curation.write import Write
 
 __all__ = [
@@ -37,15 +41,18 @@ __all__ = [
     "Desk",
     "Divergence",
     "EntityQuestions",
+    "Expectation",
     "Extract",
     "FallBack",
     "Filter",
     "Generate",
     "Language",
     "OfModels",
+    "Paced",
     "Pairs",
     "Pipeline",
     "Ranked",
+    "Recombine",
     "Right",
     "Score",
     "Screen",
@@ -56,6 +63,7 @@ __all__ = [
     "Thoughts",
     "Tokens",
     "Verify",
+    "Vote",
     "Write",
     "check",
     "run",
