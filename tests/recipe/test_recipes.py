@@ -55,6 +55,8 @@ TINY = {
 }
 """What else has to change where a recipe is run with tiny models."""
 PRETRAINED = "student={name: sandbox, model: code-student}"
+SUMS = "data.train.0.path=sandbox:arithmetic/train"
+WEIGHED = "data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}"
 AFTER = {
     "draft/align": [PRETRAINED, "data.train.0.path=sandbox:arithmetic/train"],
     "draft/distillspec": [PRETRAINED],
@@ -68,7 +70,13 @@ AFTER = {
     "sandbox/dpo": [PRETRAINED, PAIRS],
     "sandbox/simpo": [PRETRAINED, PAIRS],
     "sandbox/specs": [PAIRS],
-    "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train"],
+    "paced/forward": [PRETRAINED, "teacher={name: sandbox, model: code-teacher}", WEIGHED],
+    "paced/reverse": [PRETRAINED, "teacher={name: sandbox, model: code-teacher}", WEIGHED],
+    "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train", "data.train.1.path=sandbox:walks/train"],
+    "dasd/low": [SUMS],
+    "dasd/high": [PRETRAINED, SUMS],
+    "dasd/mixed": [PRETRAINED, SUMS, "data.train.1.path=sandbox:arithmetic/train"],
+    "prompt_synthesis/generator": [SUMS],
     "sandbox/grpo": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "sandbox/rlad": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],
