@@ -21,6 +21,7 @@ from kdlm.curation.paced import Paced
 from kdlm.curation.pairs import Pairs
 from kdlm.curation.recombine import Recombine
 from kdlm.curation.score import Score
+from kdlm.curation.screen import Screen
 from kdlm.curation.select import Select
 from kdlm.curation.tasks import Tasks
 from kdlm.curation.thoughts import Thoughts
@@ -37,6 +38,7 @@ AnyStep = Annotated[
     | Decontaminate
     | Deduplicate
     | Language
+    | Screen
     | Tokens
     | Write
     | Extract

@@ -30,6 +30,7 @@ class REDI(TokenMethod):
 
     paper = "arXiv 2505.24850"
     needs = frozenset({"labels", "preferences"})
+    weighs = True
 
     def __init__(self, losses=(), *, alpha: float = 0.8, **options):
         if losses:
