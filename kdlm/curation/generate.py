@@ -146,7 +146,7 @@ class Generate(Step):
                 continue
             asked.setdefault(key, begun)
             places.append(Place(number, key, prompt_id(prompt), (values[self.prefix] or "") if self.prefix else ""))
-        if not asked:
+        if not asked and len(rows):
             raise ValueError("\n".join(["generate: there is nothing to ask", *desk.counts.lines()]))
         return places, asked
 
