@@ -168,7 +168,7 @@ def kd(world: World, student: Any, *, paced: bool, reverse: bool) -> None:
     if paced:
         of_student = {"solved": [world.rates[one] for one in rows["prompt_id"]]}
         of_student["attempts"] = [world.plan.attempts] * len(rows)
-        rows = Paced()(Dataset.from_dict({**rows.to_dict(), **of_student}))
+        rows = Paced(prior=None)(Dataset.from_dict({**rows.to_dict(), **of_student}))
     losses: list[Any] = [ForwardKL()]
     if reverse:
         losses = [
