@@ -60,9 +60,9 @@ def parser() -> argparse.ArgumentParser:
     verb(
         verbs.generate,
         "have a model write, and make training rows of what it wrote",
-        "kdlm generate pipeline.yaml [key=value ...]",
+        "kdlm generate pipeline.yaml [--check] [key=value ...]",
         reads="kdlm.curation:Pipeline",
-    )
+    ).add_argument("--check", action="store_true", help="read the sources and check every step's columns; ask nobody")
     many = "kdlm compare comparison.yaml [key=value ...]"
     verb(verbs.compare, "run recipes on the same seeds and rank them", many, reads="kdlm.compare:Comparison")
     sources = "kdlm mix mixture.yaml [key=value ...]"

@@ -5,19 +5,23 @@ mend itself (a wrong key, a request that the server does not take) ends at once 
 is ever left out of an answer: it comes whole, or an error does.
 """
 
+import contextlib
 import ipaddress
 import json
 import logging
 import os
 import random
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from io import BufferedRandom, BytesIO
+from queue import SimpleQueue
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -98,19 +102,39 @@ class Remote:
         answers = Answers([self._here().pool.submit(call) for call in calls])
         return answers if get_worker_info() is None else answers.settled()
 
-    def as_answered(self, calls: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T]]:
+    def as_answered(self, calls: Iterable[Callable[[], T]]) -> Iterator[tuple[int, T]]:
         """Make calls that ask this server, and yield the result of each with its number, as soon as it is there.
 
-        What a call raises is raised here; calls that have not begun by then are dropped.
+        Calls are taken when there is room for them: twice `concurrency` are under way or next. When one raises, no more
+        are taken, the results of those under way are yielded, and then it is raised.
         """
-        pool = self._here().pool
-        futures = {pool.submit(call): number for number, call in enumerate(calls)}
+        numbered, waiting = enumerate(calls), dict[int, Future[T]]()
+        done: SimpleQueue[int] = SimpleQueue()
+        failure: BaseException | None = None
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            while True:
+                while failure is None and len(waiting) < 2 * self.endpoint.concurrency:
+                    if (following := next(numbered, None)) is None:
+                        break
+                    number, call = following
+                    waiting[number] = self._here().pool.submit(call)
+                    waiting[number].add_done_callback(lambda _, number=number: done.put(number))
+                if not waiting:
+                    break
+                future = waiting.pop(number := done.get())
+                if future.cancelled():
+                    continue
+                if (error := future.exception()) is None:
+                    yield number, future.result()
+                elif failure is None:
+                    failure = error
+                    for other in waiting.values():
+                        other.cancel()
         finally:
-            for future in futures:
+            for future in waiting.values():
                 future.cancel()
+        if failure is not None:
+            raise failure
 
     def json(self, method: str, path: str, *, limit: int, data: Any) -> Any:
         """Return what a server answers as JSON; as `request`."""
@@ -189,7 +213,11 @@ class Remote:
         until = time.monotonic() + seconds
         url, said = self.endpoint.url + path, f"{self.endpoint}{path}"
         try:
-            with self._here().client.stream(method, url, content=content, headers=headers, timeout=timeout) as response:
+            lines = self._here()
+            stream = lines.client.stream(
+                method, url, content=content, headers=headers, timeout=timeout, extensions={"trace": lines.note}
+            )
+            with stream as response:
                 for chunk in response.iter_raw():
                     sink.write(chunk)
                     if time.monotonic() > until:
@@ -212,10 +240,11 @@ class Remote:
         raise ServerRefused(f"{said}: refused, {reason}", response.status_code)
 
     def close(self) -> None:
-        """End the pauses of requests under way, drop those that wait, and close the lines."""
+        """End the pauses of requests under way and these themselves, drop those that wait, and close the lines."""
         if self._lines is not None and self._lines.pid == os.getpid():
             self._lines.stopped.set()
             self._lines.pool.shutdown(wait=False, cancel_futures=True)
+            self._lines.hang_up()
             self._lines.client.close()
 
     def _here(self) -> "_Lines":
@@ -224,13 +253,17 @@ class Remote:
             self._lines = _Lines.opened(self.endpoint)
         return self._lines
 
+    def rest(self, seconds: float) -> None:
+        """Wait before a request. Raises ServerUnavailable when the run ends meanwhile."""
+        if seconds > 0 and self._here().stopped.wait(seconds):
+            raise ServerUnavailable(f"{self.endpoint}: the run is over")
+
     def wait(self, seconds: float, reason: str, left: float) -> None:
         """Pause between tries, and say so once. Raises ServerUnavailable when the run ends meanwhile."""
         if not self._away:
             self._away = True
             logger.warning("%s: %s; trying for another %.0f s", self.endpoint, reason, left)
-        if self._here().stopped.wait(seconds):
-            raise ServerUnavailable(f"{self.endpoint}: the run is over")
+        self.rest(seconds)
 
 
 class Patience:
@@ -268,6 +301,21 @@ class _Lines:
     client: Any
     pool: ThreadPoolExecutor
     stopped: threading.Event
+    sockets: "weakref.WeakSet[socket.socket]" = field(default_factory=weakref.WeakSet)
+
+    def note(self, event: str, told: Any) -> None:
+        """Remember a connection that the client opens: a trace of httpx."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            found = told["return_value"].get_extra_info("socket")
+            if isinstance(found, socket.socket):
+                self.sockets.add(found)
+
+    def hang_up(self) -> None:
+        """End what is read in other threads: to close a socket does not wake who waits for it, and Python waits for
+        them before it ends."""
+        for each in list(self.sockets):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
     @classmethod
     def opened(cls, endpoint: Endpoint) -> "_Lines":

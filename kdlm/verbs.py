@@ -1,6 +1,7 @@
 """The verbs of the command line: one function each, heavy imports inside."""
 
 import argparse
+import signal
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,9 +163,17 @@ def eval_(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     pipeline = load(args)
-    from kdlm.curation import run
+    from kdlm.curation import check, run
 
-    run(pipeline)
+    if args.check:
+        for line in check(pipeline):
+            print(line)
+        return 0
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # leave as after Ctrl-C
+    try:
+        run(pipeline)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -2,8 +2,8 @@
 
 from kdlm.audit.auditing import Audit, amplification, audit
 from kdlm.audit.patterns import Pattern
-from kdlm.audit.personal import KINDS, PHONE, masked, personal
-from kdlm.audit.rows import Corpus, Row, read_rows
+from kdlm.audit.personal_data import KINDS, PHONE, masked, personal
+from kdlm.audit.rows import Corpus, Row, read_rows, row_of
 from kdlm.audit.screening import flagged, patterns_in
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "patterns_in",
     "personal",
     "read_rows",
+    "row_of",
 ]

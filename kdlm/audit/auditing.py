@@ -114,7 +114,7 @@ def audit(outputs: Corpus, reference: Corpus, *, level: float = 0.05, region: st
     for kind in FAMILIES:
         tested[kind], seen = counted.family(kind, level / len(FAMILIES))
         sightings += seen
-    groups = gathered(sorted(sightings, key=lambda one: one.p_value)[: MOST * 100])
+    groups = gathered(sightings)
     patterns = [(pattern_of(group), counted.trigger(group[0].ours, len(groups), level)) for group in groups[:MOST]]
     told = zip(groups, patterns, rates(ours.rows, patterns), rates(theirs.rows, patterns), strict=False)
     findings = [
@@ -193,10 +193,10 @@ class _Counted:
             theirs = np.array([len(held[text]) for text in texts], dtype=np.int64) - ours
         kept = np.flatnonzero(ours >= LEAST).tolist()
         p_values, tested = excess(ours[kept], theirs[kept], self.share, level)
+        told = sorted((float(p), item) for item, p in zip(kept, p_values, strict=True) if p < level)[: MOST * 10]
         found = [
-            Sighting(Form(kind, texts[item]), self._ours(kind, texts[item], item), int(theirs[item]), float(p_value))
-            for item, p_value in zip(kept, p_values, strict=True)
-            if p_value < level
+            Sighting(Form(kind, texts[item]), self._ours(kind, texts[item], item), int(theirs[item]), p_value)
+            for p_value, item in told
         ]
         return Tested(len(kept), tested, self._detectable(tested, level)), found
 

@@ -23,9 +23,9 @@ def excess(
     `ours` documents of the first corpus and `theirs` of the second hold it; alike, each would be ours with probability
     `share`: one-sided binomial test. Items whose least p-value, `share^(ours + theirs)`, is above level / K, of K
     tests, cannot become significant and are not tested (Tarone 1990; Gilbert 2005): that depends on totals alone,
-    which say nothing of whose they are. Then Benjamini and Hochberg (1995): of what is below `level`, in the mean no larger a
-    share is chance; where the corpora are alike, nothing is with probability 1 - level (of items that depend on each
-    other positively, as the n-grams of a text do).
+    which say nothing of whose they are. Then Benjamini and Hochberg (1995): the expected share of chance in what is
+    below `level` is no larger, and where the corpora are alike, nothing is with probability 1 - level (of items that
+    depend on each other positively, as the n-grams of a text do).
     """
     total = ours + theirs
     attainable = np.sort(share ** total.astype(np.float64))

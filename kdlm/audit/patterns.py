@@ -77,8 +77,8 @@ def gathered(sightings: Iterable[Sighting]) -> list[list[Sighting]]:
     groups: list[list[Sighting]] = []
     for one in sorted(sightings, key=lambda one: (one.p_value, -len(one.form.text), one.form.text)):
         for group in groups:
-            shared = len(one.ours & group[0].ours)
-            if shared >= ALIKE * max(len(one.ours), len(group[0].ours)):
+            few, many = sorted((one.ours, group[0].ours), key=len)
+            if len(few) >= ALIKE * len(many) <= len(few & many):
                 group.append(one)
                 break
         else:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kdlm.audit.personal import masked, personal
+from kdlm.audit.personal_data import masked, personal
 from kdlm.data import Source
-from kdlm.data.forms import Form, read_chat, read_completion, read_text, recognise
+from kdlm.data.forms import read_chat, read_completion, read_text, recognise
 from kdlm.data.report import SourceReport, Unusable
 from kdlm.data.sources import open_source
 
@@ -62,34 +62,38 @@ def read_rows(path: str) -> Corpus:
     if form.name == "prompt":
         raise ValueError(f"data source {path!r}: it has prompts and no answers: expected a column `completion` beside")
     report, rows = SourceReport(path, form.name), []
-    for place, row in opened.read(list(form.columns.values())):
+    for place, values in opened.read(list(form.columns.values())):
         try:
-            prompt, completion = _parts(form, {ours: row.get(theirs) for ours, theirs in form.columns.items()})
+            row = row_of(place, {ours: values.get(theirs) for ours, theirs in form.columns.items()})
         except Unusable as why:
             report.refuse(place, why)
             continue
         report.rows, report.kept = report.rows + 1, report.kept + 1
-        rows.append(Row(place, prompt, completion))
+        rows.append(row)
     if not rows:
         raise ValueError(f"data source {path!r}: no row can be used: {'; '.join(report.lines()[1:])}")
     return Corpus(path, rows, report)
 
 
-def _parts(form: Form, row: dict[str, Any]) -> tuple[str, str]:
-    if form.name == "text":
-        return "", read_text(row)
-    if form.name == "chat":
-        messages: list[Any] = read_chat(row)
+def row_of(place: str, values: dict[str, Any]) -> Row:
+    """Return a row with a `text`, `messages`, or a `prompt` and a `completion`, each text or messages.
+
+    Raises Unusable where it has no answer.
+    """
+    if "text" in values:
+        return Row(place, "", read_text(values))
+    if "completion" not in values:
+        messages: list[Any] = read_chat(values)
     else:
-        prompt, completion = read_completion(row)
+        prompt, completion = read_completion(values)
         if isinstance(prompt, str) and isinstance(completion, str):
-            return prompt, completion
+            return Row(place, prompt, completion)
         messages = [*prompt, *completion]
-    asked = [_said(message) for message in messages if message["role"] != "assistant"]
+    asked = "\n".join(_said(message) for message in messages if message["role"] != "assistant")
     answered = "\n".join(_said(message) for message in messages if message["role"] == "assistant")
     if not answered.strip():
         raise Unusable("empty", "nothing was answered")
-    return "\n".join(asked), answered
+    return Row(place, asked, answered)
 
 
 def _said(message: dict[str, Any]) -> str:

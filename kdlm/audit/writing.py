@@ -6,7 +6,7 @@ from typing import Any
 
 from kdlm.audit.auditing import LEAST, Audit, Finding
 from kdlm.audit.patterns import Form, Pattern
-from kdlm.audit.personal import KINDS, PHONE, finds_phones
+from kdlm.audit.personal_data import KINDS, PHONE, finds_phones
 from kdlm.audit.rates import Amplified, Rate, Rates
 from kdlm.audit.triggers import Trigger
 from kdlm.markdown import table

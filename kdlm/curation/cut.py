@@ -10,7 +10,7 @@ from pydantic import Field
 
 from kdlm.curation.generate import digest
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, lacks
 
 
 class Cut(Step):
@@ -32,7 +32,7 @@ class Cut(Step):
     """Largest share of the text that is kept."""
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, "prompt", self.column, by="cut")
+        self.leaves(rows.column_names)
         kept, prefixes, by = [], [], []
         for number, row in enumerate(rows):
             text = row[self.column] or ""  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -46,3 +46,7 @@ class Cut(Step):
             prefixes.append(text[:place])
             by.append(json.dumps({"model": row.get("model"), "revision": row.get("revision")}))  # pyright: ignore
         return with_columns(rows.select(kept), {self.into: prefixes, f"{self.into}_by": by})
+
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, "prompt", self.column, by="cut")
+        return list(dict.fromkeys([*before, self.into, f"{self.into}_by"]))

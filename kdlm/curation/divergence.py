@@ -7,7 +7,9 @@ from pydantic import Field
 
 from kdlm.curation.rows import with_columns
 from kdlm.curation.sentences import sentence_probabilities, sentence_starts
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, lacks
+
+SIDES = ("teacher", "shared", "student")
 
 
 class Divergence(Step):
@@ -30,19 +32,23 @@ class Divergence(Step):
     the number is ours."""
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        who = (self.teacher, self.student)
-        need(rows, self.column, *(f"{one}_{what}" for one in who for what in ("log_probs", "offsets")), by="divergence")
+        self.leaves(rows.column_names)
         found = [self._gaps(row) for row in rows]
         for number, gaps in enumerate(found):
             if not gaps:
                 desk.counts.note("no sentence", f"row {number}")
         sides = [[self._side(gap) for gap in gaps] for gaps in found]
         own: dict[str, list[Any]] = {"sentences": [len(gaps) for gaps in found]}
-        for side in ("teacher", "shared", "student"):
+        for side in SIDES:
             own[f"{side}_sentences"] = [one.count(side) / len(one) if one else None for one in sides]
             desk.counts.figures[f"{side} sentences"] = sum(one.count(side) for one in sides)
         own["teacher_gap"] = [sum(gaps) / len(gaps) if gaps else None for gaps in found]
         return with_columns(rows, own)
+
+    def leaves(self, before: list[str]) -> list[str]:
+        read = [f"{one}_{what}" for one in (self.teacher, self.student) for what in ("log_probs", "offsets")]
+        lacks(before, self.column, *read, by="divergence")
+        return list(dict.fromkeys([*before, "sentences", *(f"{side}_sentences" for side in SIDES), "teacher_gap"]))
 
     def _gaps(self, row: Any) -> list[float]:
         """Return p_T - p_S of each sentence that both models know."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from datasets import Dataset
 from pydantic import Field, model_validator
 
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, lacks, need
 from kdlm.section import Section
 
 Value = str | int | float | bool
@@ -46,6 +46,10 @@ class Filter(Step):
     name: Literal["filter"] = "filter"
     where: list[Condition] = Field(min_length=1)
     """[{column: score, at_least: 1}, {column: stop, one_of: [end]}]"""
+
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, *(condition.column for condition in self.where), by="filter")
+        return before
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
         need(rows, *(condition.column for condition in self.where), by="filter")

@@ -1,22 +1,50 @@
 """The step `generate`: a writer continues the prompt of every row, several times."""
 
-import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Literal, NamedTuple
 
+import pyarrow as pa
 from datasets import Dataset
 from pydantic import Field, field_validator, model_validator
 
+from kdlm.curation.asking import Asking, Bill, drawn_by, name_of
 from kdlm.curation.memory import Memory
-from kdlm.curation.rows import dataset_of
-from kdlm.curation.step import Desk, Step, as_prompt, need
+from kdlm.curation.prompts import asked_of
+from kdlm.curation.step import Desk, Step, digest, lacks
+from kdlm.curation.templates import check_template, columns_of
+from kdlm.data.report import Unusable
 from kdlm.rollouts import Sampling
-from kdlm.sandbox.progress import console
-from kdlm.writers import Answered, Asked, Prompt, Text
+from kdlm.writers import Prompt
 
-Drawn = tuple[Sampling, int, Text]
-"""A completion, how it was drawn, and its number among those drawn so."""
+OWN = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("completion", pa.string()),
+        ("model", pa.string()),
+        ("revision", pa.string()),
+        ("sampling", pa.string()),
+        ("seed", pa.int64()),
+        ("stop", pa.string()),
+        ("tokens", pa.int32()),
+        ("log_prob", pa.float64()),
+        ("log_probs", pa.list_(pa.float32())),
+    ]
+)
+"""The columns that `generate` adds."""
+ROWS_AT_ONCE = 4096
+"""Rows that are made of Python's objects at a time."""
+
+
+class Place(NamedTuple):
+    """A row that is asked for: its number, the hash of what is asked, that of its prompt, and how the text begins."""
+
+    row: int
+    key: str
+    prompt_id: str
+    beginning: str
 
 
 class Generate(Step):
@@ -32,10 +60,12 @@ class Generate(Step):
     sampling: list[Sampling] = Field([Sampling()], min_length=1)
     """How completions are drawn; several entries make a sweep, such as over temperatures."""
     prompt: str = "{prompt}"
-    """What is asked, with the columns of a row in braces: "Solve step by step: {prompt}". Messages stay messages, and
-    it is their last one that is written so."""
+    """What is asked, with the columns of a row in braces: "Solve step by step: {prompt}". Braces around what is no
+    name stay. Messages stay messages, and it is their last one that is written so."""
     system: str | None = None
     """A system message before the prompt, which makes it a conversation."""
+    chat: bool = False
+    """Ask a prompt that is text as the message of a user, by the model's chat template."""
     into: str = "completion"
     """The column that takes the text. Any but `completion` leaves one row for each row, and names who wrote it in a
     column `<into>_by`."""
@@ -44,152 +74,190 @@ class Generate(Step):
     `log_prob` are of what the writer wrote."""
     log_probs: bool = False
     """Keep the log-probability of every token."""
+    budget: float | None = Field(None, gt=0)
+    """Most that the answers of this step may cost, those of earlier runs counted, by the `prices` of the writer. No
+    request is made that would go beyond it, taken to be as dear as the others were; the run then ends."""
 
     @field_validator("sampling", mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
         return [value] if isinstance(value, dict) else value
 
-    def asks(self) -> dict[str, str]:
-        return {"by": self.by}
-
     @model_validator(mode="after")
     def _one_of_each(self) -> "Generate":
         if self.into != "completion" and sum(one.samples_per_prompt for one in self.sampling) > 1:
             raise ValueError(f"into: {self.into}: takes one text for each row: ask for one sample")
-        if any(one.teacher_share for one in self.sampling):
-            raise ValueError("sampling.teacher_share: is for rollouts of a student: remove it")
+        drawn = [drawn_by(one) for one in self.sampling]
+        for number, one in enumerate(self.sampling):
+            if one.teacher_share:
+                raise ValueError("sampling.teacher_share: is for rollouts of a student: remove it")
+            if one.temperature == 0 and one.samples_per_prompt > 1:
+                raise ValueError("sampling.samples_per_prompt: at temperature 0 completions are all alike: ask for 1")
+            if drawn[number] in drawn[:number]:
+                raise ValueError(f"sampling.{number}: as an entry before it: raise samples_per_prompt there instead")
         return self
 
+    def asks(self) -> dict[str, str]:
+        return {"by": self.by}
+
+    def settings(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"budget"})
+
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, "prompt", *([self.prefix] if self.prefix else []), by="generate")
+        check_template(self.prompt, before, "generate.prompt")
+        added = OWN.names if self.into == "completion" else [self.into, f"{self.into}_by"]
+        return [*(name for name in before if name not in added), *added]
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, "prompt", *([self.prefix] if self.prefix else []), by="generate")
-        asked = self._asked(rows)
-        made: dict[str, list[Drawn]] = {key: [] for key in asked}
-        for sampling in self.sampling:
-            for key, number, text in self._drawn(asked, sampling, desk):
-                made[key].append((sampling, number, text))
-        return dataset_of(list(self._rows(rows, made, desk)))
+        self.leaves(rows.column_names)
+        places, asked = self._asked(rows, desk)
+        bill = Bill(desk.writers[self.by].costs, self.budget)
+        if self.budget is not None and bill.prices is None:
+            raise ValueError(f"generate.budget: writers.{self.by} has no `prices`, so that nobody knows what it costs")
+        memories: list[Memory] = []
+        try:
+            for sampling in self.sampling:
+                memories.append(self._memory(sampling, desk, bill))
+            for sampling, memory in zip(self.sampling, memories, strict=True):
+                self._ask(asked, sampling, memory, desk, bill)
+            self._tell(bill, desk)
+            table = pa.concat_tables(self._tables(rows, places, memories, desk), promote_options="permissive")
+        finally:
+            for memory in memories:
+                memory.close()
+        return Dataset(table)
 
-    def _asked(self, rows: Dataset) -> dict[str, Prompt]:
-        """Return what is asked, by its hash, in the order of the rows."""
+    def _asked(self, rows: Dataset, desk: Desk) -> tuple[list[Place], dict[str, Prompt]]:
+        """Return the rows that are asked for, and what is asked by its hash, both in the order of the rows."""
+        places: list[Place] = []
         asked: dict[str, Prompt] = {}
-        for row in rows:
-            prompt = self._begun(row)
-            asked.setdefault(prompt_id(prompt), prompt)
-        return asked
+        read = ["prompt", *columns_of(self.prompt), *([self.prefix] if self.prefix else [])]
+        columns = rows.select_columns(list(dict.fromkeys(read)))
+        for number, row in enumerate(columns):
+            values: dict[str, Any] = dict(row)
+            try:
+                prompt, begun = self._prompts(values)
+            except Unusable as why:
+                desk.counts.note(f"not asked, {why.reason}", f"row {number}: {why.detail}")
+                continue
+            if (key := prompt_id(begun)) in asked and self.into == "completion":
+                desk.counts.note("the same prompt again", f"row {number}: {key}")
+                continue
+            asked.setdefault(key, begun)
+            places.append(Place(number, key, prompt_id(prompt), (values[self.prefix] or "") if self.prefix else ""))
+        if not asked and len(rows):
+            raise ValueError("\n".join(["generate: there is nothing to ask", *desk.counts.lines()]))
+        return places, asked
 
-    def _prompt(self, row: Any) -> Prompt:
-        return asked_of(row, self.prompt, self.system)
+    def _prompts(self, row: dict[str, Any]) -> tuple[Prompt, Prompt]:
+        """Return what is asked for a row, and the same with the beginning of the answer where there is one.
 
-    def _begun(self, row: Any) -> Prompt:
-        """Return what is asked, with the beginning of the answer where there is one."""
-        prompt, beginning = self._prompt(row), row[self.prefix] if self.prefix else None
-        if not beginning:
-            return prompt
-        return prompt + beginning if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": beginning}]
+        Raises Unusable where a row cannot be asked.
+        """
+        prompt = asked_of(row, self.prompt, self.system, chat=self.chat)
+        if not (beginning := row[self.prefix] if self.prefix else None):
+            return prompt, prompt
+        if isinstance(prompt, str):
+            return prompt, prompt + beginning
+        return prompt, [*prompt, {"role": "assistant", "content": beginning}]
 
-    def _drawn(self, asked: dict[str, Prompt], sampling: Sampling, desk: Desk) -> Iterator[tuple[str, int, Text]]:
-        """Yield every completion of one sampling: those that are remembered, and the others when they are written."""
+    def _memory(self, sampling: Sampling, desk: Desk, bill: Bill) -> Memory:
         about = {
             "writer": desk.writers[self.by].identity(),
-            "sampling": sampling.model_dump(mode="json", exclude={"samples_per_prompt"}),
+            "sampling": drawn_by(sampling),
             "seed": desk.seed,
             "log_probs": self.log_probs,
         }
-        folder = None if desk.folder is None else desk.folder / "answers" / digest(about)
-        memory, wanted = Memory(folder, about), sampling.samples_per_prompt
-        try:
-            missing = [key for key in asked if len(memory.texts(key)) < wanted]
-            if missing:
-                writer = desk.writer(self.by)
-                with console(f"{self.by}: {len(missing)} of {len(asked)} prompts", len(missing)) as advance:
-                    requests = [
-                        self._request(key, asked[key], sampling, len(memory.texts(key)), desk) for key in missing
-                    ]
-                    for place, answer in writer.write(requests):
-                        if isinstance(answer, Answered):
-                            memory.add(missing[place], answer)
-                        else:
-                            desk.counts.note("refused by the writer", f"{missing[place]}: {answer.reason}")
-                        advance(1, "")
-            for key in asked:
-                for number, text in enumerate(memory.texts(key)[:wanted]):
-                    yield key, number, text
-        finally:
-            memory.close()
 
-    def _request(self, key: str, prompt: Prompt, sampling: Sampling, known: int, desk: Desk) -> Asked:
-        left = sampling.model_copy(update={"samples_per_prompt": sampling.samples_per_prompt - known})
-        return Asked(prompt, left, seed_of(desk.seed, key, known), self.log_probs)
+        def seen(key: str, value: Any) -> None:
+            if any(value["used"]):
+                bill.add(*value["used"])
 
-    def _rows(
-        self, rows: Dataset, made: dict[str, list[tuple[Sampling, int, Text]]], desk: Desk
-    ) -> Iterator[dict[str, Any]]:
-        writer = desk.writers[self.by].identity()
-        seen: set[str] = set()
-        for row in rows:
-            values: dict[str, Any] = dict(row)
-            key = prompt_id(self._begun(values))
-            beginning = (values[self.prefix] or "") if self.prefix else ""
-            if self.into != "completion":
-                yield values | self._beside(made[key], writer, beginning)
-                continue
-            if key in seen:
-                desk.counts.note("the same prompt again", key)
-                continue
-            seen.add(key)
-            for number, (sampling, first, text) in enumerate(made[key]):
-                if not text.text.strip():
-                    desk.counts.note("empty completion", f"{key} sample {number}")
-                yield values | {
-                    "prompt_id": prompt_id(self._prompt(values)),
-                    "sample": number,
-                    "completion": beginning + text.text,
-                    "model": writer.get("model") or writer.get("path"),
-                    "revision": writer.get("revision"),
-                    "sampling": sampling.model_dump_json(exclude={"samples_per_prompt", "teacher_share"}),
-                    "seed": seed_of(desk.seed, key, first),
-                    "stop": text.stop,
-                    "tokens": text.tokens,
-                    "log_prob": None if text.log_probs is None else sum(text.log_probs),
-                    "log_probs": text.log_probs,
-                }
+        return Memory(None if desk.folder is None else desk.folder / "answers" / digest(about), about, seen)
 
-    def _beside(self, made: list[Drawn], writer: dict[str, Any], beginning: str) -> dict[str, Any]:
-        if not made:
-            return {self.into: None, f"{self.into}_by": None}
-        sampling, _, text = made[0]
-        said = {
-            "writer": writer,
-            "sampling": sampling.model_dump(mode="json"),
-            "stop": text.stop,
-            "tokens": text.tokens,
-        }
-        return {self.into: beginning + text.text, f"{self.into}_by": json.dumps(said)}
+    def _ask(self, asked: dict[str, Prompt], sampling: Sampling, memory: Memory, desk: Desk, bill: Bill) -> None:
+        asking = Asking(memory, sampling, log_probs=self.log_probs, seed=desk.seed, bill=bill, counts=desk.counts)
+        if asking.missing(asked):
+            name = self.by if len(self.sampling) == 1 else f"{self.by} at temperature {sampling.temperature:g}"
+            asking.ask(asked, desk.writer(self.by), name)
+        if bill.spent and (left := asking.missing(asked)):
+            raise ValueError(
+                f"generate.budget: {bill.cost:.4g} of {self.budget:g} is spent, and {left} completions of {self.by} "
+                "are missing: raise it, or ask for fewer (samples_per_prompt, a source's limit), and run again: what "
+                "was answered is kept"
+            )
 
+    def _tell(self, bill: Bill, desk: Desk) -> None:
+        desk.counts.figures["prompt tokens"] = bill.prompt_tokens
+        desk.counts.figures["completion tokens"] = bill.completion_tokens
+        if bill.prices is not None:
+            desk.counts.figures["cost"] = bill.cost
 
-def asked_of(row: Any, template: str, system: str | None) -> Prompt:
-    """Return the prompt of a row as a model is asked: written by a template, with a system message before it."""
-    columns = {name: value for name, value in row.items() if value is not None}
-    prompt = as_prompt(row["prompt"])
-    if isinstance(prompt, str) and system is None:
-        return template.format(**columns)
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    last = template.format(**(columns | {"prompt": messages[-1]["content"]}))
-    before = [] if system is None else [{"role": "system", "content": system}]
-    return [*before, *messages[:-1], {**messages[-1], "content": last}]
+    def _tables(self, rows: Dataset, places: list[Place], memories: list[Memory], desk: Desk) -> Iterator[pa.Table]:
+        """Yield rows with what was written, as tables of bounded size; at least one, perhaps empty."""
+        writer, whole = desk.writers[self.by].identity(), self.into == "completion"
+        schema = OWN if whole else pa.schema([(self.into, pa.string()), (f"{self.into}_by", pa.string())])
+        plain = rows.remove_columns([name for name in schema.names if name in rows.column_names])
+        lines = self._lines(places, memories, writer, desk) if whole else self._beside(places, memories[0], writer)
+        done = False
+        while (some := list(islice(lines, ROWS_AT_ONCE))) or not done:
+            table: pa.Table = plain.select([row for row, _ in some]).with_format("arrow")[:]  # pyright: ignore
+            own = pa.Table.from_pylist([line for _, line in some], schema)
+            for name in own.column_names:
+                table = table.append_column(own.schema.field(name), own.column(name))
+            yield table.replace_schema_metadata(None)
+            done = True
+
+    def _lines(
+        self, places: list[Place], memories: list[Memory], writer: dict[str, Any], desk: Desk
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number of a row and our columns of it, for every completion."""
+        for place in places:
+            first = 0
+            for sampling, memory in zip(self.sampling, memories, strict=True):
+                for slot in range(sampling.samples_per_prompt):
+                    if (name := name_of(place.key, slot)) not in memory:
+                        continue
+                    told = memory[name]
+                    if not told["text"].strip():
+                        desk.counts.note("empty completion", f"{place.key} sample {first + slot}")
+                    logs = told["log_probs"]
+                    yield (
+                        place.row,
+                        {
+                            "prompt_id": place.prompt_id,
+                            "sample": first + slot,
+                            "completion": place.beginning + told["text"],
+                            "model": writer.get("model"),
+                            "revision": writer.get("revision"),
+                            "sampling": json.dumps(drawn_by(sampling)),
+                            **{key: told[key] for key in ("seed", "stop", "tokens")},
+                            "log_prob": None if logs is None else sum(logs),
+                            "log_probs": logs,
+                        },
+                    )
+                first += sampling.samples_per_prompt
+
+    def _beside(
+        self, places: list[Place], memory: Memory, writer: dict[str, Any]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number of a row and the text beside it, for every row that was asked for."""
+        for place in places:
+            name = name_of(place.key, 0)
+            told = memory[name] if name in memory else None
+            sampling = drawn_by(self.sampling[0])
+            by = told and {
+                "writer": writer,
+                "sampling": sampling,
+                **{key: told[key] for key in ("seed", "stop", "tokens")},
+            }
+            yield (
+                place.row,
+                {self.into: told and place.beginning + told["text"], f"{self.into}_by": by and json.dumps(by)},
+            )
 
 
 def prompt_id(prompt: Prompt) -> str:
     """Return the hash of what is asked: 16 hexadecimal digits."""
     return digest(prompt)
-
-
-def digest(value: Any) -> str:
-    """Return a hash of plain data: 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def seed_of(seed: int, key: str, first: int) -> int:
-    """Return the seed of a request: of the pipeline's, what is asked, and how many of its answers are known."""
-    return int(digest([seed, key, first])[:12], 16)

@@ -1,6 +1,7 @@
 """Rows: what the sources of a pipeline hold, as one data set with text columns."""
 
 import json
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -11,7 +12,7 @@ from kdlm.curation.step import Counts
 from kdlm.data.forms import Form, read_chat, read_completion, read_preference, read_prompt, read_text, recognise
 from kdlm.data.report import Unusable
 from kdlm.data.sections import Source
-from kdlm.data.sources import open_source
+from kdlm.data.sources import Opened, open_source
 
 
 def read(sources: list[Source], counts: Counts) -> tuple[Dataset, list[str]]:
@@ -25,16 +26,21 @@ def read(sources: list[Source], counts: Counts) -> tuple[Dataset, list[str]]:
     digests = []
     for source in sources:
         opened = open_source(source)
-        form = recognise(source, opened.columns)
+        made += [row for _, row in placed(source, opened, counts)]
         digests.append(opened.digest(True))
-        for place, row in islice(opened.read(opened.columns), source.limit):
-            try:
-                made.append(_row(form, row))
-            except Unusable as why:
-                counts.note(f"not read, {why.reason}", f"{place}: {why.detail}" if why.detail else place)
     if not made:
         raise ValueError("\n".join(["sources: no row can be read", *counts.lines()]))
     return dataset_of(made), digests
+
+
+def placed(source: Source, opened: Opened, counts: Counts) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a source as `read` makes them, each with its place. Those that cannot be read are counted."""
+    form = recognise(source, opened.columns)
+    for place, row in islice(opened.read(opened.columns), source.limit):
+        try:
+            yield place, _row(form, row)
+        except Unusable as why:
+            counts.note(f"not read, {why.reason}", f"{place}: {why.detail}" if why.detail else place)
 
 
 def dataset_of(rows: list[dict[str, Any]]) -> Dataset:
@@ -49,7 +55,7 @@ def dataset_of(rows: list[dict[str, Any]]) -> Dataset:
     return Dataset(pa.table(columns))
 
 
-def with_columns(rows: Dataset, columns: dict[str, list[Any]]) -> Dataset:
+def with_columns(rows: Dataset, columns: Mapping[str, Any]) -> Dataset:
     """Return rows with columns added, or put in the place of those of the same name."""
     table: Any = rows.with_format("arrow")[:]
     for name, values in columns.items():
@@ -62,7 +68,7 @@ def with_columns(rows: Dataset, columns: dict[str, list[Any]]) -> Dataset:
 def _row(form: Form, row: dict[str, Any]) -> dict[str, Any]:
     values = {ours: row.get(theirs) for ours, theirs in form.columns.items()}
     kept = {name: value for name, value in row.items() if name not in set(form.columns.values())}
-    beside = {name: values[name] for name in values if name in ("domain", "reference", "context", "tools")}
+    beside = {name: values[name] for name in values if name in ("domain", "reference", "weight", "context", "tools")}
     if form.name == "text":
         return {"text": read_text(values), **kept, **beside}
     if form.name == "prompt":

@@ -6,10 +6,12 @@ from typing import Any, Literal
 from datasets import Dataset
 from pydantic import Field
 
-from kdlm.curation.generate import asked_of, digest
-from kdlm.curation.lines import Lines
+from kdlm.curation.memory import Memory
+from kdlm.curation.prompts import asked_of
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, digest, lacks
+from kdlm.curation.templates import check_template
+from kdlm.data.report import Unusable
 from kdlm.sandbox.progress import console
 from kdlm.writers import Prompt, Scored, Scorer
 
@@ -40,14 +42,11 @@ class Score(Step):
         return {"by": self.by}
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, "prompt", self.column, by="score")
-        pairs = [(asked_of(row, self.prompt, self.system), row[self.column]) for row in rows]  # pyright: ignore
-        keys = [digest(pair) for pair in pairs]
-        known = self._scored({key: pair for key, pair in zip(keys, pairs, strict=True) if pair[1] is not None}, desk)
-        scores = [known.get(key) for key in keys]
-        for number, pair in enumerate(pairs):
-            if pair[1] is None:
-                desk.counts.note("nothing to score", f"row {number}")
+        self.leaves(rows.column_names)
+        pairs = [self._pair(number, row, desk) for number, row in enumerate(rows)]  # pyright: ignore
+        keys = [pair and digest(pair) for pair in pairs]
+        known = self._scored({key: pair for key, pair in zip(keys, pairs, strict=True) if key and pair}, desk)
+        scores = [known.get(key) if key else None for key in keys]
         own: dict[str, list[Any]] = {
             "log_prob": [score and sum(score.log_probs) for score in scores],
             "tokens": [score and len(score.log_probs) for score in scores],
@@ -57,12 +56,33 @@ class Score(Step):
             own["offsets"] = [score and score.offsets for score in scores]
         return with_columns(rows, {f"{self.into}_{name}": values for name, values in own.items()})
 
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, "prompt", self.column, by="score")
+        check_template(self.prompt, before, "score.prompt")
+        names = ["log_prob", "tokens", *(["log_probs", "offsets"] if self.log_probs else [])]
+        added = [f"{self.into}_{name}" for name in names]
+        return [*before, *(name for name in added if name not in before)]
+
+    def _pair(self, number: int, row: dict[str, Any], desk: Desk) -> tuple[Prompt, str] | None:
+        """Return prompt and completion of a row; None where there is nothing to score, which is counted."""
+        try:
+            if row[self.column] is None:
+                raise Unusable(f"no {self.column}", "")
+            return asked_of(row, self.prompt, self.system), row[self.column]
+        except Unusable as why:
+            desk.counts.note("nothing to score", f"row {number}: {why}")
+            return None
+
     def _scored(self, pairs: dict[str, tuple[Prompt, str]], desk: Desk) -> dict[str, Scored]:
         """Return the score of each pair by its hash: those that are remembered, and the others when they are made."""
         about = {"writer": desk.writers[self.by].identity()}
-        lines = Lines(None if desk.folder is None else desk.folder / "scores" / digest(about), about)
+        known: dict[str, Scored] = {}
+
+        def seen(key: str, value: Any) -> None:
+            known[key] = Scored(value["log_probs"], value["offsets"])
+
+        memory = Memory(None if desk.folder is None else desk.folder / "scores" / digest(about), about, seen)
         try:
-            known = {record.pop("key"): Scored(**record) for record in lines.read()}
             missing = [key for key in pairs if key not in known]
             if missing:
                 writer = desk.writer(self.by)
@@ -72,10 +92,10 @@ class Score(Step):
                     for place, score in writer.score([pairs[key] for key in missing]):
                         if isinstance(score, Scored):
                             known[missing[place]] = score
-                            lines.add({"key": missing[place], **asdict(score)})
+                            memory.add({missing[place]: asdict(score)})
                         else:
                             desk.counts.note("refused by the model", f"{missing[place]}: {score.reason}")
                         advance(1, "")
             return known
         finally:
-            lines.close()
+            memory.close()

@@ -1,8 +1,9 @@
 """Step: one stage of a pipeline, from rows to rows; and the desk that it works at."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,17 @@ class Step(Section):
         """
         raise NotImplementedError
 
+    def settings(self) -> dict[str, Any]:
+        """Return what its rows depend on, as plain data."""
+        return self.model_dump(mode="json")
+
+    def leaves(self, before: list[str]) -> list[str] | None:
+        """Return the columns of its rows, given those of the rows before it; None where it cannot say.
+
+        Raises ValueError where a column that it reads is missing: before a model is asked.
+        """
+        return None
+
     def __call__(self, rows: Dataset) -> Dataset:
         """Run the step by itself."""
         return self.run(rows, Desk())
@@ -104,9 +116,20 @@ class Step(Section):
 
 def need(rows: Dataset, *columns: str, by: str) -> None:
     """Raise ValueError where rows lack a column."""
+    lacks(rows.column_names, *columns, by=by)
+
+
+def lacks(have: Sequence[str], *columns: str, by: str) -> None:
+    """Raise ValueError where a column is not among those that there are."""
     for column in columns:
-        if column not in rows.column_names:
-            raise ValueError(f"{by}: no column {column!r} in its rows, which have {', '.join(rows.column_names)}")
+        if column not in have:
+            raise ValueError(f"{by}: no column {column!r} in its rows, which have {', '.join(have)}")
+
+
+def digest(value: Any) -> str:
+    """Return a hash of plain data: 16 hexadecimal digits."""
+    said = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(said.encode(errors="replace")).hexdigest()[:16]
 
 
 def as_prompt(text: str) -> str | list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Templates: text with columns of a row in braces; everything else, other braces too, stands for itself."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -17,3 +17,13 @@ def filled(template: str, row: Mapping[str, Any]) -> str | None:
     if any(row[name] is None for name in columns_of(template)):
         return None
     return COLUMN.sub(lambda found: str(row[found[1]]), template)
+
+
+def check_template(template: str, have: Sequence[str], place: str) -> None:
+    """Raise ValueError, naming the key `place`, where rows have no column that a template names."""
+    for name in columns_of(template):
+        if name not in have:
+            raise ValueError(
+                f"{place}: {{{name}}} is no column of its rows, which have {', '.join(have)}; to write these letters, "
+                f"put a space in: {{ {name} }}"
+            )

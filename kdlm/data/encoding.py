@@ -140,7 +140,7 @@ class Encoder:
         return self._encoded(prepared)
 
     def _encoded(self, prepared: list[Any]) -> list[Encoded | Unusable]:
-        results: dict[int, Encoded | Unusable] = {}
+        results: dict[int, Encoded | Unusable] = {i: one for i, one in enumerate(prepared) if isinstance(one, Unusable)}
         encoders: dict[type, Callable[[list[Any]], list[Encoded | Unusable]]] = {
             Chat: self._chats,
             Pair: self._pairs,
@@ -152,7 +152,7 @@ class Encoder:
             chosen = [i for i, one in enumerate(prepared) if isinstance(one, kind)]
             if chosen:  # one call of the tokenizer for the whole batch, which it spreads over the cores
                 results.update(zip(chosen, encode([prepared[i] for i in chosen]), strict=True))
-        return [results.get(i, one) for i, one in enumerate(prepared)]  # what is left is Unusable
+        return [results[i] for i in range(len(prepared))]
 
     def _prepare(self, place: str, row: dict[str, Any]) -> Chat | Pair | Preference | Prompt | str | Unusable:
         try:

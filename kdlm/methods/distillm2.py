@@ -45,6 +45,7 @@ class DistiLLM2(TokenMethod):
 
     paper = "arXiv 2503.07067"
     needs = frozenset({"labels", "teacher", "rollouts"})
+    weighs = True
 
     def __init__(self, losses=(), *, beta: Weight = 1.0, skew=0.1, curriculum=False, **options):
         super().__init__(losses, **options)

@@ -37,6 +37,7 @@ class HiddenKD(TokenMethod):
 
     paper = "arXiv 1412.6550"
     needs = frozenset({"labels", "teacher", "teacher.layers"})
+    weighs = True
 
     def __init__(
         self, losses=(), *, layers=None, distance="cosine", weight=1.0, related=64, projector_learning_rate=None,

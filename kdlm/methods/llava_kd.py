@@ -39,6 +39,7 @@ class LlavaKD(TokenMethod):
 
     paper = "arXiv 2410.16236"
     needs = frozenset({"labels", "visual", "teacher", "teacher.layers"})
+    weighs = True
 
     def __init__(
         self,

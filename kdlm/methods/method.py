@@ -165,13 +165,19 @@ class Method:
     computes: tuple[str, ...] = ()
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
     weighs: bool = False
-    """Whether rows count by their `weight`, a row of weight w as w copies of it. A run refuses such rows otherwise."""
+    """Whether rows count by their `weight`, a row of weight w as w copies of it; a run refuses such rows otherwise. Not
+    inherited by a class with `losses` of its own, which has to say it again."""
     paced_by: str = "tokens"
     """The unit whose number per second is the pace of a run."""
     ema: float | None = None
     """Decay of an average of the student, the role `average`, which a finished run hands out; None keeps none."""
     follows: tuple[str, ...] = ()
     """Names of the terms, metrics or `followed` sums whose global mean `stepped` wants after every optimiser step."""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if "losses" in vars(cls) and "weighs" not in vars(cls):
+            cls.weighs = False  # who sums anew may have forgotten the weights: nothing is ignored in silence
 
     @property
     def roles(self) -> dict[str, Role]:

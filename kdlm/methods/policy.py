@@ -47,6 +47,7 @@ class PolicyMethod(TokenMethod):
 
     signals: frozenset[type] = frozenset({Dense, Hidden, LogProbs, Mixture})
     """What the teacher may answer with: something that has the log-probability of any token."""
+    weighs = True
 
     def __init__(self, losses=(), *, importance_cap: float | None = 2.0, **options):
         super().__init__(losses, **options)

@@ -1,6 +1,6 @@
 """REDI: right traces of a teacher are raised, wrong ones lowered by less, without a reference model."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,7 +10,7 @@ from kdlm.losses import CrossEntropy, count_kept, kept_rows, measures_for, weigh
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import count_sequences, group_rows
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, Rows, sequence_of, take
+from kdlm.signal import IGNORE_INDEX, Dense, Hidden, Rows, sequence_of, take, weights_of
 
 
 class REDI(TokenMethod):
@@ -30,6 +30,7 @@ class REDI(TokenMethod):
 
     paper = "arXiv 2505.24850"
     needs = frozenset({"labels", "preferences"})
+    weighs = True
 
     def __init__(self, losses=(), *, alpha: float = 0.8, **options):
         if losses:
@@ -38,26 +39,28 @@ class REDI(TokenMethod):
         self.alpha = alpha
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        chosen = batch["labels"].masked_fill(_rejected(batch), -100)
+        weights, chosen = weights_of(batch), batch["labels"].masked_fill(_rejected(batch), IGNORE_INDEX)
         return {
-            "tokens": count_kept(batch["labels"]),
-            "chosen_tokens": count_kept(chosen),
+            "tokens": count_kept(batch["labels"], weights),
+            "chosen_tokens": count_kept(chosen, weights),
             "pairs": count_sequences(batch, ~_rejected(batch)),
         }
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         return self._contrast(nets["student"](batch, rows), rows, batch)
 
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give the step's own loss, and the measures of the chosen side alone."""
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         student = nets["student"](batch, rows)
         terms = self._contrast(student, rows, batch)
-        chosen = (~rows.of_labels(_rejected(batch))).nonzero().squeeze(-1)
+        index = (~rows.of_labels(_rejected(batch))).nonzero().squeeze(-1)
+        chosen: Any = take(student, index)
         options = {"vocab": self.vocab, "measures": measures_for(None), "chunk_rows": self.chunk_rows}
-        _, found = weighted_sum([], take(student, chosen), None, rows.labels[chosen], **options, impl=self.impl)
-        return Terms(terms.terms, terms.metrics | {name: (sums.sum(), "chosen_tokens") for name, sums in found.items()})
+        rows = rows.take(index)
+        _, found = weighted_sum([], chosen, None, rows.labels, **options, impl=self.impl)
+        return Terms(terms.terms, terms.metrics | {name: (rows.sum(x), "chosen_tokens") for name, x in found.items()})
 
     def _contrast(self, student: Hidden | Dense, rows: Rows, batch: Batch) -> Terms:
         rejected = rows.of_labels(_rejected(batch))
@@ -65,9 +68,9 @@ class REDI(TokenMethod):
         options = {"vocab": self.vocab, "chunk_rows": self.chunk_rows, "impl": self.impl}
         nats, _ = weighted_sum([("cross_entropy", CrossEntropy(), 1.0)], student, None, rows.labels, **options)
         share = nats / lengths[group]
-        loss = torch.where(rejected, -self.alpha * share, share).sum()
+        loss = rows.sum(torch.where(rejected, -self.alpha * share, share))
         sides = {"chosen_log_prob": ~rejected, "rejected_log_prob": rejected}
-        metrics = {name: (-share.detach()[side].sum(), "pairs") for name, side in sides.items()}
+        metrics = {name: (-rows.take(side).sum(share.detach()[side]), "pairs") for name, side in sides.items()}
         return Terms({"redi": Term(loss, "pairs")}, metrics)
 
 

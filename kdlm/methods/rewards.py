@@ -91,6 +91,8 @@ class RewardMethod(TokenMethod):
         leave_one_out, scaled: of `group_advantages`.
     """
 
+    weighs = True
+
     def __init__(
         self,
         losses: Sequence[Loss] = (),

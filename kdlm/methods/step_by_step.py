@@ -10,7 +10,7 @@ from kdlm.losses import CrossEntropy, count_kept, kept_rows, weighted_sum
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import rows_of
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import IGNORE_INDEX, domain_id, sequence_of
+from kdlm.signal import IGNORE_INDEX, domain_id, sequence_of, weights_of
 
 
 class StepByStep(TokenMethod):
@@ -31,6 +31,7 @@ class StepByStep(TokenMethod):
 
     paper = "arXiv 2305.02301"
     needs = frozenset({"labels"})
+    weighs = True
 
     def __init__(self, losses=(), *, tasks: dict[str, float], **options):
         super().__init__(losses, **options)
@@ -45,19 +46,19 @@ class StepByStep(TokenMethod):
                 "source, or map a column with `columns: {domain: task}`"
             )
         own = {
-            f"{name}_tokens": count_kept(labels.masked_fill(task != number, IGNORE_INDEX))
+            f"{name}_tokens": count_kept(labels.masked_fill(task != number, IGNORE_INDEX), weights_of(batch))
             for name, number in zip(self.tasks, numbers, strict=True)
         }
         return super().counts(batch) | own
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        rows = kept_rows(batch["labels"])
+        rows = kept_rows(batch["labels"], weights_of(batch))
         student = nets["student"](batch, rows)
         options = {"vocab": self.vocab, "chunk_rows": self.chunk_rows, "impl": self.impl}
         total, _ = weighted_sum(self.weighted(step), student, None, rows.labels, **options)
         task = rows_of(batch["domain"], batch, rows)
         terms = {
-            name: Term((total * (task == number)).sum(), f"{name}_tokens", weight)
+            name: Term(rows.sum(total * (task == number)), f"{name}_tokens", weight)
             for (name, weight), number in zip(self.tasks.items(), self._numbers(task), strict=True)
         }
         return Terms(terms)

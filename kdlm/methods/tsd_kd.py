@@ -41,6 +41,7 @@ class TsdKD(TokenMethod):
 
     paper = "arXiv 2603.13260"
     needs = frozenset({"teacher", "rollouts"})
+    weighs = True
 
     def __init__(
         self,

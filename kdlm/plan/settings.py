@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from kdlm.data import DataSection
 from kdlm.plan.devices import Device
 from kdlm.plan.skeletons import FLASH
+from kdlm.preference_settings import by_preferences
 from kdlm.recipe import Recipe, across
 from kdlm.reward_settings import in_trl
 
@@ -58,7 +59,7 @@ class Settings:
             raise ValueError(f"data: plan covers text recipes so far, not {recipe.data.name}")
         if across(recipe):
             raise ValueError(f"method: plan covers methods of one tokenizer so far, not {recipe.method.name}")
-        if in_trl(recipe):
+        if in_trl(recipe) or by_preferences(recipe):
             raise ValueError(f"method: plan covers kdlm's own trainers so far, and {recipe.method.name} runs in TRL's")
         given = recipe.training
         bf16 = device.bf16 if given.bf16 is None else given.bf16

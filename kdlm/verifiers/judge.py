@@ -4,7 +4,7 @@ import logging
 import pickle
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,6 +46,8 @@ class Judge:
         completions: Sequence[str],
         references: Sequence[Any] | None = None,
         rows: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        told: Callable[[int, Verdict], None] = lambda number, verdict: None,
     ) -> list[Verdict]:
         """Return one verdict per completion, in their order.
 
@@ -53,6 +55,7 @@ class Judge:
             completions: texts after the prompt.
             references: for each what the reference column holds; may be left out where the verifier has no column.
             rows: for each the other columns of its row, of types that can be pickled.
+            told: called with the number of a completion and its verdict as soon as it is there, in any order.
 
         Raises ValueError for lists of different lengths or missing references, RuntimeError when completion after
         completion ends the verifier's process.
@@ -74,6 +77,7 @@ class Judge:
             self.counts[verdict.outcome] += 1
             if verdict.outcome != "judged":
                 self._note(verdict, number, items[number])
+            told(number, verdict)
 
         with self._lock:
             if self._pool is not None:

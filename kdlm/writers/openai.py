@@ -1,6 +1,6 @@
 """The writer `openai`: any server with OpenAI's API, vLLM's among them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, ClassVar, Literal
@@ -9,8 +9,9 @@ from pydantic import Field
 
 from kdlm.remote import Remote, ServerRefused, ServerUnavailable
 from kdlm.server_options import ServerOptions
+from kdlm.writers.pace import Pace
 from kdlm.writers.scoring import Scored
-from kdlm.writers.writer import Answered, Asked, Prompt, Refused, Text, WriterSection, begun
+from kdlm.writers.writer import Answered, Asked, Prices, Prompt, Refused, Text, WriterSection, begun
 
 CANNOT = frozenset({400, 413, 422})
 """Statuses that are about one request, and not about all."""
@@ -19,27 +20,35 @@ TOKEN_BYTES = 1024
 CONTINUED = {"add_generation_prompt": False, "continue_final_message": True}
 """How vLLM and SGLang are asked to go on with the assistant's last message; OpenAI itself refuses these keys."""
 STOPS: dict[str, Literal["end", "length"]] = {"stop": "end", "length": "length"}
+WITHOUT_TEXT = {
+    "content_filter": "completion held back by the server's content filter",
+    "tool_calls": "tool call instead of a text",
+    "function_call": "tool call instead of a text",
+}
+THOUGHT = "<think>\n{}\n</think>\n\n"
+"""How a thought that a server gives apart from its answer is written before it."""
 
 
 class OpenAIWriter:
-    """Asks a server, `concurrency` prompts at a time: text by `/v1/completions`, messages by `/v1/chat/completions`.
+    """Asks a server, `concurrency` requests at a time: text by `/v1/completions`, messages by `/v1/chat/completions`.
 
     Args:
         remote: asks the server.
-        model: the name that the server knows the model by.
-        extra: keys added to every request.
+        section: what is said of the model.
     """
 
     at_once = 1
 
-    def __init__(self, remote: Remote, model: str, revision: str | None, extra: dict[str, Any]):
-        self.remote, self.model, self.revision, self.extra = remote, model, revision, extra
+    def __init__(self, remote: Remote, section: "OpenAISection"):
+        self.remote, self.model, self.revision = remote, section.model, section.revision
+        self.choices, self.extra = section.choices, section.extra
+        self.pace = Pace(section.requests_per_minute, section.tokens_per_minute)
 
-    def write(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Answered | Refused]]:
-        yield from self.remote.as_answered([partial(self._one, one) for one in asked])
+    def write(self, asked: Iterable[Asked]) -> Iterator[tuple[int, Answered | Refused]]:
+        yield from self.remote.as_answered(partial(self._one, one) for one in asked)
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[int, Scored | Refused]]:
-        yield from self.remote.as_answered([partial(self._scored, *pair) for pair in pairs])
+        yield from self.remote.as_answered(partial(self._scored, *pair) for pair in pairs)
 
     def close(self) -> None:
         self.remote.close()
@@ -67,7 +76,25 @@ class OpenAIWriter:
     def _one(self, asked: Asked) -> Answered | Refused:
         chat, sampling = not isinstance(asked.prompt, str), asked.sampling
         path = "/v1/chat/completions" if chat else "/v1/completions"
-        continued = not isinstance(asked.prompt, str) and bool(begun(asked.prompt)[1])
+        most = sampling.samples_per_prompt * sampling.max_new_tokens
+        seconds, booked = self.pace.begin(most)
+        self.remote.rest(seconds)
+        try:
+            answer = self.remote.json("POST", path, data=self._data(asked, chat), limit=1 << 20 | most * TOKEN_BYTES)
+        except ServerRefused as error:
+            if error.status not in CANNOT:
+                raise
+            self.pace.end(booked, 0)
+            return Refused(str(error))
+        try:
+            said = answered(answer, asked, chat)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ServerUnavailable(f"{self.remote.endpoint}{path}: not an answer as expected ({error!r})") from error
+        self.pace.end(booked, said.prompt_tokens + said.written)
+        return said if said.texts or not said.lost else said.lost[0]
+
+    def _data(self, asked: Asked, chat: bool) -> dict[str, Any]:
+        sampling = asked.sampling
         data = {
             "model": self.model,
             "messages" if chat else "prompt": asked.prompt,
@@ -78,37 +105,45 @@ class OpenAIWriter:
             "seed": asked.seed,
             **({"top_k": sampling.top_k} if sampling.top_k else {}),
             **({"logprobs": True if chat else 0} if asked.log_probs else {}),
-            **(CONTINUED if continued else {}),
+            **(CONTINUED if not isinstance(asked.prompt, str) and begun(asked.prompt)[1] else {}),
             **self.extra,
         }
-        limit = 1 << 20 | sampling.samples_per_prompt * sampling.max_new_tokens * TOKEN_BYTES
-        try:
-            answer = self.remote.json("POST", path, data=data, limit=limit)
-        except ServerRefused as error:
-            if error.status in CANNOT:
-                return Refused(str(error))
-            raise
-        try:
-            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-            texts = [_text(choice, asked.log_probs, chat) for choice in choices]
-            used = answer["usage"]
-            if len(texts) == 1:
-                texts = [Text(texts[0].text, texts[0].stop, int(used["completion_tokens"]), texts[0].log_probs)]
-            return Answered(texts, int(used["prompt_tokens"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ServerUnavailable(f"{self.remote.endpoint}{path}: not an answer as expected ({error!r})") from error
+        return {key: value for key, value in data.items() if value is not None}
 
 
-def _text(choice: dict[str, Any], logged: bool, chat: bool) -> Text:
-    text = choice["message"]["content"] if chat else choice["text"]
-    values = None
+def answered(answer: dict[str, Any], asked: Asked, chat: bool) -> Answered:
+    """Return what a server's answer says. Raises KeyError, TypeError or ValueError where it is none."""
+    choices = sorted(answer["choices"], key=lambda choice: choice["index"])[: asked.sampling.samples_per_prompt]
+    used = answer.get("usage") or {}
+    written, read = int(used.get("completion_tokens") or 0), int(used.get("prompt_tokens") or 0)
+    texts, lost = [], []
+    for choice in choices:
+        if (reason := choice["finish_reason"]) in STOPS:
+            texts.append(_text(choice, asked.log_probs, chat, written if len(choices) == 1 and used else None))
+        elif reason in WITHOUT_TEXT:
+            lost.append(Refused(f"finish_reason {reason}", WITHOUT_TEXT[reason]))
+        # anything else was broken off (`abort`, `error`, null), and is asked for again
+    return Answered(texts, read, tuple(lost), written if used else None)
+
+
+def _text(choice: dict[str, Any], logged: bool, chat: bool, alone: int | None) -> Text:
+    """Return a choice; its tokens are those with a log-probability or an id, else what a choice `alone` took."""
+    stop, values = STOPS[choice["finish_reason"]], None
+    if chat:
+        text = choice["message"].get("content") or ""
+        thought = choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
+        if thought and stop == "length" and not text:  # cut in its thoughts
+            text = THOUGHT.partition("{}")[0] + thought
+        elif thought:
+            text = THOUGHT.format(thought.strip("\n")) + text.lstrip("\n")
+    else:
+        text = choice["text"]
     if logged:
         said = choice["logprobs"]
-        values = (
-            [float(one["logprob"]) for one in said["content"]] if chat else list(map(float, said["token_logprobs"]))
-        )
-    stop = STOPS[choice["finish_reason"]]
-    return Text(text or "", stop, 0 if values is None else len(values), values)
+        values = [float(each["logprob"]) for each in said["content"]] if chat else [*map(float, said["token_logprobs"])]
+    counted = values if values is not None else choice.get("token_ids")
+    tokens = alone if counted is None else len(counted)
+    return Text(text.encode(errors="replace").decode(), stop, tokens, values)
 
 
 def _after(tokens: list[str], log_probs: list[float | None], completion: str) -> Scored | Refused:
@@ -139,10 +174,26 @@ class OpenAISection(ServerOptions, WriterSection):
     timeout: float = Field(600.0, gt=0)
     """Seconds that one try may take."""
     extra: dict[str, Any] = {}
-    """Added to every request: {min_p: 0.05, chat_template_kwargs: {enable_thinking: true}}."""
+    """Added to every request: {min_p: 0.05, chat_template_kwargs: {enable_thinking: true}}; null takes a key out of
+    it: {max_tokens: null, max_completion_tokens: 4096}."""
+    choices: int = Field(1, ge=1)
+    """Completions that one request asks for. With 1 each has its own seed and token count; more of them share the
+    reading of the prompt, and its price where the server has no cache."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """Requests are spaced so that no more go out."""
+    tokens_per_minute: float | None = Field(None, gt=0)
+    """Requests are spaced so that prompts and completions together come to no more, by the mean of the answers so
+    far."""
+    prices: Prices | None = None
+    """What its tokens cost: {prompt: 0.15, completion: 0.6}. What was spent is then shown, and `generate` takes a
+    `budget`."""
 
     def identity(self) -> dict[str, Any]:
         return {"model": self.model, "revision": self.revision, "extra": self.extra}
 
+    @property
+    def costs(self) -> Prices | None:
+        return self.prices
+
     def open(self, place: str) -> OpenAIWriter:
-        return OpenAIWriter(self.remote(place=f"{place}.url"), self.model, self.revision, self.extra)
+        return OpenAIWriter(self.remote(place=f"{place}.url"), self)

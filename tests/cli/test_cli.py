@@ -60,6 +60,8 @@ def test_version_is_that_of_the_package():
         (["serve", "--model", "m", "--max-queue", "0"], "--max-queue: expected a whole number from 1 to"),
         (["speculate", "--target", "a"], "required: --draft, --prompts"),
         (["speculate", "--limit", "1"], "--limit: expected a whole number from 2 to"),
+        (["audit", "rows.jsonl"], "required: --reference"),
+        (["audit", "a", "--reference", "b", "--level", "2"], "--level: expected a number above 0, at most 1, got '2'"),
         (["init", "--teacher", "a"], "required: --student, --data"),
     ],
 )

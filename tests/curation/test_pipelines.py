@@ -24,6 +24,7 @@ class Adds(WriterSection):
     model: ClassVar = "adds"
     revision: ClassVar = None
     at_once: ClassVar = 1
+    choices: ClassVar = 4
     asked: ClassVar[list[Asked]] = []
     fails_after: ClassVar[int | None] = None
 

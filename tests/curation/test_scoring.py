@@ -149,7 +149,7 @@ def test_a_text_is_gone_on_with_where_the_prefix_ends(teacher):
 
     rows = Dataset.from_list([{"prompt": "x", "prefix": " = 1"}, {"prompt": "x = 1", "prefix": ""}])
     step = Generate(by="it", sampling=[Sampling(temperature=0, max_new_tokens=4)], prefix="prefix")
-    asked = [step._begun(row) for row in rows]
+    asked = [step._prompts(row)[1] for row in rows]
     assert asked == ["x = 1", "x = 1"]
     made = step.run(rows.select([0]), Desk({"it": TEACHER}, opened={"it": teacher}))
     plain = step.run(rows.select([1]), Desk({"it": TEACHER}, opened={"it": teacher}))

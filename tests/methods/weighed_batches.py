@@ -19,7 +19,7 @@ from kdlm.methods import Method, Step, Terms, Trainable
 from kdlm.models import Predictor
 from kdlm.rollouts import SAID, Completion, Written, as_row, describe
 from kdlm.sandbox.vision_language import processor
-from kdlm.signal import IGNORE_INDEX
+from kdlm.signal import IGNORE_INDEX, domain_id
 from kdlm.teachers import LocalTeacher
 from kdlm.trainer import DistillTrainer
 
@@ -43,8 +43,8 @@ def ids(length: int, seed: int) -> list[int]:
 
 def given(number: int) -> dict[str, Any]:
     """A row of the data, with a prompt of two tokens."""
-    read = ids(5 + 3 * number, number)
-    return {"input_ids": read, "labels": [IGNORE_INDEX] * 2 + read[2:], "index": number}
+    read, task = ids(5 + 3 * number, number), domain_id("rationale" if number else "label")
+    return {"input_ids": read, "labels": [IGNORE_INDEX] * 2 + read[2:], "index": number, "domain": task}
 
 
 def own(number: int, sample: int, *, turns: int = 1) -> Written:
@@ -64,6 +64,13 @@ def own(number: int, sample: int, *, turns: int = 1) -> Written:
         given(number) | {"asked": "?"}, given(number)["input_ids"][:2], done, "", reward,
         turns=of, turn_rewards=rewards, context_prompt=told,
     )  # fmt: skip
+
+
+def preference(number: int) -> dict[str, Any]:
+    """Two answers to the prompt of a row, in one row."""
+    one, other = given(number), given((number + 1) % 3)
+    joined = {name: [*one[name], *other[name]] for name in ("input_ids", "labels")}
+    return joined | {"seq_lengths": [len(side["labels"]) for side in (one, other)], "rejected": [0, 1], "index": number}
 
 
 def told_row(number: int) -> dict[str, Any]:
@@ -101,22 +108,26 @@ def _double(batch: Batch) -> Batch:
     }  # fmt: skip
 
 
+@cache
 def text_networks() -> Batch:
     nets = {"student": Predictor(llama(1)), "teacher": LocalTeacher(llama(2))}
     return nets | {name: Predictor(llama(3)) for name in ("previous", "reference", "old", "average")}
 
 
+@cache
 def masked_networks() -> Batch:
     nets = {"student": Predictor(tiny_masked(1)), "teacher": LocalTeacher(tiny_masked(2))}
     assert nets["student"].mask_id == MASK
     return nets | {name: Predictor(tiny_masked(3)) for name in ("reference", "old")}
 
 
+@cache
 def pair_networks(ours: str) -> Batch:
     sizes = [len(reader(kind)) for kind in (ours, "tiny")]
     return {"student": Predictor(llama(1, vocab=sizes[0])), "teacher": LocalTeacher(llama(2, vocab=sizes[1]))}
 
 
+@cache
 def visual_networks() -> Batch:
     return {"student": Predictor(tiny_vlm(1).double()), "teacher": LocalTeacher(tiny_vlm(2).double())}
 
@@ -157,6 +168,7 @@ def plain(one: Written) -> Written:
 
 KINDS = {
     "given": Kind(lambda: [[given(n)] for n in range(3)], text_networks),
+    "preferences": Kind(lambda: [[preference(n)] for n in range(3)], text_networks),
     "own": Kind(lambda: [[plain(own(n, s)) for s in range(2)] for n in range(3)], text_networks),
     "both": Kind(lambda: [[given(n), plain(own(n, 0))] for n in range(3)], text_networks),
     "turns": Kind(lambda: [[plain(own(n, s, turns=2)) for s in range(2)] for n in range(3)], text_networks),
@@ -176,7 +188,7 @@ KINDS = {
 
 def networks_of(method: Method, kind: Kind) -> Batch:
     """The networks of a kind, with those that the method trains beside the student."""
-    nets = kind.networks()
+    nets = dict(kind.networks())
     torch.manual_seed(7)
     for name, role in method.roles.items():
         if isinstance(role, Trainable) and role.make is not None:

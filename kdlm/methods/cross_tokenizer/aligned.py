@@ -130,6 +130,7 @@ class AlignedMethod(TokenMethod):
 
     signals: frozenset[type] = frozenset({Hidden, Dense})
     """What the teacher may answer with."""
+    weighs = True
 
     def __init__(self, losses=(), *, student_share: float = 0.0, **options: Any):
         super().__init__(losses, **options)

@@ -47,6 +47,7 @@ class GDSD(MaskedMethod):
 
     paper = "arXiv 2605.29398"
     needs = frozenset({"rollouts", "reward", "unmasking"})
+    weighs = True
 
     def __init__(
         self,

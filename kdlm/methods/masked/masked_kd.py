@@ -17,6 +17,7 @@ class MaskedKD(MaskedMethod):
     """
 
     paper = "arXiv 2502.09992, 2406.07524"
+    weighs = True
 
     @property
     def needs(self) -> frozenset[str]:

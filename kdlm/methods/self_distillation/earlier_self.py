@@ -22,6 +22,7 @@ class EarlierSelf(TokenMethod):
     needs = frozenset({"labels"})
     term: ClassVar[str]
     """What the loss is called where it is logged."""
+    weighs = True
 
     def __init__(self, losses=(), *, generation_steps: int | None = None, **options: Any):
         super().__init__(losses, **options)

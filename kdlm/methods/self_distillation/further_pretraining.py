@@ -34,6 +34,7 @@ class FurtherPretraining(TokenMethod):
 
     paper = "arXiv 2210.02871"
     needs = frozenset({"labels", "teacher", "teacher.layers"})
+    weighs = True
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class PiDistill(RewardMethod):
     """
 
     paper = "arXiv 2602.04942"
+    weighs = True
 
     def __init__(self, losses: Sequence[Loss] = (), *, share: float = 0.5, kl: float = 0.1, **options: Any):
         if losses:

@@ -40,6 +40,7 @@ class SelfDistillation(GKD):
     unit: ClassVar[str] = "tokens"
     """What the loss is a mean over: all trained tokens, or `told` where sequences whose teacher is told nothing are
     left out."""
+    weighs = True
 
     def __init__(
         self,

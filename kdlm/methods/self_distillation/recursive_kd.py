@@ -34,6 +34,7 @@ class RecursiveKD(TokenMethod):
 
     paper = "arXiv 2601.13100"
     needs = frozenset({"labels", "teacher"})
+    weighs = True
 
     def __init__(self, losses=(), *, anchor=0.3, generation_steps: int | None = None, **options):
         super().__init__(losses or [ForwardKL()], **options)

@@ -36,6 +36,7 @@ class RLTFSD(TurnRewards):
     """
 
     paper = "arXiv 2602.02482"
+    weighs = True
 
     def __init__(self, losses=(), *, policy_weight: float = 1.0, negative_cap: float = math.inf, **options: Any):
         super().__init__(losses, **options)

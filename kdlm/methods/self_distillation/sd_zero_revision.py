@@ -31,6 +31,7 @@ class SDZeroRevision(TokenMethod):
     """
 
     paper = "arXiv 2604.12002"
+    weighs = True
 
     def __init__(
         self, losses: Sequence[Loss] = (), *, student_share: float = 1.0, success: float = 1.0, **options: Any

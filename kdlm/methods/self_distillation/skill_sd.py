@@ -47,6 +47,7 @@ class SkillSD(RewardMethod):
     """
 
     paper = "arXiv 2604.10674 (third-party notes)"
+    weighs = True
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class UniSD(SelfDistillation):
     """
 
     paper = "arXiv 2605.06597"
+    weighs = True
 
     def __init__(
         self,

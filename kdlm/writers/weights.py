@@ -1,0 +1,59 @@
+"""Weights of this machine: what tells them from others, and prompts as their tokenizer reads them."""
+
+import hashlib
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from kdlm.data.chat import ChatTemplate
+from kdlm.data.encoding import leading_tokens
+from kdlm.disk import digest_of_file
+from kdlm.models import named
+from kdlm.writers.writer import Prompt, begun
+
+LEFT_OUT = frozenset({"README.md", ".gitattributes", "training_args.bin"})
+"""Files beside weights that say nothing to them."""
+
+
+def version_of(path: str, revision: str | None) -> str | None:
+    """Return the commit of a model on the hub, or a checksum of the files in its folder.
+
+    Raises ValueError where there is no such model.
+    """
+    source: Any = named(path, **({} if revision is None else {"revision": revision}))
+    folder = Path(source.location()).expanduser()
+    if not folder.is_dir():
+        return source.config()._commit_hash
+    files = sorted(one for one in folder.iterdir() if one.is_file() and one.name not in LEFT_OUT)
+    told = "".join(f"{one.name} {_content(one, one.stat().st_size, one.stat().st_mtime_ns)}\n" for one in files)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=4096)
+def _content(path: Path, size: int, changed: int) -> str:
+    return digest_of_file(path)
+
+
+class Prompts:
+    """Prompts as a model of this machine reads them: text after the beginning that the tokenizer puts, messages by its
+    chat template, and after that the beginning of an answer to go on with."""
+
+    def __init__(self, tokenizer: Any, template_args: dict[str, Any]):
+        self.tokenizer, self.template_args = tokenizer, template_args
+        self.leading = leading_tokens(tokenizer)
+
+    def ids(self, prompt: Prompt) -> list[int]:
+        """Return a prompt as token ids."""
+        leading, text = self.read(prompt)
+        return [*leading, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def read(self, prompt: Prompt) -> tuple[list[int], str]:
+        """Return a prompt as text, and the tokens that go before it; a template writes its own."""
+        if isinstance(prompt, str):
+            return self.leading, prompt
+        messages, beginning = begun(prompt)
+        return [], self._chat.text(messages, None, prompt=True) + beginning
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, None, self.template_args)
