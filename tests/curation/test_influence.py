@@ -197,3 +197,11 @@ def test_a_writer_that_is_a_server_is_refused(clean):
     step = Influence.model_validate({"by": "student", "validation": [{"path": clean[1]}]})
     with pytest.raises(ValueError, match=r"influence\.by: student gives no gradients"):
         step.run(dataset_of(clean[0]), desk)
+
+
+def test_other_validation_rows_are_another_output(clean):
+    step = Influence.model_validate({"by": "student", "validation": [{"path": clean[1]}]})
+    before = step.settings()
+    with open(clean[1], "a") as file:
+        file.write(json.dumps({"prompt": "z", "completion": "w"}) + "\n")
+    assert step.settings() != before
