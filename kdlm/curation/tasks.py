@@ -5,8 +5,8 @@ from typing import Any, Literal
 from datasets import Dataset
 from pydantic import Field
 
-from kdlm.curation.rows import dataset_of
 from kdlm.curation.prompts import last_said, prompt_of
+from kdlm.curation.rows import dataset_of
 from kdlm.curation.step import Desk, Step
 from kdlm.curation.templates import check_template, filled
 from kdlm.data.report import Unusable
