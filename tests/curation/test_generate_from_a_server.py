@@ -282,3 +282,11 @@ def test_sampling_says_what_is_drawn(server: Server) -> None:
     made(server, prompts(1), sampling=Sampling(temperature=0.5, top_p=0.9, top_k=5, max_new_tokens=7).model_dump())
     said = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "max_tokens": 7}
     assert said.items() <= server.asked[0].items()
+
+
+def test_no_rows_give_no_rows_of_the_same_columns(server: Server) -> None:
+    at = desk(server)
+    none = Generate(by="it").run(prompts(2).select([]), at)
+    assert (len(none), none.column_names) == (0, ["prompt", "answer", *OWN.names])
+    assert not server.asked
+    at.close()
