@@ -8,11 +8,13 @@ ones never; the teacher solves most up to 6 digits, and writes something on all.
 
     SFT, all       cross-entropy on what the teacher wrote, right or wrong (sequence-level KD)
     SFT            cross-entropy on what it wrote right: rejection sampling
-    REDI           the same for most of the tokens, then pairs of a right and a wrong solution
+    REDI           the same for most of the tokens, then pairs of a right and a wrong solution; its first stage alone
+                   is measured too, and has fewer tokens
     DASD           right ones drawn at a low temperature, then right ones drawn at 1, the half that the teacher finds far
                    likelier than the student does
     KD             forward KL on what the teacher wrote, right or wrong
-    PACED          the same rows in the same order, weighed by p (1 - p), p the student's pass rate
+    PACED          the same rows in the same order, weighed by p (1 - p), p the student's pass rate, estimated without
+                   bias: 0 where none or all of the attempts were right
     KD, then reverse; PACED, then reverse    forward KL in the first half, reverse KL in the second
 
 Equal tokens: every arm goes over its rows, again and again in new orders, until it has trained on the same number of
@@ -55,7 +57,7 @@ from data_quality_world import (
     sums,
     trained,
 )
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 
 from kdlm.curation.divergence import Divergence
 from kdlm.curation.paced import Paced
@@ -93,6 +95,8 @@ class Plan(NamedTuple):
 
 WHOLE = Plan(each=128, attempts=8, solutions=4, tokens=200_000)
 QUICK = Plan(each=8, attempts=4, solutions=2, tokens=4_000)
+
+disable_progress_bars()
 
 Found = dict[str, Any]
 """A run: its arm, its seed and what was measured at its end."""
@@ -142,9 +146,11 @@ def sft(world: World, student: Any, *, verified: bool) -> None:
     world.train(student, texts(rows), SequenceKD([CrossEntropy()]))
 
 
-def redi(world: World, student: Any) -> None:
+def redi(world: World, student: Any, *, stages: int) -> None:
     first = texts(right_ones(world.solutions))
     world.train(student, first, SequenceKD([CrossEntropy()]), share=1 - PAIR_SHARE)
+    if stages == 1:
+        return
     pairs: Any = Pairs(per_prompt=None)(world.solutions)
     rows = [pair(one["prompt"], one["chosen"], one["rejected"]) for one in pairs]
     world.train(student, rows, REDI(), share=PAIR_SHARE, rate=PAIR_RATE)
@@ -167,7 +173,7 @@ def kd(world: World, student: Any, *, paced: bool, reverse: bool) -> None:
     if paced:
         of_student = {"solved": [world.rates[one] for one in rows["prompt_id"]]}
         of_student["attempts"] = [world.plan.attempts] * len(rows)
-        rows = Paced()(Dataset.from_dict({**rows.to_dict(), **of_student}))
+        rows = Paced(prior=None)(Dataset.from_dict({**rows.to_dict(), **of_student}))
     losses: list[Any] = [ForwardKL()]
     if reverse:
         losses = [
@@ -180,7 +186,8 @@ def kd(world: World, student: Any, *, paced: bool, reverse: bool) -> None:
 ARMS: dict[str, Callable[[World, Any], None]] = {
     "SFT, all": partial(sft, verified=False),
     "SFT": partial(sft, verified=True),
-    "REDI": redi,
+    "REDI, first stage": partial(redi, stages=1),
+    "REDI": partial(redi, stages=2),
     "DASD": dasd,
     "KD": partial(kd, paced=False, reverse=False),
     "PACED": partial(kd, paced=True, reverse=False),
@@ -211,6 +218,7 @@ class Statement(NamedTuple):
 
 STATEMENTS = [
     *(Statement("REDI", "SFT", column) for column in COLUMNS),
+    *(Statement("REDI", "REDI, first stage", column) for column in COLUMNS),
     *(Statement("DASD", "SFT", column) for column in COLUMNS),
     *(Statement("PACED", "KD", column) for column in COLUMNS),
     *(Statement("PACED, then reverse", "KD, then reverse", column) for column in COLUMNS),

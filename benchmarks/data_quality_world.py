@@ -108,15 +108,13 @@ class Reading:
         shape: its architecture.
         shares: how much it reads of each level; 0 are words.
         steps: of 64 texts.
-        horizon: the step at which the learning rate, which falls in a line, would be a tenth.
-        rate: at its peak.
+        rate: at its peak, from which it falls in a line to a tenth.
         seed: of the texts.
     """
 
     shape: Shape
     shares: dict[int, int]
     steps: int
-    horizon: int
     rate: float
     seed: str
 
@@ -126,17 +124,15 @@ MODELS = {
         Shape(width=96, layers=2, heads=4, feed_forward=192),
         {0: 12, 1: 8, 2: 12, 3: 16, 4: 20, 5: 18, 6: 10, 7: 3},
         steps=2_000,
-        horizon=2_000,
         rate=4e-3,
         seed="t0",
     ),
     "start": Reading(
         Shape(width=64, layers=2, heads=4, feed_forward=128),
-        {0: 15, 1: 10, 2: 15, 3: 18, 4: 20, 5: 14, 6: 8},
-        steps=1_750,
-        horizon=2_500,
+        {0: 28, 1: 9, 2: 13, 3: 16, 4: 17, 5: 11, 6: 6},
+        steps=900,
         rate=5e-3,
-        seed="v0",
+        seed="w0",
     ),
 }
 
@@ -167,7 +163,7 @@ def _read(reading: Reading, path: Path, progress: Progress, name: str) -> dict[s
     generator = random.Random(reading.seed)
     with progress(f"{name}: training", reading.steps) as advance:
         for step in range(1, reading.steps + 1):
-            rate = reading.rate * min(1, step / 100) * (1 - 0.9 * step / reading.horizon)
+            rate = reading.rate * min(1, step / 100) * (1 - 0.9 * step / reading.steps)
             optimizer.param_groups[0]["lr"] = rate
             batch: Any = Collator(pad)([_text(generator, reading.shares) for _ in range(BATCH)])
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

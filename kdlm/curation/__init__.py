@@ -12,6 +12,7 @@ from kdlm.curation.extract import Extract
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Condition, Filter
 from kdlm.curation.generate import Generate
+from kdlm.curation.influence import Influence
 from kdlm.curation.language import Language
 from kdlm.curation.paced import Paced
 from kdlm.curation.pairs import Pairs
@@ -46,6 +47,7 @@ __all__ = [
     "FallBack",
     "Filter",
     "Generate",
+    "Influence",
     "Language",
     "OfModels",
     "Paced",

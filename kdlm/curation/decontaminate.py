@@ -137,6 +137,9 @@ def _runs(texts: list[str], length: int, common: Container[str] = ()) -> dict[st
     own: dict[str, None] = {}
     for text in texts:
         grams = ngrams(text, length)
+        if not common:
+            own.update(dict.fromkeys(grams))
+            continue
         template = {at + word for at, gram in enumerate(grams) if gram in common for word in range(length)}
         own.update((gram, None) for at, gram in enumerate(grams) if 2 * _inside(template, at, length) <= length)
     return own

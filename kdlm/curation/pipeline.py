@@ -19,7 +19,6 @@ from kdlm.curation.rows import read
 from kdlm.curation.step import Counts, Desk
 from kdlm.curation.steps import AnyStep
 from kdlm.data.sections import Source
-from kdlm.data.sources import open_source
 from kdlm.disk import write_text
 from kdlm.section import Section
 from kdlm.section_loader import suggestion
@@ -103,8 +102,7 @@ def _run(pipeline: Pipeline, say: Callable[[str], None]) -> Dataset:
     try:
         for number, step in enumerate(pipeline.steps, 1):
             asked = {key: pipeline.writers[by].identity() for key, by in step.asks().items()}
-            beside = [open_source(source).digest(True) for source in step.reads()]
-            name = digest([name, step.settings(), asked, beside, pipeline.seed])
+            name = digest([name, step.settings(), asked, pipeline.seed])
             folder = pipeline.output / "steps" / f"{number:02d}-{step.describe()}-{name}"
             desk.counts = Counts()
             if (folder / ABOUT).is_file():

@@ -16,6 +16,7 @@ from kdlm.curation.extract import Extract
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Filter
 from kdlm.curation.generate import Generate
+from kdlm.curation.influence import Influence
 from kdlm.curation.language import Language
 from kdlm.curation.paced import Paced
 from kdlm.curation.pairs import Pairs
@@ -50,6 +51,7 @@ AnyStep = Annotated[
     | Expectation
     | Recombine
     | Paced
+    | Influence
     | Pairs
     | Corrupt
     | FallBack
