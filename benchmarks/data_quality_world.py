@@ -7,8 +7,9 @@ is carried in, and what they make. The last line is the answer:
     56112
     125
 
-The other task is to turn words round, `<cafes=` `sefac`. The teacher has read sums of up to 7 digits, and is sure of
-those of up to 4; the student is smaller, has read fewer of up to 6, and gets some of 4 to 6 right. Neither can add 8.
+The other task is to turn words round, `<cafes=` `sefac`. The teacher has read sums of up to 7 digits; it solves nearly
+all of up to 4, most of 5 and 6. The student is smaller and has read fewer, of up to 6; it solves nearly all of up to 4,
+some of 5, few of 6. Neither can add 7 or 8, and what either writes there is as long, and wrong.
 """
 
 import hashlib
