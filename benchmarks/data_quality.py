@@ -6,17 +6,18 @@ Sums of 1 to 8 digits, worked on paper. The student solves short ones always, th
 ones never; the teacher solves most up to 6 digits, and writes something on all. On a seed's sums the student tries each
 8 times, which are its pass rates, and the teacher writes 4 solutions. All arms begin with the same student:
 
-    SFT, all       cross-entropy on what the teacher wrote, right or wrong (sequence-level KD)
-    SFT            cross-entropy on what it wrote right: rejection sampling
-    REDI           the same for most of the tokens, then pairs of a right and a wrong solution; its first stage alone
-                   is measured too, and has fewer tokens
-    DASD           right ones drawn at a low temperature, then right ones drawn at 1, the half that the teacher finds
-                   far likelier than the student does
-    KD             forward KL on what the teacher wrote, right or wrong
-    KD, once solved    the same on those sums alone that the student solved at least once: weights 0 or 1
-    PACED          the rows of KD in the same order, weighed by p (1 - p), p the student's pass rate, estimated without
-                   bias: 0 where none or all of the attempts were right
-    KD, then reverse; PACED, then reverse    forward KL in the first half, reverse KL in the second
+    SFT, all          cross-entropy on what the teacher wrote, right or wrong (sequence-level KD)
+    SFT               cross-entropy on what it wrote right: rejection sampling
+    REDI              the same for most of the tokens, then pairs of a right and a wrong solution; its first stage alone,
+                      which has fewer tokens, is measured too
+    DASD              right ones drawn at a low temperature, then right ones drawn at 1, the half that the teacher finds
+                      far likelier than the student does
+    KD                forward KL on what the teacher wrote, right or wrong
+    KD, once solved   the same on those sums alone that the student solved at least once
+    PACED             the rows of KD in the same order, weighed by p (1 - p), p the student's pass rate, estimated
+                      without bias: 0 where none or all of the attempts were right
+    PACED, drawn      rows drawn in proportion to these weights and counted alike, so that no token is of weight 0
+    ..., then reverse    KD or PACED by forward KL in the first half, by reverse KL in the second
 
 Equal tokens: every arm goes over its rows, again and again in new orders, until it has trained on the same number of
 tokens, 64 sequences a step; both sides of a pair count. A weight changes what a row counts, not how many are read: with
@@ -85,6 +86,8 @@ STATEMENTS = [
     *(Statement("PACED, then reverse", "KD, then reverse", column) for column in COLUMNS),
     *(Statement("PACED, then reverse", "PACED", column) for column in COLUMNS),
     *(Statement("PACED", "KD, once solved", column) for column in COLUMNS),
+    *(Statement("PACED, drawn", "PACED", column) for column in COLUMNS),
+    *(Statement("PACED, drawn", "KD, once solved", column) for column in COLUMNS),
 ]
 NOT_SHOWN: frozenset[str] = frozenset()
 """Statements that do not hold in this world, which --check does not demand."""

@@ -63,8 +63,8 @@ class World:
         }
 
     def train(self, student: Any, rows: list[Row], method: Any, *, share: float = 1.0, rate: float = RATE, **options):
-        """Train on so large a share of the arm's tokens."""
-        stream = streamed(rows, share * self.plan.tokens, self.seed)
+        """Train on so large a share of the arm's tokens; `drawn_by` gives each row a weight to be drawn by."""
+        stream = streamed(rows, share * self.plan.tokens, self.seed, options.pop("drawn_by", None))
         trained(student, stream, method, rate=rate, seed=self.seed, **options)
 
 
@@ -108,21 +108,36 @@ def dasd(world: World, student: Any) -> None:
         world.train(student, texts(part), SequenceKD([CrossEntropy()]), share=0.5)
 
 
-def kd(world: World, student: Any, *, paced: bool = False, reverse: bool = False, solved: bool = False) -> None:
-    rows = world.solutions
-    if solved:
-        rows = rows.filter(lambda one: world.rates[one["prompt_id"]] > 0)
-    if paced:
-        of_student = {"solved": [world.rates[one] for one in rows["prompt_id"]]}
-        of_student["attempts"] = [world.plan.attempts] * len(rows)
-        rows = Paced(prior=None)(Dataset.from_dict({**rows.to_dict(), **of_student}))
+def kd(
+    world: World, student: Any, *, rows: Callable[[World], Dataset], drawn: bool = False, reverse: bool = False
+) -> None:
+    """KD on rows that are weighed, or drawn, by their weight; with `reverse` in its second half reverse KL."""
+    chosen, options = rows(world), {}
+    if drawn:
+        options["drawn_by"] = chosen["weight"]
+        chosen = chosen.remove_columns("weight")
     losses: list[Any] = [ForwardKL()]
     if reverse:
         losses = [
             ForwardKL(weight=Step(values=[1, 0], at=[0.5])),
             ReverseKL(weight=Step(values=[0, 1], at=[0.5])),
         ]
-    world.train(student, texts(rows), LogitKD(losses), teacher=opened("teacher"))
+    world.train(student, texts(chosen), LogitKD(losses), teacher=opened("teacher"), **options)
+
+
+def all_rows(world: World) -> Dataset:
+    return world.solutions
+
+
+def once_solved(world: World) -> Dataset:
+    return world.solutions.filter(lambda one: world.rates[one["prompt_id"]] > 0)
+
+
+def paced(world: World) -> Dataset:
+    rows: Any = world.solutions
+    of_student = {"solved": [world.rates[one] for one in rows["prompt_id"]]}
+    of_student["attempts"] = [world.plan.attempts] * len(rows)
+    return Paced(prior=None)(Dataset.from_dict({**rows.to_dict(), **of_student}))
 
 
 ARMS: dict[str, Callable[[World, Any], None]] = {
@@ -131,9 +146,11 @@ ARMS: dict[str, Callable[[World, Any], None]] = {
     "REDI, first stage": partial(redi, stages=1),
     "REDI": partial(redi, stages=2),
     "DASD": dasd,
-    "KD": kd,
-    "KD, once solved": partial(kd, solved=True),
-    "PACED": partial(kd, paced=True),
-    "KD, then reverse": partial(kd, reverse=True),
-    "PACED, then reverse": partial(kd, paced=True, reverse=True),
+    "KD": partial(kd, rows=all_rows),
+    "KD, once solved": partial(kd, rows=once_solved),
+    "PACED": partial(kd, rows=paced),
+    "PACED, drawn": partial(kd, rows=paced, drawn=True),
+    "KD, then reverse": partial(kd, rows=all_rows, reverse=True),
+    "PACED, then reverse": partial(kd, rows=paced, reverse=True),
+    "PACED, drawn, then reverse": partial(kd, rows=paced, drawn=True, reverse=True),
 }

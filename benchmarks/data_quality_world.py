@@ -245,11 +245,15 @@ def generated(model: Any, problems: list[Row], *, temperature: float, samples: i
     return Dataset.from_list(made)
 
 
-def streamed(rows: Sequence[Row], tokens: float, seed: int) -> list[Row]:
-    """Return rows until they hold so many tokens that are trained on: all of them, then all again in another order."""
+def streamed(rows: Sequence[Row], tokens: float, seed: int, weights: Sequence[float] | None = None) -> list[Row]:
+    """Return rows until they hold so many tokens that are trained on: all of them, then all again in another order.
+
+    With weights each is drawn in proportion to its own, with replacement.
+    """
     generator, out, held = random.Random(f"order {seed}"), [], 0
     while True:
-        for number in generator.sample(range(len(rows)), len(rows)):
+        order = generator.sample(range(len(rows)), len(rows))
+        for number in order if weights is None else generator.choices(range(len(rows)), weights, k=len(rows)):
             out.append(rows[number])
             held += trained_tokens(rows[number])
             if held >= tokens:
