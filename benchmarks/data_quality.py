@@ -8,8 +8,8 @@ ones never; the teacher solves most up to 6 digits, and writes something on all.
 
     SFT, all          cross-entropy on what the teacher wrote, right or wrong (sequence-level KD)
     SFT               cross-entropy on what it wrote right: rejection sampling
-    REDI              the same for most of the tokens, then pairs of a right and a wrong solution; its first stage alone,
-                      which has fewer tokens, is measured too
+    REDI              the same for most of the tokens, then pairs of a right and a wrong solution; its first stage,
+                      which has fewer tokens, is measured alone too
     DASD              right ones drawn at a low temperature, then right ones drawn at 1, the half that the teacher finds
                       far likelier than the student does
     KD                forward KL on what the teacher wrote, right or wrong
