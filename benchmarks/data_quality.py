@@ -46,7 +46,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from data_quality_arms import ARMS, PAIR_RATE, PAIR_SHARE, RATE, Plan, World
+from data_quality_arms import ARMS, KD_RATE, PAIR_RATE, PAIR_SHARE, RATE, Plan, World
 from data_quality_world import BATCH, folder, measured, opened
 
 RESULTS = Path(__file__).resolve().parent / "results" / "data_quality.json"
@@ -175,8 +175,8 @@ def save(rows: list[Found], untrained: list[Found], solved: list[Any], holds: di
     settings = {
         **WHOLE._asdict(),
         "batch": BATCH,
-        "learning_rate": RATE,
-        "redi": {"learning_rate": PAIR_RATE, "share": PAIR_SHARE},
+        "learning_rate": {"cross-entropy": RATE, "KD": KD_RATE, "pairs": PAIR_RATE},
+        "share_of_pairs": PAIR_SHARE,
     }
     result = {
         "machine": described(),

@@ -21,7 +21,7 @@ from kdlm.writers import LocalSection
 
 disable_progress_bars()
 
-RATE, PAIR_RATE = 5e-4, 2e-5
+RATE, PAIR_RATE, KD_RATE = 5e-4, 2e-5, 2e-4
 PAIR_SHARE = 0.15  # of REDI's tokens; the others are of its first stage
 COOL = 0.3  # temperature of DASD's first stage
 
@@ -122,7 +122,7 @@ def kd(
             ForwardKL(weight=Step(values=[1, 0], at=[0.5])),
             ReverseKL(weight=Step(values=[0, 1], at=[0.5])),
         ]
-    world.train(student, texts(chosen), LogitKD(losses), teacher=opened("teacher"), **options)
+    world.train(student, texts(chosen), LogitKD(losses), rate=KD_RATE, teacher=opened("teacher"), **options)
 
 
 def all_rows(world: World) -> Dataset:
@@ -152,5 +152,4 @@ ARMS: dict[str, Callable[[World, Any], None]] = {
     "PACED, drawn": partial(kd, rows=paced, drawn=True),
     "KD, then reverse": partial(kd, rows=all_rows, reverse=True),
     "PACED, then reverse": partial(kd, rows=paced, reverse=True),
-    "PACED, drawn, then reverse": partial(kd, rows=paced, drawn=True, reverse=True),
 }
