@@ -28,7 +28,7 @@ from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
 from kdlm.reward_settings import in_trl
 from kdlm.run_folder import RunFolder, model_card
-from kdlm.samplers import weighed
+from kdlm.samplers import tied
 from kdlm.samples import SampleLog
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
@@ -168,7 +168,7 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(
-        weighed(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher)
+        tied(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher)
     )
     if lora is not None:
         quantised = getattr(recipe.student, "quantization", "none") != "none"
