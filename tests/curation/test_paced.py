@@ -5,9 +5,10 @@ from math import comb
 import pytest
 from datasets import Dataset
 
-from kdlm.curation import Desk, Paced
+from kdlm.curation import Desk, Paced, Verify
 from kdlm.curation.paced import expected_weight
 from kdlm.rollouts import PassRate
+from kdlm.verifiers import Numeric
 
 
 def weight_of(rate: PassRate, a: float = 1.0, b: float = 1.0, prior: float | None = 0.5) -> float:
@@ -89,24 +90,18 @@ def test_rows_without_attempts_or_with_too_few_are_left_out_and_counted():
     assert desk.counts.kinds["too few attempts to weigh by"].count == 3
 
 
-def test_attempts_that_were_cut_are_failures_or_none():
-    attempts = {
-        "prompt_id": ["x"] * 4,
-        "stop": ["end", "end", "length", "length"],
-        "score": [1.0, 0.0, 0.0, 0.0],
-        "verdict": ["judged"] * 4,
-        "solved": [1] * 4,
-        "attempts": [4] * 4,
-    }
-    weigh = {"prior": None, "normalise": False}
-    assert Paced(**weigh)(rows(**attempts))["weight"][:] == pytest.approx([1 * 3 / (4 * 3)] * 4)
-    left_out = Paced(truncated="left_out", **weigh)(rows(**attempts))
-    assert left_out["weight"][:] == pytest.approx([1 * 1 / (2 * 1)] * 4)
+def test_attempts_that_were_cut_are_what_verify_counts_them_as():
+    sums = [("Answer: 3", "end"), ("Answer: 4", "end"), ("Answer: 4", "length"), ("1 + 2 is", "length")]
+    given = rows(completion=[text for text, _ in sums], stop=[stop for _, stop in sums], answer=["3"] * 4)
+    given = given.remove_columns("prompt").add_column("prompt", ["1 + 2"] * 4)
+    weigh = Paced(prior=None, normalise=False)
+    assert weigh(Verify(verifier=Numeric())(given))["weight"][:] == pytest.approx([1 * 3 / (4 * 3)] * 4)
+    left_out = Verify(verifier=Numeric(), truncated="leave_out")(given)
+    assert weigh(left_out)["weight"][:] == pytest.approx([1 * 1 / (2 * 1)] * 4)
 
 
 def test_a_prompt_all_of_whose_attempts_were_cut_has_the_weight_of_the_prior():
-    cut = {"prompt_id": ["x"], "stop": ["length"], "score": [0.0], "verdict": ["judged"]}
-    (weight,) = Paced(truncated="left_out", normalise=False)(rows(**cut))["weight"][:]
+    (weight,) = Paced(normalise=False)(rows(solved=[0], attempts=[0]))["weight"][:]
     assert weight == pytest.approx(0.5 * 0.5 / (1 * 2))  # E[p (1 - p)] under Beta(1/2, 1/2)
 
 
