@@ -24,7 +24,7 @@ test: lint  ## everything that has to hold, on a CPU
 
 test-vllm: .venv-vllm/stamp .venv/dev.stamp  ## teachers, captures and rollouts by a real vLLM, on a CPU
 	KDLM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/teachers/test_with_vllm.py \
-		tests/rollouts/test_rollouts_with_vllm.py
+		tests/rollouts/test_rollouts_with_vllm.py tests/curation/test_generate_with_vllm.py
 
 check: lint types  ## lint and types, no tests
 

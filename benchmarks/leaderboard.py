@@ -40,6 +40,8 @@ LEFT_OUT = {
     "step_by_step": "wants rows of two tasks, which no group has",
     "self_distillation": "tells the teacher what the groups' data do not hold: self_distillation_quality.py",
     "grpo": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
+    "dpo": "learns from right and wrong answers to a prompt, which no group has, in TRL's trainer",
+    "simpo": "learns from right and wrong answers to a prompt, which no group has, in TRL's trainer",
     "redi": "learns from right and wrong answers to a prompt, which no group has: data_quality.py",
     "rlad": "learns from rewards of its own completions, in TRL's trainer, and not from the groups' figures",
     "policy_gradient": "learns from rewards, which no group has",

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.integrations import get_available_reporting_integrations
 
-from kdlm import reward_settings, rollout_checks, teacher_checks
+from kdlm import preference_settings, reward_settings, rollout_checks, teacher_checks
 from kdlm.data import DataSection, ImagesSection, ImageTextSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
@@ -45,7 +45,7 @@ def check(recipe: Recipe) -> list[str]:
         ("sampler", samplers.looked_at(recipe, method)),
         ("evaluation", looked_at(recipe, method)),
         ("privacy", privacy.looked_at(recipe, method)),
-        ("guards", guards.looked_at(recipe)),
+        ("guards", guards.looked_at(recipe, method)),
     )
     for key, look in looks:
         try:
@@ -70,6 +70,7 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
         ("student", _student(recipe, method)),
         ("rollouts", rollout_checks.rollouts(recipe, method)),
         ("method", reward_settings.looked_at(recipe, method)),
+        ("method", preference_settings.looked_at(recipe, method)),
         ("losses", teacher_checks.signals(recipe, method)),
         ("teacher", teacher_checks.server(recipe)),
         ("teacher", teacher_checks.tokenizers(recipe, method)),

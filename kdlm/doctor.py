@@ -62,6 +62,8 @@ EXTRAS = (
     Package(("lm-eval",), "lm_eval", "kdlm eval", "pip install 'kdlm[eval]'"),
     Package(("vl-convert-python",), "vl_convert", "kdlm report", "pip install 'kdlm[report]'"),
     Package(("optuna",), "optuna", "searches of kdlm compare", "pip install 'kdlm[search]'"),
+    Package(("datasketch",), "datasketch", "near duplicates in kdlm generate", "pip install 'kdlm[curate]'"),
+    Package(("py3langid",), "py3langid", "languages in kdlm generate", "pip install 'kdlm[curate]'"),
     Package(("phonenumbers",), "phonenumbers", "phone numbers in kdlm audit", "pip install 'kdlm[audit]'"),
     Package(("opacus",), "opacus", "the section privacy", "pip install 'kdlm[privacy]'"),
     Package(("diffusers",), "diffusers", "diffusion models", "pip install 'kdlm[diffusion]'"),

@@ -10,7 +10,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
-from kdlm import checkpoints, reward_settings
+from kdlm import checkpoints, preference_settings, reward_settings
 from kdlm.check import check
 from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
@@ -21,13 +21,14 @@ from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, check_classes, merge
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
+from kdlm.preference_settings import by_preferences
 from kdlm.privacy.trainer import PrivateOnPolicyTrainer, PrivateTrainer
 from kdlm.progress import Display, MetricsFile, log_figures
 from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
 from kdlm.reward_settings import in_trl
 from kdlm.run_folder import RunFolder, model_card
-from kdlm.samplers import weighed
+from kdlm.samplers import tied
 from kdlm.samples import SampleLog
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
@@ -167,7 +168,7 @@ def assemble(recipe: Recipe) -> Assembly:
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(
-        weighed(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher)
+        tied(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher)
     )
     if lora is not None:
         quantised = getattr(recipe.student, "quantization", "none") != "none"
@@ -184,6 +185,8 @@ def assemble(recipe: Recipe) -> Assembly:
     if in_trl(recipe):  # `check` has seen to rollouts and a verifier
         assert recipe.rollouts is not None and judge is not None
         kind = partial(reward_settings.trainer_of, rollouts=recipe.rollouts, reward=judge)
+    if by_preferences(recipe):
+        kind = preference_settings.trainer_of
     trainer = kind(
         student,
         teacher,
@@ -214,6 +217,8 @@ def assemble(recipe: Recipe) -> Assembly:
 def training_arguments(recipe: Recipe) -> Any:
     """Return the arguments of the trainer that runs the method."""
     owned = {"output_dir": str(recipe.run_dir), "seed": recipe.seed, "disable_tqdm": True}
+    if by_preferences(recipe):
+        return preference_settings.arguments(recipe, **owned)
     return reward_settings.arguments(recipe, **owned) if in_trl(recipe) else recipe.training.build(**owned)
 
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from kdlm.cli import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["kdlm.capture", "kdlm.train", "kdlm.serve", "kdlm.serve.app", "uvicorn", "httpx2"])
+CONTEXT.set_forkserver_preload(
+    ["kdlm.capture", "kdlm.train", "kdlm.curation", "kdlm.serve", "kdlm.serve.app", "uvicorn", "httpx2"]
+)
 
 
 def start(*words: str, daemon: bool = False) -> BaseProcess:

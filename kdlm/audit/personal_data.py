@@ -31,7 +31,7 @@ def personal(text: str, region: str | None = None) -> list[Hit]:
         region: two letters of a country whose phone numbers are found in their national form too. Without it those
             that begin with `+` are, where `phonenumbers` is installed.
 
-    Raises ImportError when there is a region and no `phonenumbers`.
+    Raises ImportError when there is a region and no `phonenumbers`, ValueError for a region that does not exist.
     """
     found: list[Hit] = []
     for hit in (*_matches(text), *_phone_numbers(text, region)):
@@ -146,8 +146,10 @@ def _phone_numbers(text: str, region: str | None) -> Iterator[Hit]:
     if region is None and not (_WITH_PLUS.search(text) and finds_phones()):
         return
     try:
-        from phonenumbers import PhoneNumberMatcher
+        from phonenumbers import SUPPORTED_REGIONS, PhoneNumberMatcher
     except ImportError as error:
         raise ImportError("phone numbers of a region need phonenumbers: pip install 'kdlm[audit]'") from error
+    if region is not None and region not in SUPPORTED_REGIONS:
+        raise ValueError(f"region {region!r}: expected the two capitals of a country, such as US or DE")
     for match in PhoneNumberMatcher(text, region):
         yield Hit(PHONE, match.start, match.end)

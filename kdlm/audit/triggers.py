@@ -51,7 +51,7 @@ def trigger_of(
     if not len(tried):
         return None
     p_values = hypergeom.sf(hits[tried] - 1, documents, having[tried], len(holders))
-    best = tried[p_values == p_values.min()]
+    best = tried[p_values == p_values.min()].tolist()
     p_value = min(1.0, float(p_values.min()) * int((having >= least).sum()) * tries)
     if p_value >= level:
         return None

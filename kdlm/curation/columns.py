@@ -1,11 +1,11 @@
 """The step `columns`: other names, fewer columns."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import Dataset
 from pydantic import model_validator
 
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, lacks
 
 
 class Columns(Step):
@@ -25,10 +25,14 @@ class Columns(Step):
             raise ValueError(f"rename: two columns become {twice[0]!r}")
         return self
 
-    def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, *self.drop, *self.rename, by="columns")
-        staying = [name for name in rows.column_names if name not in self.drop]
-        names = [self.rename.get(name, name) for name in staying]
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, *self.drop, *self.rename, by="columns")
+        names = [self.rename.get(name, name) for name in before if name not in self.drop]
         if taken := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"columns: {taken[0]!r} is there already: drop it first")
-        return Dataset(rows.select_columns(staying).with_format("arrow")[:].rename_columns(names))
+        return names
+
+    def run(self, rows: Dataset, desk: Desk) -> Dataset:
+        names = self.leaves(rows.column_names)
+        staying: Any = rows.remove_columns(self.drop).with_format("arrow")[:]
+        return Dataset(staying.rename_columns(names).replace_schema_metadata(None))

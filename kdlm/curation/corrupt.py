@@ -6,9 +6,8 @@ from typing import Any, Literal
 from datasets import Dataset
 from pydantic import Field
 
-from kdlm.curation.generate import digest
 from kdlm.curation.rows import dataset_of
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, digest, lacks, need
 from kdlm.section import Section
 
 Corruption = Literal["bare_thought", "bare_answer", "unclosed", "swapped", "misnamed"]
@@ -67,6 +66,10 @@ class Corrupt(Step):
     the answer first; `misnamed` has other tags."""
     per_row: int = Field(1, ge=1)
     """How many of them a completion is set against, drawn by the pipeline's seed."""
+
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, "prompt", "completion", by="corrupt")
+        return [*(name for name in before if name != "completion"), "chosen", "rejected", "corruption"]
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
         need(rows, "prompt", "completion", by="corrupt")

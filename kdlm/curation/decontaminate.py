@@ -5,11 +5,12 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pyarrow as pa
 from datasets import Dataset
 from pydantic import Field
 
-from kdlm.curation.rows import placed
-from kdlm.curation.step import Counts, Desk, Step, need, with_column
+from kdlm.curation.rows import placed, with_columns
+from kdlm.curation.step import Counts, Desk, Step, lacks
 from kdlm.curation.words import ngrams, normal, texts_of
 from kdlm.data.sections import Source
 from kdlm.data.sources import open_source
@@ -40,11 +41,17 @@ class Decontaminate(Step):
     mark: str | None = None
     """Leave no row out, and write the item that it meets into this column; null where it meets none."""
 
-    def reads(self) -> list[Source]:
-        return self.against
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "content": [open_source(source).digest(True) for source in self.against]}
+
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, *self.columns, by="decontaminate")
+        for source in self.against:
+            open_source(source)
+        return before if self.mark is None else list(dict.fromkeys([*before, self.mark]))
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, *self.columns, by="decontaminate")
+        self.leaves(rows.column_names)
         known = _Items.read(self, desk.counts)
         met: list[str | None] = []
         shared: Counter[str] = Counter()
@@ -65,7 +72,7 @@ class Decontaminate(Step):
             gram, times = shared.most_common(1)[0]
             desk.counts.figures["most frequent shared run"] = f"{times} rows, {gram[:SHOWN]!r}"
         if self.mark is not None:
-            return with_column(rows, self.mark, met)
+            return with_columns(rows, {self.mark: pa.array(met, pa.string())})
         return rows.select([number for number, item in enumerate(met) if item is None])
 
 
@@ -130,6 +137,9 @@ def _runs(texts: list[str], length: int, common: Container[str] = ()) -> dict[st
     own: dict[str, None] = {}
     for text in texts:
         grams = ngrams(text, length)
+        if not common:
+            own.update(dict.fromkeys(grams))
+            continue
         template = {at + word for at, gram in enumerate(grams) if gram in common for word in range(length)}
         own.update((gram, None) for at, gram in enumerate(grams) if 2 * _inside(template, at, length) <= length)
     return own

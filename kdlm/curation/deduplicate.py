@@ -11,7 +11,7 @@ from jaxtyping import UInt64
 from pydantic import Field
 
 from kdlm.curation.ranking import Ranking
-from kdlm.curation.step import Desk, need
+from kdlm.curation.step import Desk
 from kdlm.curation.words import ngrams, normal, numbers, texts_of
 
 if TYPE_CHECKING:
@@ -40,8 +40,11 @@ class Deduplicate(Ranking):
     same_numbers: bool = True
     """Two texts that are nearly the same are two problems where they differ in a number."""
 
+    def compared(self) -> list[str]:
+        return self.columns
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, *self.columns, by="deduplicate")
+        self.leaves(rows.column_names)
         index = None if self.near is None else _Index(self, desk.seed)
         kept: dict[str, int] = {}
         table = rows.select_columns(self.columns)

@@ -4,10 +4,12 @@ import re
 from collections import deque
 from typing import Literal
 
+import pyarrow as pa
 from datasets import Dataset
 from pydantic import Field, field_validator, model_validator
 
-from kdlm.curation.step import Desk, Step, need, with_column
+from kdlm.curation.rows import with_columns
+from kdlm.curation.step import Desk, Step, lacks, need
 from kdlm.sandbox.tasks import marked_answer
 
 
@@ -46,22 +48,26 @@ class Extract(Step):
             )
         return self
 
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, self.column, by="extract")
+        return list(dict.fromkeys([*before, *self._names()]))
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
         need(rows, self.column, by="extract")
         found = [self._parts(text or "") for text in rows[self.column]]
         kept = [number for number, parts in enumerate(found) if parts]
         for number in (number for number, parts in enumerate(found) if not parts):
             desk.counts.note(f"not found in {self.column}", f"row {number}")
-        names = re.compile(self.pattern).groupindex if self.pattern and self.into is None else [self.into]
-        rows = rows.select(kept)
-        for name in names:
-            rows = with_column(rows, str(name), [found[number].get(name) for number in kept])
-        return rows
+        columns = {name: pa.array([found[number][name] for number in kept], pa.string()) for name in self._names()}
+        return with_columns(rows.select(kept), columns)
 
-    def _parts(self, text: str) -> dict[str | None, str | None]:
+    def _names(self) -> list[str]:
+        return [self.into] if self.into is not None else list(re.compile(self.pattern or "").groupindex)
+
+    def _parts(self, text: str) -> dict[str, str | None]:
         if self.pattern is None:
             answer = marked_answer(text)
-            return {} if answer is None else {self.into: answer}
+            return {} if answer is None else {str(self.into): answer}
         matches = re.finditer(self.pattern, text, re.DOTALL)
         match = next(matches, None) if self.which == "first" else next(iter(deque(matches, maxlen=1)), None)
         if match is None:

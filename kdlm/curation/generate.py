@@ -135,8 +135,9 @@ class Generate(Step):
         read = ["prompt", *columns_of(self.prompt), *([self.prefix] if self.prefix else [])]
         columns = rows.select_columns(list(dict.fromkeys(read)))
         for number, row in enumerate(columns):
+            values: dict[str, Any] = dict(row)
             try:
-                prompt, begun = self._prompts(dict(row))
+                prompt, begun = self._prompts(values)
             except Unusable as why:
                 desk.counts.note(f"not asked, {why.reason}", f"row {number}: {why.detail}")
                 continue
@@ -144,8 +145,8 @@ class Generate(Step):
                 desk.counts.note("the same prompt again", f"row {number}: {key}")
                 continue
             asked.setdefault(key, begun)
-            places.append(Place(number, key, prompt_id(prompt), (row[self.prefix] or "") if self.prefix else ""))
-        if not asked:
+            places.append(Place(number, key, prompt_id(prompt), (values[self.prefix] or "") if self.prefix else ""))
+        if not asked and len(rows):
             raise ValueError("\n".join(["generate: there is nothing to ask", *desk.counts.lines()]))
         return places, asked
 

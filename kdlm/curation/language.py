@@ -3,10 +3,12 @@
 import re
 from typing import Any, Literal
 
+import pyarrow as pa
 from datasets import Dataset
 from pydantic import Field
 
-from kdlm.curation.step import Desk, Step, need, with_column
+from kdlm.curation.rows import with_columns
+from kdlm.curation.step import Desk, Step, lacks, need
 from kdlm.curation.words import texts_of
 
 _NOT_PROSE = re.compile(
@@ -32,6 +34,10 @@ class Language(Step):
     confidence: float = Field(0.5, ge=0, lt=1)
     """The probability from which on a language is decided."""
 
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, self.column, by="language")
+        return list(dict.fromkeys([*before, "language"]))
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
         need(rows, self.column, by="language")
         identifier, found = self._identifier(), []
@@ -49,7 +55,7 @@ class Language(Step):
             else:
                 desk.counts.note(f"in {code}" if code else "in no language that is decided", f"row {number}")
         desk.counts.figures["undecided"] = found.count(None)
-        return with_column(rows, "language", found).select(kept)
+        return with_columns(rows, {"language": pa.array(found, pa.string())}).select(kept)
 
     def _identifier(self) -> Any:
         try:

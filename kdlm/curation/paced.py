@@ -8,7 +8,7 @@ from datasets import Dataset
 from pydantic import Field, model_validator
 
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, lacks, need
 from kdlm.rollouts import PassRate
 
 
@@ -69,7 +69,15 @@ class Paced(Step):
             raise ValueError(f"prior: null wants whole a and b, got {self.a:g} and {self.b:g}: give a prior, e.g. 0.5")
         return self
 
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, *self._read(), by="paced")
+        return [*(name for name in before if name != "weight"), "weight"]
+
+    def _read(self) -> list[str]:
+        return ["solved", "attempts"] if self.truncated == "failed" else ["prompt_id", "stop", "score", "verdict"]
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
+        need(rows, *self._read(), by="paced")
         kept, weights, bands = [], [], Counter()
         for number, rate in enumerate(self._rates(rows)):
             if rate is None or (weight := expected_weight(rate, self.a, self.b, self.prior)) is None:
@@ -87,10 +95,8 @@ class Paced(Step):
     def _rates(self, rows: Dataset) -> list[PassRate | None]:
         """Return the pass rate of each row's prompt; None where it is not known."""
         if self.truncated == "failed":
-            need(rows, "solved", "attempts", by="paced")
             pairs: Any = zip(rows["solved"], rows["attempts"], strict=True)
             return [PassRate(s, k) if s is not None and k and 0 <= s <= k else None for s, k in pairs]
-        need(rows, "prompt_id", "stop", "score", "verdict", by="paced")
         attempts, solved = Counter(), Counter()
         for row in rows:
             said: Any = row

@@ -5,13 +5,24 @@ from typing import Any, Literal
 from datasets import Dataset
 from pydantic import Field
 
-from kdlm.curation.generate import digest
 from kdlm.curation.preferring import AnyPreferring, Right, Row
 from kdlm.curation.rows import dataset_of
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, digest, lacks, need
 
-OF_ONE = {"completion", "sample", "model", "revision", "sampling", "seed", "stop", "tokens", "log_prob", "log_probs"}
-"""Columns of one completion, with `JUDGED`: a pair has two."""
+OF_ONE = {
+    "prompt",
+    "completion",
+    "sample",
+    "model",
+    "revision",
+    "sampling",
+    "seed",
+    "stop",
+    "tokens",
+    "log_prob",
+    "log_probs",
+}
+"""Columns of one completion, with `JUDGED`: a pair has two, and says itself what it keeps of them."""
 JUDGED = {"score", "verdict", "reason"}
 TOLD = ("sample", "model", "score", "tokens")
 """Those that a pair says of both its sides, as `chosen_*` and `rejected_*`."""
@@ -31,6 +42,11 @@ class Pairs(Step):
     """What is preferred to what."""
     per_prompt: int | None = Field(1, ge=1)
     """Most pairs of one prompt; null takes all. A completion is in one pair at most."""
+
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, "prompt", "completion", *self.prefer.reads(), by="pairs")
+        told = [f"{side}_{name}" for name in TOLD for side in ("chosen", "rejected") if name in before]
+        return ["prompt", "chosen", "rejected", *told, *(name for name in before if name not in OF_ONE | JUDGED)]
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
         need(rows, "prompt", "completion", *self.prefer.reads(), by="pairs")
@@ -59,5 +75,5 @@ def joined(chosen: Row, rejected: Row) -> dict[str, Any]:
     sides = {"chosen": chosen, "rejected": rejected}
     texts = {name: side["completion"] for name, side in sides.items()}
     told = {f"{name}_{column}": side[column] for column in TOLD for name, side in sides.items() if column in side}
-    others = {name: value for name, value in chosen.items() if name not in OF_ONE | JUDGED | {"prompt"}}
+    others = {name: value for name, value in chosen.items() if name not in OF_ONE | JUDGED}
     return {"prompt": chosen["prompt"], **texts, **told, **others}

@@ -12,7 +12,9 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from pydantic import Field, model_validator
 
+from kdlm import __version__
 from kdlm.curation.generate import digest
+from kdlm.curation.report import report
 from kdlm.curation.rows import read
 from kdlm.curation.step import Counts, Desk
 from kdlm.curation.steps import AnyStep
@@ -22,7 +24,7 @@ from kdlm.section import Section
 from kdlm.section_loader import suggestion
 from kdlm.writers import AnyWriter
 
-ROWS, ABOUT = "rows.parquet", "about.json"
+ROWS, ABOUT, REPORT = "rows.parquet", "about.json", "report.md"
 ROWS_AT_ONCE = 16384
 """Rows of a group of the parquet file."""
 
@@ -37,7 +39,7 @@ class Pipeline(Section):
     steps: list[AnyStep] = Field(min_length=1)
     """What is done to the rows, one after another."""
     output: Path
-    """Folder of `rows.parquet`, `about.json`, what each step made, and every answer that a writer gave."""
+    """Folder of `rows.parquet`, `about.json`, `report.md`, what each step made, and every answer that a writer gave."""
     seed: int = Field(0, ge=0)
     """Seed of everything that is drawn at random."""
 
@@ -113,7 +115,9 @@ def _run(pipeline: Pipeline, say: Callable[[str], None]) -> Dataset:
             _keep(folder, rows, done[-1])
     finally:
         desk.close()
-    _keep(pipeline.output, rows, {"pipeline": pipeline.model_dump(mode="json"), "steps": done})
+    about = {"kdlm": __version__, "pipeline": pipeline.model_dump(mode="json"), "content": digests, "steps": done}
+    _keep(pipeline.output, rows, about)
+    write_text(pipeline.output / REPORT, report(done, rows))
     say(f"{pipeline.output / ROWS}: {len(rows)} rows")
     return rows
 

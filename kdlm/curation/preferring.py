@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kdlm.curation.generate import digest
-from kdlm.curation.step import Counts
+from kdlm.curation.step import Counts, digest
 from kdlm.section import Section
 
 Row = dict[str, Any]

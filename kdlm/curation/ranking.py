@@ -5,8 +5,7 @@ from typing import Any, Literal
 from datasets import Dataset
 from pydantic import model_validator
 
-from kdlm.curation.generate import digest
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, digest, lacks
 
 
 class Ranking(Step):
@@ -25,15 +24,22 @@ class Ranking(Step):
             raise ValueError(f"order: {self.order}: {fault}")
         return self
 
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, *([] if self.by is None else [self.by]), *self.compared(), by=self.describe())
+        return before
+
+    def compared(self) -> list[str]:
+        """Return the columns that tell which rows belong together."""
+        return []
+
     def ranked(self, rows: Dataset, desk: Desk) -> list[int]:
-        """Return the numbers of the rows, those that are rather kept first. Raises ValueError for a missing column."""
+        """Return the numbers of the rows, those that are rather kept first."""
         numbers = list(range(len(rows)))
         if self.order == "random":
             drawn = [digest([desk.seed, repr(sorted(row.items()))]) for row in rows]
             return sorted(numbers, key=lambda number: drawn[number])
         if self.by is None:
             return numbers
-        need(rows, self.by, by=self.describe())
         sign = -1 if self.order == "highest" else 1
         sizes = [None if value is None else sign * _size(value) for value in rows[self.by]]
         return sorted(numbers, key=lambda number: (sizes[number] is None, sizes[number] or 0))

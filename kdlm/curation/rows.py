@@ -1,7 +1,7 @@
 """Rows: what the sources of a pipeline hold, as one data set with text columns."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -55,7 +55,7 @@ def dataset_of(rows: list[dict[str, Any]]) -> Dataset:
     return Dataset(pa.table(columns))
 
 
-def with_columns(rows: Dataset, columns: dict[str, list[Any]]) -> Dataset:
+def with_columns(rows: Dataset, columns: Mapping[str, Any]) -> Dataset:
     """Return rows with columns added, or put in the place of those of the same name."""
     table: Any = rows.with_format("arrow")[:]
     for name, values in columns.items():

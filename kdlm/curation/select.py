@@ -8,7 +8,7 @@ from datasets import Dataset
 from pydantic import Field, model_validator
 
 from kdlm.curation.ranking import Ranking
-from kdlm.curation.step import Desk, need
+from kdlm.curation.step import Desk
 
 
 class Select(Ranking):
@@ -34,11 +34,13 @@ class Select(Ranking):
             raise ValueError("give of_each or balanced, and not both: two steps do both")
         return self
 
+    def compared(self) -> list[str]:
+        return [column for column in (self.of_each, self.balanced) if column is not None]
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
+        self.leaves(rows.column_names)
         column = self.of_each or self.balanced
         groups: dict[Any, list[int]] = defaultdict(list)
-        if column is not None:
-            need(rows, column, by="select")
         values = [None] * len(rows) if column is None else rows[column]
         for number in self.ranked(rows, desk):
             groups[repr(values[number])].append(number)

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset
 
 from kdlm.data.report import EXAMPLES, Unused
-from kdlm.data.sections import Source
 from kdlm.section import Section
 from kdlm.writers import Writer, WriterSection
 
@@ -89,10 +87,6 @@ class Step(Section):
         """Return the writers that the step asks, as key -> name."""
         return {}
 
-    def reads(self) -> list[Source]:
-        """Return the sources that the step reads beside its rows."""
-        return []
-
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
         """Return the rows of the next step.
 
@@ -136,15 +130,6 @@ def digest(value: Any) -> str:
     """Return a hash of plain data: 16 hexadecimal digits."""
     said = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(said.encode(errors="replace")).hexdigest()[:16]
-
-
-def with_column(rows: Dataset, name: str, values: list[Any]) -> Dataset:
-    """Return the rows with a column of these values, in place of one of its name."""
-    table = rows.with_format("arrow")[:]
-    column = pa.array(values) if any(value is not None for value in values) else pa.nulls(len(values), pa.string())
-    if name in table.column_names:  # pyright: ignore[reportAttributeAccessIssue]
-        return Dataset(table.set_column(table.column_names.index(name), name, column))
-    return Dataset(table.append_column(name, column))
 
 
 def as_prompt(text: str) -> str | list[dict[str, Any]]:

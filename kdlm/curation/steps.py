@@ -16,11 +16,13 @@ from kdlm.curation.extract import Extract
 from kdlm.curation.fall_back import FallBack
 from kdlm.curation.filter import Filter
 from kdlm.curation.generate import Generate
+from kdlm.curation.influence import Influence
 from kdlm.curation.language import Language
 from kdlm.curation.paced import Paced
 from kdlm.curation.pairs import Pairs
 from kdlm.curation.recombine import Recombine
 from kdlm.curation.score import Score
+from kdlm.curation.screen import Screen
 from kdlm.curation.select import Select
 from kdlm.curation.tasks import Tasks
 from kdlm.curation.thoughts import Thoughts
@@ -37,6 +39,7 @@ AnyStep = Annotated[
     | Decontaminate
     | Deduplicate
     | Language
+    | Screen
     | Tokens
     | Write
     | Extract
@@ -48,6 +51,7 @@ AnyStep = Annotated[
     | Expectation
     | Recombine
     | Paced
+    | Influence
     | Pairs
     | Corrupt
     | FallBack

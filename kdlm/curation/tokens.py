@@ -2,9 +2,11 @@
 
 from typing import Literal
 
+import pyarrow as pa
 from datasets import Dataset
 
-from kdlm.curation.step import Desk, Step, need, with_column
+from kdlm.curation.rows import with_columns
+from kdlm.curation.step import Desk, Step, lacks, need
 from kdlm.curation.words import texts_of
 from kdlm.models import named
 
@@ -20,6 +22,10 @@ class Tokens(Step):
     into: str = "tokens"
     """The column that takes the count; null where there is no text."""
 
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, self.column, by="tokens")
+        return list(dict.fromkeys([*before, self.into]))
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
         need(rows, self.column, by="tokens")
         tokenizer = named(self.tokenizer).tokenizer()
@@ -30,4 +36,4 @@ class Tokens(Step):
         known = [count for count in counted if count is not None]
         if known:
             desk.counts.figures["tokens"] = f"{sum(known)}, {min(known)} to {max(known)} in a row"
-        return with_column(rows, self.into, counted)
+        return with_columns(rows, {self.into: pa.array(counted, pa.int64())})

@@ -1,17 +1,22 @@
 """The step `write`: columns made of other columns, by templates."""
 
 import json
-from string import Formatter
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import pyarrow as pa
 from datasets import Dataset
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from kdlm.curation.step import Desk, Step, as_prompt, need, with_column
+from kdlm.curation.prompts import asked_of
+from kdlm.curation.rows import with_columns
+from kdlm.curation.step import Desk, Step, as_prompt
+from kdlm.curation.templates import check_template, columns_of, filled
+from kdlm.data.report import Unusable
 
 
 class Write(Step):
-    """Writes columns from a template of the columns that the rows came with.
+    """Writes columns from templates of the columns that the rows came with.
 
     A row that lacks a value, null or empty, is left out and counted. In a prompt that holds messages, `{prompt}` is the
     last message, and a new prompt takes its place: the conversation stays.
@@ -19,50 +24,32 @@ class Write(Step):
 
     name: Literal["write"] = "write"
     columns: dict[str, str] = Field(min_length=1)
-    """Column -> template, with columns in braces: {prompt: "[label] {prompt}", completion: "{thoughts}\\n{answer}"}.
-    Braces that are meant are doubled: {completion: "\\\\boxed{{{answer}}}"}."""
+    """Column -> template, with columns in braces: {prompt: "[label] {prompt}", completion: "\\\\boxed{{answer}}"}."""
 
-    @field_validator("columns")
-    @classmethod
-    def _parses(cls, columns: dict[str, str]) -> dict[str, str]:
-        for name, template in columns.items():
-            try:
-                fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}: double the braces that are meant: {{{{ }}}}") from error
-            if odd := [field for field in fields if not field.isidentifier()]:
-                raise ValueError(f"{name}: {{{odd[0]}}} names no column: double the braces that are meant: {{{{ }}}}")
-        return columns
+    def leaves(self, before: list[str]) -> list[str]:
+        for name, template in self.columns.items():
+            check_template(template, before, f"write: columns.{name}")
+        return list(dict.fromkeys([*before, *self.columns]))
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        fields = {field: None for text in self.columns.values() for _, field, _, _ in Formatter().parse(text) if field}
-        need(rows, *fields, by="write")
-        written: dict[str, list[str]] = {name: [] for name in self.columns}
-        kept = []
-        read = list(dict.fromkeys([*fields, *self._prompt(rows)]))
-        for number, row in enumerate(map(dict, rows.select_columns(read))):
-            lacking = next((field for field in fields if row[field] is None or row[field] == ""), None)
-            if lacking is not None:
-                desk.counts.note(f"no {lacking}", f"row {number}")
-                continue
-            kept.append(number)
-            for name, text in self._written(row).items():
-                written[name].append(text)
-        rows = rows.select(kept)
-        for name, values in written.items():
-            rows = with_column(rows, name, values)
-        return rows
+        self.leaves(rows.column_names)
+        fields = list(dict.fromkeys(field for text in self.columns.values() for field in columns_of(text)))
+        kept, written = [], []
+        for number, row in enumerate(map(dict, rows)):
+            try:
+                if (lacking := next((field for field in fields if row[field] in (None, "")), None)) is not None:
+                    raise Unusable(f"no {lacking}")
+                written.append(self._written(row))
+                kept.append(number)
+            except Unusable as why:
+                desk.counts.note(why.reason, f"row {number}")
+        columns = {name: pa.array([row[name] for row in written], pa.string()) for name in self.columns}
+        return with_columns(rows.select(kept), columns)
 
-    def _prompt(self, rows: Dataset) -> list[str]:
-        return ["prompt"] if "prompt" in self.columns and "prompt" in rows.column_names else []
-
-    def _written(self, row: dict[str, Any]) -> dict[str, str]:
+    def _written(self, row: Mapping[str, Any]) -> dict[str, str | None]:
         prompt = as_prompt(row["prompt"]) if row.get("prompt") else None
-        if not isinstance(prompt, list):
-            return {name: template.format(**row) for name, template in self.columns.items()}
-        values = row | {"prompt": prompt[-1]["content"]}
-        written = {name: template.format(**values) for name, template in self.columns.items()}
-        if "prompt" in written:
-            turns = [*prompt[:-1], {**prompt[-1], "content": written["prompt"]}]
-            written["prompt"] = json.dumps(turns, ensure_ascii=False)
+        values = {**row, "prompt": prompt[-1]["content"]} if isinstance(prompt, list) else row
+        written = {name: filled(template, values) for name, template in self.columns.items()}
+        if isinstance(prompt, list) and "prompt" in written:
+            written["prompt"] = json.dumps(asked_of(row, self.columns["prompt"], None), ensure_ascii=False)
         return written

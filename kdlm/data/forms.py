@@ -63,6 +63,7 @@ def recognise(source: Source, columns: list[str]) -> Form:
     usable = {ours: theirs for ours, theirs in (known | mapped).items() if theirs in columns}
     for needed, name in FORMS.items():
         chosen = not (mapped.keys() - {"tools", *BESIDE}) or mapped.keys() & set(needed)
+        chosen = chosen and not (mapped.keys() & set(SIDES)) - set(needed)
         if chosen and usable.keys() >= set(needed):
             kept = (*needed, "tools") if name != "text" and "tools" in usable else needed
             kept = (*kept, *(name for name in BESIDE if name in mapped))

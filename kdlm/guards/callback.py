@@ -46,9 +46,10 @@ class CollapseGuards(TrainerCallback):
         if student.mask_id is not None:
             raise ValueError(CAUSAL)
         if ours:
-            section.require(writes="rollouts" in trainer.provides)
-        elif section.repetition is not None:
-            raise ValueError("guards.repetition: it is read where a DistillTrainer trains")
+            section.require(writes="rollouts" in trainer.provides, prefers="preferences" in trainer.method.needs)
+        for name in () if ours else ("repetition", "chosen_nll"):
+            if name in section.watched:
+                raise ValueError(f"guards.{name}: it is read where a DistillTrainer trains")
         self.trainer, self.section, self.student, self.ours = trainer, section, student, ours
         self.course = Course(section)
         self.stopped: Crossing | None = None
@@ -75,7 +76,7 @@ class CollapseGuards(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.ours and self._due(state.global_step + 1):
             means = self.trainer._means
-            self.told = {name: means[name] for name in ("student_entropy",) if name in means}
+            self.told = {name: means[name] for name in ("student_entropy", "chosen_log_prob") if name in means}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not self.ours and logs and "loss" in logs:
@@ -118,6 +119,8 @@ class CollapseGuards(TrainerCallback):
         else:
             if "entropy" in watched:
                 found["entropy"] = self._entropy()
+            if "chosen_nll" in watched:
+                found["chosen_nll"] = -self.trainer._reduced(self.told)["chosen_log_prob"].item()
             found |= {name: value for name, value in self._of_text().items() if name in watched}
         if "kl_to_start" in watched:
             found |= self.forgetting.read(self._sample(), ())

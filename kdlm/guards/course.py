@@ -21,6 +21,7 @@ ADVICE = {
         "the data's answers beside"
     ),
     "repetition": "a lower learning rate, a higher sampling temperature, cross-entropy on the data's answers beside",
+    "chosen_nll": "a lower learning rate, a lower weight of the rejected side (method.alpha), fewer steps",
     "kl_to_start": "a lower learning rate, fewer steps, LoRA of a lower rank, other text among the training rows",
 }
 

@@ -8,7 +8,7 @@ from kdlm.guards.section import CAUSAL
 from kdlm.models import MaskedStudent
 
 
-def looked_at(recipe: Any) -> Iterator[str]:
+def looked_at(recipe: Any, method: Any) -> Iterator[str]:
     """Look at what guards ask of data and rollouts."""
     section = recipe.guards
     if section is None:
@@ -17,5 +17,5 @@ def looked_at(recipe: Any) -> Iterator[str]:
         raise ValueError("guards: they watch language models; remove the section")
     if isinstance(recipe.student, MaskedStudent):
         raise ValueError(CAUSAL)
-    section.require(writes=recipe.rollouts is not None)
+    section.require(writes=recipe.rollouts is not None, prefers=method is None or "preferences" in method.needs)
     yield f"guards: {', '.join(section.watched)}, every {section.every} steps"

@@ -84,13 +84,16 @@ class GuardsSection(Section):
     kl_to_start: Watched | None = None
     """KL(start || student) on a few rows that stay the same: how much is forgotten. A frozen copy of the start is kept,
     but for LoRA, whose base it is."""
+    chosen_nll: Watched | None = None
+    """Cross-entropy of the chosen side of preferences, in mean over tokens and then over pairs: where it turns up, the
+    pull on the rejected side has begun to cost the chosen one."""
     rows: int = Field(16, ge=1)
     """How many rows `kl_to_start` is read on: evaluation rows where there are some, else training rows."""
 
     @model_validator(mode="after")
     def _watches_something(self) -> "GuardsSection":
         if not self.watched:
-            raise ValueError("nothing is watched: give entropy, length, repetition or kl_to_start")
+            raise ValueError("nothing is watched: give entropy, length, repetition, kl_to_start or chosen_nll")
         kl = self.kl_to_start
         if kl is not None and any(limit is not None and limit.relative for limit in (kl.warn, kl.stop)):
             raise ValueError("kl_to_start: it begins at 0, of which there are no multiples: give below or above")
@@ -99,11 +102,16 @@ class GuardsSection(Section):
     @property
     def watched(self) -> dict[str, Watched]:
         """The figures that are watched, by name."""
-        named = {name: getattr(self, name) for name in ("entropy", "length", "repetition", "kl_to_start")}
+        names = ("entropy", "length", "repetition", "kl_to_start", "chosen_nll")
+        named = {name: getattr(self, name) for name in names}
         return {name: one for name, one in named.items() if one is not None}
 
-    def require(self, *, writes: bool) -> None:
-        """Raise ValueError, naming the key, where a figure is of completions and the student writes none."""
+    def require(self, *, writes: bool, prefers: bool) -> None:
+        """Raise ValueError, naming the key, where a figure is of completions and the student writes none, or is of
+        preferences and the method takes none.
+        """
+        if self.chosen_nll is not None and not prefers:
+            raise ValueError("guards.chosen_nll: the data have no chosen side for this method: remove it")
         for name in ("length", "repetition"):
             if name in self.watched and not writes:
                 raise ValueError(f"guards.{name}: the student writes no text in this run: remove it, or add rollouts")

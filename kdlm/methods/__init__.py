@@ -47,6 +47,7 @@ from kdlm.methods.masked.masking import MaskedMethod
 from kdlm.methods.method import Method, Preparation, Step, Term, Terms
 from kdlm.methods.minillm import MiniLLM, MiniLLMSection
 from kdlm.methods.policy import PolicyMethod
+from kdlm.methods.preferences import DPO, DPOSection, PreferenceMethod, SimPO, SimPOSection
 from kdlm.methods.redi import REDI, REDISection
 from kdlm.methods.reverse_kl_advantage import ReverseKLAdvantage, ReverseKLAdvantageSection
 from kdlm.methods.rewards import RewardMethod, RewardSection
@@ -109,6 +110,8 @@ AnyMethod = Annotated[
     | RLADSection
     | DistiLLM2Section
     | REDISection
+    | DPOSection
+    | SimPOSection
     | TsdKDSection
     | TokenPSKDSection
     | CurioSFTSection
@@ -178,6 +181,7 @@ __all__ = [
     "CRD",
     "DHO",
     "DMAE",
+    "DPO",
     "DSKD",
     "GDSD",
     "GKD",
@@ -217,6 +221,7 @@ __all__ = [
     "DMD2Section",
     "DMDSection",
     "DMSection",
+    "DPOSection",
     "DSKDSection",
     "DefensiveDistillation",
     "DefensiveSection",
@@ -264,6 +269,7 @@ __all__ = [
     "PiDistill",
     "PiDistillSection",
     "PolicyMethod",
+    "PreferenceMethod",
     "Preparation",
     "Progressive",
     "ProgressiveSection",
@@ -300,6 +306,8 @@ __all__ = [
     "SharedVocabularyKD",
     "SharedVocabularyKDSection",
     "SiDSection",
+    "SimPO",
+    "SimPOSection",
     "SkillSD",
     "SkillSDSection",
     "SnapshotOf",

@@ -1,6 +1,6 @@
 """Rollouts: prompts -> completions of the student, with the log-probabilities that its engine gave them."""
 
-from kdlm.rollouts.bands import Bands, PassRate, banded
+from kdlm.rollouts.bands import PassRate
 from kdlm.rollouts.engine import Completion, Engine, Sampling, end_ids
 from kdlm.rollouts.environment import Environment, EnvironmentSection, Judging, Reply
 from kdlm.rollouts.environments import AnyEnvironment
@@ -15,7 +15,6 @@ __all__ = [
     "SAID",
     "AnyEngine",
     "AnyEnvironment",
-    "Bands",
     "Completion",
     "Engine",
     "Environment",
@@ -37,7 +36,6 @@ __all__ = [
     "UnmaskSection",
     "Written",
     "as_row",
-    "banded",
     "check_engine",
     "context_of",
     "describe",

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 
 Advance = Callable[[int, str], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
@@ -63,7 +64,9 @@ def _lines(stage: str, total: int) -> Iterator[Advance]:
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             share = f" {done}/{total}" if total else ""
-            print(f"{stage}:{share} {note}".rstrip(), file=sys.stderr, flush=True)
+            left = timedelta(seconds=round((last - started) / done * (total - done))) if 0 < done <= total else None
+            eta = "" if left is None else f"  eta {left}"
+            print(f"{stage}:{share} {note}".rstrip() + eta, file=sys.stderr, flush=True)
 
     print(f"{stage} ...", file=sys.stderr, flush=True)
     yield advance

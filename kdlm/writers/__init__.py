@@ -7,9 +7,10 @@ from pydantic import Field
 from kdlm.writers.local import LocalSection, LocalWriter
 from kdlm.writers.openai import OpenAISection, OpenAIWriter
 from kdlm.writers.scoring import Scored, Scorer
+from kdlm.writers.vllm import VLLMWriter, VLLMWriterSection
 from kdlm.writers.writer import Answered, Asked, Prices, Prompt, Refused, Text, Writer, WriterSection
 
-AnyWriter = Annotated[OpenAISection | LocalSection, Field(discriminator="name")]
+AnyWriter = Annotated[OpenAISection | LocalSection | VLLMWriterSection, Field(discriminator="name")]
 """A model that writes, chosen by its `name`."""
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "Scored",
     "Scorer",
     "Text",
+    "VLLMWriter",
+    "VLLMWriterSection",
     "Writer",
     "WriterSection",
 ]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kdlm.models import Loading, device_of, named
 from kdlm.rollouts import GenerateSection, context_of
-from kdlm.writers.scoring import LocalScorer, Scored, tokenised
+from kdlm.writers.scoring import LocalScorer, Scored, Tokens, tokenised
 from kdlm.writers.weights import Prompts, version_of
 from kdlm.writers.writer import Answered, Asked, Prompt, Refused, Text, WriterSection
 
@@ -38,8 +38,15 @@ class LocalWriter:
             yield from self._together(batch)
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[int, Scored | Refused]]:
-        read = [tokenised(self.tokenizer, *self.prompts.read(prompt), completion) for prompt, completion in pairs]
-        yield from LocalScorer(self.network, self.context, self.batch_tokens).score(read)
+        yield from self.scorer().score(self.tokens(pairs))
+
+    def tokens(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Tokens]:
+        """Return prompts and completions as the model reads them."""
+        return [tokenised(self.tokenizer, *self.prompts.read(prompt), completion) for prompt, completion in pairs]
+
+    def scorer(self) -> LocalScorer:
+        """Return what reads text that the model did not write."""
+        return LocalScorer(self.network, self.context, self.batch_tokens)
 
     def close(self) -> None:
         self.engine.close()

@@ -8,7 +8,7 @@ import torch
 
 from kdlm.losses import token_log_probs
 from kdlm.models import Predictor, evaluating
-from kdlm.signal import Rows
+from kdlm.signal import Dense, Hidden, Rows
 from kdlm.writers.writer import Prompt, Refused
 
 
@@ -83,16 +83,28 @@ class LocalScorer:
                 yield place, Refused("no token before the completion: nothing predicts its first one")
             else:
                 readable.append(place)
-        readable.sort(key=lambda place: -len(pairs[place].ids))
-        while readable:
-            size = max(1, self.batch_tokens // len(pairs[readable[0]].ids))
-            batch, readable = readable[:size], readable[size:]
+        for batch in self.batches(readable, pairs):
             values = self._values([pairs[place] for place in batch])
             for place, log_probs in zip(batch, values, strict=True):
                 yield place, Scored(log_probs, pairs[place].offsets)
 
+    def batches(self, places: Sequence[int], pairs: Sequence[Tokens]) -> Iterator[list[int]]:
+        """Yield the places of pairs that are read together; long ones first, so that little is padded."""
+        left = sorted(places, key=lambda place: -len(pairs[place].ids))
+        while left:
+            size = max(1, self.batch_tokens // len(pairs[left[0]].ids))
+            batch, left = left[:size], left[size:]
+            yield batch
+
     @torch.no_grad()
     def _values(self, pairs: Sequence[Tokens]) -> list[list[float]]:
+        signal, rows = self.read(pairs)
+        log_probs, _ = token_log_probs(signal, rows.labels)
+        return [part.tolist() for part in log_probs.float().cpu().split([len(pair.offsets) for pair in pairs])]
+
+    @torch.no_grad()
+    def read(self, pairs: Sequence[Tokens]) -> tuple[Hidden | Dense, Rows]:
+        """Return what the model says where it predicts a token of a completion, and these places, pair by pair."""
         length, home = max(len(pair.ids) for pair in pairs), self.model.device
         ids = torch.tensor([[*pair.ids, *[0] * (length - len(pair.ids))] for pair in pairs])
         mask = torch.tensor([[1] * len(pair.ids) + [0] * (length - len(pair.ids)) for pair in pairs])
@@ -100,6 +112,4 @@ class LocalScorer:
         labels = [token for pair in pairs for token in pair.ids[pair.border :]]
         rows = Rows(torch.tensor(places, device=home), torch.tensor(labels, device=home))
         with evaluating(self.model):
-            signal = self.predict({"input_ids": ids.to(home), "attention_mask": mask.to(home)}, rows)
-            log_probs, _ = token_log_probs(signal, rows.labels)
-        return [part.tolist() for part in log_probs.float().cpu().split([len(pair.offsets) for pair in pairs])]
+            return self.predict({"input_ids": ids.to(home), "attention_mask": mask.to(home)}, rows), rows

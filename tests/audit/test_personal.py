@@ -73,6 +73,8 @@ def test_hits_do_not_overlap_and_are_in_order():
 def test_national_phone_numbers_are_found_where_a_region_is_said():
     text = "Call (212) 736-5000 today"
     assert personal(text) == [] and [hit.kind for hit in personal(text, "US")] == [PHONE]
+    with pytest.raises(ValueError, match="region 'us': expected the two capitals of a country"):
+        personal(text, "us")
 
 
 def test_without_phonenumbers_a_region_is_refused_and_the_rest_goes_on(monkeypatch):

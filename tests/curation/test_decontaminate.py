@@ -131,4 +131,4 @@ def test_another_evaluation_set_is_another_output_and_a_missing_one_is_told_befo
     plan["output"] = str(tmp_path / "other")
     with pytest.raises(ValueError, match=r"did you mean .*exam\.jsonl"):
         run(Pipeline.model_validate(plan), lambda line: None)
-    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "other" / "steps").exists()

@@ -2,12 +2,19 @@
 
 import random
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
-from kdlm.curation import Corrupt, Desk, OfModels, Pairs, Ranked, Right, TagForm
+from kdlm.curation import Corrupt, Desk, OfModels, Pairs, Pipeline, Ranked, Right, TagForm
+from kdlm.curation import run as pipeline_run
 from kdlm.curation.step import Counts
+from kdlm.data.forms import recognise
+from kdlm.data.sections import Source
+from kdlm.data.sources import open_source
+from kdlm.recipe import Recipe
+from kdlm.section_loader import load_section
 
 
 def rows(prompts: int = 12, samples: int = 6, seed: int = 0) -> list[dict]:
@@ -157,6 +164,16 @@ def test_empty_completions_and_equal_texts_are_in_no_pair_and_are_counted():
         run(Pairs(), alike)
 
 
+@pytest.mark.parametrize(
+    "step", [Pairs(), Pairs(prefer=Ranked(column="log_prob", per_token=True)), Corrupt()], ids=repr
+)
+def test_what_columns_it_leaves_is_known_before_it_runs(step):
+    given = rows() if isinstance(step, Pairs) else [{"prompt": "a", "level": 1, "completion": TEXTS[0]}]
+    assert run(step, given)[0][0].keys() == set(step.leaves(list(given[0])))
+    with pytest.raises(ValueError, match="no column 'completion'"):
+        step.leaves(["prompt"])
+
+
 def test_a_missing_column_is_named():
     with pytest.raises(ValueError, match="pairs: no column 'score'"):
         run(Pairs(), [{"prompt": "a", "completion": "b"}])
@@ -229,3 +246,14 @@ def test_tags_may_have_other_names():
     assert form.parts(text) == ("a", "5")
     assert FORM.parts(text) is None
     assert run(Corrupt(form=form), [{"prompt": "p", "completion": text}])[0][0]["chosen"] == text
+
+
+def test_the_pipeline_of_specs_writes_pairs_that_training_reads(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    pipeline = load_section(Pipeline, Path("recipes/pipelines/specs.yaml"))
+    source = pipeline.sources[0].model_copy(update={"limit": 8})
+    kept = pipeline_run(pipeline.model_copy(update={"sources": [source], "output": tmp_path}), lambda line: None)
+    assert len(kept) == 16
+    rows = open_source(Source(path=str(tmp_path / "rows.parquet")))
+    written = load_section(Recipe, Path("recipes/sandbox/specs.yaml")).data.train[0].columns
+    assert recognise(Source.model_validate({"path": "x", "columns": written}), rows.columns).name == "preference"

@@ -111,6 +111,9 @@ def test_conversations_come_first_and_a_mapping_decides():
     mapped = Source.model_validate({"path": "x", "columns": {"chosen": "chosen"}})
     assert recognise(mapped, columns).name == "preference"
     alone = Source.model_validate({"path": "x", "columns": {"completion": "chosen"}})
+    answers = {"prompt": "prompt", "chosen": "completion", "rejected": "answer"}
+    renamed = Source.model_validate({"path": "x", "columns": answers})
+    assert recognise(renamed, ["prompt", "completion", "answer"]).name == "preference"
     assert recognise(alone, ["prompt", "chosen", "rejected"]).name == "completion"
 
 

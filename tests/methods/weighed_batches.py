@@ -108,22 +108,26 @@ def _double(batch: Batch) -> Batch:
     }  # fmt: skip
 
 
+@cache
 def text_networks() -> Batch:
     nets = {"student": Predictor(llama(1)), "teacher": LocalTeacher(llama(2))}
     return nets | {name: Predictor(llama(3)) for name in ("previous", "reference", "old", "average")}
 
 
+@cache
 def masked_networks() -> Batch:
     nets = {"student": Predictor(tiny_masked(1)), "teacher": LocalTeacher(tiny_masked(2))}
     assert nets["student"].mask_id == MASK
     return nets | {name: Predictor(tiny_masked(3)) for name in ("reference", "old")}
 
 
+@cache
 def pair_networks(ours: str) -> Batch:
     sizes = [len(reader(kind)) for kind in (ours, "tiny")]
     return {"student": Predictor(llama(1, vocab=sizes[0])), "teacher": LocalTeacher(llama(2, vocab=sizes[1]))}
 
 
+@cache
 def visual_networks() -> Batch:
     return {"student": Predictor(tiny_vlm(1).double()), "teacher": LocalTeacher(tiny_vlm(2).double())}
 
@@ -184,7 +188,7 @@ KINDS = {
 
 def networks_of(method: Method, kind: Kind) -> Batch:
     """The networks of a kind, with those that the method trains beside the student."""
-    nets = kind.networks()
+    nets = dict(kind.networks())
     torch.manual_seed(7)
     for name, role in method.roles.items():
         if isinstance(role, Trainable) and role.make is not None:

@@ -22,6 +22,9 @@ REWARDED = [
     *("student={name: sandbox, model: code-student-tiny}", "teacher={name: sandbox, model: code-teacher-tiny}"),
     *("rollouts.sampling.max_new_tokens=4", "data.train.0.limit=8", "data.eval.0.limit=2"),
 ]
+STUDENT = "student={name: sandbox, model: code-student-tiny}"
+COLUMNS = "columns: {prompt: prompt, chosen: completion, rejected: answer}"
+PAIRS = f"data.train.0={{path: 'sandbox:arithmetic/train', limit: 12, {COLUMNS}}}"
 TINY = {
     "best_by_agreement": [
         *("training.eval_strategy=steps", "training.eval_steps=1", "training.save_strategy=steps"),
@@ -33,6 +36,9 @@ TINY = {
     "dskd": ["student.model=code-student-tiny-bytes"],
     "ensemble": ["teacher.members.0.model=code-teacher-tiny", "teacher.members.1.model=code-student-tiny"],
     "gdsd": ["data.eval.0.limit=2", "rollouts.eval_prompts=2", "training.eval_on_start=false"],
+    "dpo": [STUDENT, PAIRS, "data.eval_rows=2"],
+    "simpo": [STUDENT, PAIRS, "data.eval_rows=2"],
+    "specs": [PAIRS, "data.eval_rows=2"],
     "hidden_kd": ["method.layers=[[0, 1]]"],
     "masked_kd": ["teacher.path=sandbox:masked-tiny"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],
@@ -43,12 +49,15 @@ TINY = {
         "student.layers=1",
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
+    "kd_aif": ["data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}", "data.eval.0.limit=2"],
     "step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}", "data.eval_rows=2"],
     "transfer_bytes": ["student.source.model=code-teacher-tiny", "method.layers=[[1, 0]]"],
     "transfer_unigram": ["student.source.model=code-teacher-tiny"],
 }
 """What else has to change where a recipe is run with tiny models."""
 PRETRAINED = "student={name: sandbox, model: code-student}"
+SUMS = "data.train.0.path=sandbox:arithmetic/train"
+WEIGHED = "data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}"
 AFTER = {
     "draft/align": [PRETRAINED, "data.train.0.path=sandbox:arithmetic/train"],
     "draft/distillspec": [PRETRAINED],
@@ -56,8 +65,20 @@ AFTER = {
     "sums/on_policy": ["teacher={name: sandbox, model: code-teacher}", "student={name: sandbox, model: code-student}"],
     "tools/on_policy": ["teacher={name: sandbox, model: code-student}", "student={name: sandbox, model: code-student}"],
     "tools/skill_sd": ["student={name: sandbox, model: code-student}"],
+    "sandbox/kd_aif": ["data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}"],
     "sandbox/step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}"],
-    "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train"],
+    "redi/sft": ["data.train.0={path: 'sandbox:arithmetic/train', columns: {prompt: prompt, completion: completion}}"],
+    "redi/redi": [PRETRAINED, PAIRS],
+    "sandbox/dpo": [PRETRAINED, PAIRS],
+    "sandbox/simpo": [PRETRAINED, PAIRS],
+    "sandbox/specs": [PAIRS],
+    "paced/forward": [PRETRAINED, "teacher={name: sandbox, model: code-teacher}", WEIGHED],
+    "paced/reverse": [PRETRAINED, "teacher={name: sandbox, model: code-teacher}", WEIGHED],
+    "metis_rise/sft": [PRETRAINED, "data.train.0.path=sandbox:walks/train", "data.train.1.path=sandbox:walks/train"],
+    "dasd/low": [SUMS],
+    "dasd/high": [PRETRAINED, SUMS],
+    "dasd/mixed": [PRETRAINED, SUMS, "data.train.1.path=sandbox:arithmetic/train"],
+    "prompt_synthesis/generator": [SUMS],
     "sandbox/grpo": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "sandbox/rlad": ["teacher={name: sandbox, model: code-teacher}", PRETRAINED],
     "vision_language/sft": ["student.path=sandbox:digits-vlm-student"],

@@ -1,12 +1,11 @@
 """Stages that follow one another: RL, verified traces and fine-tuning (Metis-RISE)."""
 
 import json
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 pytest.importorskip("trl")
@@ -15,7 +14,7 @@ from kdlm import cli
 from kdlm.rollouts import GenerateEngine
 
 ROOT = Path(__file__).parents[2]
-FOLDER, TRACES = ROOT / "recipes/sandbox/metis_rise", ROOT / "examples/verified_traces.py"
+FOLDER, PIPELINES = ROOT / "recipes/sandbox/metis_rise", ROOT / "recipes/pipelines"
 SHORT = [
     "training.max_steps=2", "training.per_device_train_batch_size=2", "training.save_steps=2", "training.eval_steps=2",
     "training.warmup_steps=0", "data.train.0.limit=16", "data.eval.0.limit=2", "data.max_length=96",
@@ -28,7 +27,12 @@ def train(name: str, *changes: str) -> int:
     return cli.main(["train", str(FOLDER / name), *SHORT, *changes])
 
 
-def test_the_stages_of_metis_rise_follow_one_another(tmp_path, monkeypatch, capsys) -> None:
+def made(name: str, *changes: str) -> list[dict[str, Any]]:
+    assert cli.main(["generate", str(PIPELINES / f"metis_{name}.yaml"), *changes]) == 0
+    return pyarrow.parquet.read_table(f"runs/pipelines/metis-{name}/rows.parquet").to_pylist()
+
+
+def test_the_stages_of_metis_rise_follow_one_another(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     walks = "data.train=[{path: sandbox:arithmetic/train, limit: 16}]"
     evaluated = "data.eval=[{path: sandbox:arithmetic/eval, limit: 2}]"
@@ -39,27 +43,26 @@ def test_the_stages_of_metis_rise_follow_one_another(tmp_path, monkeypatch, caps
     generate = GenerateEngine.generate
     ended = lambda *given: [replace(one, stop="end") for one in generate(*given)]  # noqa: E731  tiny models never end
     monkeypatch.setattr(GenerateEngine, "generate", ended)
-    script = runpy.run_path(str(TRACES))
-    split: list[Any] = []
-    banded = script["banded"]
-    main = script["main"]
-    monkeypatch.setitem(main.__globals__, "banded", lambda *a, **k: split.append(banded(*a, **k)) or split[-1])
-    command = ["verified_traces.py", "runs/sandbox-metis-rl/recipe.yaml", "--student", "runs/sandbox-metis-rl/student"]
-    command += ["--expert", "sandbox:code-teacher-tiny", "--samples", "3", "--out", "runs/sandbox-metis-traces.jsonl"]
-    monkeypatch.setattr(sys, "argv", command)
-    capsys.readouterr()
-    main()
-    said = capsys.readouterr().out
-    (bands,) = split
-    names = [rate.band for rate in bands.rates]
-    assert len(names) == 16 and all(rate.attempts == 3 for rate in bands.rates)
-    assert f"{len(bands.never)} calls of the expert" in said and names.count("never") == len(bands.never) > 0
-    rows = [json.loads(line) for line in Path("runs/sandbox-metis-traces.jsonl").read_text().splitlines()]
-    assert {row["by"] for row in rows} >= {"student"}
-    for row in rows:
-        assert any(letter in "aeiou" for letter in row["completion"])
-        assert (row["by"] == "expert") == (row["solved"] == 0) and row["solved"] < row["attempts"] == 3
-    nobody = script["Attempts"]("sandbox:code-teacher-tiny", None, None, 0)
-    assert nobody([], 1) == [] and nobody.calls == 0  # every prompt is solved now and then
+    attempts = made(
+        "attempts",
+        "sources=[{path: sandbox:arithmetic/train, limit: 16, columns: {prompt: prompt}}]",
+        "steps.0.sampling.max_new_tokens=2",
+        "steps.1.verifier={name: regex, pattern: '[ae]'}",
+    )
+    assert len({row["prompt"] for row in attempts}) == 16 and len(attempts) == 128
+    own = made("own")
+    expert = made(
+        "expert",
+        "writers.expert.path=sandbox:code-teacher-tiny",
+        "steps.1.sampling.max_new_tokens=2",
+        "steps.2.verifier={name: regex, pattern: '.'}",
+    )
+    rates = {row["prompt"]: (row["solved"], row["attempts"]) for row in attempts}
+    assert own and all(0 < rates[row["prompt"]][0] < 8 for row in own)
+    assert len({(row["prompt"], row["completion"]) for row in own}) == len(own)
+    assert max(sum(row["prompt"] == prompt for row in own) for prompt in rates) <= 4
+    assert all(rates[row["prompt"]] == (0, 8) for row in expert)
+    assert all(set(row["completion"]) & set("ae") for row in own)
+    assert 0 < len(expert) <= sum(rate == (0, 8) for rate in rates.values())
     assert train("sft.yaml", evaluated) == 0
     assert json.loads(Path("runs/sandbox-metis-sft/results.json").read_text())["steps"] == 2
