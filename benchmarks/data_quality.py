@@ -23,10 +23,10 @@ Equal tokens: every arm goes over its rows, again and again in new orders, until
 tokens, 64 sequences a step; both sides of a pair count. A weight changes what a row counts, not how many are read: with
 weights a step is divided by the weighted count, so that PACED takes as many steps on as many tokens as KD.
 
-Learning rates and other settings are those that solved most among what was tried on a seed that is not reported, those
-of KD with PACED's weights; the trials are in docs/data_quality.md. Solved is a held-out sum with the right answer, the mean over levels: `sampled` at
-temperature 1, 4 times each, and `greedy`; forgetting is KL(start || student) on another task that the student knew,
-words turned round, in nats a token.
+Learning rates and other settings are those that solved most among what was tried on a seed that is not reported,
+those of KD with PACED's weights; the trials are in docs/data_quality.md. Solved is a held-out sum with the right
+answer, the mean over levels: `sampled` at temperature 1, 4 times each, and `greedy`; forgetting is KL(start ||
+student) on another task that the student knew, words turned round, in nats a token.
 
 A statement holds where it does in the mean over seeds; on how many seeds is printed beside it. --check exits 1 unless
 all hold but those of `NOT_SHOWN`; the figure, on the last line, is how many do. --quick takes one seed and few tokens
