@@ -7,8 +7,9 @@ is carried in, and what they make. The last line is the answer:
     56112
     125
 
-The other task is to turn words round, `<cafes=` `sefac`. The teacher has read sums of up to 7 digits, and is sure of
-those of up to 4; the student is smaller, has read fewer of up to 6, and gets some of 4 to 6 right. Neither can add 8.
+The other task is to turn words round, `<cafes=` `sefac`. The teacher has read sums of up to 7 digits; it solves nearly
+all of up to 4, most of 5 and 6. The student is smaller and has read fewer, of up to 6; it solves nearly all of up to 4,
+some of 5, few of 6. Neither can add 7 or 8, and what either writes there is as long, and wrong.
 """
 
 import hashlib
@@ -244,11 +245,15 @@ def generated(model: Any, problems: list[Row], *, temperature: float, samples: i
     return Dataset.from_list(made)
 
 
-def streamed(rows: Sequence[Row], tokens: float, seed: int) -> list[Row]:
-    """Return rows until they hold so many tokens that are trained on: all of them, then all again in another order."""
+def streamed(rows: Sequence[Row], tokens: float, seed: int, weights: Sequence[float] | None = None) -> list[Row]:
+    """Return rows until they hold so many tokens that are trained on: all of them, then all again in another order.
+
+    With weights each is drawn in proportion to its own, with replacement.
+    """
     generator, out, held = random.Random(f"order {seed}"), [], 0
     while True:
-        for number in generator.sample(range(len(rows)), len(rows)):
+        order = generator.sample(range(len(rows)), len(rows))
+        for number in order if weights is None else generator.choices(range(len(rows)), weights, k=len(rows)):
             out.append(rows[number])
             held += trained_tokens(rows[number])
             if held >= tokens:

@@ -169,6 +169,8 @@ class _Run:
         made = {"input_ids": ids, "labels": torch.ones_like(ids)}
         if self.settings.masked:
             made["position_ids" if flat else "attention_mask"] = torch.ones_like(ids)
+        if "preferences" in self.method.needs:
+            made["rejected"] = torch.ones(batch, dtype=torch.bool)
         if self.rollouts is not None:
             made |= self.rollouts.beside(ids, batch)
         return made
