@@ -14,6 +14,7 @@ from kdlm.curation.rows import read, with_columns
 from kdlm.curation.step import Desk, Step, lacks
 from kdlm.data.report import Unusable
 from kdlm.data.sections import Source
+from kdlm.data.sources import open_source
 from kdlm.signal import Hidden
 from kdlm.writers import LocalWriter
 
@@ -51,8 +52,8 @@ class Influence(Step):
     def asks(self) -> dict[str, str]:
         return {"by": self.by}
 
-    def reads(self) -> list[Source]:
-        return self.validation
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "content": [open_source(source).digest(True) for source in self.validation]}
 
     def leaves(self, before: list[str]) -> list[str]:
         lacks(before, "prompt", self.column, by="influence")
@@ -70,6 +71,8 @@ class Influence(Step):
         used, wanted = self._gradients(writer, clean, "completion", desk, "validation row")
         if not used:
             raise ValueError("influence.validation: no row that the student can read")
+        if not kept:
+            return with_columns(rows.select([]), {"influence": [], "weight": []})
         found = influences(gradients, wanted.mean(0), curvature(gradients, self.damping))
         weights = weights_of_influence(found, self.shape, self.strength)
         desk.counts.figures |= {"validation rows": len(used), "rows that help": int((found < 0).sum())}

@@ -5,7 +5,7 @@ from math import comb
 import pytest
 from datasets import Dataset
 
-from kdlm.curation import Desk, Paced
+from kdlm.curation import Desk, Paced, Verify
 from kdlm.curation.paced import expected_weight
 from kdlm.rollouts import PassRate
 
@@ -89,24 +89,15 @@ def test_rows_without_attempts_or_with_too_few_are_left_out_and_counted():
     assert desk.counts.kinds["too few attempts to weigh by"].count == 3
 
 
-def test_attempts_that_were_cut_are_failures_or_none():
-    attempts = {
-        "prompt_id": ["x"] * 4,
-        "stop": ["end", "end", "length", "length"],
-        "score": [1.0, 0.0, 0.0, 0.0],
-        "verdict": ["judged"] * 4,
-        "solved": [1] * 4,
-        "attempts": [4] * 4,
-    }
-    weigh = {"prior": None, "normalise": False}
-    assert Paced(**weigh)(rows(**attempts))["weight"][:] == pytest.approx([1 * 3 / (4 * 3)] * 4)
-    left_out = Paced(truncated="left_out", **weigh)(rows(**attempts))
-    assert left_out["weight"][:] == pytest.approx([1 * 1 / (2 * 1)] * 4)
-
-
-def test_a_prompt_all_of_whose_attempts_were_cut_has_the_weight_of_the_prior():
-    cut = {"prompt_id": ["x"], "stop": ["length"], "score": [0.0], "verdict": ["judged"]}
-    (weight,) = Paced(truncated="left_out", normalise=False)(rows(**cut))["weight"][:]
+def test_attempts_that_were_cut_count_as_verify_says_and_a_prompt_without_any_has_the_weight_of_the_prior():
+    attempts = rows(prompt_id=list("xxx"), completion=["4", "4", "5"], stop=["end", "length", "length"], answer=["4"] * 3)
+    for truncated, solved, of in (("attempt", 2, 3), ("leave_out", 1, 1)):
+        judged = Verify(verifier={"name": "exact", "column": "answer"}, truncated=truncated)(attempts)  # type: ignore
+        (weight,) = set(Paced(normalise=False)(judged)["weight"][:])
+        assert weight == pytest.approx(weight_of(PassRate(solved, of)))
+    desk = Desk()
+    (weight,) = Paced(normalise=False).run(rows(solved=[0], attempts=[0]), desk)["weight"][:]
+    assert desk.counts.figures == {"rows of prompts never tried": 1}
     assert weight == pytest.approx(0.5 * 0.5 / (1 * 2))  # E[p (1 - p)] under Beta(1/2, 1/2)
 
 
