@@ -47,7 +47,8 @@ def placed(source: Source, opened: Opened, counts: Counts) -> Iterator[tuple[str
 def dataset_of(rows: list[dict[str, Any]]) -> Dataset:
     """Return rows as a data set; a column that some rows lack is null there.
 
-    A column with an empty object in it, which parquet cannot hold, becomes JSON text. Raises ValueError for mixed types.
+    A column with an empty object in it, which parquet cannot hold, becomes JSON text. Raises ValueError for mixed
+    types.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
