@@ -34,12 +34,14 @@ class Plan(NamedTuple):
         attempts: of the student at each of them.
         solutions: of the teacher, at each temperature.
         tokens: that an arm trains on.
+        held_out: sums of a level on which it is measured.
     """
 
     each: int
     attempts: int
     solutions: int
     tokens: int
+    held_out: int
 
 
 class World:
