@@ -139,7 +139,7 @@ def paced(world: World) -> Dataset:
     rows: Any = world.solutions
     of_student = {"solved": [world.rates[one] for one in rows["prompt_id"]]}
     of_student["attempts"] = [world.plan.attempts] * len(rows)
-    return Paced(prior=None)(Dataset.from_dict({**rows.to_dict(), **of_student}))
+    return Paced()(Dataset.from_dict({**rows.to_dict(), **of_student}))
 
 
 ARMS: dict[str, Callable[[World, Any], None]] = {
