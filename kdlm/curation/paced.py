@@ -52,9 +52,9 @@ class Paced(Step):
     b: float = Field(1.0, ge=0)
     """Power of the failure rate: a larger one leaves out what it can do."""
     prior: float | None = Field(None, gt=0)
-    """`null` is the unbiased estimate, which is 0 for prompts that were solved never or always; a and b are whole numbers
-    then. A number is c of a prior Beta(c, c) of the pass rate, which keeps these alive; larger ones trust few attempts
-    less. Where most of what was never solved cannot be learned, a prior costs more than it saves."""
+    """`null` is the unbiased estimate, which is 0 for prompts that were solved never or always; a and b are whole
+    numbers then. A number is c of a prior Beta(c, c) of the pass rate, which keeps these alive; larger ones trust few
+    attempts less. Where most of what was never solved cannot be learned, a prior costs more than it saves."""
     normalise: bool = True
     """Divide by the mean over the rows that are left. A common factor changes no loss; it matters beside rows of other
     sources, whose weight is 1."""

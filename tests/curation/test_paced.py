@@ -39,7 +39,7 @@ def test_for_a_b_1_it_is_the_plain_weight_times_k_over_k_minus_1(attempts):
 def test_the_plain_weight_is_that_of_many_attempts_and_largest_at_a_of_a_plus_b():
     many = 10_000
     for a, b in ((1.0, 1.0), (2.0, 1.0), (0.5, 1.5)):
-        weights = [weight_of(PassRate(s, many), a, b) for s in range(0, many + 1, 100)]
+        weights = [weight_of(PassRate(s, many), a, b, 0.5) for s in range(0, many + 1, 100)]
         for place, weight in enumerate(weights):
             assert weight == pytest.approx((place / 100) ** a * (1 - place / 100) ** b, abs=1e-2)
         assert weights.index(max(weights)) == pytest.approx(100 * a / (a + b), abs=1)
@@ -55,7 +55,7 @@ def test_it_is_symmetric_for_a_equal_to_b_and_uniform_at_0(prior):
 
 def test_a_prior_keeps_alive_what_was_never_or_always_solved_and_less_the_more_attempts():
     assert weight_of(PassRate(0, 8), prior=None) == 0
-    never = [weight_of(PassRate(0, k)) for k in (1, 4, 16, 64)]
+    never = [weight_of(PassRate(0, k), prior=0.5) for k in (1, 4, 16, 64)]
     assert min(never) > 0 and never == sorted(never, reverse=True)
     # Beta(1, 1): p^ is (s + 1) / (K + 2), and E[p (1 - p)] = p^ (1 - p^) (K + 2) / (K + 3)
     p = 1 / 10
