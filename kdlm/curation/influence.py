@@ -74,6 +74,8 @@ class Influence(Step):
         used, wanted = self._gradients(writer, clean, "completion", desk, "validation row")
         if not used:
             raise ValueError("influence.validation: no row that the student can read")
+        if not kept:
+            return with_columns(rows.select([]), {"influence": [], "weight": []})
         found = influences(gradients, wanted.mean(0), curvature(gradients, self.damping))
         weights = weights_of_influence(found, self.shape, self.strength)
         desk.counts.figures |= {"validation rows": len(used), "rows that help": int((found < 0).sum())}
@@ -98,8 +100,8 @@ class Influence(Step):
             if isinstance(one, Refused):
                 desk.counts.note(f"{what} not read", f"{what} {number}: {one.reason}")
             elif not one.border or not one.offsets or len(one.ids) > writer.context:
-                said = f"{what} {number}: {len(one.ids)} tokens, none that can be learned"
-                desk.counts.note(f"{what} not read", said)
+                why = f"{len(one.ids)} tokens, none that can be learned"
+                desk.counts.note(f"{what} not read", f"{what} {number}: {why}")
             else:
                 tokens[number] = one
         kept = list(tokens)

