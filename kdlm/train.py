@@ -167,9 +167,7 @@ def assemble(recipe: Recipe) -> Assembly:
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
-    method = recipe.method.build(
-        tied(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher)
-    )
+    method = recipe.method.build(tied(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher))
     if lora is not None:
         quantised = getattr(recipe.student, "quantization", "none") != "none"
         lora.check_export(averaged=method.exported != "student", quantised=quantised)

@@ -90,9 +90,12 @@ def test_rows_without_attempts_or_with_too_few_are_left_out_and_counted():
 
 
 def test_attempts_that_were_cut_count_as_verify_says_and_a_prompt_without_any_has_the_weight_of_the_prior():
-    attempts = rows(prompt_id=list("xxx"), completion=["4", "4", "5"], stop=["end", "length", "length"], answer=["4"] * 3)
+    attempts = rows(
+        prompt_id=list("xxx"), completion=["4", "4", "5"], stop=["end", "length", "length"], answer=["4"] * 3
+    )
     for truncated, solved, of in (("attempt", 2, 3), ("leave_out", 1, 1)):
-        judged = Verify(verifier={"name": "exact", "column": "answer"}, truncated=truncated)(attempts)  # type: ignore
+        verifier = {"name": "exact", "column": "answer"}
+        judged = Verify.model_validate({"verifier": verifier, "truncated": truncated})(attempts)
         (weight,) = set(Paced(normalise=False)(judged)["weight"][:])
         assert weight == pytest.approx(weight_of(PassRate(solved, of)))
     desk = Desk()

@@ -29,9 +29,7 @@ def test_rows_scored_anew_are_split_as_before(load, tokenizer, jsonl):
     splits = []
     for factor in (1.0, 3.0):
         rows = [{**row, "forgetting": factor * row["forgetting"]} for row in ROWS]
-        data = load(
-            [{"path": jsonl(rows, "a.jsonl"), "columns": {"score": "forgetting"}}], tokenizer, eval_rows=3
-        )
+        data = load([{"path": jsonl(rows, "a.jsonl"), "columns": {"score": "forgetting"}}], tokenizer, eval_rows=3)
         splits.append(list(data.eval["index"]))
     assert splits[0] == splits[1]
 
