@@ -34,12 +34,14 @@ class Plan(NamedTuple):
         attempts: of the student at each of them.
         solutions: of the teacher, at each temperature.
         tokens: that an arm trains on.
+        held_out: sums of a level on which it is measured.
     """
 
     each: int
     attempts: int
     solutions: int
     tokens: int
+    held_out: int
 
 
 class World:
@@ -137,7 +139,7 @@ def paced(world: World) -> Dataset:
     rows: Any = world.solutions
     of_student = {"solved": [world.rates[one] for one in rows["prompt_id"]]}
     of_student["attempts"] = [world.plan.attempts] * len(rows)
-    return Paced(prior=None)(Dataset.from_dict({**rows.to_dict(), **of_student}))
+    return Paced()(Dataset.from_dict({**rows.to_dict(), **of_student}))
 
 
 ARMS: dict[str, Callable[[World, Any], None]] = {

@@ -43,7 +43,7 @@ from kdlm.signal import IGNORE_INDEX
 LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)
 LONGEST = 64  # tokens of a completion; 8 digits take 57
 BATCH = 64  # rows of an optimiser step
-EVAL, SAMPLES = 100, 4  # held-out sums of each level, and how often each is tried at temperature 1
+SAMPLES = 4  # how often a held-out sum is tried at temperature 1
 HELD_OUT = 8  # one sum in eight
 WORDS = 200  # on which forgetting is measured
 
@@ -297,9 +297,9 @@ def trained(student: Any, rows: list[Row], method: Any, *, rate: float, seed: in
 # What is measured
 
 
-def accuracy(model: Any, temperature: float, samples: int = 1) -> dict[str, float]:
-    """Return the share of held-out sums that the model gets right, by level."""
-    problems = sums(99, EVAL, held_out=True)
+def accuracy(model: Any, each: int, temperature: float, samples: int = 1) -> dict[str, float]:
+    """Return the share of held-out sums, so many of each level, that the model gets right, by level."""
+    problems = sums(99, each, held_out=True)
     found = generated(model, problems, temperature=temperature, samples=samples, seed=7)
     scores: dict[int, list[float]] = {level: [] for level in LEVELS}
     for level, score in zip(found["level"], found["score"], strict=True):
@@ -317,9 +317,9 @@ def forgetting(start: Any, model: Any) -> float:
         return chunked(forward_kl, Predictor(model)(batch, kept), Predictor(start)(batch, kept)).mean().item()
 
 
-def measured(start: Any, model: Any) -> Point:
-    """Return accuracies, the mean over levels and each, and forgetting."""
+def measured(start: Any, model: Any, each: int) -> Point:
+    """Return accuracies on so many held-out sums of each level, the mean over levels and each; and forgetting."""
     model.eval()
-    levels = {"greedy": accuracy(model, 0.0), "sampled": accuracy(model, 1.0, SAMPLES)}
+    levels = {"greedy": accuracy(model, each, 0.0), "sampled": accuracy(model, each, 1.0, SAMPLES)}
     means = {name: fmean(values.values()) for name, values in levels.items()}
     return {**means, "forgetting": forgetting(start, model), "levels": levels}

@@ -132,8 +132,8 @@ class Generate(Step):
         """Return the rows that are asked for, and what is asked by its hash, both in the order of the rows."""
         places: list[Place] = []
         asked: dict[str, Prompt] = {}
-        read = ["prompt", *columns_of(self.prompt), *([self.prefix] if self.prefix else [])]
-        columns = rows.select_columns(list(dict.fromkeys(read)))
+        read = ["prompt", "tools", *columns_of(self.prompt), *([self.prefix] if self.prefix else [])]
+        columns = rows.select_columns([name for name in dict.fromkeys(read) if name in rows.column_names])
         for number, row in enumerate(columns):
             values: dict[str, Any] = dict(row)
             try:

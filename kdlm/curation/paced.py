@@ -12,7 +12,7 @@ from kdlm.curation.step import Desk, Step, lacks, need
 from kdlm.rollouts import PassRate
 
 
-def expected_weight(rate: PassRate, a: float = 1.0, b: float = 1.0, prior: float | None = 0.5) -> float | None:
+def expected_weight(rate: PassRate, a: float = 1.0, b: float = 1.0, prior: float | None = None) -> float | None:
     """Return what is known of `p^a (1 - p)^b` of a prompt whose pass rate p was seen in few attempts.
 
     With a prior Beta(c, c) of p it is the posterior mean, for s successes and f failures
@@ -51,9 +51,10 @@ class Paced(Step):
     """Power of the pass rate: a larger one leaves out what the student cannot do yet."""
     b: float = Field(1.0, ge=0)
     """Power of the failure rate: a larger one leaves out what it can do."""
-    prior: float | None = Field(0.5, gt=0)
-    """c of the prior Beta(c, c) of a pass rate, which keeps prompts alive that were solved never or always; larger ones
-    trust few attempts less. `null` is the unbiased estimate, which is 0 for both; a and b are whole numbers then."""
+    prior: float | None = Field(None, gt=0)
+    """`null` is the unbiased estimate, which is 0 for prompts that were solved never or always; a and b are whole
+    numbers then. A number is c of a prior Beta(c, c) of the pass rate, which keeps these alive; larger ones trust few
+    attempts less. Where most of what was never solved cannot be learned, a prior costs more than it saves."""
     normalise: bool = True
     """Divide by the mean over the rows that are left. A common factor changes no loss; it matters beside rows of other
     sources, whose weight is 1."""

@@ -60,7 +60,7 @@ class Right(Matched):
     def pairs(self, rows: list[Row], key: Any, counts: Counts) -> Found:
         good, bad = [], []
         for row in rows:
-            if row.get("verdict", "judged") != "judged":
+            if row.get("verdict", "judged") != "judged" or row["score"] is None:
                 counts.note("completions that were not judged", row["prompt"])
             elif row["score"] >= self.success:
                 good.append(row)

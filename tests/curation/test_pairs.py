@@ -257,3 +257,12 @@ def test_the_pipeline_of_specs_writes_pairs_that_training_reads(tmp_path, monkey
     rows = open_source(Source(path=str(tmp_path / "rows.parquet")))
     written = load_section(Recipe, Path("recipes/sandbox/specs.yaml")).data.train[0].columns
     assert recognise(Source.model_validate({"path": "x", "columns": written}), rows.columns).name == "preference"
+
+
+def test_the_columns_of_the_source_do_not_take_the_place_of_a_pair_and_no_score_is_not_judged():
+    old = {"prompt": "p", "chosen": "old", "rejected": "older", "id": 7}
+    scores = {"good": 1.0, "bad": 0.0, "lost": None}
+    rows = Dataset.from_list([old | {"completion": text, "score": score} for text, score in scores.items()])
+    (pair,) = Pairs(per_prompt=None)(rows)
+    assert (pair["chosen"], pair["rejected"], pair["id"]) == ("good", "bad", 7)
+    assert list(pair) == Pairs().leaves(rows.column_names)
