@@ -100,8 +100,8 @@ class Influence(Step):
             if isinstance(one, Refused):
                 desk.counts.note(f"{what} not read", f"{what} {number}: {one.reason}")
             elif not one.border or not one.offsets or len(one.ids) > writer.context:
-                said = f"{what} {number}: {len(one.ids)} tokens, none that can be learned"
-                desk.counts.note(f"{what} not read", said)
+                why = f"{len(one.ids)} tokens, none that can be learned"
+                desk.counts.note(f"{what} not read", f"{what} {number}: {why}")
             else:
                 tokens[number] = one
         kept = list(tokens)

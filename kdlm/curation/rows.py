@@ -47,8 +47,8 @@ def placed(source: Source, opened: Opened, counts: Counts) -> Iterator[tuple[str
 def dataset_of(rows: list[dict[str, Any]]) -> Dataset:
     """Return rows as a data set; a column that some rows lack is null there.
 
-    A column with an empty object in it, which parquet cannot hold, becomes JSON text. Raises ValueError for mixed
-    types.
+    A column with an empty object in it, which parquet cannot hold, becomes JSON text. Raises ValueError for values of
+    mixed types, or too large.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
@@ -126,9 +126,10 @@ def _answer(message: dict[str, Any]) -> str:
     content = message["content"]
     parts = [{"text": content}] if isinstance(content, str) else content
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    if message.get("tool_calls") or not all(isinstance(text, str) for text in texts):
+    read = [text for text in texts if isinstance(text, str)]
+    if message.get("tool_calls") or len(read) < len(texts):
         raise Unusable("malformed", "the last answer is a tool call or a picture, not text alone")
-    return "".join(texts)
+    return "".join(read)
 
 
 def _text(prompt: str | list[dict[str, Any]]) -> str:

@@ -6,12 +6,12 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
+from kdlm.audit.words import ALONE
 from kdlm.curation.step import as_prompt
 
-_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # kana and Han are written without spaces: each is a word
-_WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
+_WORD = re.compile(rf"[{ALONE}]|[^\W_{ALONE}]+")
 _KEPT = re.compile(
-    rf"[{_ALONE}]|[^\W_{_ALONE}]+|[^\s.,;:?'\"$\u2018\u2019\u201c\u201d\u3001\u3002\uff0c\uff1a\uff1b\uff1f]"
+    rf"[{ALONE}]|[^\W_{ALONE}]+|[^\s.,;:?'\"$\u2018\u2019\u201c\u201d\u3001\u3002\uff0c\uff1a\uff1b\uff1f]"
 )
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
