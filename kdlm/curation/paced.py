@@ -74,8 +74,10 @@ class Paced(Step):
         kept, weights, bands = [], [], Counter()
         pairs: Any = zip(rows["solved"], rows["attempts"], strict=True)
         for number, (solved, attempts) in enumerate(pairs):
-            known = solved is not None and attempts is not None and 0 <= solved <= attempts
-            rate = PassRate(solved, attempts) if known else None
+            if solved is None or attempts is None or not 0 <= solved <= attempts:
+                rate = None
+            else:
+                rate = PassRate(solved, attempts)
             if rate is None or (weight := expected_weight(rate, self.a, self.b, self.prior)) is None:
                 desk.counts.note("too few attempts to weigh by", f"row {number}")
                 continue
