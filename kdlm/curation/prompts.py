@@ -16,7 +16,8 @@ def asked_of(row: Mapping[str, Any], template: str, system: str | None, *, chat:
     """Return the prompt of a row as a model is asked: written by a template, with a system message before it.
 
     Text stays text unless it has a system message or is to be a `chat`; messages stay messages, and the last one is
-    written by the template. Raises Unusable where a column that is needed is null, or a conversation has tools.
+    written by the template. Raises Unusable where a column that is needed is null, or a conversation has tools, or a
+    second system message.
     """
     if not row["prompt"]:
         raise Unusable("no prompt", "its column 'prompt' is empty")
@@ -27,6 +28,8 @@ def asked_of(row: Mapping[str, Any], template: str, system: str | None, *, chat:
         raise Unusable("tools", "a writer is told of no tools: drop the column `tools` to ask without them")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     before = [] if system is None else [{"role": "system", "content": system}]
+    if before and messages[0]["role"] == "system":
+        raise Unusable("two system messages", "the conversation has one, and `system` says another")
     return [*before, *_with_last(messages, template, row)]
 
 

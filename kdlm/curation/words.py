@@ -16,14 +16,15 @@ _KEPT = re.compile(
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 
-def texts_of(value: Any) -> list[str]:
-    """Return the texts that a column of a row holds: one, or that of each message."""
+def texts_of(value: Any, *, system: bool = True) -> list[str]:
+    """Return the texts that a column of a row holds: one, or that of each message; `system` messages among them."""
     if value is None:
         return []
     messages = as_prompt(value) if isinstance(value, str) else value
     if not isinstance(messages, list):
         return [str(messages)]
-    return [text if isinstance(text := _content(one), str) else json.dumps(text) for one in messages]
+    told = [one for one in messages if system or not isinstance(one, dict) or one.get("role") != "system"]
+    return [text if isinstance(text := _content(one), str) else json.dumps(text) for one in told]
 
 
 def _content(message: Any) -> Any:

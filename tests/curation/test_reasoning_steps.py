@@ -238,3 +238,10 @@ def test_columns_are_known_before_a_model_is_asked(step, have, missing, left):
     assert step.leaves(have) == left
     with pytest.raises(ValueError, match=missing):
         step.leaves([name for name in have if name != missing])
+
+
+def test_a_passage_that_is_null_is_counted():
+    answer, desk = '[{"entity": "Ada", "type": "person"}]', Desk()
+    rows = Dataset.from_list([{"text": text, "completion": answer} for text in (None, "Ada came.")])
+    assert len(EntityQuestions().run(rows, desk)) == 1
+    assert desk.counts.kinds["no list of entities"].count == 1

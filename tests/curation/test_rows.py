@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from kdlm.curation import Pipeline, run
+from kdlm.curation.prompts import asked_of
 from kdlm.curation.rows import read
 from kdlm.curation.step import Counts, as_prompt
+from kdlm.data.report import Unusable
 from kdlm.data.sections import Source
 
 ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}
@@ -65,3 +67,10 @@ def test_empty_objects_are_kept_as_json(tmp_path):
 def test_json_that_is_no_conversation_is_text(text):
     assert as_prompt(text) == text
     assert as_prompt(json.dumps([ASKED])) == [ASKED]
+
+
+def test_a_conversation_gets_no_second_system_message():
+    talk = [{"role": "system", "content": "Be short."}, ASKED]
+    assert asked_of({"prompt": json.dumps(talk[1:])}, "{prompt}", "Be short.") == talk
+    with pytest.raises(Unusable, match="two system messages"):
+        asked_of({"prompt": json.dumps(talk)}, "{prompt}", "Be long.")
