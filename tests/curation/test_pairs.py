@@ -95,7 +95,7 @@ def test_the_right_are_preferred_to_the_wrong_that_were_judged_and_ended():
         chosen, rejected = sides(given, pair)
         assert (chosen["score"], rejected["score"]) == (1, 0)
         assert chosen["verdict"] == rejected["verdict"] == "judged"
-        assert rejected["stop"] == "end"
+        assert rejected["stop"] == "end" and chosen["stop"] == "end"
     judged = [row for row in given if row["verdict"] == "judged"]
     cut = [row for row in judged if row["score"] == 0 and row["stop"] == "length"]
     assert counts.kinds["completions that were not judged"].count == len(given) - len(judged)
@@ -108,6 +108,7 @@ def test_the_first_pair_matched_by_length_is_the_nearest_there_is():
     given = rows()
     for pair in run(Pairs(prefer=Right(truncated=True)), given)[0]:
         some = [row for row in given if row["prompt"] == pair["prompt"] and row["verdict"] == "judged"]
+        some = [row for row in some if row["score"] == 0 or row["stop"] == "end"]  # what was cut is not preferred
         apart = [abs(a["tokens"] - b["tokens"]) for a, b in combinations(some, 2) if a["score"] != b["score"]]
         assert abs(pair["chosen_tokens"] - pair["rejected_tokens"]) == min(apart)
 

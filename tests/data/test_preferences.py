@@ -48,6 +48,14 @@ def test_the_sides_have_one_prompt_and_are_looked_at_one_by_one(tokenizer, jsonl
         assert [int(one["index"]) for one in apart] == [number] * 2
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_preferences_beside_other_rows_are_refused_with_both_sources(tokenizer, jsonl, load, streaming):
+    sources = [jsonl(ROWS), jsonl([{"prompt": "a", "completion": "b"}], "plain.jsonl")]
+    for train in (sources, sources[::-1]):
+        with pytest.raises(ValueError, match=r"data: '.*' holds preferences and '.*plain\.jsonl' does not"):
+            load([{"path": path} for path in train], tokenizer, streaming=streaming)
+
+
 def test_sides_may_be_messages(chat_tokenizer, jsonl, load):
     prompt = [{"role": "user", "content": "what is two and three?"}]
     asked = {"prompt": json.dumps(prompt), "chosen": "five", "rejected": [{"role": "assistant", "content": "four"}]}

@@ -172,3 +172,12 @@ def test_a_pair_is_two_sequences(tmp_path):
     pairs = parts(predict(recipe(tmp_path, alone | {"method": {"name": "redi"}}), GPU))
     texts = parts(predict(recipe(tmp_path, alone | {"training.per_device_train_batch_size": 8}), GPU))
     assert pairs["activations"] >= texts["activations"]
+
+
+def test_tasks_side_by_side_take_what_one_takes(tmp_path):
+    alone = {"teacher": None, "losses": []}
+    tasks, texts = (
+        predict(recipe(tmp_path, alone | {"method": {"name": name}}), GPU).phases["loss"]
+        for name in ("step_by_step", "sequence_kd")
+    )
+    assert tasks == pytest.approx(texts, rel=0.01)
