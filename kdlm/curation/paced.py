@@ -74,8 +74,9 @@ class Paced(Step):
         kept, weights, bands = [], [], Counter()
         pairs: Any = zip(rows["solved"], rows["attempts"], strict=True)
         for number, (solved, attempts) in enumerate(pairs):
-            unknown = solved is None or attempts is None or not 0 <= solved <= attempts
-            rate = None if unknown else PassRate(solved, attempts)
+            rate = None
+            if solved is not None and attempts is not None and 0 <= solved <= attempts:
+                rate = PassRate(solved, attempts)
             if rate is None or (weight := expected_weight(rate, self.a, self.b, self.prior)) is None:
                 desk.counts.note("too few attempts to weigh by", f"row {number}")
                 continue
