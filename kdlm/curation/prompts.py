@@ -1,9 +1,9 @@
 """Prompts: what a model is asked for a row, and prompts that are written anew."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from kdlm.curation.rows import as_text
 from kdlm.curation.step import as_prompt
 from kdlm.curation.templates import columns_of, filled
 from kdlm.data.report import Unusable
@@ -40,7 +40,7 @@ def prompt_of(row: Mapping[str, Any], template: str) -> str:
     prompt = as_prompt(row.get("prompt") or "")
     if isinstance(prompt, str):
         return _written(template, row)
-    return json.dumps(_with_last(prompt, template, row), ensure_ascii=False)
+    return as_text(_with_last(prompt, template, row))
 
 
 def last_said(row: Mapping[str, Any]) -> Mapping[str, Any]:

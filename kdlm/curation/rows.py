@@ -103,22 +103,22 @@ def _read(form: Form, values: dict[str, Any]) -> dict[str, str]:
     if form.name == "text":
         return {"text": read_text(values)}
     if form.name == "prompt":
-        return {"prompt": _text(read_prompt(values))}
+        return {"prompt": as_text(read_prompt(values))}
     if form.name == "preference":
         (prompt, chosen), (_, rejected) = read_preference(values)
-        return {"prompt": _text(prompt), "chosen": _text(chosen), "rejected": _text(rejected)}
+        return {"prompt": as_text(prompt), "chosen": as_text(chosen), "rejected": as_text(rejected)}
     if form.name == "completion":
         prompt, completion = read_completion(values)
         if isinstance(completion, str):
-            return {"prompt": _text(prompt), "completion": completion}
+            return {"prompt": as_text(prompt), "completion": completion}
         messages: Any = [*prompt, *completion]
     else:
         messages = read_chat(values)
     if messages[-1]["role"] != "assistant":
-        return {"prompt": _text(messages)}
+        return {"prompt": as_text(messages)}
     if len(messages) == 1:
         raise Unusable("malformed", "the conversation begins with an assistant turn")
-    return {"prompt": _text(messages[:-1]), "completion": _answer(messages[-1])}
+    return {"prompt": as_text(messages[:-1]), "completion": _answer(messages[-1])}
 
 
 def _answer(message: dict[str, Any]) -> str:
@@ -132,5 +132,6 @@ def _answer(message: dict[str, Any]) -> str:
     return "".join(read)
 
 
-def _text(prompt: str | list[dict[str, Any]]) -> str:
+def as_text(prompt: str | list[dict[str, Any]]) -> str:
+    """Return a prompt as its column holds it: messages as JSON."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)

@@ -81,3 +81,15 @@ def test_a_text_that_was_written_as_a_chat_is_scored_as_one() -> None:
     talks = [json.dumps([{"role": "user", "content": prompt}]) for prompt in rows["prompt"]]
     told = Score(by="it", into="own").run(with_columns(rows, {"prompt": talks}), desk)["own_log_prob"][:]
     assert as_chat == pytest.approx(told, abs=1e-5)
+
+
+def test_rows_keep_what_was_asked_where_that_is_said() -> None:
+    desk = Desk({"it": LocalSection(path="sandbox:code-teacher-tiny")})
+    given = {"by": "it", "prompt": "Add: {prompt}", "system": "Be short.", "sampling": [Sampling(max_new_tokens=4)]}
+    plain, kept = (Generate(**given, keep_asked=keep).run(Dataset.from_list(PROMPTS), desk) for keep in (False, True))
+    talk = [{"role": "system", "content": "Be short."}, {"role": "user", "content": f"Add: {PROMPTS[0]['prompt']}"}]
+    assert plain["prompt"][0] == PROMPTS[0]["prompt"] and json.loads(kept["prompt"][0]) == talk
+    assert plain.remove_columns("prompt").to_list() == kept.remove_columns("prompt").to_list()
+    assert kept.column_names == Generate(**given, keep_asked=True).leaves(["prompt"])
+    with pytest.raises(ValueError, match="keep_asked: the prompt stays"):
+        Generate(by="it", into="again", keep_asked=True)
