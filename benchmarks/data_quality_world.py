@@ -7,8 +7,9 @@ is carried in, and what they make. The last line is the answer:
     56112
     125
 
-The other task is to turn words round, `<cafes=` `sefac`. The teacher has read sums of up to 7 digits, and is sure of
-those of up to 4; the student is smaller, has read fewer of up to 6, and gets some of 4 to 6 right. Neither can add 8.
+The other task is to turn words round, `<cafes=` `sefac`. The teacher has read sums of up to 7 digits; it solves nearly
+all of up to 4, most of 5 and 6. The student is smaller and has read fewer, of up to 6; it solves nearly all of up to 4,
+some of 5, few of 6. Neither can add 7 or 8, and what either writes there is as long, and wrong.
 """
 
 import hashlib
@@ -42,7 +43,7 @@ from kdlm.signal import IGNORE_INDEX
 LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)
 LONGEST = 64  # tokens of a completion; 8 digits take 57
 BATCH = 64  # rows of an optimiser step
-EVAL, SAMPLES = 100, 4  # held-out sums of each level, and how often each is tried at temperature 1
+SAMPLES = 4  # how often a held-out sum is tried at temperature 1
 HELD_OUT = 8  # one sum in eight
 WORDS = 200  # on which forgetting is measured
 
@@ -244,11 +245,15 @@ def generated(model: Any, problems: list[Row], *, temperature: float, samples: i
     return Dataset.from_list(made)
 
 
-def streamed(rows: Sequence[Row], tokens: float, seed: int) -> list[Row]:
-    """Return rows until they hold so many tokens that are trained on: all of them, then all again in another order."""
+def streamed(rows: Sequence[Row], tokens: float, seed: int, weights: Sequence[float] | None = None) -> list[Row]:
+    """Return rows until they hold so many tokens that are trained on: all of them, then all again in another order.
+
+    With weights each is drawn in proportion to its own, with replacement.
+    """
     generator, out, held = random.Random(f"order {seed}"), [], 0
     while True:
-        for number in generator.sample(range(len(rows)), len(rows)):
+        order = generator.sample(range(len(rows)), len(rows))
+        for number in order if weights is None else generator.choices(range(len(rows)), weights, k=len(rows)):
             out.append(rows[number])
             held += trained_tokens(rows[number])
             if held >= tokens:
@@ -292,9 +297,9 @@ def trained(student: Any, rows: list[Row], method: Any, *, rate: float, seed: in
 # What is measured
 
 
-def accuracy(model: Any, temperature: float, samples: int = 1) -> dict[str, float]:
-    """Return the share of held-out sums that the model gets right, by level."""
-    problems = sums(99, EVAL, held_out=True)
+def accuracy(model: Any, each: int, temperature: float, samples: int = 1) -> dict[str, float]:
+    """Return the share of held-out sums, so many of each level, that the model gets right, by level."""
+    problems = sums(99, each, held_out=True)
     found = generated(model, problems, temperature=temperature, samples=samples, seed=7)
     scores: dict[int, list[float]] = {level: [] for level in LEVELS}
     for level, score in zip(found["level"], found["score"], strict=True):
@@ -312,9 +317,9 @@ def forgetting(start: Any, model: Any) -> float:
         return chunked(forward_kl, Predictor(model)(batch, kept), Predictor(start)(batch, kept)).mean().item()
 
 
-def measured(start: Any, model: Any) -> Point:
-    """Return accuracies, the mean over levels and each, and forgetting."""
+def measured(start: Any, model: Any, each: int) -> Point:
+    """Return accuracies on so many held-out sums of each level, the mean over levels and each; and forgetting."""
     model.eval()
-    levels = {"greedy": accuracy(model, 0.0), "sampled": accuracy(model, 1.0, SAMPLES)}
+    levels = {"greedy": accuracy(model, each, 0.0), "sampled": accuracy(model, each, 1.0, SAMPLES)}
     means = {name: fmean(values.values()) for name, values in levels.items()}
     return {**means, "forgetting": forgetting(start, model), "levels": levels}

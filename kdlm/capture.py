@@ -67,7 +67,7 @@ def capture(recipe: Recipe) -> Path:
     if not isinstance(recipe.data, DataSection):
         raise ValueError(f"data: signals are captured of text, not of {recipe.data.name}: use the model as the teacher")
     tokenizer, data = loaded(recipe)
-    if "rejected" in data.train.column_names:
+    if "rejected" in (data.train.column_names or ()):
         raise ValueError("data: signals are captured of sequences, and preferences are two in one row")
     print(data.report)
     splits = [split for split in (data.train, data.eval) if split is not None]

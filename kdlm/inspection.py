@@ -129,14 +129,16 @@ def _spread(length: int, count: int) -> list[int]:
 
 
 def _apart(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the sequences of a packed row; one of two readings stays as it is."""
+    """Yield the sequences of a packed row, or of a preference; one of two readings stays as it is."""
     if "seq_lengths" not in row or "chunks" in row:
         yield row
         return
-    at = 0
+    at, count = 0, len(row["seq_lengths"])
+    # the two of a preference have one number
+    told = {name: np.broadcast_to(row[name], count) for name in ("index", "domain") if name in row}
     for number, size in enumerate(row["seq_lengths"]):
         part = slice(at, at := at + int(size))
-        beside = {name: row[name][number] for name in ("index", "domain") if name in row}
+        beside = {name: values[number] for name, values in told.items()}
         yield {"input_ids": row["input_ids"][part], "labels": row["labels"][part], "length": int(size), **beside}
 
 

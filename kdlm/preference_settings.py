@@ -89,8 +89,6 @@ def _problems(recipe: Recipe, method: PreferenceMethod) -> Iterator[str]:
         yield "data.streaming: TRL is given stored rows here: set false"
     if data.packing != "none":
         yield "data.packing: TRL pads prompts and completions: use none"
-    if any("weight" in source.columns for source in [*data.train, *(data.eval or [])]):
-        yield "data: rows have weights (columns.weight), and TRL counts all pairs alike"
     wants = isinstance(method, DPO) and method.reference == "teacher"
     if recipe.teacher is not None and not wants:
         yield f"teacher: {name} does not ask it: remove the section, or take dpo with reference: teacher"

@@ -5,82 +5,32 @@ mend itself (a wrong key, a request that the server does not take) ends at once 
 is ever left out of an answer: it comes whole, or an error does.
 """
 
-import contextlib
-import ipaddress
 import json
 import logging
 import os
 import random
-import socket
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from concurrent.futures import Future
+from dataclasses import dataclass
 from io import BufferedRandom, BytesIO
 from queue import SimpleQueue
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from torch.utils.data import get_worker_info
+
+from kdlm.connections import Connections, Endpoint, Passing, ServerRefused, ServerUnavailable
+
+__all__ = ["Answers", "Endpoint", "Passing", "Patience", "Remote", "ServerRefused", "ServerUnavailable"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses that another try may not meet."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 """Seconds between tries: doubled from the first to the longest."""
 LAST_TRY = 1.0
 """Seconds that the try at the end of the patience has at least."""
-
-
-class ServerUnavailable(ConnectionError):
-    """A server that gives no answer: it stayed away for longer than the patience, or it refuses."""
-
-
-class ServerRefused(ServerUnavailable):
-    """A request that a server does not take, with the status that it says so by."""
-
-    def __init__(self, reason: str, status: int):
-        super().__init__(reason)
-        self.status = status
-
-
-class Passing(Exception):
-    """A failure that another try may mend; `after` is how many seconds the server asks to wait."""
-
-    def __init__(self, reason: str, after: float = 0.0):
-        super().__init__(reason)
-        self.after = after
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a server is and how it is asked.
-
-    Attributes:
-        url: without a path.
-        key: sent as a bearer token; None sends none.
-        timeout: seconds that one try may take.
-        patience: seconds that a request is tried for.
-        concurrency: requests that are under way at once.
-        place: the key of the recipe that names it; errors begin with it.
-    """
-
-    url: str
-    key: str | None = field(default=None, repr=False)
-    timeout: float = 60.0
-    patience: float = 300.0
-    concurrency: int = 8
-    place: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.url}" if self.place else self.url
 
 
 class Remote:
@@ -88,7 +38,7 @@ class Remote:
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
-        self._lines: _Lines | None = None
+        self._lines: Connections | None = None
         self._away = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -195,62 +145,22 @@ class Remote:
         """Return what spaces tries that begin now."""
         return Patience(self)
 
-    def _try(
-        self,
-        method: str,
-        path: str,
-        content: bytes | None,
-        headers: dict[str, str],
-        sink: BytesIO | BufferedRandom,
-        limit: int,
-        left: float,
-    ) -> None:
-        """Make one try. Raises Passing when another may help, ServerUnavailable when none will."""
-        import httpx2
-
-        seconds = min(self.endpoint.timeout, left)
-        timeout = httpx2.Timeout(seconds, connect=min(seconds, 10.0))
-        until = time.monotonic() + seconds
-        url, said = self.endpoint.url + path, f"{self.endpoint}{path}"
-        try:
-            lines = self._here()
-            stream = lines.client.stream(
-                method, url, content=content, headers=headers, timeout=timeout, extensions={"trace": lines.note}
-            )
-            with stream as response:
-                for chunk in response.iter_raw():
-                    sink.write(chunk)
-                    if time.monotonic() > until:
-                        raise Passing(f"the answer took longer than {seconds:g} s")
-                    if sink.tell() > limit:
-                        raise ServerUnavailable(f"{said}: an answer of more than {limit} bytes, which none should have")
-        except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:  # ours to mend
-            raise ServerUnavailable(f"{self.endpoint}: {type(error).__name__}") from None
-        except httpx2.TransportError as error:
-            raise Passing(str(error) or type(error).__name__) from None
-        if response.is_success:
-            if self._away:
-                self._away = False
-                logger.warning("%s: answers again", self.endpoint)
-            return
-        sink.seek(0)
-        reason = f"{response.status_code} {response.reason_phrase}: {_reason(sink.read(65536))}"
-        if response.status_code in PASSING:
-            raise Passing(reason, _retry_after(response.headers.get("retry-after")))
-        raise ServerRefused(f"{said}: refused, {reason}", response.status_code)
+    def _try(self, *asked: Any) -> None:
+        """Make one try, as `Connections.ask`."""
+        self._here().ask(*asked)
+        if self._away:
+            self._away = False
+            logger.warning("%s: answers again", self.endpoint)
 
     def close(self) -> None:
-        """End the pauses of requests under way and these themselves, drop those that wait, and close the lines."""
+        """End the pauses of requests under way and these themselves, drop those that wait, and hang up."""
         if self._lines is not None and self._lines.pid == os.getpid():
-            self._lines.stopped.set()
-            self._lines.pool.shutdown(wait=False, cancel_futures=True)
-            self._lines.hang_up()
-            self._lines.client.close()
+            self._lines.close()
 
-    def _here(self) -> "_Lines":
-        """Return this process's own lines: sockets and threads cannot be shared across a fork."""
+    def _here(self) -> Connections:
+        """Return this process's own: sockets and threads cannot be shared across a fork."""
         if self._lines is None or self._lines.pid != os.getpid():
-            self._lines = _Lines.opened(self.endpoint)
+            self._lines = Connections.opened(self.endpoint)
         return self._lines
 
     def rest(self, seconds: float) -> None:
@@ -293,46 +203,6 @@ class Patience:
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
 
-@dataclass
-class _Lines:
-    """What one process has open: connections, threads, and the event that ends pauses."""
-
-    pid: int
-    client: Any
-    pool: ThreadPoolExecutor
-    stopped: threading.Event
-    sockets: "weakref.WeakSet[socket.socket]" = field(default_factory=weakref.WeakSet)
-
-    def note(self, event: str, told: Any) -> None:
-        """Remember a connection that the client opens: a trace of httpx."""
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            found = told["return_value"].get_extra_info("socket")
-            if isinstance(found, socket.socket):
-                self.sockets.add(found)
-
-    def hang_up(self) -> None:
-        """End what is read in other threads: to close a socket does not wake who waits for it, and Python waits for
-        them before it ends."""
-        for each in list(self.sockets):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    @classmethod
-    def opened(cls, endpoint: Endpoint) -> "_Lines":
-        import httpx2
-
-        headers = {"accept-encoding": "identity"}  # what is counted on its way is what it is
-        if endpoint.key is not None:
-            headers["authorization"] = f"Bearer {endpoint.key}"
-        # Redirects are not followed: the key goes to the server that was named, and nowhere else.
-        client = httpx2.Client(
-            headers=headers,
-            limits=httpx2.Limits(max_connections=endpoint.concurrency + 1),
-            trust_env=not is_loopback(urlsplit(endpoint.url).hostname or ""),  # no proxy for this machine
-        )
-        return cls(os.getpid(), client, ThreadPoolExecutor(endpoint.concurrency, "kdlm-remote"), threading.Event())
-
-
 class Answers:
     """What `prefetch` leaves in a batch: answers on their way or, out of a worker process, there.
 
@@ -366,36 +236,3 @@ class _Outcome:
         if self.error is not None:
             raise ServerUnavailable(self.error)
         return self.value
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host name or address is this machine's own."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _reason(body: bytes) -> str:
-    """Return the reason in an error's body: FastAPI's `detail`, OpenAI's `error.message`, or the text."""
-    text = body.decode("utf-8", "replace")
-    try:
-        said = json.loads(text)
-    except ValueError:
-        return text.strip()[:300] or "no reason given"
-    if isinstance(said, dict):
-        error = said.get("error")
-        said = said.get("detail") or (error.get("message") if isinstance(error, dict) else error) or said.get("message")
-    return str(said or text)[:300]
-
-
-def _retry_after(value: str | None) -> float:
-    """Return the seconds of a Retry-After header, which gives them or a date; 0 where there is none."""
-    if value is None:
-        return 0.0
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0

@@ -28,7 +28,7 @@ from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
 from kdlm.reward_settings import in_trl
 from kdlm.run_folder import RunFolder, model_card
-from kdlm.samplers import weighed
+from kdlm.samplers import tied
 from kdlm.samples import SampleLog
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
@@ -167,9 +167,7 @@ def assemble(recipe: Recipe) -> Assembly:
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
-    method = recipe.method.build(
-        weighed(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher)
-    )
+    method = recipe.method.build(tied(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher))
     if lora is not None:
         quantised = getattr(recipe.student, "quantization", "none") != "none"
         lora.check_export(averaged=method.exported != "student", quantised=quantised)

@@ -7,12 +7,15 @@ not name today's OpenAI, Anthropic, GitHub fine-grained and Google keys. Presidi
 
 import math
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from ipaddress import ip_address
+
+from kdlm.audit.words import ALONE
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,10 @@ def personal(text: str, region: str | None = None) -> list[Hit]:
     """
     found: list[Hit] = []
     for hit in (*_matches(text), *_phone_numbers(text, region)):
-        if all(hit.end <= other.start or other.end <= hit.start for other in found):
-            found.append(hit)
-    return sorted(found, key=lambda hit: hit.start)
+        place = bisect_left(found, hit.end, key=lambda other: other.start)  # those before it begin before its end
+        if place == 0 or found[place - 1].end <= hit.start:
+            found.insert(place, hit)
+    return found
 
 
 def masked(text: str, hits: Sequence[Hit]) -> str:
@@ -61,8 +65,10 @@ def entropy(text: str) -> float:
 
 
 def _random(text: str) -> bool:
-    """A key is drawn at random: it has digits, letters and few repetitions, as words and numbers have not."""
-    return any(map(str.isdigit, text)) and any(map(str.isalpha, text)) and entropy(text) >= 3.3
+    """A key is drawn at random: it has digits, letters and few repetitions, as words, numbers and names in code have
+    not."""
+    drawn = any(map(str.isdigit, text)) and any(map(str.isalpha, text)) and entropy(text) >= 3.3
+    return drawn and not NAME_IN_CODE.fullmatch(text)
 
 
 def _luhn(text: str) -> bool:
@@ -82,10 +88,12 @@ def _iban(text: str) -> bool:
 
 
 def _public(text: str) -> bool:
+    """Slices (`[::1000]`) and versions read as addresses: of those with colons, 2000::/3 alone is given to anybody."""
     try:
-        return ip_address(text).is_global
+        address = ip_address(text)
     except ValueError:
         return False
+    return address.is_global and not address.is_multicast and (address.version == 4 or address.packed[0] >> 5 == 1)
 
 
 def _somebody(text: str) -> bool:
@@ -93,20 +101,30 @@ def _somebody(text: str) -> bool:
     return text != "git"
 
 
+NAME_IN_CODE = re.compile(r"[A-Za-z]+\d{0,2}(?:_[A-Za-z]+\d{0,2}|_\d{1,2})+")
 ISSUED = re.compile(r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|6(?:011|5\d\d)\d{12}")
 _PEM = r"(?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
 
+_LETTER = rf"[^\W{ALONE}]"
+"""A letter of a language that has spaces between words: Chinese and Japanese have an address amid their signs."""
+
+
+def _ascii(pattern: str) -> re.Pattern[str]:
+    """What is looked for is ASCII, and letters of other languages end it: `\\b` is between a Chinese sign and a key."""
+    return re.compile(pattern, re.ASCII)
+
+
 KINDS: dict[str, tuple[re.Pattern[str], Callable[[str], bool] | None]] = {
-    "private key": (re.compile(rf"-----BEGIN {_PEM}(?:[\s\S]{{0,10000}}?-----END {_PEM})?"), None),
-    "AWS key": (re.compile(r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b"), None),
-    "model provider key": (re.compile(r"\bsk-[\w-]{20,}"), _random),  # OpenAI's, Anthropic's and others'
-    "GitHub token": (re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,})"), None),
-    "Google key": (re.compile(r"\bAIza[\w-]{35}"), None),
-    "Slack token": (re.compile(r"\bxox[abeoprs]-[\w-]{10,}|\bhooks\.slack\.com/services/[\w/]{20,}"), None),
-    "Hugging Face token": (re.compile(r"\bhf_[A-Za-z0-9]{30,}"), None),
-    "JSON web token": (re.compile(r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"), None),
+    "private key": (_ascii(rf"-----BEGIN {_PEM}(?:[\s\S]{{0,10000}}?-----END {_PEM})?"), None),
+    "AWS key": (_ascii(r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b"), None),
+    "model provider key": (_ascii(r"\bsk-[\w-]{20,}"), _random),  # OpenAI's, Anthropic's and others'
+    "GitHub token": (_ascii(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,})"), None),
+    "Google key": (_ascii(r"\bAIza[\w-]{35}"), None),
+    "Slack token": (_ascii(r"\bxox[abeoprs]-[\w-]{10,}|\bhooks\.slack\.com/services/[\w/]{20,}"), None),
+    "Hugging Face token": (_ascii(r"\bhf_[A-Za-z0-9]{30,}"), None),
+    "JSON web token": (_ascii(r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"), None),
     "secret": (
-        re.compile(
+        _ascii(
             r"(?i:key|secret|token|passw(?:or)?d|pwd|credentials?)\b[\"']?(?:\s*[:=]{1,2}\s*|\s+(?:is|was)\s+)[\"'`]?"
             r"(?P<it>[A-Za-z0-9+/_=-]{16,})"
         ),
@@ -114,15 +132,15 @@ KINDS: dict[str, tuple[re.Pattern[str], Callable[[str], bool] | None]] = {
     ),
     "email": (
         re.compile(
-            r"(?<![\w.+%-])(?P<it>[\w.+%-]{1,64})@(?!example\.(?:com|org|net)\b)[\w-]{1,63}(?:\.[\w-]{1,63})*?"
-            r"\.[A-Za-z]{2,24}\b"
+            rf"(?<!{_LETTER})(?<![.+%-])(?P<it>(?:{_LETTER}|[.+%-]){{1,64}})@(?!example\.(?:com|org|net)\b)"
+            rf"(?:{_LETTER}|-){{1,63}}(?:\.(?:{_LETTER}|-){{1,63}})*?\.[A-Za-z]{{2,24}}(?!{_LETTER})"
         ),
         _somebody,
     ),
-    "IBAN": (re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _iban),
-    "card number": (re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d.])"), _card),
+    "IBAN": (_ascii(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _iban),
+    "card number": (_ascii(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d.])"), _card),
     "IP address": (
-        re.compile(r"(?<![\w.:/])(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]*:[0-9A-Fa-f:]{4,})(?![\w.:])"),
+        _ascii(r"(?<![\w.:/])(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]*:[0-9A-Fa-f:]{4,})(?![\w.:])"),
         _public,
     ),
 }

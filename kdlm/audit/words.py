@@ -11,9 +11,9 @@ LINK = rf"https?://{_PATH}+|(?:\bwww\.|(?<=@)){_HOST}[A-Za-z]{{2,24}}\b|\b{_HOST
 """An address with its scheme, or a host: after `www.` or `@`, or one with an ending that code
 seldom has (`logger.info`, `self.net`); other hosts are words."""
 
-_ALONE = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"  # kana and Han are written without spaces: each is a word
+ALONE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # kana and Han are written without spaces: each is a word
 _PUNCTUATION = r"[\s.,;:!?'\"()\[\]{}<>`*_-]"
-WORD = re.compile(rf"(?P<link>{LINK})|{_ALONE}|(?:(?!{_ALONE})\w)+(?:['\u2019]\w+)*|(?!{_PUNCTUATION})\W")
+WORD = re.compile(rf"(?P<link>{LINK})|[{ALONE}]|[^\W{ALONE}]+(?:['\u2019]\w+)*|(?!{_PUNCTUATION})\W")
 """A link, a word, or a sign that is not punctuation of prose: `=`, an emoji, a space of no width."""
 
 NAME = re.compile(r"(?<=[\w,;(\]] )[A-Z]\w*[a-z0-9]\w*(?: [A-Z]\w*)*|\b[a-z]{1,3}[A-Z][a-z]\w+|\b[A-Z][a-z]+[A-Z]\w*")

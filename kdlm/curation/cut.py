@@ -5,12 +5,12 @@ import random
 import re
 from typing import Literal
 
+import pyarrow as pa
 from datasets import Dataset
 from pydantic import Field
 
-from kdlm.curation.generate import digest
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, lacks
+from kdlm.curation.step import Desk, Step, digest, lacks
 
 
 class Cut(Step):
@@ -45,7 +45,8 @@ class Cut(Step):
             kept.append(number)
             prefixes.append(text[:place])
             by.append(json.dumps({"model": row.get("model"), "revision": row.get("revision")}))  # pyright: ignore
-        return with_columns(rows.select(kept), {self.into: prefixes, f"{self.into}_by": by})
+        own = {self.into: pa.array(prefixes, pa.string()), f"{self.into}_by": pa.array(by, pa.string())}
+        return with_columns(rows.select(kept), own)
 
     def leaves(self, before: list[str]) -> list[str]:
         lacks(before, "prompt", self.column, by="cut")

@@ -22,8 +22,8 @@ SHOWN = 80
 class Decontaminate(Step):
     """Leaves out rows that share a run of words with an item of an evaluation set (GPT-3, arXiv 2005.14165, C).
 
-    Of an evaluation set its questions count: `prompt`, else `text`. Case and punctuation do not. A row whose whole
-    text is an item's is found too, however short it is.
+    Of an evaluation set its questions count: `prompt` without system messages, else `text`. Case and punctuation do
+    not. A row whose whole text is an item's is found too, however short it is.
     """
 
     name: Literal["decontaminate"] = "decontaminate"
@@ -92,7 +92,8 @@ class _Items:
         items = cls()
         for source in step.against:
             for place, row in placed(source, open_source(source), counts):
-                items._add(source.path, place, texts_of(row["prompt"] if "prompt" in row else row["text"]))
+                asked = texts_of(row["prompt"] if "prompt" in row else row["text"], system=False)
+                items._add(source.path, place, asked)
         held = Counter(gram for texts in items.texts for gram in _runs(texts, step.words))
         common = {gram: count for gram, count in held.items() if count > step.common}
         for number, texts in enumerate(items.texts):

@@ -1,6 +1,5 @@
 """The step `entity_questions`: a teacher's list of entities becomes questions, one for each type."""
 
-import hashlib
 import json
 import random
 import re
@@ -12,7 +11,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from kdlm.curation.rows import dataset_of
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, digest, lacks
 
 Found = dict[str, list[str]]
 """Mentions by type, in the order of the passage."""
@@ -51,8 +50,13 @@ class EntityQuestions(Step):
     catch_all: list[str] = list(CATCH_ALL)
     """Types that are no types."""
 
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, self.passage, self.answer, by="entity_questions")
+        ours = ["messages"] if self.form == "conversation" else ["prompt", "completion"]
+        return [*(name for name in before if name not in (self.passage, self.answer, "prompt", *ours)), *ours]
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, self.passage, self.answer, by="entity_questions")
+        names = self.leaves(rows.column_names)
         read: list[tuple[dict[str, Any], Found]] = []
         for number, row in enumerate(rows):
             values: dict[str, Any] = dict(row)
@@ -61,11 +65,14 @@ class EntityQuestions(Step):
                 read.append((values, found))
         types = Counter(kind for _, found in read for kind in found)
         desk.counts.figures |= {"types": len(types), "mentions": sum(len(m) for _, f in read for m in f.values())}
-        return dataset_of([made for values, found in read for made in self._made(values, found, types, desk.seed)])
+        if not read:
+            raise ValueError("\n".join(["entity_questions: no passage has an entity left", *desk.counts.lines()]))
+        made = [one for values, found in read for one in self._made(values, found, types, desk.seed)]
+        return dataset_of(made).select_columns(names)
 
     def _found(self, row: dict[str, Any], place: str, desk: Desk) -> Found | None:
         listed = entities_in(row[self.answer] or "")
-        if listed is None:
+        if listed is None or row[self.passage] is None:
             desk.counts.note("no list of entities", place)
             return None
         found: Found = {}
@@ -83,7 +90,7 @@ class EntityQuestions(Step):
     def _made(self, row: dict[str, Any], found: Found, types: Counter[str], seed: int) -> Iterator[dict[str, Any]]:
         passage = row[self.passage]
         text = f"Text: {passage}" if self.dataset is None else f"Dataset: {self.dataset}\nText: {passage}"
-        draw = random.Random(int.from_bytes(hashlib.sha256(f"{seed} {passage}".encode()).digest()[:8]))
+        draw = random.Random(digest([seed, passage]))
         asked = {**found, **{kind: [] for kind in drawn(types, set(found), self.negatives, draw)}}
         order = draw.sample(sorted(asked), len(asked))
         kept = {name: value for name, value in row.items() if name not in (self.passage, self.answer, "prompt")}

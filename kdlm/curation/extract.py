@@ -54,7 +54,7 @@ class Extract(Step):
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
         need(rows, self.column, by="extract")
-        found = [self._parts(text or "") for text in rows[self.column]]
+        found = [self._parts(text) if isinstance(text, str) else {} for text in rows[self.column]]
         kept = [number for number, parts in enumerate(found) if parts]
         for number in (number for number, parts in enumerate(found) if not parts):
             desk.counts.note(f"not found in {self.column}", f"row {number}")

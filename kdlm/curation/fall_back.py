@@ -2,12 +2,13 @@
 
 from typing import Any, Literal
 
+import pyarrow as pa
 from datasets import Dataset
 from pydantic import Field
 
 from kdlm.curation.filter import Condition
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, lacks
 
 
 class FallBack(Step):
@@ -25,8 +26,12 @@ class FallBack(Step):
     where: list[Condition] = Field(min_length=1)
     """What a rewrite has to meet: [{column: score, at_least: 1}]."""
 
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, self.rewrite, self.onto, *(condition.column for condition in self.where), by="fall_back")
+        return [*(name for name in before if name not in (self.rewrite, "taken")), "taken"]
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, self.rewrite, self.onto, *(condition.column for condition in self.where), by="fall_back")
+        names = self.leaves(rows.column_names)
         kept, taken = [], []
         for number, row in enumerate(rows):
             values: Any = row
@@ -35,4 +40,5 @@ class FallBack(Step):
             taken.append("rewrite" if passed else "original")
             if not passed:
                 desk.counts.note("the original kept", f"row {number}")
-        return with_columns(rows, {self.onto: kept, "taken": taken}).remove_columns([self.rewrite])
+        own = {self.onto: pa.array(kept, pa.string()), "taken": pa.array(taken, pa.string())}
+        return with_columns(rows, own).select_columns(names)

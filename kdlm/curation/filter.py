@@ -12,7 +12,7 @@ Value = str | int | float | bool
 
 
 class Condition(Section):
-    """What one column of a row has to hold. A null meets no condition."""
+    """What one column of a row has to hold. A null meets no condition, nor does nan a bound."""
 
     column: str
     """The column."""
@@ -36,8 +36,19 @@ class Condition(Section):
             return False
         if self.one_of is not None and value not in self.one_of:
             return False
-        size = len(value) if isinstance(value, str | list) else value
+        if self.at_least is None and self.at_most is None:
+            return True
+        size = size_of(value, self.column)
         return (self.at_least is None or size >= self.at_least) and (self.at_most is None or size <= self.at_most)
+
+
+def size_of(value: Any, column: str) -> float:
+    """Return a number, or the length of a text or list. Raises ValueError for anything else, naming the column."""
+    if isinstance(value, str | list):
+        return len(value)
+    if not isinstance(value, int | float):
+        raise ValueError(f"column {column!r}: {type(value).__name__} has no size: expected numbers, text or lists")
+    return value
 
 
 class Filter(Step):

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from kdlm.curation.asking import Asking, Bill, drawn_by, name_of
 from kdlm.curation.memory import Memory
 from kdlm.curation.prompts import asked_of
+from kdlm.curation.rows import as_text
 from kdlm.curation.step import Desk, Step, digest, lacks
 from kdlm.curation.templates import check_template, columns_of
 from kdlm.data.report import Unusable
@@ -39,12 +40,14 @@ ROWS_AT_ONCE = 4096
 
 
 class Place(NamedTuple):
-    """A row that is asked for: its number, the hash of what is asked, that of its prompt, and how the text begins."""
+    """A row that is asked for: its number, the hash of what is asked, that of its prompt, how the text begins, and the
+    prompt itself where rows keep it."""
 
     row: int
     key: str
     prompt_id: str
     beginning: str
+    asked: str | None
 
 
 class Generate(Step):
@@ -66,6 +69,9 @@ class Generate(Step):
     """A system message before the prompt, which makes it a conversation."""
     chat: bool = False
     """Ask a prompt that is text as the message of a user, by the model's chat template."""
+    keep_asked: bool = False
+    """Put what was asked in the place of `prompt`: with its template and system message, a conversation where it was
+    one. So the student is trained on what the writer answered, and `score` reads it as it was."""
     into: str = "completion"
     """The column that takes the text. Any but `completion` leaves one row for each row, and names who wrote it in a
     column `<into>_by`."""
@@ -87,6 +93,8 @@ class Generate(Step):
     def _one_of_each(self) -> "Generate":
         if self.into != "completion" and sum(one.samples_per_prompt for one in self.sampling) > 1:
             raise ValueError(f"into: {self.into}: takes one text for each row: ask for one sample")
+        if self.into != "completion" and self.keep_asked:
+            raise ValueError(f"keep_asked: the prompt stays that of `completion`; {self.into} is beside: remove it")
         drawn = [drawn_by(one) for one in self.sampling]
         for number, one in enumerate(self.sampling):
             if one.teacher_share:
@@ -132,8 +140,8 @@ class Generate(Step):
         """Return the rows that are asked for, and what is asked by its hash, both in the order of the rows."""
         places: list[Place] = []
         asked: dict[str, Prompt] = {}
-        read = ["prompt", *columns_of(self.prompt), *([self.prefix] if self.prefix else [])]
-        columns = rows.select_columns(list(dict.fromkeys(read)))
+        read = ["prompt", "tools", *columns_of(self.prompt), *([self.prefix] if self.prefix else [])]
+        columns = rows.select_columns([name for name in dict.fromkeys(read) if name in rows.column_names])
         for number, row in enumerate(columns):
             values: dict[str, Any] = dict(row)
             try:
@@ -145,7 +153,9 @@ class Generate(Step):
                 desk.counts.note("the same prompt again", f"row {number}: {key}")
                 continue
             asked.setdefault(key, begun)
-            places.append(Place(number, key, prompt_id(prompt), (values[self.prefix] or "") if self.prefix else ""))
+            beginning = (values[self.prefix] or "") if self.prefix else ""
+            said = as_text(prompt) if self.keep_asked else None
+            places.append(Place(number, key, prompt_id(prompt), beginning, said))
         if not asked and len(rows):
             raise ValueError("\n".join(["generate: there is nothing to ask", *desk.counts.lines()]))
         return places, asked
@@ -200,12 +210,15 @@ class Generate(Step):
         schema = OWN if whole else pa.schema([(self.into, pa.string()), (f"{self.into}_by", pa.string())])
         plain = rows.remove_columns([name for name in schema.names if name in rows.column_names])
         lines = self._lines(places, memories, writer, desk) if whole else self._beside(places, memories[0], writer)
-        done = False
+        kept, done = {place.row: place.asked for place in places}, False
         while (some := list(islice(lines, ROWS_AT_ONCE))) or not done:
             table: pa.Table = plain.select([row for row, _ in some]).with_format("arrow")[:]  # pyright: ignore
             own = pa.Table.from_pylist([line for _, line in some], schema)
             for name in own.column_names:
                 table = table.append_column(own.schema.field(name), own.column(name))
+            if self.keep_asked:
+                asked = pa.array([kept[row] for row, _ in some], pa.string())
+                table = table.set_column(table.column_names.index("prompt"), "prompt", asked)
             yield table.replace_schema_metadata(None)
             done = True
 

@@ -14,8 +14,10 @@ from kdlm.curation.rows import read, with_columns
 from kdlm.curation.step import Desk, Step, lacks
 from kdlm.data.report import Unusable
 from kdlm.data.sections import Source
+from kdlm.data.sources import open_source
 from kdlm.signal import Hidden
-from kdlm.writers import LocalWriter
+from kdlm.writers import LocalWriter, Refused
+from kdlm.writers.scoring import Tokens
 
 
 class Influence(Step):
@@ -51,16 +53,18 @@ class Influence(Step):
     def asks(self) -> dict[str, str]:
         return {"by": self.by}
 
-    def reads(self) -> list[Source]:
-        return self.validation
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "content": [open_source(source).digest(True) for source in self.validation]}
 
     def leaves(self, before: list[str]) -> list[str]:
         lacks(before, "prompt", self.column, by="influence")
+        for source in self.validation:
+            open_source(source)
         own = ["influence", "weight"]
         return [*(name for name in before if name not in own), *own]
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        lacks(rows.column_names, "prompt", self.column, by="influence")
+        self.leaves(rows.column_names)
         clean, _ = read(self.validation, desk.counts)
         lacks(clean.column_names, "prompt", "completion", by="influence.validation")
         writer: Any = desk.writer(self.by)
@@ -70,6 +74,8 @@ class Influence(Step):
         used, wanted = self._gradients(writer, clean, "completion", desk, "validation row")
         if not used:
             raise ValueError("influence.validation: no row that the student can read")
+        if not kept:
+            return with_columns(rows.select([]), {"influence": [], "weight": []})
         found = influences(gradients, wanted.mean(0), curvature(gradients, self.damping))
         weights = weights_of_influence(found, self.shape, self.strength)
         desk.counts.figures |= {"validation rows": len(used), "rows that help": int((found < 0).sum())}
@@ -88,18 +94,21 @@ class Influence(Step):
                 pairs[number] = asked_of(said, "{prompt}", None), said[column]
             except Unusable as why:
                 desk.counts.note(f"{what} not read", f"{what} {number}: {why}")
-        tokens = dict(zip(pairs, writer.tokens([*pairs.values()]), strict=True))
-        for number, one in list(tokens.items()):
-            if not one.border or not one.offsets or len(one.ids) > writer.context:
-                desk.counts.note(
-                    f"{what} not read", f"{what} {number}: {len(one.ids)} tokens, none that can be learned"
-                )
-                del tokens[number]
+        tokens: dict[int, Tokens] = {}
+        for number, pair in pairs.items():
+            one = writer.tokens(pair)
+            if isinstance(one, Refused):
+                desk.counts.note(f"{what} not read", f"{what} {number}: {one.reason}")
+            elif not one.border or not one.offsets or len(one.ids) > writer.context:
+                why = f"{len(one.ids)} tokens, none that can be learned"
+                desk.counts.note(f"{what} not read", f"{what} {number}: {why}")
+            else:
+                tokens[number] = one
         kept = list(tokens)
         return kept, _of_tokens(writer, [tokens[number] for number in kept], self.size, desk.seed)
 
 
-def _of_tokens(writer: LocalWriter, tokens: Sequence[Any], size: int, seed: int) -> Tensor:
+def _of_tokens(writer: LocalWriter, tokens: Sequence[Tokens], size: int, seed: int) -> Tensor:
     """Return the gradient of each text, in float64."""
     scorer = writer.scorer()
     sketch, made = None, {}

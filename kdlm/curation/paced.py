@@ -12,7 +12,7 @@ from kdlm.curation.step import Desk, Step, lacks, need
 from kdlm.rollouts import PassRate
 
 
-def expected_weight(rate: PassRate, a: float = 1.0, b: float = 1.0, prior: float | None = 0.5) -> float | None:
+def expected_weight(rate: PassRate, a: float = 1.0, b: float = 1.0, prior: float | None = None) -> float | None:
     """Return what is known of `p^a (1 - p)^b` of a prompt whose pass rate p was seen in few attempts.
 
     With a prior Beta(c, c) of p it is the posterior mean, for s successes and f failures
@@ -39,8 +39,8 @@ class Paced(Step):
     """Weighs every row by `p^a (1 - p)^b`, p the student's pass rate at its prompt (PACED, arXiv 2603.11178).
 
     At p near 0 the gradient is noise, at p near 1 nothing is left to learn; the largest weight is at a / (a + b). Reads
-    `solved` and `attempts`, which `verify` counts over a student's completions, and adds `weight`. A pass rate is of
-    the student that was asked: one that has learned since wants it counted anew.
+    `solved` and `attempts`, which `verify` counts over a student's completions (what was cut as its `truncated` says),
+    and adds `weight`. A pass rate is of the student that was asked: one that has learned since wants it counted anew.
 
     From the paper's abstract and the authors' read-me; their code for the weights was not found. The correction for few
     attempts and the prior are ours.
@@ -51,14 +51,10 @@ class Paced(Step):
     """Power of the pass rate: a larger one leaves out what the student cannot do yet."""
     b: float = Field(1.0, ge=0)
     """Power of the failure rate: a larger one leaves out what it can do."""
-    prior: float | None = Field(0.5, gt=0)
-    """c of the prior Beta(c, c) of a pass rate, which keeps prompts alive that were solved never or always; larger ones
-    trust few attempts less. `null` is the unbiased estimate, which is 0 for both; a and b are whole numbers then."""
-    truncated: Literal["failed", "left_out"] = "failed"
-    """What an attempt is that was cut at its length: a failure, or none. To leave them out the rows have to be the
-    attempts themselves, with `prompt_id`, `stop`, `score` and `verdict`."""
-    success: float = 1.0
-    """Score from which on an attempt is solved, as of `verify`; for `truncated: left_out`."""
+    prior: float | None = Field(None, gt=0)
+    """`null` is the unbiased estimate, which is 0 for prompts that were solved never or always; a and b are whole
+    numbers then. A number is c of a prior Beta(c, c) of the pass rate, which keeps these alive; larger ones trust few
+    attempts less. Where most of what was never solved cannot be learned, a prior costs more than it saves."""
     normalise: bool = True
     """Divide by the mean over the rows that are left. A common factor changes no loss; it matters beside rows of other
     sources, whose weight is 1."""
@@ -70,37 +66,24 @@ class Paced(Step):
         return self
 
     def leaves(self, before: list[str]) -> list[str]:
-        lacks(before, *self._read(), by="paced")
+        lacks(before, "solved", "attempts", by="paced")
         return [*(name for name in before if name != "weight"), "weight"]
 
-    def _read(self) -> list[str]:
-        return ["solved", "attempts"] if self.truncated == "failed" else ["prompt_id", "stop", "score", "verdict"]
-
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, *self._read(), by="paced")
+        need(rows, "solved", "attempts", by="paced")
         kept, weights, bands = [], [], Counter()
-        for number, rate in enumerate(self._rates(rows)):
+        pairs: Any = zip(rows["solved"], rows["attempts"], strict=True)
+        for number, (solved, attempts) in enumerate(pairs):
+            unknown = solved is None or attempts is None or not 0 <= solved <= attempts
+            rate = None if unknown else PassRate(solved, attempts)
             if rate is None or (weight := expected_weight(rate, self.a, self.b, self.prior)) is None:
                 desk.counts.note("too few attempts to weigh by", f"row {number}")
                 continue
             kept.append(number)
             weights.append(weight)
-            bands[rate.band if rate.attempts else "never tried"] += 1
-        desk.counts.figures |= {f"rows of prompts solved {band}": count for band, count in sorted(bands.items())}
+            bands[f"solved {rate.band}" if rate.attempts else "never tried"] += 1
+        desk.counts.figures |= {f"rows of prompts {band}": count for band, count in sorted(bands.items())}
         mean = sum(weights) / max(1, len(weights))
         if self.normalise and mean:
             weights = [weight / mean for weight in weights]
         return with_columns(rows.select(kept), {"weight": weights})
-
-    def _rates(self, rows: Dataset) -> list[PassRate | None]:
-        """Return the pass rate of each row's prompt; None where it is not known."""
-        if self.truncated == "failed":
-            pairs: Any = zip(rows["solved"], rows["attempts"], strict=True)
-            return [PassRate(s, k) if s is not None and k and 0 <= s <= k else None for s, k in pairs]
-        attempts, solved = Counter(), Counter()
-        for row in rows:
-            said: Any = row
-            ended = said["stop"] == "end"
-            attempts[said["prompt_id"]] += ended
-            solved[said["prompt_id"]] += ended and said["verdict"] == "judged" and said["score"] >= self.success
-        return [PassRate(solved[key], attempts[key]) for key in rows["prompt_id"]]

@@ -46,7 +46,8 @@ class Pairs(Step):
     def leaves(self, before: list[str]) -> list[str]:
         lacks(before, "prompt", "completion", *self.prefer.reads(), by="pairs")
         told = [f"{side}_{name}" for name in TOLD for side in ("chosen", "rejected") if name in before]
-        return ["prompt", "chosen", "rejected", *told, *(name for name in before if name not in OF_ONE | JUDGED)]
+        ours = ["prompt", "chosen", "rejected", *told]
+        return [*ours, *(name for name in before if name not in OF_ONE | JUDGED | set(ours))]
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
         need(rows, "prompt", "completion", *self.prefer.reads(), by="pairs")
@@ -75,5 +76,5 @@ def joined(chosen: Row, rejected: Row) -> dict[str, Any]:
     sides = {"chosen": chosen, "rejected": rejected}
     texts = {name: side["completion"] for name, side in sides.items()}
     told = {f"{name}_{column}": side[column] for column in TOLD for name, side in sides.items() if column in side}
-    others = {name: value for name, value in chosen.items() if name not in OF_ONE | JUDGED}
-    return {"prompt": chosen["prompt"], **texts, **told, **others}
+    pair = {"prompt": chosen["prompt"], **texts, **told}
+    return pair | {name: value for name, value in chosen.items() if name not in OF_ONE | JUDGED | set(pair)}

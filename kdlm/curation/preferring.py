@@ -46,7 +46,10 @@ class Matched(Preferring):
 
 
 class Right(Matched):
-    """A right completion against a wrong one, by `verify`: the pairs of REDI (arXiv 2505.24850)."""
+    """A right completion against a wrong one, by `verify`: the pairs of REDI (arXiv 2505.24850).
+
+    What was cut is never preferred: a student would learn to end where it was.
+    """
 
     name: Literal["right"] = "right"
     success: float = 1.0
@@ -60,8 +63,10 @@ class Right(Matched):
     def pairs(self, rows: list[Row], key: Any, counts: Counts) -> Found:
         good, bad = [], []
         for row in rows:
-            if row.get("verdict", "judged") != "judged":
+            if row.get("verdict", "judged") != "judged" or row["score"] is None:
                 counts.note("completions that were not judged", row["prompt"])
+            elif row["score"] >= self.success and row.get("stop") == "length":
+                counts.note("completions that are right, but were cut", row["prompt"])
             elif row["score"] >= self.success:
                 good.append(row)
             elif row.get("stop") == "length" and not self.truncated:

@@ -1,10 +1,12 @@
 """Ranking: which of several rows is kept, for the steps that keep some."""
 
-from typing import Any, Literal
+from math import isnan, nan
+from typing import Literal
 
 from datasets import Dataset
 from pydantic import model_validator
 
+from kdlm.curation.filter import size_of
 from kdlm.curation.step import Desk, Step, digest, lacks
 
 
@@ -15,7 +17,7 @@ class Ranking(Step):
     """Which rows are kept: the first, those with the highest or lowest `by`, or random ones, drawn from the pipeline's
     seed and what a row holds: in whatever order rows come, the same are drawn."""
     by: str | None = None
-    """The column that `highest` and `lowest` go by; a text or list counts by its length, and a null comes last."""
+    """The column that `highest` and `lowest` go by; a text or list counts by its length; null and nan come last."""
 
     @model_validator(mode="after")
     def _has_a_column(self) -> "Ranking":
@@ -41,9 +43,5 @@ class Ranking(Step):
         if self.by is None:
             return numbers
         sign = -1 if self.order == "highest" else 1
-        sizes = [None if value is None else sign * _size(value) for value in rows[self.by]]
-        return sorted(numbers, key=lambda number: (sizes[number] is None, sizes[number] or 0))
-
-
-def _size(value: Any) -> float:
-    return len(value) if isinstance(value, str | list) else value
+        sizes = [nan if value is None else sign * size_of(value, self.by) for value in rows[self.by]]
+        return sorted(numbers, key=lambda number: (isnan(sizes[number]), 0 if isnan(sizes[number]) else sizes[number]))

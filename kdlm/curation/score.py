@@ -32,6 +32,8 @@ class Score(Step):
     """What the completion follows, with the columns of a row in braces, as in `generate`."""
     system: str | None = None
     """A system message before the prompt, which makes it a conversation."""
+    chat: bool = False
+    """Put a prompt that is text as the message of a user, as in `generate`."""
     column: str = "completion"
     """The column that is scored."""
     log_probs: bool = False
@@ -68,7 +70,7 @@ class Score(Step):
         try:
             if row[self.column] is None:
                 raise Unusable(f"no {self.column}", "")
-            return asked_of(row, self.prompt, self.system), row[self.column]
+            return asked_of(row, self.prompt, self.system, chat=self.chat), row[self.column]
         except Unusable as why:
             desk.counts.note("nothing to score", f"row {number}: {why}")
             return None

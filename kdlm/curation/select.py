@@ -41,7 +41,7 @@ class Select(Ranking):
         self.leaves(rows.column_names)
         column = self.of_each or self.balanced
         groups: dict[Any, list[int]] = defaultdict(list)
-        values = [None] * len(rows) if column is None else rows[column]
+        values = [None] * len(rows) if column is None else rows[column][:]
         for number in self.ranked(rows, desk):
             groups[repr(values[number])].append(number)
         if self.balanced is not None:

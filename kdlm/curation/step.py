@@ -133,10 +133,12 @@ def digest(value: Any) -> str:
 
 
 def as_prompt(text: str) -> str | list[dict[str, Any]]:
-    """Return a prompt as a model is asked: a column holds messages as JSON text."""
+    """Return a prompt as a model is asked: a column holds messages as JSON text. Other JSON is text."""
     if text.startswith("[{"):
         try:
-            return json.loads(text)
-        except json.JSONDecodeError:
-            pass
+            said = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        if all(isinstance(one, dict) and isinstance(one.get("role"), str) and "content" in one for one in said):
+            return said
     return text

@@ -3,14 +3,18 @@
 import re
 from typing import Literal
 
+import pyarrow as pa
 from datasets import Dataset
 from pydantic import Field
 
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, need
+from kdlm.curation.step import Desk, Step, lacks
 from kdlm.sandbox.tasks import marked_answer
 
 MARKER = re.compile(r"^\s*(?:#+\s*|\*\*)?step\s+\d+\s*[:.)]?\s*(?:\*\*)?[:.)]?\s*", re.IGNORECASE)
+
+AROUND = frozenset("so thus hence therefore the our my final answer result is boxed".split())
+"""Words of a line that gives the answer and nothing else."""
 
 
 class Thoughts(Step):
@@ -31,8 +35,12 @@ class Thoughts(Step):
     answer: Literal["boxed", "line"] = "boxed"
     r"""How the answer is written: `The answer is \boxed{x}.`, or `Answer: x`."""
 
+    def leaves(self, before: list[str]) -> list[str]:
+        lacks(before, self.column, by="thoughts")
+        return before
+
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, self.column, by="thoughts")
+        self.leaves(rows.column_names)
         kept, written = [], []
         for number, text in enumerate(rows[self.column]):
             steps, answer = parsed(text or "")
@@ -43,16 +51,16 @@ class Thoughts(Step):
             else:
                 kept.append(number)
                 written.append(styled(steps, answer, self.answer))
-        return with_columns(rows.select(kept), {self.column: written})
+        return with_columns(rows.select(kept), {self.column: pa.array(written, pa.string())})
 
 
 def parsed(text: str) -> tuple[list[str], str | None]:
     """Return the steps of a text, and its marked answer: steps begin with `Step n`, or else are its paragraphs, or
-    lines where it has one paragraph.
+    lines where it has one paragraph. A last line that says more than the answer is a step, too.
     """
     answer = marked_answer(text)
     lines = text.strip().splitlines()
-    while lines and answer is not None and (not lines[-1].strip() or marked_answer(lines[-1]) is not None):
+    while lines and answer is not None and (not lines[-1].strip() or _only_answers(lines[-1])):
         lines.pop()
     if any(MARKER.match(line) for line in lines):
         blocks: list[list[str]] = []
@@ -65,6 +73,15 @@ def parsed(text: str) -> tuple[list[str], str | None]:
     whole = "\n".join(lines)
     parts = re.split(r"\n\s*\n", whole)
     return [step for part in (parts if len(parts) > 1 else lines) if (step := part.strip())], answer
+
+
+def _only_answers(line: str) -> bool:
+    """Tell whether a line has the marked answer and says nothing else, so that it may be written again."""
+    answer = marked_answer(line)
+    if not answer:
+        return answer is not None
+    before, _, after = line.replace("\u2212", "-").rpartition(answer)
+    return AROUND.issuperset(re.findall(r"\w+", f"{before} {after}".lower()))
 
 
 def styled(steps: list[str], answer: str, form: Literal["boxed", "line"]) -> str:

@@ -36,14 +36,16 @@ class Vote(Step):
         groups: dict[str, list[int]] = defaultdict(list)
         for number, key in enumerate(rows["prompt_id"]):
             groups[key].append(number)
-        texts, told = rows[self.column], {}
+        texts, told = rows[self.column][:], {}
         for key, numbers in groups.items():
             answer, votes = majority([texts[number] for number in numbers])
             if answer is None or votes <= self.above * len(numbers):
                 desk.counts.note("no majority", f"{key}: {votes} of {len(numbers)}", len(numbers))
                 continue
             told |= {number: (answer, votes, votes / len(numbers)) for number in numbers}
-        desk.counts.figures["prompts with a majority"] = f"{len({rows['prompt_id'][n] for n in told})} of {len(groups)}"
+        desk.counts.figures["prompts with a majority"] = (
+            f"{sum(numbers[0] in told for numbers in groups.values())} of {len(groups)}"
+        )
         kept = sorted(told)
         columns = zip(*(told[number] for number in kept), strict=True) if kept else ([], [], [])
         names = (self.into, "votes", "vote_share")

@@ -6,24 +6,25 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
+from kdlm.audit.words import ALONE
 from kdlm.curation.step import as_prompt
 
-_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # kana and Han are written without spaces: each is a word
-_WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
+_WORD = re.compile(rf"[{ALONE}]|[^\W_{ALONE}]+")
 _KEPT = re.compile(
-    rf"[{_ALONE}]|[^\W_{_ALONE}]+|[^\s.,;:?'\"$\u2018\u2019\u201c\u201d\u3001\u3002\uff0c\uff1a\uff1b\uff1f]"
+    rf"[{ALONE}]|[^\W_{ALONE}]+|[^\s.,;:?'\"$\u2018\u2019\u201c\u201d\u3001\u3002\uff0c\uff1a\uff1b\uff1f]"
 )
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 
-def texts_of(value: Any) -> list[str]:
-    """Return the texts that a column of a row holds: one, or that of each message."""
+def texts_of(value: Any, *, system: bool = True) -> list[str]:
+    """Return the texts that a column of a row holds: one, or that of each message; `system` messages among them."""
     if value is None:
         return []
     messages = as_prompt(value) if isinstance(value, str) else value
     if not isinstance(messages, list):
         return [str(messages)]
-    return [text if isinstance(text := _content(one), str) else json.dumps(text) for one in messages]
+    told = [one for one in messages if system or not isinstance(one, dict) or one.get("role") != "system"]
+    return [text if isinstance(text := _content(one), str) else json.dumps(text) for one in told]
 
 
 def _content(message: Any) -> Any:

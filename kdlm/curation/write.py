@@ -1,6 +1,5 @@
 """The step `write`: columns made of other columns, by templates."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -8,9 +7,9 @@ import pyarrow as pa
 from datasets import Dataset
 from pydantic import Field
 
-from kdlm.curation.prompts import asked_of
+from kdlm.curation.prompts import last_said, prompt_of
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, as_prompt
+from kdlm.curation.step import Desk, Step
 from kdlm.curation.templates import check_template, columns_of, filled
 from kdlm.data.report import Unusable
 
@@ -47,9 +46,5 @@ class Write(Step):
         return with_columns(rows.select(kept), columns)
 
     def _written(self, row: Mapping[str, Any]) -> dict[str, str | None]:
-        prompt = as_prompt(row["prompt"]) if row.get("prompt") else None
-        values = {**row, "prompt": prompt[-1]["content"]} if isinstance(prompt, list) else row
-        written = {name: filled(template, values) for name, template in self.columns.items()}
-        if isinstance(prompt, list) and "prompt" in written:
-            written["prompt"] = json.dumps(asked_of(row, self.columns["prompt"], None), ensure_ascii=False)
-        return written
+        written = {name: filled(template, last_said(row)) for name, template in self.columns.items()}
+        return written | ({"prompt": prompt_of(row, self.columns["prompt"])} if "prompt" in written else {})

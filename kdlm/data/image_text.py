@@ -191,11 +191,11 @@ class Renderer:
         trained = int(trained_tokens(tokens["offset_mapping"], spans).sum())
         if not trained:
             raise Unusable("no trained token")
-        self.report.keep([len(tokens["input_ids"])], trained, False)
-        flat = [edge for span in spans for edge in span]
         about = {"place": place, "key": content_key([text])}
         if "weight" in self.form.columns:
             about["weight"] = read_weight({"weight": row.get(self.form.columns["weight"])})
+        self.report.keep([len(tokens["input_ids"])], trained, False)
+        flat = [edge for span in spans for edge in span]
         return {"text": text, "spans": flat, "images": images, **about}
 
     def _messages(self, row: dict[str, Any]) -> list[Message]:

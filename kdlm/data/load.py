@@ -144,8 +144,7 @@ def _table(
 ) -> tuple[datasets.Dataset, list[int], str]:
     """Return the sequences of all sources below one another, how many each has, and their fingerprint."""
     root, tables, names = cache_folder("data", section.cache), [], []
-    for source in sources:
-        found = read(source)
+    for found in _opened(sources, read):
         table, report = found.table(root)
         if found.domain is not None:
             table = table.add_column("domain", np.full(len(table), found.domain))
@@ -156,6 +155,18 @@ def _table(
         names.append(found.fingerprint)
     whole = datasets.concatenate_datasets(tables)
     return whole.add_column("index", np.arange(len(whole))), [len(table) for table in tables], fingerprint(*names)
+
+
+def _opened(sources: list[Source], read: Callable[[Source], Tokenised]) -> list[Tokenised]:
+    """Return what becomes of each source. Raises ValueError where some hold preferences and others do not."""
+    found = [read(source) for source in sources]
+    kinds = {one.encoder.form.name == "preference": source.path for source, one in zip(sources, found, strict=True)}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"data: {kinds[True]!r} holds preferences and {kinds[False]!r} does not: a method takes either; of a "
+            "preference, columns: {prompt: prompt, completion: chosen} takes the chosen side"
+        )
+    return found
 
 
 def _stored(section: DataSection, read: Read, report: DataReport) -> dict[str, Split]:
@@ -195,8 +206,8 @@ def _packed(split: Split, section: DataSection, report: DataReport, name: str) -
     packed_name = fingerprint(split.fingerprint, "packed", section.max_length)
 
     schema = PACKED
-    for name in (*COLUMNS, "their_lengths") if "chunks" in rows.column_names else ():
-        schema = schema.append(pa.field(name, TOKENS))
+    for column in (*COLUMNS, "their_lengths") if "chunks" in rows.column_names else ():
+        schema = schema.append(pa.field(column, TOKENS))
     if "weight" in rows.column_names:
         schema = schema.append(pa.field("weight", pa.list_(pa.float32())))
 
@@ -224,7 +235,7 @@ def _by_index(rows: datasets.Dataset) -> np.ndarray:
 
 def _streamed(section: DataSection, read: Read, seed: int, report: DataReport) -> Split:
     """Return the training rows as a stream, whose reports grow as it is read."""
-    found = [read(source, stored=False) for source in section.train]
+    found = _opened(section.train, partial(read, stored=False))
     report.train.extend(one.report for one in found)
     name = fingerprint(
         [one.fingerprint for one in found], _weights(section), section.stopping_strategy, section.packing

@@ -81,8 +81,9 @@ class Tokenised:
                     report.refuse(place, encoded)
                     continue
                 report.keep([len(one.ids) for one in encoded.sequences], encoded.trained, encoded.truncated)
-                # not the weight: weighed anew, the same rows are held out
-                key = content_key([row.get(theirs) for ours, theirs in named.items() if ours != "weight"])
+                # weighed or scored anew, the same rows are held out
+                said = (theirs for ours, theirs in named.items() if ours not in ("weight", "score"))
+                key = content_key([row.get(theirs) for theirs in said])
                 own = read_domain({"domain": row[named["domain"]]}) if domain is None else domain
                 about: dict[str, Any] = {"key": key, "domain": own}
                 if "reference" in named:

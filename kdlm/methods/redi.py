@@ -1,6 +1,7 @@
 """REDI: right traces of a teacher are raised, wrong ones lowered by less, without a reference model."""
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,7 +11,7 @@ from kdlm.losses import CrossEntropy, count_kept, kept_rows, measures_for, weigh
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import count_sequences, group_rows
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import IGNORE_INDEX, Dense, Hidden, Rows, sequence_of, take, weights_of
+from kdlm.signal import IGNORE_INDEX, Dense, Hidden, Rows, sequence_of, weights_of
 
 
 class REDI(TokenMethod):
@@ -53,24 +54,19 @@ class REDI(TokenMethod):
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give the step's own loss, and the measures of the chosen side alone."""
         rows = kept_rows(batch["labels"], weights_of(batch))
-        student = nets["student"](batch, rows)
-        terms = self._contrast(student, rows, batch)
-        index = (~rows.of_labels(_rejected(batch))).nonzero().squeeze(-1)
-        chosen: Any = take(student, index)
-        options = {"vocab": self.vocab, "measures": measures_for(None), "chunk_rows": self.chunk_rows}
-        rows = rows.take(index)
-        _, found = weighted_sum([], chosen, None, rows.labels, **options, impl=self.impl)
-        return Terms(terms.terms, terms.metrics | {name: (rows.sum(x), "chosen_tokens") for name, x in found.items()})
+        return self._contrast(nets["student"](batch, rows), rows, batch, measures_for(None))
 
-    def _contrast(self, student: Hidden | Dense, rows: Rows, batch: Batch) -> Terms:
+    def _contrast(self, student: Hidden | Dense, rows: Rows, batch: Batch, measures: Sequence[str] = ()) -> Terms:
         rejected = rows.of_labels(_rejected(batch))
         group, lengths = group_rows(rows.of_labels(sequence_of(batch)))
-        options = {"vocab": self.vocab, "chunk_rows": self.chunk_rows, "impl": self.impl}
-        nats, _ = weighted_sum([("cross_entropy", CrossEntropy(), 1.0)], student, None, rows.labels, **options)
+        terms = [("cross_entropy", CrossEntropy(), 1.0)]
+        options = {"vocab": self.vocab, "measures": measures, "chunk_rows": self.chunk_rows, "impl": self.impl}
+        nats, found = weighted_sum(terms, student, None, rows.labels, **options)
         share = nats / lengths[group]
         loss = rows.sum(torch.where(rejected, -self.alpha * share, share))
         sides = {"chosen_log_prob": ~rejected, "rejected_log_prob": rejected}
-        metrics = {name: (-rows.take(side).sum(share.detach()[side]), "pairs") for name, side in sides.items()}
+        metrics = {name: (-rows.sum(share.detach() * side), "pairs") for name, side in sides.items()}
+        metrics |= {name: (rows.sum(found[name] * ~rejected), "chosen_tokens") for name in measures}
         return Terms({"redi": Term(loss, "pairs")}, metrics)
 
 

@@ -1,16 +1,17 @@
 """Distilling step-by-step: tasks side by side, the cross-entropy of each averaged over its own tokens."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdlm.losses import CrossEntropy, count_kept, kept_rows, weighted_sum
+from kdlm.losses import CrossEntropy, count_kept, kept_rows, measures_for, weighted_sum
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import rows_of
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import IGNORE_INDEX, domain_id, sequence_of, weights_of
+from kdlm.signal import IGNORE_INDEX, Dense, Hidden, Rows, domain_id, sequence_of, weights_of
 
 
 class StepByStep(TokenMethod):
@@ -53,15 +54,24 @@ class StepByStep(TokenMethod):
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         rows = kept_rows(batch["labels"], weights_of(batch))
-        student = nets["student"](batch, rows)
+        return self._by_task(nets["student"](batch, rows), rows, batch, step)
+
+    def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
+        """Give the step's own terms, and every measure over all tasks' tokens."""
+        rows = kept_rows(batch["labels"], weights_of(batch))
+        return self._by_task(nets["student"](batch, rows), rows, batch, step, measures_for(None))
+
+    def _by_task(
+        self, student: Hidden | Dense, rows: Rows, batch: Batch, step: Step, measures: Sequence[str] = ()
+    ) -> Terms:
         options = {"vocab": self.vocab, "chunk_rows": self.chunk_rows, "impl": self.impl}
-        total, _ = weighted_sum(self.weighted(step), student, None, rows.labels, **options)
-        task = rows_of(batch["domain"], batch, rows)
+        total, found = weighted_sum(self.weighted(step), student, None, rows.labels, measures=measures, **options)
+        task, nothing = rows_of(batch["domain"], batch, rows), total.detach()[:0]
         terms = {
             name: Term(rows.sum(total * (task == number)), f"{name}_tokens", weight)
             for (name, weight), number in zip(self.tasks.items(), self._numbers(task), strict=True)
         }
-        return Terms(terms)
+        return Terms(terms, {name: (rows.sum(found.get(name, nothing)), "tokens") for name in measures})
 
     def _numbers(self, beside: Tensor) -> Tensor:
         """Return the numbers of the tasks' domains."""

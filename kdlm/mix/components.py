@@ -22,6 +22,9 @@ from kdlm.progress import Display
 from kdlm.recipe import Recipe, load
 from kdlm.train import assemble
 
+SCORES = "scores.jsonl"
+"""File of the judgements, in the folder of a mixture: each is of the components that are there."""
+
 
 def whole(mixture: Mixture) -> Recipe:
     """Return the recipe that is mixed for. Raises ValueError, naming the key, for what has no mixture to be found."""
@@ -59,6 +62,8 @@ def components(mixture: Mixture, recipe: Recipe, console: Console) -> list[Plann
         output=mixture.output / "components",
     )
     found = planned(comparison)
+    if not all(run.finished for run in found):
+        (mixture.output / SCORES).unlink(missing_ok=True)  # of components that are no longer there
     if failed := made(found, comparison, console):
         folder, lines = next(iter(failed.items()))
         raise ValueError(f"{folder}: the component failed; the others are kept\n{lines}")

@@ -12,7 +12,7 @@ from transformers.utils import logging as hf_logging
 from kdlm.disk import write_text
 from kdlm.markdown import table
 from kdlm.mix.candidates import Weights, drawn
-from kdlm.mix.components import Proxies, components, names, whole
+from kdlm.mix.components import SCORES, Proxies, components, names, whole
 from kdlm.mix.regression import Fitted, fitted
 from kdlm.mix.sections import Mixture
 from kdlm.recipe import Recipe, resolved
@@ -73,7 +73,7 @@ class Judged:
 
     def __init__(self, mixture: Mixture, proxies: Any, sources: Sequence[str], console: Console):
         self.metric, self.proxies, self.sources, self.console = mixture.metric, proxies, sources, console
-        self.path = mixture.output / "scores.jsonl"
+        self.path = mixture.output / SCORES
         self.weights: list[list[float]] = []
         self.scores: list[float] = []
         self._known = _read(self.path, mixture.metric)

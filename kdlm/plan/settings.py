@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from kdlm.data import DataSection
+from kdlm.methods import REDISection
 from kdlm.plan.devices import Device
 from kdlm.plan.skeletons import FLASH
 from kdlm.preference_settings import by_preferences
@@ -69,6 +70,8 @@ class Settings:
         if recipe.rollouts is not None:
             batch *= recipe.rollouts.sampling.samples_per_prompt
             length = (recipe.rollouts.prompt_tokens or length) + recipe.rollouts.sampling.max_new_tokens
+        sides = 2 if isinstance(recipe.method, REDISection) else 1  # sequences of a row
+        batch *= sides
         flat = data.packing != "none"
         several = batch > 1 or data.packing == "pack"
         attention = getattr(getattr(recipe.student, "source", recipe.student), "attention", "auto")
@@ -85,6 +88,6 @@ class Settings:
             accumulation=args.gradient_accumulation_steps,
             autocast=half,
             checkpointing=dict(given_options or {}) if checkpointed else None,
-            evaluation=args.per_device_eval_batch_size if evaluated else 0,
+            evaluation=sides * args.per_device_eval_batch_size if evaluated else 0,
             steps=args.max_steps if args.max_steps > 0 else None,
         )

@@ -166,9 +166,12 @@ class _Run:
         """Return so many whole sequences; attention gets a mask where some may be shorter."""
         length, flat = self.settings.length, self.settings.flat
         ids = torch.ones((1, batch * length) if flat else (batch, length), dtype=torch.int64)
-        made = {"input_ids": ids, "labels": torch.ones_like(ids)}
+        domain = torch.zeros(batch, dtype=torch.int64)
+        made = {"input_ids": ids, "labels": torch.ones_like(ids), "domain": domain}
         if self.settings.masked:
             made["position_ids" if flat else "attention_mask"] = torch.ones_like(ids)
+        if "preferences" in self.method.needs:
+            made["rejected"] = torch.ones(batch, dtype=torch.bool)
         if self.rollouts is not None:
             made |= self.rollouts.beside(ids, batch)
         return made

@@ -25,7 +25,7 @@ from kdlm.rollouts.sections import RolloutSection
 logger = logging.getLogger(__name__)
 
 USED = (
-    *("input_ids", "labels", "index", "domain", "reference", "asked"),
+    *("input_ids", "labels", "index", "domain", "weight", "reference", "asked"),
     *("context", "contexts", "bad_context"),
     *("chunks", "their_ids", "their_labels", "their_chunks", "their_closing"),  # where there are two readings
 )

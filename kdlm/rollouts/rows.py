@@ -78,8 +78,12 @@ def prompt_of(row: Row, leading: int | None) -> list[int]:
 
     Of a row with the reading of a teacher that has another tokenizer, it is the last answer which both readings have:
     either may have been cut. Plain text has no prompt, since all of it is trained on: its first `leading` tokens are
-    taken. Raises ValueError where that number is wanted and not given, or the text is not longer.
+    taken. Of a preference it is that of both sides. Raises ValueError where that number is wanted and not given, or the
+    text is not longer.
     """
+    if "rejected" in row:
+        chosen = slice(int(row["seq_lengths"][0]))
+        row = {name: row[name][chosen] for name in ("input_ids", "labels")}
     ids = list(map(int, row["input_ids"]))
     first = _last_answer(row)
     if first is None:

@@ -7,7 +7,7 @@ from pydantic import Field
 from kdlm.samplers.ddk import DomainGaps, DomainOrder, next_shares
 from kdlm.samplers.drawing import DrawnRows
 from kdlm.samplers.order import Order
-from kdlm.samplers.subsets import FixedOrder, FixedSubset, RepeatedOrder, RepeatedSubsets, weighed
+from kdlm.samplers.subsets import FixedOrder, FixedSubset, RepeatedOrder, RepeatedSubsets, tied
 
 AnySampler = Annotated[DomainGaps | RepeatedSubsets | FixedSubset, Field(discriminator="name")]
 """How a recipe has its training rows drawn."""
@@ -23,5 +23,5 @@ __all__ = [
     "RepeatedOrder",
     "RepeatedSubsets",
     "next_shares",
-    "weighed",
+    "tied",
 ]

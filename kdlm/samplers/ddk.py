@@ -69,13 +69,16 @@ def _split(
     places: Int[np.ndarray, "rows"], keys: Int[np.ndarray, "rows"], count: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return so many rows to measure, and the rows of all documents that none of them is of."""
-    if count >= len(places):
-        raise ValueError(
-            f"sampler.held_out: {count} of a domain of {len(places)} sequences leaves none to train on: take fewer"
-        )
-    documents = 1  # a document may be many sequences
-    while (out := held_out(keys, documents, seed)).sum() < count:
-        documents += max(1, (count - int(out.sum())) * documents // max(1, 2 * int(out.sum())))
+    documents, most = 0, len(np.unique(keys)) - 1  # a document may be many sequences
+    out = np.zeros(len(keys), dtype=bool)
+    while (found := int(out.sum())) < count:
+        if documents == most:
+            raise ValueError(
+                f"sampler.held_out: {count} of a domain of {len(places)} sequences, which are of {most + 1} documents, "
+                "leaves none to train on: take fewer"
+            )
+        documents = min(most, documents + max(1, (count - found) * documents // max(1, 2 * found)))
+        out = held_out(keys, documents, seed)
     return places[out][:count], places[~out]
 
 

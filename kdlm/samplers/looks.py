@@ -7,7 +7,7 @@ from kdlm.data import DataSection
 from kdlm.evaluation.comparison import possible
 from kdlm.methods import AlignedMethod, Method, TokenMethod
 from kdlm.samplers.ddk import DomainGaps
-from kdlm.samplers.subsets import FixedSubset, weighed
+from kdlm.samplers.subsets import FixedSubset, tied
 
 
 def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
@@ -27,7 +27,7 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
     if isinstance(section, FixedSubset):
         problems.extend(_columns(recipe))
     try:
-        weighed(recipe.losses, section)
+        tied(recipe.losses, section)
     except ValueError as error:
         problems.append(str(error))
     if problems:

@@ -102,7 +102,7 @@ class FixedOrder(Order):
         return self.kept[permutation(self.size, self.seed, epoch)]
 
 
-def weighed(losses: Sequence[Any], sampler: Any) -> list[Any]:
+def tied(losses: Sequence[Any], sampler: Any) -> list[Any]:
     """Return the losses with the weights that a sampler ties to its fraction; as they are where it ties none.
 
     Raises ValueError where there are not losses of both kinds, or one has a schedule for a weight.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdlm import __version__
+from kdlm.connections import is_loopback
 from kdlm.models import AnySource, device_of, named
-from kdlm.remote import is_loopback
 from kdlm.server_options import key_in
 
 GRACE = 10

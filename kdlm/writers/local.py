@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from kdlm.data.report import Unusable
 from kdlm.models import Loading, device_of, named
 from kdlm.rollouts import GenerateSection, context_of
 from kdlm.writers.scoring import LocalScorer, Scored, Tokens, tokenised
@@ -38,11 +39,18 @@ class LocalWriter:
             yield from self._together(batch)
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[int, Scored | Refused]]:
-        yield from self.scorer().score(self.tokens(pairs))
+        read = dict(enumerate(map(self.tokens, pairs)))
+        yield from ((place, one) for place, one in read.items() if isinstance(one, Refused))
+        tokens = {place: one for place, one in read.items() if isinstance(one, Tokens)}
+        places = list(tokens)
+        yield from ((places[number], score) for number, score in self.scorer().score([*tokens.values()]))
 
-    def tokens(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Tokens]:
-        """Return prompts and completions as the model reads them."""
-        return [tokenised(self.tokenizer, *self.prompts.read(prompt), completion) for prompt, completion in pairs]
+    def tokens(self, pair: tuple[Prompt, str]) -> Tokens | Refused:
+        """Return prompt and completion as the model reads them."""
+        try:
+            return tokenised(self.tokenizer, *self.prompts.read(pair[0]), pair[1])
+        except Unusable as why:
+            return Refused(str(why))
 
     def scorer(self) -> LocalScorer:
         """Return what reads text that the model did not write."""
@@ -52,9 +60,8 @@ class LocalWriter:
         self.engine.close()
 
     def _together(self, batch: list[tuple[int, Asked]]) -> Iterator[tuple[int, Answered | Refused]]:
-        prompts = {place: self.prompts.ids(one.prompt) for place, one in batch}
-        for place in [place for place, ids in prompts.items() if not 0 < len(ids) < self.context]:
-            yield place, Refused(f"{len(prompts.pop(place))} tokens, and the model reads {self.context}")
+        prompts, refused = self.prompts.ids(batch, self.context)
+        yield from refused.items()
         first = batch[0][1]
         drawn = self.engine.generate([*prompts.values()], first.sampling, first.seed) if prompts else []
         texts = self.tokenizer.batch_decode([one.ids for one in drawn], skip_special_tokens=True)

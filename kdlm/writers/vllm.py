@@ -41,9 +41,8 @@ class VLLMWriter:
     def _together(self, batch: list[tuple[int, Asked]]) -> Iterator[tuple[int, Answered | Refused]]:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
-        prompts = {place: self.prompts.ids(one.prompt) for place, one in batch}
-        for place in [place for place, ids in prompts.items() if not 0 < len(ids) < self.context]:
-            yield place, Refused(f"{len(prompts.pop(place))} tokens, and the model reads {self.context}")
+        prompts, refused = self.prompts.ids(batch, self.context)
+        yield from refused.items()
         asked = dict(batch)
         params = [SamplingParams(**self._params(asked[place], len(ids))) for place, ids in prompts.items()]
         outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts.values()], params, use_tqdm=False)

@@ -1,15 +1,17 @@
 """Weights of this machine: what tells them from others, and prompts as their tokenizer reads them."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from kdlm.data.chat import ChatTemplate
 from kdlm.data.encoding import leading_tokens
+from kdlm.data.report import Unusable
 from kdlm.disk import digest_of_file
 from kdlm.models import named
-from kdlm.writers.writer import Prompt, begun
+from kdlm.writers.writer import Asked, Prompt, Refused, begun
 
 LEFT_OUT = frozenset({"README.md", ".gitattributes", "training_args.bin"})
 """Files beside weights that say nothing to them."""
@@ -42,13 +44,29 @@ class Prompts:
         self.tokenizer, self.template_args = tokenizer, template_args
         self.leading = leading_tokens(tokenizer)
 
-    def ids(self, prompt: Prompt) -> list[int]:
-        """Return a prompt as token ids."""
-        leading, text = self.read(prompt)
-        return [*leading, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    def ids(self, asked: Iterable[tuple[int, Asked]], context: int) -> tuple[dict[int, list[int]], dict[int, Refused]]:
+        """Return prompts as token ids, by their places, and why others are refused: too long for a context, or a
+        conversation that the chat template does not take.
+        """
+        found, refused = {}, {}
+        for place, one in asked:
+            try:
+                leading, text = self.read(one.prompt)
+            except Unusable as why:
+                refused[place] = Refused(str(why))
+                continue
+            ids = [*leading, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+            if 0 < len(ids) < context:
+                found[place] = ids
+            else:
+                refused[place] = Refused(f"{len(ids)} tokens, and the model reads {context}")
+        return found, refused
 
     def read(self, prompt: Prompt) -> tuple[list[int], str]:
-        """Return a prompt as text, and the tokens that go before it; a template writes its own."""
+        """Return a prompt as text, and the tokens that go before it; a template writes its own.
+
+        Raises Unusable where the template does not take a conversation.
+        """
         if isinstance(prompt, str):
             return self.leading, prompt
         messages, beginning = begun(prompt)

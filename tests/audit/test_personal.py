@@ -56,10 +56,22 @@ def test_each_kind_is_found_and_masked(kind):
         "at 12:34:56 the ratio was 3.14159.",
         "see http://8.8.8.8/index.html",
         "a " * 1000,
+        "token = get_token_from_environment_v2(); key: lowercase_function_name_1",
+        "every[::10000] and rows[1::2000]",
     ],
 )
 def test_what_only_looks_like_it_is_not_found(text):
     assert personal(text) == []
+
+
+@pytest.mark.parametrize("kind", [*KINDS, PHONE])
+def test_each_kind_is_found_amid_signs_that_no_space_parts(kind):
+    text = f"\u662f{AROUND.get(kind, '{}').format(SECRET[kind])}\u8c22\u8c22"
+    assert [text[hit.start : hit.end] for hit in personal(text)] == [SECRET[kind]]
+
+
+def test_letters_of_other_languages_are_part_of_an_address():
+    assert masked("m\u00fcller@b\u00fcro.de", personal("m\u00fcller@b\u00fcro.de")) == "[email]@b\u00fcro.de"
 
 
 def test_hits_do_not_overlap_and_are_in_order():
@@ -86,7 +98,8 @@ def test_without_phonenumbers_a_region_is_refused_and_the_rest_goes_on(monkeypat
 
 
 @pytest.mark.parametrize(
-    "text", ["a" * 20_000, "a.b." * 5_000, "A" * 20_000, "1 " * 5_000, "key " * 5_000, "+1-" * 5_000]
+    "text",
+    ["a" * 20_000, "a.b." * 5_000, "A" * 20_000, "1 " * 5_000, "key " * 5_000, "+1-" * 5_000, "8.8.4.4 " * 9_999],
 )
 def test_no_text_takes_long_to_read(text):
     personal(text)  # the guard is pytest's time limit: a pattern that looks again from every letter would take hours

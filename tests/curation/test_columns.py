@@ -107,3 +107,9 @@ def test_of_no_rows_the_columns_stay(step):
     assert len(none) == 0
     assert none.features["prompt"] == ROWS.features["prompt"]
     assert ("new" in none.column_names) == (not isinstance(step, Columns))
+
+
+def test_what_is_no_text_has_nothing_to_extract():
+    desk = Desk()
+    rows = Extract(into="answer", column="c").run(Dataset.from_dict({"c": [["Answer: 3"]]}), desk)
+    assert len(rows) == 0 and desk.counts.kinds["not found in c"].count == 1

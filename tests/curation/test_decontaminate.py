@@ -132,3 +132,14 @@ def test_another_evaluation_set_is_another_output_and_a_missing_one_is_told_befo
     with pytest.raises(ValueError, match=r"did you mean .*exam\.jsonl"):
         run(Pipeline.model_validate(plan), lambda line: None)
     assert not (tmp_path / "other" / "steps").exists()
+
+
+def test_a_system_message_that_an_evaluation_set_has_too_shows_nothing(tmp_path):
+    system = {"role": "system", "content": " ".join(f"word{n}" for n in range(20))}
+    question = {"role": "user", "content": " ".join(f"asked{n}" for n in range(20))}
+    items = tmp_path / "items.jsonl"
+    items.write_text(json.dumps({"messages": [system, question, {"role": "assistant", "content": "42"}]}) + "\n")
+    talks = [[system, {"role": "user", "content": "another"}], [system, question], [question]]
+    rows = Dataset.from_list([{"prompt": json.dumps(talk)} for talk in talks])
+    left = Decontaminate.model_validate({"against": [{"path": str(items)}]})(rows)
+    assert left["prompt"][:] == [json.dumps(talks[0])]

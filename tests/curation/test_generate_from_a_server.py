@@ -180,14 +180,16 @@ def test_an_answer_that_is_none_ends_the_run_and_loses_nothing(server: Server, t
 def test_a_server_that_fails_mid_way_loses_nothing(server: Server, tmp_path: Any) -> None:
     calls = iter(range(1000))
     server.every = lambda data: refusal(503)(data) if next(calls) >= 7 else None
-    with pytest.raises(ServerUnavailable, match="503"):
-        made(server, prompts(), desk_=desk(server, tmp_path, patience=0.3))
-    before = len([data for data in server.asked[:7]])
+    with pytest.raises(ServerUnavailable, match=r"no answer within 1 s"):
+        made(server, prompts(), desk_=desk(server, tmp_path, patience=1.0))
+    (lines,) = tmp_path.glob("answers/*/lines.jsonl")
+    kept = lines.read_bytes().count(b"\n")
+    assert 0 < kept <= 7
     server.every = lambda data: None
     server.asked.clear()
     rows = made(server, prompts(), tmp_path)
     assert len(rows) == 15
-    assert len(server.asked) == 15 - before
+    assert len(server.asked) == 15 - kept
 
 
 def test_a_server_that_comes_back_in_time_is_waited_for(server: Server) -> None:
@@ -282,3 +284,11 @@ def test_sampling_says_what_is_drawn(server: Server) -> None:
     made(server, prompts(1), sampling=Sampling(temperature=0.5, top_p=0.9, top_k=5, max_new_tokens=7).model_dump())
     said = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "max_tokens": 7}
     assert said.items() <= server.asked[0].items()
+
+
+def test_no_rows_give_no_rows_of_the_same_columns(server: Server) -> None:
+    at = desk(server)
+    none = Generate(by="it").run(prompts(2).select([]), at)
+    assert (len(none), none.column_names) == (0, ["prompt", "answer", *OWN.names])
+    assert not server.asked
+    at.close()

@@ -197,3 +197,21 @@ def test_a_writer_that_is_a_server_is_refused(clean):
     step = Influence.model_validate({"by": "student", "validation": [{"path": clean[1]}]})
     with pytest.raises(ValueError, match=r"influence\.by: student gives no gradients"):
         step.run(dataset_of(clean[0]), desk)
+
+
+def test_a_step_of_other_clean_rows_is_another_step(clean):
+    rows, path = clean
+    step = Influence.model_validate({"by": "student", "validation": [{"path": path}]})
+    before = step.settings()
+    assert step.settings() == before
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(rows[0]) + "\n")
+    assert step.settings() != before, "the file has the same name and other rows"
+
+
+def test_where_no_row_can_be_read_none_is_left(clean):
+    desk = Desk({"student": LocalSection(path="sandbox:code-student-tiny")})
+    step = Influence.model_validate({"by": "student", "validation": [{"path": clean[1]}], "size": 8})
+    found = step.run(dataset_of([{"prompt": "x", "completion": ""}]), desk)
+    desk.close()
+    assert len(found) == 0 and "weight" in found.column_names

@@ -5,12 +5,12 @@ from math import comb
 import pytest
 from datasets import Dataset
 
-from kdlm.curation import Desk, Paced
+from kdlm.curation import Desk, Paced, Verify
 from kdlm.curation.paced import expected_weight
 from kdlm.rollouts import PassRate
 
 
-def weight_of(rate: PassRate, a: float = 1.0, b: float = 1.0, prior: float | None = 0.5) -> float:
+def weight_of(rate: PassRate, a: float = 1.0, b: float = 1.0, prior: float | None = None) -> float:
     found = expected_weight(rate, a, b, prior)
     assert found is not None
     return found
@@ -39,7 +39,7 @@ def test_for_a_b_1_it_is_the_plain_weight_times_k_over_k_minus_1(attempts):
 def test_the_plain_weight_is_that_of_many_attempts_and_largest_at_a_of_a_plus_b():
     many = 10_000
     for a, b in ((1.0, 1.0), (2.0, 1.0), (0.5, 1.5)):
-        weights = [weight_of(PassRate(s, many), a, b) for s in range(0, many + 1, 100)]
+        weights = [weight_of(PassRate(s, many), a, b, 0.5) for s in range(0, many + 1, 100)]
         for place, weight in enumerate(weights):
             assert weight == pytest.approx((place / 100) ** a * (1 - place / 100) ** b, abs=1e-2)
         assert weights.index(max(weights)) == pytest.approx(100 * a / (a + b), abs=1)
@@ -55,7 +55,7 @@ def test_it_is_symmetric_for_a_equal_to_b_and_uniform_at_0(prior):
 
 def test_a_prior_keeps_alive_what_was_never_or_always_solved_and_less_the_more_attempts():
     assert weight_of(PassRate(0, 8), prior=None) == 0
-    never = [weight_of(PassRate(0, k)) for k in (1, 4, 16, 64)]
+    never = [weight_of(PassRate(0, k), prior=0.5) for k in (1, 4, 16, 64)]
     assert min(never) > 0 and never == sorted(never, reverse=True)
     # Beta(1, 1): p^ is (s + 1) / (K + 2), and E[p (1 - p)] = p^ (1 - p^) (K + 2) / (K + 3)
     p = 1 / 10
@@ -69,7 +69,7 @@ def rows(**columns) -> Dataset:
 def test_rows_get_weights_of_mean_1_and_keep_their_other_columns():
     given = rows(solved=[0, 4, 8, 2], attempts=[8] * 4, answer=list("abcd"))
     desk = Desk()
-    found = Paced().run(given, desk)
+    found = Paced(prior=0.5).run(given, desk)
     weights = found["weight"][:]
     assert (
         sum(weights) / 4 == pytest.approx(1) and weights[1] == max(weights) and weights[0] == pytest.approx(weights[2])
@@ -78,40 +78,33 @@ def test_rows_get_weights_of_mean_1_and_keep_their_other_columns():
     assert desk.counts.figures == {
         "rows of prompts solved always": 1, "rows of prompts solved never": 1, "rows of prompts solved sometimes": 2,
     }  # fmt: skip
-    raw = Paced(normalise=False)(given)["weight"][:]
+    raw = Paced(prior=0.5, normalise=False)(given)["weight"][:]
     assert [w / raw[1] for w in raw] == pytest.approx([w / weights[1] for w in weights])
 
 
 def test_rows_without_attempts_or_with_too_few_are_left_out_and_counted():
     desk = Desk()
-    found = Paced(prior=None).run(rows(solved=[1, None, 1, 0], attempts=[2, 2, 1, 0]), desk)
+    found = Paced().run(rows(solved=[1, None, 1, 0], attempts=[2, 2, 1, 0]), desk)
     assert found["prompt"][:] == ["p0"]
     assert desk.counts.kinds["too few attempts to weigh by"].count == 3
 
 
-def test_attempts_that_were_cut_are_failures_or_none():
-    attempts = {
-        "prompt_id": ["x"] * 4,
-        "stop": ["end", "end", "length", "length"],
-        "score": [1.0, 0.0, 0.0, 0.0],
-        "verdict": ["judged"] * 4,
-        "solved": [1] * 4,
-        "attempts": [4] * 4,
-    }
-    weigh = {"prior": None, "normalise": False}
-    assert Paced(**weigh)(rows(**attempts))["weight"][:] == pytest.approx([1 * 3 / (4 * 3)] * 4)
-    left_out = Paced(truncated="left_out", **weigh)(rows(**attempts))
-    assert left_out["weight"][:] == pytest.approx([1 * 1 / (2 * 1)] * 4)
-
-
-def test_a_prompt_all_of_whose_attempts_were_cut_has_the_weight_of_the_prior():
-    cut = {"prompt_id": ["x"], "stop": ["length"], "score": [0.0], "verdict": ["judged"]}
-    (weight,) = Paced(truncated="left_out", normalise=False)(rows(**cut))["weight"][:]
+def test_attempts_that_were_cut_count_as_verify_says_and_a_prompt_without_any_has_the_weight_of_the_prior():
+    stop, answer = ["end", "length", "length"], ["4"] * 3
+    attempts = rows(prompt_id=list("xxx"), completion=["4", "4", "5"], stop=stop, answer=answer)
+    for truncated, solved, of in (("attempt", 2, 3), ("leave_out", 1, 1)):
+        step = Verify.model_validate({"verifier": {"name": "exact", "column": "answer"}, "truncated": truncated})
+        judged = step(attempts)
+        (weight,) = set(Paced(prior=0.5, normalise=False)(judged)["weight"][:])
+        assert weight == pytest.approx(weight_of(PassRate(solved, of), prior=0.5))
+    desk = Desk()
+    (weight,) = Paced(prior=0.5, normalise=False).run(rows(solved=[0], attempts=[0]), desk)["weight"][:]
+    assert desk.counts.figures == {"rows of prompts never tried": 1}
     assert weight == pytest.approx(0.5 * 0.5 / (1 * 2))  # E[p (1 - p)] under Beta(1/2, 1/2)
 
 
 def test_what_does_not_fit_is_refused_by_name():
     with pytest.raises(ValueError, match=r"prior: null wants whole a and b, got 0\.5 and 1"):
-        Paced(a=0.5, prior=None)
+        Paced(a=0.5)
     with pytest.raises(ValueError, match="paced: no column 'solved'"):
         Paced()(rows(attempts=[1]))

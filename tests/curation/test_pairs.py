@@ -95,7 +95,7 @@ def test_the_right_are_preferred_to_the_wrong_that_were_judged_and_ended():
         chosen, rejected = sides(given, pair)
         assert (chosen["score"], rejected["score"]) == (1, 0)
         assert chosen["verdict"] == rejected["verdict"] == "judged"
-        assert rejected["stop"] == "end"
+        assert rejected["stop"] == "end" and chosen["stop"] == "end"
     judged = [row for row in given if row["verdict"] == "judged"]
     cut = [row for row in judged if row["score"] == 0 and row["stop"] == "length"]
     assert counts.kinds["completions that were not judged"].count == len(given) - len(judged)
@@ -108,6 +108,7 @@ def test_the_first_pair_matched_by_length_is_the_nearest_there_is():
     given = rows()
     for pair in run(Pairs(prefer=Right(truncated=True)), given)[0]:
         some = [row for row in given if row["prompt"] == pair["prompt"] and row["verdict"] == "judged"]
+        some = [row for row in some if row["score"] == 0 or row["stop"] == "end"]  # what was cut is not preferred
         apart = [abs(a["tokens"] - b["tokens"]) for a, b in combinations(some, 2) if a["score"] != b["score"]]
         assert abs(pair["chosen_tokens"] - pair["rejected_tokens"]) == min(apart)
 
@@ -257,3 +258,12 @@ def test_the_pipeline_of_specs_writes_pairs_that_training_reads(tmp_path, monkey
     rows = open_source(Source(path=str(tmp_path / "rows.parquet")))
     written = load_section(Recipe, Path("recipes/sandbox/specs.yaml")).data.train[0].columns
     assert recognise(Source.model_validate({"path": "x", "columns": written}), rows.columns).name == "preference"
+
+
+def test_the_columns_of_the_source_do_not_take_the_place_of_a_pair_and_no_score_is_not_judged():
+    old = {"prompt": "p", "chosen": "old", "rejected": "older", "id": 7}
+    scores = {"good": 1.0, "bad": 0.0, "lost": None}
+    rows = Dataset.from_list([old | {"completion": text, "score": score} for text, score in scores.items()])
+    (pair,) = Pairs(per_prompt=None)(rows)
+    assert (pair["chosen"], pair["rejected"], pair["id"]) == ("good", "bad", 7)
+    assert list(pair) == Pairs().leaves(rows.column_names)

@@ -13,6 +13,7 @@ from kdlm.data.encoding import Encoder
 from kdlm.data.forms import recognise
 from kdlm.data.sections import DataSection, Source
 from kdlm.models import named
+from kdlm.recipe import load
 from kdlm.section_loader import load_section
 from kdlm.signal import IGNORE_INDEX
 from kdlm.writers import Answered, LocalSection, Scored, Text
@@ -124,3 +125,15 @@ def test_new_problems_get_the_answer_of_most_and_those_always_solved_are_left_ou
     assert set(rows["prompt"]) == {"What is 1 + 2?", "What is 1 + 3?"}
     assert {row["answer"] for row in rows if row["prompt"] == "What is 1 + 3?"} == {"4"}
     assert all(row["completion"] == f"Answer: {row['answer']}" and row["votes"] == 7 for row in rows)
+
+
+def test_the_stages_of_training_follow_one_another_and_each_reads_what_its_pipeline_wrote():
+    folder = FOLDER.parent / "sandbox" / "dasd"
+    low, high, mixed = (load(folder / f"{name}.yaml") for name in ("low", "high", "mixed"))
+    assert [stage.student.path for stage in (high, mixed)] == [f"./{stage.run_dir}/student" for stage in (low, high)]
+    reads = [[source.path for source in stage.data.train] for stage in (low, high, mixed)]
+    output = [
+        load_section(Pipeline, FOLDER / f"{name}.yaml").output for name in ("divergence_sampling", "mixed_policy")
+    ]
+    written = [f"./{folder}/rows.parquet" for folder in (output[0], f"{output[0]}-high", output[1])]
+    assert reads == [[written[0]], [written[1]], [written[2], written[1]]]

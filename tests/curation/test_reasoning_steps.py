@@ -190,3 +190,58 @@ def test_markers_of_steps_are_not_taken_from_the_middle_of_a_sentence():
     assert steps == ["As in step 1: add", "then stop"]
     assert answer == "2"
     assert not re.search("Step", steps[0])
+
+
+def test_tasks_of_a_conversation_are_conversations():
+    talk = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "2 + 3"}]
+    tasks = Tasks.model_validate({"tasks": {"label": {"prompt": "[label] {prompt}", "completion": "{answer}"}}})
+    (row,) = tasks(Dataset.from_list([{"prompt": json.dumps(talk), "answer": "5"}]))
+    assert json.loads(row["prompt"]) == [talk[0], {"role": "user", "content": "[label] 2 + 3"}]
+    assert row["completion"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("First add.\n\nThen 42 - 2 = 40, so the answer is \\boxed{40}.", 2),
+        ("2 + 2 = 4, so \\boxed{4}", 1),
+        ("Add.\n\n**Answer:** 4", 1),
+        ("Add.\n\nSo the final answer is $\\boxed{\u22124}$.", 1),
+    ],
+)
+def test_a_last_line_that_says_more_than_the_answer_is_a_step(text, steps):
+    found, answer = parsed(text)
+    assert len(found) == steps
+    assert parsed(styled(found, str(answer), "boxed")) == (found, answer)
+
+
+@pytest.mark.parametrize(
+    ("step", "have", "missing", "left"),
+    [
+        (Thoughts(), ["completion"], "completion", ["completion"]),
+        (EntityQuestions(), ["text", "completion", "prompt", "id"], "text", ["id", "messages"]),
+        (
+            FallBack.model_validate({"where": [{"column": "score", "at_least": 1}]}),
+            ["rewritten", "completion", "score"],
+            "score",
+            ["completion", "score", "taken"],
+        ),
+        (
+            Tasks.model_validate({"tasks": {"label": {"prompt": "{question}", "completion": "{answer}"}}}),
+            ["question", "answer"],
+            "answer",
+            ["question", "answer", "prompt", "completion", "task"],
+        ),
+    ],
+)
+def test_columns_are_known_before_a_model_is_asked(step, have, missing, left):
+    assert step.leaves(have) == left
+    with pytest.raises(ValueError, match=missing):
+        step.leaves([name for name in have if name != missing])
+
+
+def test_a_passage_that_is_null_is_counted():
+    answer, desk = '[{"entity": "Ada", "type": "person"}]', Desk()
+    rows = Dataset.from_list([{"text": text, "completion": answer} for text in (None, "Ada came.")])
+    assert len(EntityQuestions().run(rows, desk)) == 1
+    assert desk.counts.kinds["no list of entities"].count == 1

@@ -155,3 +155,15 @@ def test_a_text_is_gone_on_with_where_the_prefix_ends(teacher):
     plain = step.run(rows.select([1]), Desk({"it": TEACHER}, opened={"it": teacher}))
     assert made["completion"][0] == " = 1" + plain["completion"][0]
     assert isinstance(Answered([Text("", "end", 0)], 1), Answered)
+
+
+def test_a_conversation_is_gone_on_with_inside_the_assistants_last_message(teacher, monkeypatch):
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    end = "{% if add_generation_prompt %}<assistant>{% endif %}"
+    monkeypatch.setattr(teacher.tokenizer, "chat_template", template + end)
+    asked = [{"role": "user", "content": "count"}]
+    begun = [*asked, {"role": "assistant", "content": "one"}]
+    scores = dict(teacher.score([(begun, " two"), ("<user>count<assistant>one", " two"), (asked, "one two")]))
+    assert scores[0].log_probs == pytest.approx(scores[1].log_probs, abs=1e-5)
+    count = len(scores[0].log_probs)
+    assert scores[2].log_probs[-count:] == pytest.approx(scores[0].log_probs, abs=1e-5)

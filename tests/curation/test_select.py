@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from pydantic import ValidationError
 
-from kdlm.curation import Desk, Select
+from kdlm.curation import Desk, Filter, Select
 
 ROWS = Dataset.from_list(
     [
@@ -88,3 +88,18 @@ def test_no_rows_stay_no_rows():
     none = Select(count=3, balanced="level", order="highest", by="score")(ROWS.select([]))
     assert len(none) == 0
     assert none.features == ROWS.features
+
+
+@pytest.mark.parametrize("order", ["highest", "lowest"])
+def test_what_is_no_number_comes_last(order):
+    rows = Dataset.from_dict({"n": [float("nan"), 1.0, None, 5.0, float("nan"), 3.0]})
+    assert sorted(Select(order=order, by="n", count=3)(rows)["n"]) == [1, 3, 5]
+    assert Filter.model_validate({"where": [{"column": "n", "at_most": 4}]})(rows)["n"][:] == [1, 3]
+
+
+def test_a_column_without_a_size_is_named():
+    rows = Dataset.from_dict({"when": [{"year": 2026}]})
+    with pytest.raises(ValueError, match="column 'when': dict has no size: expected numbers, text or lists"):
+        Select(order="highest", by="when", count=1)(rows)
+    with pytest.raises(ValueError, match="column 'when': dict has no size"):
+        Filter.model_validate({"where": [{"column": "when", "at_most": 4}]})(rows)

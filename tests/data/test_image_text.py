@@ -150,6 +150,14 @@ def test_rows_that_cannot_be_used_are_counted_with_their_place(loaded) -> None:
         loaded(wrong[:1])
 
 
+def test_a_row_with_a_wrong_weight_is_not_used_and_not_counted_as_used(loaded, jsonl) -> None:
+    asked = {"prompt": "which digit is this ?", "completion": "seven", "images": ["0.png"]}
+    weighed = jsonl([{**asked, "w": 2}, {**asked, "w": None}])
+    (report,) = (data := loaded("", train=[{"path": weighed, "columns": {"weight": "w"}}])).report.train
+    assert len(data.train) == report.sequences == report.kept == 1
+    assert report.unused["malformed"].count == 1
+
+
 def test_a_column_of_images_must_be_there(loaded) -> None:
     row = {"prompt": "even ?", "completion": "no", "picture": "0.png"}
     with pytest.raises(ValueError, match=r"no column 'images' of images; its columns are .*'picture'"):

@@ -8,8 +8,10 @@ import torch
 
 from kdlm.data import Collator, Source
 from kdlm.data.forms import recognise
+from kdlm.inspection import _apart
 from kdlm.methods import LogitKD
 from kdlm.networks import check_sides
+from kdlm.rollouts import prompt_of
 
 ROWS = [
     {"prompt": "what is two", "chosen": " and three?", "rejected": " and"},
@@ -34,6 +36,24 @@ def test_each_side_is_the_sequence_that_it_would_be_alone(tokenizer, jsonl, load
             assert sides_of(row)[side] == (one["input_ids"].tolist(), one["labels"].tolist())
             assert row["rejected"].tolist() == [0, 1]
             assert row["length"] == row["seq_lengths"].sum()
+
+
+def test_the_sides_have_one_prompt_and_are_looked_at_one_by_one(tokenizer, jsonl, load):
+    """The prompt is what `evaluation.generations` has a student complete; the sides are what `kdlm report` shows."""
+    alone = load(jsonl([{"prompt": row["prompt"]} for row in ROWS], "prompts.jsonl"), tokenizer).train
+    for number, row in enumerate(load(jsonl(ROWS), tokenizer).train):
+        assert prompt_of(row, None) == alone[number]["input_ids"].tolist()
+        apart = list(_apart(row))
+        assert [(one["input_ids"].tolist(), one["labels"].tolist()) for one in apart] == sides_of(row)
+        assert [int(one["index"]) for one in apart] == [number] * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_preferences_beside_other_rows_are_refused_with_both_sources(tokenizer, jsonl, load, streaming):
+    sources = [jsonl(ROWS), jsonl([{"prompt": "a", "completion": "b"}], "plain.jsonl")]
+    for train in (sources, sources[::-1]):
+        with pytest.raises(ValueError, match=r"data: '.*' holds preferences and '.*plain\.jsonl' does not"):
+            load([{"path": path} for path in train], tokenizer, streaming=streaming)
 
 
 def test_sides_may_be_messages(chat_tokenizer, jsonl, load):

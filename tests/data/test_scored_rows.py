@@ -25,6 +25,15 @@ def test_a_row_whose_score_is_no_number_is_counted_and_not_used(load, tokenizer,
     assert "a.jsonl:4" in data.report.train[0].unused["malformed"].examples[0]
 
 
+def test_rows_scored_anew_are_split_as_before(load, tokenizer, jsonl):
+    splits = []
+    for factor in (1.0, 3.0):
+        rows = [{**row, "forgetting": factor * row["forgetting"]} for row in ROWS]
+        data = load([{"path": jsonl(rows, "a.jsonl"), "columns": {"score": "forgetting"}}], tokenizer, eval_rows=3)
+        splits.append(list(data.eval["index"]))
+    assert splits[0] == splits[1]
+
+
 def test_documents_of_loaded_text_are_measured_or_trained_on_whole(load, tokenizer, jsonl):
     texts = [{"text": " ".join(f"word{i} {j}" for j in range(40))} for i in range(16)]
     sources = [

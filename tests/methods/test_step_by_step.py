@@ -63,6 +63,16 @@ def test_how_rows_are_batched_does_not_show(nets, layout):
     torch.testing.assert_close(cut, whole)
 
 
+def test_an_evaluation_has_the_steps_own_loss_and_measures_of_all_tokens(nets):
+    own, made = method(0.3), batch(texts(LENGTHS))
+    found, terms = own.evaluate(nets, made, Step(0, 10)), own.losses(nets, made, frozenset(), Step(0, 10)).terms
+    assert found.terms.keys() == terms.keys() == {"label", "rationale"}
+    assert all(torch.equal(term.sum, terms[name].sum) for name, term in found.terms.items())
+    value, unit = found.metrics["cross_entropy"]
+    torch.testing.assert_close(value, sum(term.sum for term in terms.values()))
+    assert unit == "tokens"
+
+
 def test_longer_rationales_do_not_take_weight_from_labels(nets):
     short, long = texts([6, 8]), texts([6, 8, 30])
     both = batch(short, ["label", "rationale"]), batch(long, ["label", "rationale", "rationale"])

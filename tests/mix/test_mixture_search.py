@@ -59,6 +59,17 @@ def test_weights_and_a_recipe_come_out_and_the_command_can_be_given_again(file: 
     assert "3 of them finished before" in capsys.readouterr().out
 
 
+def test_components_that_are_made_anew_are_judged_anew(file: Path, tmp_path: Path, monkeypatch) -> None:
+    from rich.console import Console
+
+    mixture, scores = load_section(Mixture, file), tmp_path / "out" / "scores.jsonl"
+    scores.parent.mkdir()
+    scores.write_text('{"weights": [1.0, 0.0, 0.0], "eval_cross_entropy": 0.1}\n')
+    monkeypatch.setattr("kdlm.mix.components.made", lambda *_: {})
+    components(mixture, whole(mixture), Console(quiet=True))
+    assert not scores.exists(), "somebody removed a component: what was judged is of another one"
+
+
 def test_all_weight_on_one_source_is_the_model_of_that_source(file: Path) -> None:
     mixture = load_section(Mixture, file)
     recipe = whole(mixture)

@@ -165,3 +165,19 @@ def test_one_sequence_alone_needs_no_mask_and_several_do(tmp_path):
     masks = 2 * 2 * 1024**2 * 4  # of two layers, in fp32
     more = two.phases["student forward"]["activations"] - one.phases["student forward"]["activations"]
     assert more == pytest.approx(masks, rel=0.35)
+
+
+def test_a_pair_is_two_sequences(tmp_path):
+    alone = {"teacher": None, "losses": [], "method": {"name": "sequence_kd"}}
+    pairs = parts(predict(recipe(tmp_path, alone | {"method": {"name": "redi"}}), GPU))
+    texts = parts(predict(recipe(tmp_path, alone | {"training.per_device_train_batch_size": 8}), GPU))
+    assert pairs["activations"] >= texts["activations"]
+
+
+def test_tasks_side_by_side_take_what_one_takes(tmp_path):
+    alone = {"teacher": None, "losses": []}
+    tasks, texts = (
+        predict(recipe(tmp_path, alone | {"method": {"name": name}}), GPU).phases["loss"]
+        for name in ("step_by_step", "sequence_kd")
+    )
+    assert tasks == pytest.approx(texts, rel=0.01)

@@ -111,6 +111,17 @@ def test_rows_that_cannot_be_weighed_are_refused(sizes, said):
         order(sizes)
 
 
+@pytest.mark.parametrize("long", [30, 29])
+def test_a_domain_of_one_or_two_documents_is_refused_by_the_key_or_split_between_them(long):
+    rows = [{"domain": n // 30, "index": n} for n in range(60)]
+    documents = np.array([0] * long + [1] * (30 - long) + [*range(2, 32)])
+    with pytest.raises(ValueError, match=rf"sampler.held_out: 30 .* of {1 + (long < 30)} documents"):
+        DomainGaps(held_out=30).order(rows, 0, 4, documents)
+    if long == 29:
+        drawn = DomainGaps(held_out=1).order(rows, 0, 4, documents)
+        assert len(drawn.slices[0]) == 1 and len(drawn.pools[0]) in (1, 29)
+
+
 def test_packed_rows_are_refused_since_they_mix_domains():
     with pytest.raises(ValueError, match="several values in a row"):
         DomainGaps().order([{"domain": [1, 2]}, {"domain": [2, 1]}], 0, 4)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from kdlm.data import TensorRows
 from kdlm.losses import AnyLoss
-from kdlm.samplers import FixedSubset, RepeatedSubsets, weighed
+from kdlm.samplers import FixedSubset, RepeatedSubsets, tied
 
 LOSSES = TypeAdapter(list[AnyLoss])
 
@@ -98,9 +98,9 @@ def test_a_column_that_cannot_choose_is_named(section, said):
 @pytest.mark.parametrize(("fraction", "share"), [(0.1, 0.95), (0.5, 0.75), (1.0, 0.5)])
 def test_losses_are_tied_to_the_fraction_and_without_a_tie_left_alone(fraction, share):
     losses = LOSSES.validate_python([{"name": "forward_kl", "weight": 2.0}, {"name": "cross_entropy"}])
-    tied = weighed(losses, FixedSubset(fraction=fraction, tie=0.5))
-    assert [loss.weight for loss in tied] == pytest.approx([2 * share, 1 - share])
-    assert weighed(losses, FixedSubset(fraction=fraction)) == losses == weighed(losses, None)
+    found = tied(losses, FixedSubset(fraction=fraction, tie=0.5))
+    assert [loss.weight for loss in found] == pytest.approx([2 * share, 1 - share])
+    assert tied(losses, FixedSubset(fraction=fraction)) == losses == tied(losses, None)
 
 
 @pytest.mark.parametrize(
@@ -115,4 +115,4 @@ def test_losses_are_tied_to_the_fraction_and_without_a_tie_left_alone(fraction, 
 )
 def test_losses_that_cannot_be_tied_are_refused(losses, said):
     with pytest.raises(ValueError, match=said):
-        weighed(LOSSES.validate_python(losses), FixedSubset(fraction=0.5, tie=1.0))
+        tied(LOSSES.validate_python(losses), FixedSubset(fraction=0.5, tie=1.0))

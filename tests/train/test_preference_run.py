@@ -168,7 +168,7 @@ def test_a_run_leaves_what_every_run_leaves_and_goes_on_bit_for_bit(recipe, meth
     [
         ("data.packing=padding_free", "data.packing: TRL pads"),
         ("data.streaming=true", "data.streaming: TRL is given stored rows"),
-        ("data.train.0.columns={weight: prompt}", "data: rows have weights"),
+        ("data.train.0.columns={weight: prompt}", "data.train.0.columns.weight: dpo counts all rows alike"),
         ("teacher={name: sandbox, model: code-teacher-tiny}", "teacher: dpo does not ask it"),
         ("method={name: dpo, reference: teacher}", "teacher: missing; dpo"),
         ("guards={entropy: {stop: {below: 1}}}", "guards: nothing is watched"),

@@ -63,9 +63,6 @@ def test_the_stages_of_metis_rise_follow_one_another(tmp_path, monkeypatch) -> N
     assert max(sum(row["prompt"] == prompt for row in own) for prompt in rates) <= 4
     assert all(rates[row["prompt"]] == (0, 8) for row in expert)
     assert all(set(row["completion"]) & set("ae") for row in own)
-    assert len(expert) == sum(rate == (0, 8) for rate in rates.values()) > 0
-    assert (
-        train("sft.yaml", evaluated, *([] if expert else ["data.train.1.path=./runs/pipelines/metis-own/rows.parquet"]))
-        == 0
-    )
+    assert 0 < len(expert) <= sum(rate == (0, 8) for rate in rates.values())
+    assert train("sft.yaml", evaluated) == 0
     assert json.loads(Path("runs/sandbox-metis-sft/results.json").read_text())["steps"] == 2

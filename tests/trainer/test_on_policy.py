@@ -160,6 +160,14 @@ def test_prompts_alone_are_enough_where_no_answer_is_trained_on(arguments) -> No
     assert (batch["labels"] != IGNORE_INDEX).any()
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["the data's", "the student's"])
+def test_rows_keep_their_weights_whoever_wrote_the_text(arguments, share: float) -> None:
+    data = [row | {"weight": 0.5 * row["index"]} for row in prompts()]
+    (batch,) = seen(trainer(arguments, GKD([ForwardKL()], student_share=share), data=data))
+    assert ("sampled" in batch) == bool(share)
+    assert batch["weight"].tolist() == (0.5 * batch["index"]).tolist()
+
+
 def test_each_step_takes_the_text_that_its_draw_says(arguments) -> None:
     batches = seen(trainer(arguments, GKD([ForwardKL()], student_share=0.5), max_steps=40))
     own = ["sampled" in batch for batch in batches]

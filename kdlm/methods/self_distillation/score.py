@@ -76,7 +76,7 @@ class SCoRe(TurnRewards):
     def rewarded(self, log_q: Float[Tensor, "rows"], entropy: Float[Tensor, "rows"], rows: Rows, batch: Batch) -> Terms:
         found = super().rewarded(log_q, entropy, rows, batch)
         pairs = batch["turn_rewards"][:, :2]
-        both = ~pairs.isnan().any(1)
+        both = ~pairs.isnan().any(1) & (pairs.shape[1] == 2)
         weights = batch["weight"][both] if "weight" in batch else None
         pairs = pairs[both] if pairs.shape[1] == 2 else pairs.new_zeros(0, 2)
         names = {True: "right", False: "wrong"}

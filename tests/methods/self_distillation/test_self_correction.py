@@ -78,6 +78,8 @@ def test_the_four_transitions_are_counted() -> None:
     assert {metrics[name][1] for name in NAMES} == {"completions"}
     alone = run(SCoRe(kl=0.0), student, batch_of(RETRIES[2:3])).metrics
     assert alone.keys() == metrics.keys() and not any(alone[name][0] for name in NAMES)
+    ended = batch_of([*RETRIES[2:3]] * 2) | {"weight": torch.tensor([0.5, 2.0])}  # all after one turn, weighed
+    assert not any(run(SCoRe(kl=0.0), student, ended).metrics[name][0] for name in NAMES)
 
 
 def test_the_parts_of_a_batch_add_up() -> None:
