@@ -7,7 +7,8 @@ import pytest
 from kdlm.recipe import Recipe, RecipeError, load, resolved
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+FOLDER = ROOT / "recipes"
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent != FOLDER / "pipelines")
 
 SMALL = """\
 student: {name: sandbox, model: code-student-tiny, lora: {rank: 4}}
