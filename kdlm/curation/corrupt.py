@@ -7,7 +7,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from kdlm.curation.rows import dataset_of
-from kdlm.curation.step import Desk, Step, digest, lacks, need
+from kdlm.curation.step import Desk, Step, digest, lacks
 from kdlm.section import Section
 
 Corruption = Literal["bare_thought", "bare_answer", "unclosed", "swapped", "misnamed"]
@@ -72,7 +72,7 @@ class Corrupt(Step):
         return [*(name for name in before if name != "completion"), "chosen", "rejected", "corruption"]
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, "prompt", "completion", by="corrupt")
+        self.leaves(rows.column_names)
         made: list[dict[str, Any]] = []
         for number, row in enumerate(rows):
             values: dict[str, Any] = dict(row)

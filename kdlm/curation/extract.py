@@ -9,7 +9,7 @@ from datasets import Dataset
 from pydantic import Field, field_validator, model_validator
 
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, lacks, need
+from kdlm.curation.step import Desk, Step, lacks
 from kdlm.sandbox.tasks import marked_answer
 
 
@@ -53,7 +53,7 @@ class Extract(Step):
         return list(dict.fromkeys([*before, *self._names()]))
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, self.column, by="extract")
+        self.leaves(rows.column_names)
         found = [self._parts(text) if isinstance(text, str) else {} for text in rows[self.column]]
         kept = [number for number, parts in enumerate(found) if parts]
         for number in (number for number, parts in enumerate(found) if not parts):

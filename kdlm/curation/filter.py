@@ -5,7 +5,7 @@ from typing import Any, Literal
 from datasets import Dataset
 from pydantic import Field, model_validator
 
-from kdlm.curation.step import Desk, Step, lacks, need
+from kdlm.curation.step import Desk, Step, lacks
 from kdlm.section import Section
 
 Value = str | int | float | bool
@@ -63,7 +63,7 @@ class Filter(Step):
         return before
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, *(condition.column for condition in self.where), by="filter")
+        self.leaves(rows.column_names)
         kept = []
         for number, row in enumerate(rows):
             failed = next((condition for condition in self.where if not condition.met(row)), None)

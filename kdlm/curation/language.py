@@ -8,7 +8,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, lacks, need
+from kdlm.curation.step import Desk, Step, lacks
 from kdlm.curation.words import texts_of
 
 _NOT_PROSE = re.compile(
@@ -39,7 +39,7 @@ class Language(Step):
         return list(dict.fromkeys([*before, "language"]))
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, self.column, by="language")
+        self.leaves(rows.column_names)
         identifier, found = self._identifier(), []
         for value in rows[self.column]:
             text = _NOT_PROSE.sub(" ", "\n".join(texts_of(value)))

@@ -8,7 +8,7 @@ from datasets import Dataset
 from pydantic import Field, model_validator
 
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, lacks, need
+from kdlm.curation.step import Desk, Step, lacks
 from kdlm.rollouts import PassRate
 
 
@@ -70,7 +70,7 @@ class Paced(Step):
         return [*(name for name in before if name != "weight"), "weight"]
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, "solved", "attempts", by="paced")
+        self.leaves(rows.column_names)
         kept, weights, bands = [], [], Counter()
         pairs: Any = zip(rows["solved"], rows["attempts"], strict=True)
         for number, (solved, attempts) in enumerate(pairs):

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from kdlm.curation.preferring import AnyPreferring, Right, Row
 from kdlm.curation.rows import dataset_of
-from kdlm.curation.step import Desk, Step, digest, lacks, need
+from kdlm.curation.step import Desk, Step, digest, lacks
 
 OF_ONE = {
     "prompt",
@@ -50,7 +50,7 @@ class Pairs(Step):
         return [*ours, *(name for name in before if name not in OF_ONE | JUDGED | set(ours))]
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, "prompt", "completion", *self.prefer.reads(), by="pairs")
+        self.leaves(rows.column_names)
         groups: dict[str, list[Row]] = {}
         for row in rows:
             values: Row = dict(row)

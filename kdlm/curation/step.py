@@ -114,11 +114,6 @@ class Step(Section):
         return self.name  # type: ignore[attr-defined]
 
 
-def need(rows: Dataset, *columns: str, by: str) -> None:
-    """Raise ValueError where rows lack a column."""
-    lacks(rows.column_names, *columns, by=by)
-
-
 def lacks(have: Sequence[str], *columns: str, by: str) -> None:
     """Raise ValueError where a column is not among those that there are."""
     for column in columns:

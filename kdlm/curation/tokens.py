@@ -6,7 +6,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from kdlm.curation.rows import with_columns
-from kdlm.curation.step import Desk, Step, lacks, need
+from kdlm.curation.step import Desk, Step, lacks
 from kdlm.curation.words import texts_of
 from kdlm.models import named
 
@@ -27,7 +27,7 @@ class Tokens(Step):
         return list(dict.fromkeys([*before, self.into]))
 
     def run(self, rows: Dataset, desk: Desk) -> Dataset:
-        need(rows, self.column, by="tokens")
+        self.leaves(rows.column_names)
         tokenizer = named(self.tokenizer).tokenizer()
         counted: list[int | None] = []
         for value in rows[self.column]:
