@@ -1,4 +1,4 @@
-"""What can be opened here: models and data that are on this machine, or on a hub that can be reached."""
+"""What can be had here: models and data on this machine, or on a hub that can be reached; settings that TRL takes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +22,20 @@ def opened(read: Callable[[], Any], model: Any) -> tuple[Any, str]:
         if any(looks_like_hub_id(part) for part in parts if not part.startswith(SANDBOX)):
             return None, str(error)
         raise
+
+
+def taken_by_trl(read: Callable[[], Any], trainer: str) -> str:
+    """Return what is said of a run in one of TRL's trainers, whose settings `read` makes.
+
+    Raises ValueError where it does not take them; that TRL is not here is a note alone.
+    """
+    try:
+        read()
+    except ValueError as error:
+        if str(error).startswith("method: trl cannot"):
+            return f"method: note: {str(error).removeprefix('method: ')}"
+        raise ValueError(f"training: {error}") from error
+    return f"method: runs in TRL's {trainer}"
 
 
 def _parts(model: Any) -> list[str]:

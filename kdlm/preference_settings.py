@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kdlm.data import DataSection
+from kdlm.looking import taken_by_trl
 from kdlm.methods import DPO, Method, PreferenceMethod
 from kdlm.networks import check_sides
 from kdlm.recipe import Recipe
@@ -70,14 +71,8 @@ def looked_at(recipe: Recipe, method: Method | None) -> Iterator[str]:
         return
     if problems := list(_problems(recipe, method)):
         raise ValueError("\n".join(problems))
-    try:
-        arguments(recipe, output_dir=str(recipe.run_dir), seed=recipe.seed)
-    except ValueError as error:
-        if str(error).startswith("method: trl cannot"):
-            yield f"method: note: {str(error).removeprefix('method: ')}"
-            return
-        raise ValueError(f"training: {error}") from error
-    yield f"method: runs in TRL's {'DPOTrainer' if isinstance(method, DPO) else 'CPOTrainer'}"
+    trainer = "DPOTrainer" if isinstance(method, DPO) else "CPOTrainer"
+    yield taken_by_trl(lambda: arguments(recipe, output_dir=str(recipe.run_dir), seed=recipe.seed), trainer)
 
 
 def _problems(recipe: Recipe, method: PreferenceMethod) -> Iterator[str]:

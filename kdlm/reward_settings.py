@@ -8,6 +8,7 @@ import numpy as np
 
 from kdlm.data import DataSection
 from kdlm.evaluation.start import start_of
+from kdlm.looking import taken_by_trl
 from kdlm.methods import GRPO, Method, RLADSection
 from kdlm.recipe import Recipe
 from kdlm.rollouts import RolloutSection
@@ -137,14 +138,7 @@ def looked_at(recipe: Recipe, method: Method | None) -> Iterator[str]:
         return
     if problems := [*_rollouts(recipe.rollouts), *_sections(recipe), *_teacher(recipe)]:
         raise ValueError("\n".join(problems))
-    try:
-        arguments(recipe, output_dir=str(recipe.run_dir), seed=recipe.seed)
-    except ValueError as error:
-        if str(error).startswith("method: trl cannot"):
-            yield f"method: note: {str(error).removeprefix('method: ')}"
-            return
-        raise ValueError(f"training: {error}") from error
-    yield "method: runs in TRL's GRPOTrainer"
+    yield taken_by_trl(lambda: arguments(recipe, output_dir=str(recipe.run_dir), seed=recipe.seed), "GRPOTrainer")
 
 
 def _rollouts(rollouts: RolloutSection) -> Iterator[str]:
