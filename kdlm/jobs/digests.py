@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlm.disk import digest_of_file, write_text
-
-LEFT_OUT = frozenset({"README.md", ".gitattributes", "training_args.bin"})
-"""Files beside a model's weights that say nothing to it."""
+from kdlm.models import telling_files
 
 
 def digest(said: Any) -> str:
@@ -23,8 +21,7 @@ def digest_of_folder(folder: Path, memory: Path | None) -> str:
     `memory` is a file that keeps each digest with the size and time of the file it was made of, so that weights are
     read once; None reads them each time.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in LEFT_OUT)
-    return digest([[path.name, _content(path, memory)] for path in files])
+    return digest([[path.name, _content(path, memory)] for path in telling_files(folder)])
 
 
 def digest_of_files(paths: Iterable[Path]) -> list[list[str]]:
@@ -35,7 +32,7 @@ def digest_of_files(paths: Iterable[Path]) -> list[list[str]]:
 def size_of_folder(folder: Path) -> int:
     """Return the bytes of the weights in a model's folder, without the state of a training that lies beside them."""
     kinds = (".safetensors", ".bin", ".gguf")
-    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in kinds and path.name not in LEFT_OUT)
+    return sum(path.stat().st_size for path in telling_files(folder) if path.suffix in kinds)
 
 
 def _content(path: Path, memory: Path | None) -> str:

@@ -24,6 +24,7 @@ from kdlm.models.loading import (
     SandboxStudent,
     device_of,
     named,
+    telling_files,
 )
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
 from kdlm.models.masked_language_models import MaskedLanguageModel, MaskedStudent
@@ -99,6 +100,7 @@ __all__ = [
     "merge",
     "named",
     "read_head",
+    "telling_files",
     "view",
     "whole",
     "without_adapters",

@@ -116,6 +116,15 @@ class Sandbox(SandboxModel, Loading):
 AnySource = Annotated[Pretrained | Sandbox, Field(discriminator="name")]
 
 
+LEFT_OUT = frozenset({"README.md", ".gitattributes", "training_args.bin"})
+"""Files beside a model's weights that say nothing to it."""
+
+
+def telling_files(folder: Path) -> list[Path]:
+    """Return the files of a model's folder that tell it from another, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in LEFT_OUT)
+
+
 def named(given: str, **options: Any) -> Pretrained | Sandbox:
     """Return what a word of the command line names: a hub id, a folder, or `sandbox:code-teacher`.
 

@@ -10,11 +10,8 @@ from kdlm.data.chat import ChatTemplate
 from kdlm.data.encoding import leading_tokens
 from kdlm.data.report import Unusable
 from kdlm.disk import digest_of_file
-from kdlm.models import named
+from kdlm.models import named, telling_files
 from kdlm.writers.writer import Asked, Prompt, Refused, begun
-
-LEFT_OUT = frozenset({"README.md", ".gitattributes", "training_args.bin"})
-"""Files beside weights that say nothing to them."""
 
 
 def version_of(path: str, revision: str | None) -> str | None:
@@ -26,8 +23,8 @@ def version_of(path: str, revision: str | None) -> str | None:
     folder = Path(source.location()).expanduser()
     if not folder.is_dir():
         return source.config()._commit_hash
-    files = sorted(one for one in folder.iterdir() if one.is_file() and one.name not in LEFT_OUT)
-    told = "".join(f"{one.name} {_content(one, one.stat().st_size, one.stat().st_mtime_ns)}\n" for one in files)
+    files = [(one, one.stat()) for one in telling_files(folder)]
+    told = "".join(f"{one.name} {_content(one, stat.st_size, stat.st_mtime_ns)}\n" for one, stat in files)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
