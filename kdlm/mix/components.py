@@ -49,7 +49,8 @@ def components(mixture: Mixture, recipe: Recipe, console: Console) -> list[Plann
     Raises ValueError with all that is wrong with any, or the last words of one that failed.
     """
     runs = {}
-    for name, source in zip(names(recipe), getattr(recipe.data, "train"), strict=True):  # noqa: B009  it is text
+    data: Any = recipe.data  # it is text
+    for name, source in zip(names(recipe), data.train, strict=True):
         alone = json.dumps([source.model_dump(mode="json", exclude_unset=True, exclude={"weight"})])
         runs[name] = Candidate(recipe=mixture.recipe, overrides=[f"data.train={alone}"])
     comparison = Comparison(
@@ -73,7 +74,8 @@ def components(mixture: Mixture, recipe: Recipe, console: Console) -> list[Plann
 def names(recipe: Recipe) -> list[str]:
     """Return what the sources are called: their domain or path, as a name of a folder, each once."""
     found: list[str] = []
-    for source in getattr(recipe.data, "train"):  # noqa: B009  it is text
+    data: Any = recipe.data  # it is text
+    for source in data.train:
         name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", source.domain or source.path).strip("-._+") or "source"
         found.append(f"{name}-{len(found)}" if name in found else name)
     return found
