@@ -37,7 +37,7 @@ from kdlm.losses.softened import Softened, softened_anchor, softening
 from kdlm.losses.sorted_l1 import sorted_l1
 from kdlm.losses.taid import TowardsTeacher, taid_kl
 from kdlm.losses.teacher_free import label_share, progressive_cross_entropy, uskd, uskd_others, uskd_target
-from kdlm.losses.tokens import count_kept, kept_rows, reduce
+from kdlm.losses.tokens import count_kept, count_real, kept_rows, real_rows, reduce
 from kdlm.losses.truncated import bucket, on_bucket
 from kdlm.losses.tvd import TVD, TVDPlusPlus, total_variation, tvd_plus_plus
 from kdlm.losses.vocabulary import label_places
@@ -111,6 +111,7 @@ __all__ = [
     "contrast_with_bank",
     "correlation_distance",
     "count_kept",
+    "count_real",
     "cross_entropy",
     "decoupled_kl",
     "energy_distance",
@@ -137,6 +138,7 @@ __all__ = [
     "plan_chunks",
     "polynomial",
     "progressive_cross_entropy",
+    "real_rows",
     "reduce",
     "returns",
     "reverse_kl",

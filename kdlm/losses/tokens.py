@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from kdlm.signal import IGNORE_INDEX, Rows, summed
+from kdlm.signal import IGNORE_INDEX, Rows, summed, weights_of
 
 
 def kept_rows(labels: Int[Tensor, "batch length"], weights: Float[Tensor, "batch length"] | None = None) -> Rows:
@@ -27,6 +27,29 @@ def count_kept(
 ) -> Shaped[Tensor, ""]:
     """Return how many `kept_rows` there are, or the sum of their weights, without waiting for the device."""
     return summed(labels[:, 1:] != IGNORE_INDEX, None if weights is None else weights[:, 1:])
+
+
+def real_rows(batch: dict[str, Tensor]) -> Rows:
+    """Return every position that holds a token of a text, padding left out, with that token and its sequence's weight.
+
+    What compares hidden states or attention, and not predictions, counts these.
+    """
+    ids, weights = batch["input_ids"], weights_of(batch)
+    index = _real(batch).flatten().nonzero().squeeze(-1)
+    rows = Rows(index, ids.flatten().index_select(0, index))
+    return rows if weights is None else replace(rows, weights=weights.flatten().index_select(0, index))
+
+
+def count_real(batch: dict[str, Tensor]) -> Shaped[Tensor, ""]:
+    """Return how many `real_rows` there are, or the sum of their weights, without waiting for the device."""
+    real, weights = _real(batch), weights_of(batch)
+    return summed(real, weights)
+
+
+def _real(batch: dict[str, Tensor]) -> Shaped[Tensor, "batch length"]:
+    """Return whether each position holds a token: all do in a batch without padding."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
 def reduce(values: Float[Tensor, "rows"], num_items: Int[Tensor, ""] | int) -> Float[Tensor, ""]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdlm.losses import IGNORE_INDEX, count_kept, cross_entropy, kept_rows, reduce
+from kdlm.losses import IGNORE_INDEX, count_kept, count_real, cross_entropy, kept_rows, real_rows, reduce
 
 LABELS = torch.tensor([[IGNORE_INDEX, 5, IGNORE_INDEX, 7], [3, IGNORE_INDEX, IGNORE_INDEX, 4]])
 
@@ -46,3 +46,15 @@ def test_two_uneven_parts_sum_to_the_whole(draw):
 
 def test_one_token_sequences_have_no_rows():
     assert len(kept_rows(torch.tensor([[4], [5]]))) == 0
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([2.0, 0.5])])
+def test_real_rows_are_all_but_padding_and_count_by_their_sequences_weight(weight):
+    ids = torch.tensor([[4, 5, 6], [7, 8, 0]])
+    own = {} if weight is None else {"weight": weight}
+    padded = {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]), **own}
+    flat = {"input_ids": torch.tensor([[4, 5, 6, 7, 8]]), "position_ids": torch.tensor([[0, 1, 2, 0, 1]]), **own}
+    for batch in (padded, flat):
+        rows = real_rows(batch)
+        assert rows.labels.tolist() == rows.select(batch["input_ids"]).tolist() == [4, 5, 6, 7, 8]
+        assert rows.sum(torch.ones(5)) == count_real(batch) == (5 if weight is None else 7)
