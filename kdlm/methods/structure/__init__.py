@@ -1,0 +1,1 @@
+"""Methods on the inside of a student: relations, hidden states, weights that are cut away or replaced."""
