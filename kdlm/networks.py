@@ -64,8 +64,10 @@ class Networks(nn.Module):
         """Return the network of a role."""
         return self.averages[name] if name in self.averages else self.role[name]
 
-    def forward(self, advance: Callable[[], Terms]) -> Terms:
-        return advance()
+    def forward(self, advance: Callable[[], Terms]) -> tuple[dict[str, Tensor], Terms]:
+        """Return the sums of the next terms by name, where wrappers find what goes backward, and the terms."""
+        terms = advance()
+        return {name: term.sum for name, term in terms.terms.items()}, terms
 
     def activate(self, active: frozenset[str], trainable: dict[str, set[str]]) -> None:
         """Let gradients reach the active roles only."""
