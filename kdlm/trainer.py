@@ -193,7 +193,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         advance = phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
         while True:
             sums, terms = model(advance)
-            loss = self._reduce(terms, sums, num_items_in_batch)
+            terms = terms.given_out(sums)
+            loss = self._reduce(terms, num_items_in_batch)
             if not terms.more:
                 return (loss, None) if return_outputs else loss
             self.accelerator.backward(loss)
@@ -211,17 +212,12 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             self._active = active
         return active
 
-    def _reduce(self, terms: Terms, sums: dict[str, Tensor], counts: Counts) -> Tensor:
-        """Return the loss whose gradient, averaged over ranks, is that of the global mean.
-
-        `sums` are the terms' as the wrapper of the networks gave them out, with its hooks in their graph.
-        """
+    def _reduce(self, terms: Terms, counts: Counts) -> Tensor:
+        """Return the loss whose gradient, averaged over ranks, is that of the global mean."""
         counts = {unit: torch.where(count > 0, count, 1) for unit, count in counts.items()}  # weights may sum below 1
-        loss = sum(
-            term.weight * sums[name] / counts[term.unit].to(sums[name].dtype) for name, term in terms.terms.items()
-        )
-        for means, readings in ((self._means, terms.readings()), (self._followed, terms.followed)):
-            for name, (value, unit) in readings.items():
+        loss = sum(term.weight * term.sum / counts[term.unit].to(term.sum.dtype) for term in terms.terms.values())
+        for means, sums in ((self._means, terms.readings()), (self._followed, terms.followed)):
+            for name, (value, unit) in sums.items():
                 means[name] = means[name] + value.detach() / counts[unit]
         self._computed.update(terms.terms)
         self._count = counts[self.method.paced_by]
