@@ -124,19 +124,19 @@ def require_partitions(engine: Any) -> None:
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """Have every weight of a network that ZeRO-3 partitions whole on every rank; all must ask. It is to be read only.
+def gathered(module: nn.Module) -> Iterator[bool]:
+    """Have every weight of a network that ZeRO-3 partitions whole on every rank, to be read; all ranks must ask.
 
-    Raises nothing where nothing is partitioned.
+    Gives whether any is: weights are then views of one buffer, which ends with the context.
     """
     partitioned = [p for p in module.parameters() if hasattr(p, "ds_id")]
     if not partitioned:
-        yield
+        yield False
         return
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(partitioned):
-        yield
+        yield True
 
 
 def load(engine: Any, folder: Path) -> None:

@@ -97,8 +97,12 @@ class Networks(nn.Module):
 
     def auxiliary_weights(self) -> dict[str, dict[str, Tensor]]:
         """Return the weights of `auxiliary`, gathered where they are sharded; every rank must ask."""
-        states = {name: module.state_dict() for name, module in self.auxiliary().items()}
-        return {name: {key: whole(value) for key, value in state.items()} for name, state in states.items()}
+        weights = {}
+        for name, module in self.auxiliary().items():
+            with gathered(module) as views:
+                state = {key: whole(value) for key, value in module.state_dict().items()}
+                weights[name] = {key: value.clone() for key, value in state.items()} if views else state
+        return weights
 
     def to(self, *args: Any, **kwargs: Any) -> "Networks":
         for average in self.averages.values():

@@ -67,17 +67,15 @@ class RoleCheckpoints(SealedCheckpoints):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
-        if not _internal_call:
-            return
-        with deepspeed.gathered(self.networks):
-            weights = self.networks.auxiliary_weights()
-            if self.args.should_save:
-                states = {"method": self.method.state_dict()}
-                if hasattr(self.teacher, "state_dict"):
-                    states["teacher"] = self.teacher.state_dict()
-                if self.order is not None:
-                    states["sampler"] = self.order.state_dict()
-                checkpoints.save_auxiliary(Path(output_dir or str(self.args.output_dir)), weights, states)
+        weights = self.networks.auxiliary_weights() if _internal_call else {}
+        if _internal_call and self.args.should_save:
+            states = {"method": self.method.state_dict()}
+            if hasattr(self.teacher, "state_dict"):
+                states["teacher"] = self.teacher.state_dict()
+            if self.order is not None:
+                states["sampler"] = self.order.state_dict()
+            folder = Path(output_dir or str(self.args.output_dir))
+            checkpoints.save_auxiliary(folder, weights, states)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         prefix = "role.student."
