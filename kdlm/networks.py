@@ -114,6 +114,12 @@ class Networks(nn.Module):
     def _keys_to_ignore_on_save(self) -> Any:
         return getattr(self.student, "_keys_to_ignore_on_save", None)
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of layers that FSDP2 shards and gathers one by one: those that the roles' models name and have."""
+        named = {name for module in self.role.values() for name in getattr(module, "_no_split_modules", None) or ()}
+        return sorted(named & {type(module).__name__ for module in self.modules()})
+
     def tie_weights(self) -> None:
         if hasattr(self.student, "tie_weights"):
             self.student.tie_weights()

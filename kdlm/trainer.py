@@ -39,6 +39,7 @@ from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.samplers import DrawnRows
+from kdlm.sharding import require_shards
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
@@ -169,6 +170,12 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             self.teacher.close()
         if self._watch is not None:
             self._watch.close()
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.args.fsdp:
+            require_shards(self.networks, "training.fsdp")
+        return prepared
 
     # One step
 
