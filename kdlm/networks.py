@@ -1,16 +1,19 @@
 """The networks of a run: one parent module for all that trains, and the averages that follow it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
 from kdlm.methods import Method, Terms
 from kdlm.models import FrozenCopy, Predictor, view, whole
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
+
+Answer = TypeVar("Answer")
 
 
 class Networks(nn.Module):
@@ -64,8 +67,16 @@ class Networks(nn.Module):
         """Return the network of a role."""
         return self.averages[name] if name in self.averages else self.role[name]
 
-    def forward(self, advance: Callable[[], Terms]) -> Terms:
+    def forward(self, advance: Callable[[], Answer]) -> Answer:
+        """Run what asks the networks something; in shards they answer nowhere else."""
         return advance()
+
+    def ask(self, advance: Callable[[], Answer]) -> Answer:
+        """Run what asks the networks something and takes no gradient; what was gathered for it is given up again."""
+        answer = self(advance)
+        if isinstance(self, FSDPModule):
+            self.reshard()
+        return answer
 
     def activate(self, active: frozenset[str], trainable: dict[str, set[str]]) -> None:
         """Let gradients reach the active roles only."""

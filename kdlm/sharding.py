@@ -5,14 +5,15 @@ of its own, and without gradients or optimiser state. Its backbone is the root, 
 head stands beside it: whoever reads the head gathers it, once for each answer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from kdlm.models.frozen_copies import whole
@@ -89,6 +90,30 @@ def gathered(head: Head) -> Head:
     """Return a head with all of its weights on this rank; every rank must ask."""
     weight, bias = whole(head.weight), None if head.bias is None else whole(head.bias)
     return Head(weight, bias, head.logit_scale, head.softcap)
+
+
+@contextmanager
+def whole_on_every_rank(networks: nn.Module, *, reshard: bool = True) -> Iterator[None]:
+    """Hold all weights of networks that FSDP2 has sharded on every rank, which may then run them at their own pace.
+
+    For what ranks cannot do in step: drawing text of different lengths, handing weights to an engine. Every rank must
+    come here. Nothing happens to networks that are not sharded.
+
+    Args:
+        reshard: whether layers give their weights up after a forward pass otherwise, as accelerate was told.
+    """
+    parts = [module for module in networks.modules() if isinstance(module, FSDPModule)]
+    if parts:
+        networks(lambda: None)  # FSDP2 knows its root from the first forward pass on
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(reshard and part is not parts[0], recurse=False)
+            part.reshard()
 
 
 def held(tensors: Iterable[Tensor]) -> tuple[int, int]:

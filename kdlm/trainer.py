@@ -149,6 +149,9 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         """
         if self._prepared:
             return
+        if getattr(self.teacher, "in_shards", False):
+            name = type(self.method).__name__
+            raise ValueError(f"teacher.placement: {name} makes its rows on one rank, and a sharded teacher is of all")
         self.networks.eval()
         context = Preparation(
             self.networks.views,

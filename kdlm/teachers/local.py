@@ -109,6 +109,11 @@ class LocalTeacher:
         return self._predict.embed(ids.to(self.device)).to(ids.device)
 
     @property
+    def in_shards(self) -> bool:
+        """Whether all ranks must ask it at the same time."""
+        return self.computes_on is not None
+
+    @property
     def moves(self) -> bool:
         """Whether it can change its device: not where it was quantised, spread or sharded while loading."""
         placed = getattr(self.model, "hf_device_map", None) is not None or self.computes_on is not None
