@@ -6,8 +6,9 @@ parameter at every step; here a step has its boundary, its norms and its turns b
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +17,18 @@ import torch
 import torch.distributed as dist
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from torch import Tensor, nn
+from transformers.integrations import deepspeed as integration
 
 Active = Callable[[], frozenset[str]]
 """Gives the roles whose turn the current step is."""
 
 
-def refuse(args: Any, roles: int) -> None:
+def refuse(args: Any, student: Any) -> None:
     """Raise ValueError, before a run, for what DeepSpeed would do otherwise than it was asked.
 
     Args:
         args: the TrainingArguments; with a `deepspeed_plugin` where a recipe or accelerate's launcher asks for it.
-        roles: how many networks train.
+        student: as it was loaded.
     """
     config = args.deepspeed_plugin.hf_ds_config
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -40,18 +42,28 @@ def refuse(args: Any, roles: int) -> None:
     for key in ("optimizer", "scheduler"):
         if key in config.config:
             raise ValueError(f"DeepSpeed: leave `{key}` out of its configuration: kdlm's own knows the roles")
-    offloads = config.get_value("zero_optimization.offload_optimizer.device", "none") != "none"
-    if roles > 1 and args.max_grad_norm > 0 and offloads:
+    if isinstance(student, nn.Module) and any(hasattr(p, "ds_id") for p in student.parameters()):
+        raise ValueError("DeepSpeed: the student is partitioned already: load it before the TrainingArguments are made")
+
+
+def settle(plugin: Any, roles: int) -> None:
+    """Complete DeepSpeed's configuration: who clips, and that ZeRO-3 gives out whole weights to save.
+
+    Args:
+        plugin: accelerate's.
+        roles: how many networks train.
+
+    Raises ValueError for gradients that nobody could clip as they are to be.
+    """
+    config = plugin.hf_ds_config.config
+    clipping = config.setdefault("gradient_clipping", 0.0)
+    offloads = plugin.hf_ds_config.get_value("zero_optimization.offload_optimizer.device", "none") != "none"
+    if roles > 1 and clipping and offloads:
         raise ValueError(
             "DeepSpeed: with offload_optimizer it clips all networks to one norm, and this method trains several, each "
             "with its own: set training.max_grad_norm: 0, or leave offload_optimizer out"
         )
-
-
-def settle(plugin: Any, roles: int) -> None:
-    """Complete DeepSpeed's configuration: who clips, and that ZeRO-3 gives out whole weights to save."""
-    config = plugin.hf_ds_config.config
-    config["gradient_clipping"] = 0.0 if roles > 1 else config.get("gradient_clipping", "auto")
+    config["gradient_clipping"] = clipping if roles == 1 else 0.0
     if plugin.hf_ds_config.is_zero3():
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
@@ -67,6 +79,7 @@ class RoleSteps(DeepSpeedEngineWrapper):
 
     def __init__(self, engine: Any, active: Active, limits: Mapping[str, float]):
         super().__init__(engine)
+        require_partitions(engine)
         self.active, self.limits = active, limits
         self.norms: dict[str, Tensor] = {}
         engine.optimizer.optimizer.register_step_pre_hook(self._hold)
@@ -123,20 +136,81 @@ def require_partitions(engine: Any) -> None:
         raise ValueError(f"DeepSpeed ZeRO-3 leaves {held} of {total} weights on one of {own} ranks")
 
 
-@contextmanager
-def gathered(module: nn.Module) -> Iterator[bool]:
-    """Have every weight of a network that ZeRO-3 partitions whole on every rank, to be read; all ranks must ask.
+def asked() -> bool:
+    """Whether the TrainingArguments of this process ask for DeepSpeed; false where it is not installed."""
+    return _config() is not None
 
-    Gives whether any is: weights are then views of one buffer, which ends with the context.
+
+def _config() -> Any:
+    weak = integration._hf_deepspeed_config_weak_ref
+    return None if weak is None else weak()
+
+
+@contextmanager
+def loading_whole() -> Iterator[None]:
+    """Have transformers load models as without DeepSpeed: under ZeRO-3 it would partition all of them, teachers too.
+
+    A network is read before its engine is there, and is partitioned when that is made.
     """
+    config = _config()
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            integration.set_hf_deepspeed_config(config)
+
+
+def partition(body: nn.Module, head: nn.Module, *, offload: bool = False) -> None:
+    """Let each rank keep its share of every weight of a frozen network: a ZeRO-3 module without optimiser.
+
+    A layer is gathered while it computes and given up again; the head, which others read, is theirs to gather.
+
+    Args:
+        body: what is called; its hooks begin there.
+        head: the output projection, which may share a weight with the body.
+        offload: keep the shares in the host's memory.
+    """
+    import deepspeed
+
+    kind = next(body.parameters()).dtype
+    place = {"offload_param": {"device": "cpu"}} if offload else {}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,  # must be said, and is of no use here
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, **place},
+        "bf16": {"enabled": kind == torch.bfloat16},
+        "fp16": {"enabled": kind == torch.float16},
+    }
+    deepspeed.initialize(model=body, config=config)
+    if not all(hasattr(p, "ds_id") for p in head.parameters()):
+        own = {"remote_device": "cpu"} if offload else {}
+        deepspeed.zero.Init(module=head, config_dict_or_path=config, dtype=kind, **own)
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Have every weight of a network that ZeRO-3 partitions whole on every rank, to be read; all ranks must ask."""
     partitioned = [p for p in module.parameters() if hasattr(p, "ds_id")]
     if not partitioned:
-        yield False
+        yield
         return
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(partitioned):
-        yield True
+        yield
+
+
+def copied(weight: Tensor) -> Tensor:
+    """Return a copy of all of a weight that ZeRO-3 partitions; all ranks must ask."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight]):
+        return weight.detach().clone()
+
+
+def of_its_own(weight: Tensor) -> Tensor:
+    """Return a weight that is no piece of a larger buffer: DeepSpeed packs weights together, and files take whole ones."""
+    return weight if weight.untyped_storage().nbytes() == weight.nbytes else weight.clone()
 
 
 def load(engine: Any, folder: Path) -> None:
@@ -152,18 +226,48 @@ def load(engine: Any, folder: Path) -> None:
         return
     between = folder.parent / f".universal-{step}"
     if dist.get_rank() == 0:
+        shutil.rmtree(between, ignore_errors=True)
         _to_universal(folder / step, between / step)
     dist.barrier()
     engine._config.load_universal_checkpoint = True
     engine.load_checkpoint(str(between))
     engine._config.load_universal_checkpoint = False
+    if engine.zero_optimization_stage() == 3:
+        _as_each_group_was(engine.optimizer, between / step / "zero" / "optimizer_state.pt")
     dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(between)
 
 
 def _to_universal(source: Path, target: Path) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
-    ds_to_universal.main(
-        SimpleNamespace(input_folder=str(source), output_folder=str(target), inject_missing_state=True, **options)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        ds_to_universal.main(
+            SimpleNamespace(input_folder=str(source), output_folder=str(target), inject_missing_state=True, **options)
+        )
+
+
+def _as_each_group_was(optimizer: Any, path: Path) -> None:
+    """Give each group its own settings and count of steps: DeepSpeed's ZeRO-3 gives all of them those of the first."""
+    saved = torch.load(path, weights_only=False)["optimizer_state_dict"]
+    base, place = optimizer.optimizer, optimizer.sub_group_to_group_id
+    for group, own in zip(base.param_groups, saved["param_groups"], strict=True):
+        group.update({key: value for key, value in own.items() if key != "params"})
+    for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+        own = saved["state"].get(saved["param_groups"][place[number]]["params"][0])
+        if own is not None:
+            base.state[flat]["step"] = own["step"].clone()
+
+
+def require_kind(folder: Path, zero: bool) -> None:
+    """Raise ValueError where a checkpoint of DeepSpeed's is to go on without it, or another with it."""
+    if (folder / "latest").is_file() == zero:
+        return
+    raise ValueError(
+        f"{folder}: saved without DeepSpeed, whose optimiser cannot take it up: go on without training.deepspeed"
+        if zero
+        else f"{folder}: saved under DeepSpeed: go on with training.deepspeed, on any number of ranks (one, too: "
+        "torchrun --nproc-per-node 1)"
     )

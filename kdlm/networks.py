@@ -1,17 +1,20 @@
 """The networks of a run: one parent module for all that trains, and the averages that follow it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
-from kdlm.deepspeed import gathered
+from kdlm.deepspeed import gathered, of_its_own
 from kdlm.methods import Method, Terms
 from kdlm.models import FrozenCopy, Predictor, view, whole
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
+
+Answer = TypeVar("Answer")
 
 
 class Networks(nn.Module):
@@ -65,10 +68,20 @@ class Networks(nn.Module):
         """Return the network of a role."""
         return self.averages[name] if name in self.averages else self.role[name]
 
-    def forward(self, advance: Callable[[], Terms]) -> tuple[dict[str, Tensor], Terms]:
-        """Return the sums of the next terms by name, where wrappers find what goes backward, and the terms."""
-        terms = advance()
-        return {name: term.sum for name, term in terms.terms.items()}, terms
+    def forward(self, advance: Callable[[], Answer]) -> tuple[dict[str, Tensor], Answer]:
+        """Run what asks the networks something; in shards they answer nowhere else.
+
+        Returns the sums of terms by name, where wrappers find what goes backward, and the answer.
+        """
+        answer = advance()
+        return {name: term.sum for name, term in answer.terms.items()} if isinstance(answer, Terms) else {}, answer
+
+    def ask(self, advance: Callable[[], Answer]) -> Answer:
+        """Run what asks the networks something and takes no gradient; what was gathered for it is given up again."""
+        _, answer = self(advance)
+        if isinstance(self, FSDPModule):
+            self.reshard()
+        return answer
 
     def activate(self, active: frozenset[str], trainable: dict[str, set[str]]) -> None:
         """Let gradients reach the active roles only."""
@@ -99,9 +112,8 @@ class Networks(nn.Module):
         """Return the weights of `auxiliary`, gathered where they are sharded; every rank must ask."""
         weights = {}
         for name, module in self.auxiliary().items():
-            with gathered(module) as views:
-                state = {key: whole(value) for key, value in module.state_dict().items()}
-                weights[name] = {key: value.clone() for key, value in state.items()} if views else state
+            with gathered(module):
+                weights[name] = {key: of_its_own(whole(value)) for key, value in module.state_dict().items()}
         return weights
 
     def to(self, *args: Any, **kwargs: Any) -> "Networks":
@@ -122,6 +134,12 @@ class Networks(nn.Module):
     @property
     def _keys_to_ignore_on_save(self) -> Any:
         return getattr(self.student, "_keys_to_ignore_on_save", None)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of layers that FSDP2 shards and gathers one by one: those that the roles' models name and have."""
+        named = {name for module in self.role.values() for name in getattr(module, "_no_split_modules", None) or ()}
+        return sorted(named & {type(module).__name__ for module in self.modules()})
 
     def tie_weights(self) -> None:
         if hasattr(self.student, "tie_weights"):

@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import PushToHubMixin
 
 from kdlm import checkpoints, deepspeed
 from kdlm.methods import Method
 from kdlm.networks import Networks
+from kdlm.sharded_checkpoints import kind_of, load_optimizer, load_weights
 
 
 class SealedCheckpoints(Trainer):
@@ -21,6 +24,8 @@ class SealedCheckpoints(Trainer):
         return self.model
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:  # every rank comes here
+            return
         folder = Path(output_dir or self.args.output_dir or ".")
         student = self.student
         if isinstance(student, PreTrainedModel):
@@ -87,11 +92,12 @@ class RoleCheckpoints(SealedCheckpoints):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
+        deepspeed.require_kind(folder, self.is_deepspeed_enabled)
         if self.is_deepspeed_enabled:  # its engine holds all roles
             deepspeed.load(self.model_wrapped, folder)
             checkpoints.load_auxiliary(folder, self.networks.averages)
-        elif self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif self.is_fsdp_enabled or kind_of(folder) != "plain":
+            load_weights(folder, self.networks)
             checkpoints.load_auxiliary(folder, self.networks.averages)
         else:
             self._load_student(resume_from_checkpoint)
@@ -103,8 +109,24 @@ class RoleCheckpoints(SealedCheckpoints):
 
     def _load_best_model(self) -> None:
         """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""
-        self._load_student(str(self.state.best_model_checkpoint))
-        checkpoints.load_auxiliary(Path(str(self.state.best_model_checkpoint)), self.networks.auxiliary())
+        folder = Path(str(self.state.best_model_checkpoint))
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        elif self.is_fsdp_enabled:
+            load_weights(folder, self.networks)
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        else:
+            self._load_student(str(folder))
+            checkpoints.load_auxiliary(folder, self.networks.auxiliary())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the Trainer's, and what FSDP2 saved or is to take up whatever the ranks were."""
+        if checkpoint is None or (kind_of(Path(checkpoint)) == "plain" and not self.is_fsdp_enabled):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(Path(checkpoint), self.networks, self.optimizer)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_student(self, folder: str) -> None:
         student = self.networks.student

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import torch
 from pydantic import Field
 
+from kdlm import deepspeed
 from kdlm.models.adapters import Lora
 from kdlm.sandbox import SandboxModel
 from kdlm.section import Section
@@ -247,7 +248,8 @@ def open_pretrained(auto: Any, path: str, **options: Any) -> Any:
         raise ValueError(f"{path}: no such model folder{_left_by_a_run(Path(path))}")
     local = Path(path).expanduser()
     try:
-        return auto.from_pretrained(str(local) if local.is_dir() else path, **options)
+        with deepspeed.loading_whole():
+            return auto.from_pretrained(str(local) if local.is_dir() else path, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: cannot open this model ({auto.__name__}): {reason}") from error

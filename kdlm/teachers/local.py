@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
 from kdlm.models import MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
+from kdlm.sharding import gathered, sharded
 from kdlm.signal import Dense, Head, Hidden, Rows
 
 if TYPE_CHECKING:
@@ -27,13 +28,21 @@ class LocalTeacher:
             provides `teacher.unmasking` instead.
         signal: `hidden` keeps logits out of memory; `dense` runs the head on all rows; `auto` is `hidden` where the
             model's logits are `head(hidden)`, else `dense`.
+        computes_on: where a model in shards computes (see `kdlm.sharding`): every rank must ask such a teacher at the
+            same time, each for its own batch, and its head is gathered once for each answer.
     """
 
     provides = frozenset({"teacher", "teacher.layers"})
 
-    def __init__(self, model: "PreTrainedModel", signal: Literal["auto", "hidden", "dense"] = "auto"):
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        signal: Literal["auto", "hidden", "dense"] = "auto",
+        computes_on: torch.device | None = None,
+    ):
         self.model = model.eval().requires_grad_(False)
-        self._predict = Predictor(self.model)
+        self.computes_on = computes_on
+        self._predict = Predictor(self.model, reads_hidden=None if computes_on is None else True)
         if self._predict.mask_id is not None:
             self.provides = MaskedTeacherSection.provides
         if signal == "hidden" and not self._predict.reads_hidden:
@@ -54,8 +63,8 @@ class LocalTeacher:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
+        """Where the model computes."""
+        return self.model.device if self.computes_on is None else self.computes_on
 
     def fingerprint(self) -> str:
         """Return what tells its weights from others."""
@@ -82,11 +91,12 @@ class LocalTeacher:
         if "theirs" in batch:
             check_length(batch, self.model)
             batch, rows = own_reading(batch, rows)
-        home, away = rows.index.device, self.model.device
+        home, away = rows.index.device, self.device
         there = {key: value.to(away) for key, value in batch.items()}
         signal, hidden = self._predict.with_layers(there, Rows(rows.index.to(away), rows.labels.to(away)), layers)
         if isinstance(signal, Hidden):
-            signal = Hidden(signal.hidden.to(home), self._head_on(home, signal.head))
+            whole = signal.head if self.computes_on is None else gathered(signal.head)
+            signal = Hidden(signal.hidden.to(home), self._head_on(home, whole))
             if self._dense:
                 signal = Dense(signal.head.logits(signal.hidden))
         else:
@@ -96,15 +106,21 @@ class LocalTeacher:
     @torch.no_grad()
     def embed(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows width"]:
         """Return the teacher's input embeddings of these tokens, on their device."""
-        return self._predict.embed(ids.to(self.model.device)).to(ids.device)
+        return self._predict.embed(ids.to(self.device)).to(ids.device)
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether all ranks must ask it at the same time."""
+        return self.computes_on is not None
 
     @property
     def moves(self) -> bool:
-        """Whether it can change its device: not where it was quantised or spread while loading."""
-        return getattr(self.model, "hf_device_map", None) is None and not getattr(self.model, "is_quantized", False)
+        """Whether it can change its device: not where it was quantised, spread or sharded while loading."""
+        placed = getattr(self.model, "hf_device_map", None) is not None or self.computes_on is not None
+        return not placed and not getattr(self.model, "is_quantized", False)
 
     def to(self, device: torch.device) -> "LocalTeacher":
-        """Move the model, unless it was quantised or spread while loading."""
+        """Move the model, unless it was quantised, spread or sharded while loading."""
         if self.moves:
             self.model.to(device)  # pyright: ignore[reportArgumentType]  transformers' decorator hides the signature
         return self
@@ -161,12 +177,29 @@ class LocalOptions(Section):
     """Where the teacher lives: `cuda:1`, `cpu`, or `auto` to spread it; by default beside the student."""
     signal: Literal["auto", "hidden", "dense"] = Field("auto")
     """`hidden` keeps teacher logits out of memory, `dense` computes them all, `auto` takes hidden where it is exact."""
+    placement: Literal["resident", "sharded"] = "resident"
+    """`resident`: whole on every rank. `sharded`: each rank holds its share of every weight (FSDP2), and a layer is
+    gathered while it computes."""
+    offload: bool = False
+    """With `sharded`: the shards stay in the host's memory. On a CPU that is where they are anyway."""
+
+    @model_validator(mode="after")
+    def _fits_its_placement(self) -> "LocalOptions":
+        if self.offload and self.placement != "sharded":
+            raise ValueError("offload is of shards: say placement: sharded")
+        if self.placement == "sharded" and self.device is not None:
+            raise ValueError(f"placement: sharded computes on each rank's own device: leave device ({self.device}) out")
+        if self.placement == "sharded" and getattr(self, "quantization", "none") != "none":
+            raise ValueError("placement: sharded takes plain weights: leave quantization out, or say placement: resident")
+        return self
 
 
 def _build(
     section: "LocalTeacherSection | SandboxTeacherSection | VisionLanguageTeacherSection | MaskedTeacherSection",
     device: torch.device,
 ) -> LocalTeacher:
+    if section.placement == "sharded":
+        return LocalTeacher(sharded(section.load, device, offload=section.offload), section.signal, computes_on=device)
     placed: dict[str, Any] = {"device_map": section.device} if section.device is not None else {}
     if section.quantization != "none" and not placed:
         placed = {"device_map": {"": str(device)}}
