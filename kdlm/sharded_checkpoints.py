@@ -62,7 +62,9 @@ def load_optimizer(folder: Path, networks: nn.Module, optimizer: Any) -> None:
         saved = reader.read_metadata().state_dict_metadata
         state = get_optimizer_state_dict(networks, optimizer)
         # A role that has not moved yet has no state, and gets none.
-        state["state"] = {k: v for k, v in state["state"].items() if any(n.startswith(f"optimizer.state.{k}.") for n in saved)}
+        state["state"] = {
+            k: v for k, v in state["state"].items() if any(n.startswith(f"optimizer.state.{k}.") for n in saved)
+        }
         dcp.load({"optimizer": state}, storage_reader=reader, no_dist=ranks() == 1)
         set_optimizer_state_dict(networks, optimizer, state)
         return
@@ -107,7 +109,9 @@ def _complete(state: dict[str, Tensor], networks: nn.Module, folder: Path) -> di
     if missing := [name for name in wanted if name not in state]:
         raise ValueError(f"{folder}: no weights for {missing[0]} (and {len(missing) - 1} more): it is of another run")
     if foreign := [k for k in state if k not in wanted and k.startswith("role.student.")]:
-        raise ValueError(f"{folder}: no place for its {foreign[0]} (and {len(foreign) - 1} more): it is of another model")
+        raise ValueError(
+            f"{folder}: no place for its {foreign[0]} (and {len(foreign) - 1} more): it is of another model"
+        )
     return {name: state[name] for name in wanted}
 
 
