@@ -137,8 +137,8 @@ def require_partitions(engine: Any) -> None:
 
 
 def asked() -> bool:
-    """Whether the TrainingArguments of this process ask for DeepSpeed; false where it is not installed."""
-    return _config() is not None
+    """Whether this process trains under DeepSpeed: by its TrainingArguments, or by accelerate's launcher."""
+    return _config() is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def _config() -> Any:
@@ -197,6 +197,16 @@ def gathered(module: nn.Module) -> Iterator[None]:
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(partitioned):
+        yield
+
+
+@contextmanager
+def handing_out(networks: nn.Module) -> Iterator[None]:
+    """Have whole weights to write on the first rank, each in memory of its own; all ranks must ask, at a run's end."""
+    with gathered(networks):
+        if asked() and dist.is_initialized() and dist.get_rank() == 0:
+            for parameter in networks.parameters():
+                parameter.data = of_its_own(parameter.data)
         yield
 
 

@@ -10,7 +10,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
-from kdlm import checkpoints, preference_settings, reward_settings
+from kdlm import checkpoints, deepspeed, preference_settings, reward_settings
 from kdlm.check import check
 from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
@@ -92,12 +92,14 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
         raise ServerUnavailable(f"{error}\n{save_what_is_done(trainer)}") from error
     finally:
         trainer.close()
+    with deepspeed.handing_out(trainer.model):
+        if writes:
+            folder.write_results(results)
+            if trainer.guards is not None and trainer.guards.stopped is not None:
+                print(f"stopped by {trainer.guards.stopped}: no student is handed out; it is in {folder.newest}")
+            else:
+                hand_out(recipe, run, folder, results)
     if writes:
-        folder.write_results(results)
-        if trainer.guards is not None and trainer.guards.stopped is not None:
-            print(f"stopped by {trainer.guards.stopped}: no student is handed out; it is in {folder.newest}")
-        else:
-            hand_out(recipe, run, folder, results)
         if figures is not None:
             log_figures(trainer, partial(figures, folder.path))
     trainer.accelerator.wait_for_everyone()

@@ -1,6 +1,6 @@
 """Runs that are the same on any number of ranks, under DeepSpeed and without it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from kdlm import DistillTrainer
 from kdlm.data import Collator
 from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import EmaOf, HiddenKD, LogitKD, Method, Step, Taid, Term, Terms, Trainable
+from kdlm.sharding import sharded
+from kdlm.teachers import LocalTeacher
 
 LENGTHS = [5, 11, 3, 17, 8, 2, 13, 9]
 STEPS = 4
@@ -21,7 +23,7 @@ STAGES = (1, 2, 3)
 
 
 class Critic(Method):
-    """A critic scores the student's hidden states, both move at every step, and an average follows the student."""
+    """A critic scores the student's hidden states, both move at every step or in turns, an average follows."""
 
     ema = 0.9
 
@@ -43,11 +45,9 @@ class Critic(Method):
         return frozenset({both[step % 2]} if self.taking_turns else both)
 
     def losses(self, nets, batch, active, step: Step) -> Terms:
-        signal = nets["student"](batch, kept_rows(batch["labels"]))
-        score = nets["critic"](signal.hidden).squeeze(-1)
-        return Terms(
-            {"score": Term((score - 1).square().sum()), "size": Term(signal.hidden.square().sum(), weight=0.1)}
-        )
+        hidden = nets["student"](batch, kept_rows(batch["labels"])).hidden
+        score = (nets["critic"](hidden).squeeze(-1) - 1).square().sum()
+        return Terms({"score": Term(score), "size": Term(hidden.square().sum(), weight=0.1)})
 
     def evaluate(self, nets, batch, step: Step) -> Terms:
         return self.losses(nets, batch, frozenset(), step)
@@ -62,15 +62,24 @@ class InTwo(LogitKD):
             yield Terms({"half": Term(whole.terms["token_loss"].sum, weight=0.5)}, more=more)
 
 
-METHODS = {
-    "logit_kd": lambda: LogitKD([ForwardKL()]),
-    "lora": lambda: LogitKD([ForwardKL()]),
+def _logit_kd() -> LogitKD:
+    return LogitKD([ForwardKL()])
+
+
+CASES: dict[str, Callable[[], Method]] = {
+    "logit_kd": _logit_kd,
+    "lora": _logit_kd,
     "in_two": lambda: InTwo([ForwardKL()]),
+    "accumulated": _logit_kd,
+    "a rank without tokens": _logit_kd,
+    "a sharded teacher": lambda: HiddenKD([ForwardKL()], layers=[(0, 1), (1, 2)]),
     "taid": Taid,
     "hidden_kd": lambda: HiddenKD([ForwardKL()], layers=[(0, 1), (1, 2)]),
     "critic": Critic,
     "turns": lambda: Critic(taking_turns=True),
 }
+ALONE = {"accumulated": "logit_kd", "in_two": "in_two", "a sharded teacher": "hidden_kd"}
+"""The case that one process runs in place of another."""
 
 
 def zero(stage: int) -> dict[str, Any]:
@@ -80,27 +89,40 @@ def zero(stage: int) -> dict[str, Any]:
     return {"zero_optimization": sharing, **dict.fromkeys(auto, "auto")}
 
 
+def data(case: str) -> list[dict[str, Any]]:
+    """Eight rows, read in order; in one case the half that the last of two ranks reads has no token to train on."""
+    made: list[dict[str, Any]] = list(rows(LENGTHS))
+    if case == "a rank without tokens":
+        made[4:] = [{**row, "labels": [-100] * row["length"]} for row in made[4:]]
+    return made
+
+
 def made(folder: Path, case: str, ranks: int, stage: int | None = None, **options: Any) -> DistillTrainer:
     """A trainer whose optimiser step takes all eight rows, whatever the number of ranks."""
-    accumulated = options.pop("accumulated", 1)
-    data = options.pop("data", None) or rows(LENGTHS)
+    parts = 2 if case == "accumulated" else 1
     args = TrainingArguments(
-        output_dir=str(folder / case), report_to="none", use_cpu=True, max_steps=options.pop("steps", STEPS), seed=3,
-        per_device_train_batch_size=8 // ranks // accumulated, gradient_accumulation_steps=accumulated,
+        output_dir=str(folder / case), report_to="none", use_cpu=True, max_steps=STEPS, seed=3,
+        per_device_train_batch_size=8 // ranks // parts, gradient_accumulation_steps=parts,
         per_device_eval_batch_size=2, learning_rate=0.01, optim="adamw_torch", adam_epsilon=1e-4, weight_decay=0.1,
-        lr_scheduler_type="linear", max_grad_norm=options.pop("max_grad_norm", 0.5), logging_steps=1, disable_tqdm=True,
-        deepspeed=None if stage is None else zero(stage), **{"save_strategy": "no", **options},
+        lr_scheduler_type="linear", max_grad_norm=0.5, logging_steps=1, disable_tqdm=True,
+        train_sampling_strategy="sequential", deepspeed=None if stage is None else zero(stage),
+        **{"save_strategy": "no", **options},
     )  # fmt: skip
-    student = tiny_model(1)
+    student: Any = tiny_model(1)
+    torch.manual_seed(6)  # of adapters and projectors
     if case == "lora":
-        torch.manual_seed(6)
         student = get_peft_model(student, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    teacher: Any = tiny_model(2, hidden=24, layers=3)
+    if case == "a sharded teacher":
+        model = teacher
+        teacher = LocalTeacher(sharded(lambda: model, args.device), computes_on=args.device)
     return DistillTrainer(
-        student, tiny_model(2, hidden=24, layers=3), args, method=METHODS[case](), train_dataset=data,
-        eval_dataset=rows([4, 9, 6], seed=7), data_collator=Collator(0, layout="padded"),
+        student, teacher, args, method=CASES[case](), train_dataset=data(case), eval_dataset=rows([4, 9, 6], seed=7),
+        data_collator=Collator(0, layout="padded"),
     )  # fmt: skip
 
 
 def curve(trainer: DistillTrainer) -> list[float]:
-    """The losses that were logged."""
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    """The losses that were logged, and last the evaluation's, which all ranks must ask for."""
+    logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return [*logged, trainer.evaluate()["eval_loss"]]
