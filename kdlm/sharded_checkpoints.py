@@ -62,7 +62,9 @@ def load_optimizer(folder: Path, networks: nn.Module, optimizer: Any) -> None:
         saved = reader.read_metadata().state_dict_metadata
         state = get_optimizer_state_dict(networks, optimizer)
         # A role that has not moved yet has no state, and gets none.
-        state["state"] = {k: v for k, v in state["state"].items() if any(n.startswith(f"optimizer.state.{k}.") for n in saved)}
+        state["state"] = {
+            k: v for k, v in state["state"].items() if any(n.startswith(f"optimizer.state.{k}.") for n in saved)
+        }
         dcp.load({"optimizer": state}, storage_reader=reader, no_dist=ranks() == 1)
         set_optimizer_state_dict(networks, optimizer, state)
         return
@@ -74,8 +76,20 @@ def load_optimizer(folder: Path, networks: nn.Module, optimizer: Any) -> None:
     set_optimizer_state_dict(networks, optimizer, state, options=_whole(networks))
 
 
+def whole_weights(networks: nn.Module, role: str) -> dict[str, Tensor] | None:
+    """Return a role's weights in the host's memory of rank 0, and nothing elsewhere; None where nothing is sharded.
+
+    Every rank must ask.
+    """
+    if not isinstance(networks, FSDPModule):
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    prefix, state = f"role.{role}.", get_model_state_dict(networks, options=options)
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def _reads(networks: nn.Module) -> bool:
-    """Whether this rank opens a file of whole weights: of sharded networks rank 0 does, and hands its contents round."""
+    """Whether this rank opens a file of whole weights: for sharded networks rank 0 does, and hands it round."""
     return not isinstance(networks, FSDPModule) or torch.distributed.get_rank() == 0
 
 
@@ -107,7 +121,9 @@ def _complete(state: dict[str, Tensor], networks: nn.Module, folder: Path) -> di
     if missing := [name for name in wanted if name not in state]:
         raise ValueError(f"{folder}: no weights for {missing[0]} (and {len(missing) - 1} more): it is of another run")
     if foreign := [k for k in state if k not in wanted and k.startswith("role.student.")]:
-        raise ValueError(f"{folder}: no place for its {foreign[0]} (and {len(foreign) - 1} more): it is of another model")
+        raise ValueError(
+            f"{folder}: no place for its {foreign[0]} (and {len(foreign) - 1} more): it is of another model"
+        )
     return {name: state[name] for name in wanted}
 
 

@@ -39,7 +39,7 @@ from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.samplers import DrawnRows
-from kdlm.sharding import require_shards
+from kdlm.sharding import refuse_pretence, require_shards
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             processing_class=processing_class,
             **options,
         )
+        refuse_pretence(self.accelerator)
         if hasattr(self.teacher, "to"):
             self.teacher.to(self.args.device)
         if self.args.n_gpu > 1:
@@ -176,8 +177,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
-        if self.args.fsdp:
-            require_shards(self.networks, "training.fsdp")
+        if self.is_fsdp_enabled:
+            require_shards(self.networks)
         return prepared
 
     # One step

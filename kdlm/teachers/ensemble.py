@@ -99,7 +99,9 @@ class Ensemble:
             batch, rows = own_reading(batch, rows)
         shares = self._shares(batch)
         joins = self._joins
-        together = [joins or getattr(member, "in_shards", False) for member in self.members]  # on every rank, or on none
+        together = [
+            joins or getattr(member, "in_shards", False) for member in self.members
+        ]  # on every rank, or on none
         wanted = [i for i, always in enumerate(together) if always or not shares[:, i].isneginf().all()]
         signals = self._ask(wanted, batch, rows)
         wide = torch.float64 if any(_values(s).dtype == torch.float64 for s in signals) else torch.float32

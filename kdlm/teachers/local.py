@@ -190,7 +190,9 @@ class LocalOptions(Section):
         if self.placement == "sharded" and self.device is not None:
             raise ValueError(f"placement: sharded computes on each rank's own device: leave device ({self.device}) out")
         if self.placement == "sharded" and getattr(self, "quantization", "none") != "none":
-            raise ValueError("placement: sharded takes plain weights: leave quantization out, or say placement: resident")
+            raise ValueError(
+                "placement: sharded takes plain weights: leave quantization out, or say placement: resident"
+            )
         return self
 
 
