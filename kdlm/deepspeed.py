@@ -200,14 +200,10 @@ def gathered(module: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def handing_out(networks: nn.Module) -> Iterator[None]:
-    """Have whole weights to write on the first rank, each in memory of its own; all ranks must ask, at a run's end."""
-    with gathered(networks):
-        if asked() and dist.is_initialized() and dist.get_rank() == 0:
-            for parameter in networks.parameters():
-                parameter.data = of_its_own(parameter.data)
-        yield
+def whole_weights(trainer: Any, role: str) -> dict[str, Tensor]:
+    """Return a role's weights in the host's memory of rank 0; every rank must ask, after training."""
+    prefix, state = f"role.{role}.", trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
+    return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
 
 
 def copied(weight: Tensor) -> Tensor:

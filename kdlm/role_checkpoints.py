@@ -12,7 +12,7 @@ from transformers.utils import PushToHubMixin
 from kdlm import checkpoints, deepspeed
 from kdlm.methods import Method
 from kdlm.networks import Networks
-from kdlm.sharded_checkpoints import kind_of, load_optimizer, load_weights
+from kdlm.sharded_checkpoints import kind_of, load_optimizer, load_weights, whole_weights
 
 
 class SealedCheckpoints(Trainer):
@@ -22,6 +22,10 @@ class SealedCheckpoints(Trainer):
     def student(self) -> Any:
         """The model being trained."""
         return self.model
+
+    def exported_weights(self) -> dict[str, Tensor] | None:
+        """Return the whole weights of what a finished run hands out, where it is in shards; None elsewhere."""
+        return None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:  # every rank comes here
@@ -81,6 +85,13 @@ class RoleCheckpoints(SealedCheckpoints):
                 states["sampler"] = self.order.state_dict()
             folder = Path(output_dir or str(self.args.output_dir))
             checkpoints.save_auxiliary(folder, weights, states)
+
+    def exported_weights(self) -> dict[str, Tensor] | None:
+        """As ever, on rank 0 and nothing on others; every rank must ask. An average is whole on every rank already."""
+        name = self.method.exported
+        if name in self.networks.averages:
+            return None
+        return deepspeed.whole_weights(self, name) if self.is_deepspeed_enabled else whole_weights(self.networks, name)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         prefix = "role.student."

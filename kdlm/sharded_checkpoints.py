@@ -76,8 +76,20 @@ def load_optimizer(folder: Path, networks: nn.Module, optimizer: Any) -> None:
     set_optimizer_state_dict(networks, optimizer, state, options=_whole(networks))
 
 
+def whole_weights(networks: nn.Module, role: str) -> dict[str, Tensor] | None:
+    """Return a role's weights in the host's memory of rank 0, and nothing elsewhere; None where nothing is sharded.
+
+    Every rank must ask.
+    """
+    if not isinstance(networks, FSDPModule):
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    prefix, state = f"role.{role}.", get_model_state_dict(networks, options=options)
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def _reads(networks: nn.Module) -> bool:
-    """Whether this rank opens a file of whole weights: of sharded networks rank 0 does, and hands its contents round."""
+    """Whether this rank opens a file of whole weights: for sharded networks rank 0 does, and hands it round."""
     return not isinstance(networks, FSDPModule) or torch.distributed.get_rank() == 0
 
 

@@ -5,6 +5,7 @@ of its own, and without gradients or optimiser state. Its backbone is the root, 
 head stands beside it: whoever reads the head gathers it, once for each answer.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -133,11 +134,25 @@ def held(tensors: Iterable[Tensor]) -> tuple[int, int]:
     return here, sum(w.numel() for w in weights)
 
 
-def require_shards(networks: nn.Module, asked: str) -> None:
-    """Raise ValueError where a launch that asked for sharding left every rank with whole networks."""
-    here, everything = held(networks.parameters())
-    if here == everything:
+def refuse_pretence(accelerator: Any) -> None:
+    """Raise ValueError where FSDP was asked for, by a recipe or by accelerate's launcher, and nothing will be sharded.
+
+    accelerate leaves its plugin out on CPUs, without a word: every rank would train whole networks, as under DDP.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    if getattr(accelerator.state, "fsdp_plugin", None) is None:
         raise ValueError(
-            f"{asked} was asked for, and nothing is sharded: every rank holds all {everything} weights. accelerate "
-            "shards on GPUs only; on a CPU, leave it out (torchrun then runs DDP)"
+            f"training.fsdp: FSDP was asked for, and accelerate does not shard in {ranks()} process(es) on "
+            f"{accelerator.device.type}: start ranks on GPUs, by torchrun or accelerate launch, or leave it out (torchrun "
+            "on a CPU runs DDP)"
         )
+    if not accelerator.is_fsdp2:
+        raise ValueError("training.fsdp_config.version: 1 is not supported: leave it out, or set 2")
+
+
+def require_shards(networks: nn.Module) -> None:
+    """Raise ValueError where ranks under FSDP2 hold whole networks after all."""
+    here, everything = held(networks.parameters())
+    if ranks() > 1 and here == everything:
+        raise ValueError(f"training.fsdp: every rank holds all {everything} weights: nothing is sharded")

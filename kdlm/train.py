@@ -10,7 +10,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
-from kdlm import checkpoints, deepspeed, preference_settings, reward_settings
+from kdlm import checkpoints, preference_settings, reward_settings
 from kdlm.check import check
 from kdlm.data import Data, DataSection, ImageTextSection, load_data
 from kdlm.data.chat import template_text
@@ -92,14 +92,13 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
         raise ServerUnavailable(f"{error}\n{save_what_is_done(trainer)}") from error
     finally:
         trainer.close()
-    with deepspeed.handing_out(trainer.model):
-        if writes:
-            folder.write_results(results)
-            if trainer.guards is not None and trainer.guards.stopped is not None:
-                print(f"stopped by {trainer.guards.stopped}: no student is handed out; it is in {folder.newest}")
-            else:
-                hand_out(recipe, run, folder, results)
+    weights = trainer.exported_weights()
     if writes:
+        folder.write_results(results)
+        if trainer.guards is not None and trainer.guards.stopped is not None:
+            print(f"stopped by {trainer.guards.stopped}: no student is handed out; it is in {folder.newest}")
+        else:
+            hand_out(recipe, run, folder, results, weights)
         if figures is not None:
             log_figures(trainer, partial(figures, folder.path))
     trainer.accelerator.wait_for_everyone()
@@ -114,11 +113,13 @@ def ended(trainer: DistillTrainer, evaluates: bool) -> dict[str, Any]:
     return (final_metrics(trainer) if evaluates else {}) | best_of(trainer)
 
 
-def hand_out(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
-    """Write the student, and say where it is."""
+def hand_out(
+    recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any], weights: dict[str, Any] | None = None
+) -> None:
+    """Write the student, and say where it is; `weights` are those of a student in shards, whole."""
     if "best" in results and results["best"]["step"] is None:
         print(f"note: no checkpoint has a finite {results['best']['metric']}: the student is that of the last step")
-    export(recipe, run, folder, results)
+    export(recipe, run, folder, results, weights)
     print(f"student: {folder.student}")
 
 
@@ -163,9 +164,7 @@ def assemble(recipe: Recipe) -> Assembly:
     args.accelerator_config = AcceleratorConfig(dispatch_batches=False)
     set_seed(recipe.seed)
     tokenizer, data = loaded(recipe)
-    student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
-    if lora is not None:
-        student = adapt(student, lora)
+    student, lora = opened_student(recipe, data), getattr(recipe.student, "lora", None)
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
@@ -199,6 +198,8 @@ def assemble(recipe: Recipe) -> Assembly:
         callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
         **private,
     )
+    if getattr(trainer, "is_fsdp_enabled", False) and not isinstance(trainer, DistillTrainer):
+        raise ValueError(f"training.fsdp: {type(trainer).__name__} is TRL's, and was never run in shards: leave it out")
     if recipe.sampler is not None:
         trainer.draw(
             recipe.sampler, documents=data.documents.get("train"), names=getattr(recipe.data, "domain_names", None)
@@ -260,6 +261,12 @@ def other_rows(recipe: Recipe, tokenizer: Any) -> Any:
     return load_data(section, tokenizer, seed=recipe.seed).train
 
 
+def opened_student(recipe: Recipe, data: Data) -> Any:
+    """Return the student as it begins, with its adapters."""
+    student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
+    return student if lora is None else adapt(student, lora)
+
+
 def loaded_student(recipe: Recipe, data: Data) -> Any:
     """Return the student as it begins: its weights, or what its section makes of the training rows."""
     section: Any = recipe.student
@@ -291,12 +298,21 @@ def described(data: Data) -> dict[str, Any]:
     return {"fingerprints": data.fingerprints, **data.report.as_dict()}
 
 
-def export(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
+def export(
+    recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any], weights: dict[str, Any] | None = None
+) -> None:
     """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for.
 
-    An average of such a student is merged already.
+    An average of such a student is merged already. Of a student in shards `weights` are put into one that is opened
+    anew, in the host's memory.
     """
     student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
-    if student is run.trainer.student and lora is not None and lora.export == "merged":
+    merged = student is run.trainer.student and lora is not None and lora.export == "merged"
+    if weights is not None:
+        student = opened_student(recipe, run.data)
+        student.load_state_dict(weights)
+        if "classes" in run.data.made_with:
+            student.config = run.trainer.networks.config
+    if merged:
         student = merge(student)
     folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))

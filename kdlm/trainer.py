@@ -41,7 +41,7 @@ from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.samplers import DrawnRows
-from kdlm.sharding import require_shards
+from kdlm.sharding import refuse_pretence, require_shards
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             processing_class=processing_class,
             **options,
         )
+        refuse_pretence(self.accelerator)
         if hasattr(self.teacher, "to"):
             self.teacher.to(self.args.device)
         if self.is_deepspeed_enabled:
@@ -286,8 +287,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         """The Trainer's, with what was asked to be sharded; DeepSpeed's engine steps by role and loads all of a run."""
         zero, resumed = self.is_deepspeed_enabled, resume_from_checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None if zero else resumed)
-        if self.args.fsdp:
-            require_shards(self.networks, "training.fsdp")
+        if self.is_fsdp_enabled:
+            require_shards(self.networks)
         if zero:
             several = len(self.networks.role) > 1 and self.args.max_grad_norm > 0
             limits = clipping_limits(self.networks, self.method, self.args.max_grad_norm) if several else {}

@@ -4,7 +4,7 @@
 rows, whatever the ranks; of the second step's rows the first half has no token to train on, and so have the ranks that
 read it. Rank 0 leaves the loss of every step and every network's weights, and each rank what it held.
 
-A way to shard is a row of STRATEGIES: what TrainingArguments get, how the teacher is placed, and what a rank does first.
+A way to shard is a row of STRATEGIES: what TrainingArguments get, how the teacher is placed, what a rank does first.
 """
 
 import json
