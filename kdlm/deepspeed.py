@@ -214,6 +214,11 @@ def copied(weight: Tensor) -> Tensor:
         return weight.detach().clone()
 
 
+def shape_of(weight: Tensor) -> torch.Size:
+    """Return the shape of a weight, also where this rank holds a share of it."""
+    return getattr(weight, "ds_shape", weight.shape)
+
+
 def of_its_own(weight: Tensor) -> Tensor:
     """Return a weight that is no piece of a larger buffer: DeepSpeed packs weights together, and files take whole ones."""
     return weight if weight.untyped_storage().nbytes() == weight.nbytes else weight.clone()

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
+from kdlm.deepspeed import shape_of
 from kdlm.models import MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
 from kdlm.sharding import gathered, sharded
@@ -73,7 +74,7 @@ class LocalTeacher:
     @property
     def vocab_size(self) -> int:
         """The number of ids it scores: the rows of its head, padding among them."""
-        return self.model.get_output_embeddings().weight.shape[0]  # pyright: ignore[reportOptionalMemberAccess]
+        return shape_of(self.model.get_output_embeddings().weight)[0]  # pyright: ignore[reportOptionalMemberAccess]
 
     @property
     def num_layers(self) -> int:

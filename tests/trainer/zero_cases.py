@@ -78,7 +78,7 @@ CASES: dict[str, Callable[[], Method]] = {
     "critic": Critic,
     "turns": lambda: Critic(taking_turns=True),
 }
-ALONE = {"accumulated": "logit_kd", "in_two": "in_two", "a sharded teacher": "hidden_kd"}
+ALONE = {"accumulated": "logit_kd", "a sharded teacher": "hidden_kd"}
 """The case that one process runs in place of another."""
 
 
@@ -97,8 +97,10 @@ def data(case: str) -> list[dict[str, Any]]:
     return made
 
 
-def made(folder: Path, case: str, ranks: int, stage: int | None = None, **options: Any) -> DistillTrainer:
-    """A trainer whose optimiser step takes all eight rows, whatever the number of ranks."""
+def made(
+    folder: Path, case: str, ranks: int, stage: int | None = None, rows_of: str | None = None, **options: Any
+) -> DistillTrainer:
+    """A trainer whose optimiser step takes all eight rows (of another case), whatever the number of ranks."""
     parts = 2 if case == "accumulated" else 1
     args = TrainingArguments(
         output_dir=str(folder / case), report_to="none", use_cpu=True, max_steps=STEPS, seed=3,
@@ -117,7 +119,7 @@ def made(folder: Path, case: str, ranks: int, stage: int | None = None, **option
         model = teacher
         teacher = LocalTeacher(sharded(lambda: model, args.device), computes_on=args.device)
     return DistillTrainer(
-        student, teacher, args, method=CASES[case](), train_dataset=data(case), eval_dataset=rows([4, 9, 6], seed=7),
+        student, teacher, args, method=CASES[case](), train_dataset=data(rows_of or case), eval_dataset=rows([4, 9, 6], seed=7),
         data_collator=Collator(0, layout="padded"),
     )  # fmt: skip
 
