@@ -114,15 +114,17 @@ def test_roles_are_not_clipped_to_one_norm_in_the_hosts_memory() -> None:
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
 def test_accelerate_reads_its_configurations_as_they_are_meant(monkeypatch, name: str) -> None:
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.commands import launch
     from accelerate.utils import DeepSpeedPlugin
     from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
     path = Path(__file__).parents[2] / "recipes" / "accelerate" / f"{name}.yaml"
     words = ["--config_file", str(path), "-m", "kdlm", "train", "recipe.yaml"]
-    args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
-    assert args.use_deepspeed and args.num_processes == 8
-    _, environment = prepare_deepspeed_cmd_env(args)
+    given = []
+    monkeypatch.setattr(launch, "deepspeed_launcher", given.append)
+    launch.launch_command(launch.launch_command_parser().parse_args(words))
+    assert given[0].use_deepspeed and given[0].num_processes == 8
+    _, environment = prepare_deepspeed_cmd_env(given[0])
     for key, value in environment.items():
         if key.startswith("ACCELERATE"):
             monkeypatch.setenv(key, value)
