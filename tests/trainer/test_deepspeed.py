@@ -72,7 +72,7 @@ def test_the_manifest_covers_the_files_of_all_ranks(by_two: Path) -> None:
 @pytest.mark.slow
 def test_a_checkpoint_of_deepspeed_does_not_go_on_without_it(tmp_path: Path, by_two: Path) -> None:
     folder = by_two / "zero3" / "turns" / "checkpoint-2"
-    with pytest.raises(ValueError, match="saved under DeepSpeed: go on with training.deepspeed"):
+    with pytest.raises(ValueError, match=r"saved under DeepSpeed: go on with training\.deepspeed"):
         made(tmp_path, "turns", 1).train(resume_from_checkpoint=str(folder))
 
 

@@ -119,8 +119,8 @@ def made(
         model = teacher
         teacher = LocalTeacher(sharded(lambda: model, args.device), computes_on=args.device)
     return DistillTrainer(
-        student, teacher, args, method=CASES[case](), train_dataset=data(rows_of or case), eval_dataset=rows([4, 9, 6], seed=7),
-        data_collator=Collator(0, layout="padded"),
+        student, teacher, args, method=CASES[case](), train_dataset=data(rows_of or case),
+        eval_dataset=rows([4, 9, 6], seed=7), data_collator=Collator(0, layout="padded"),
     )  # fmt: skip
 
 
