@@ -17,7 +17,9 @@ from kdlm.train import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 PIPELINES = FOLDER / "pipelines"  # tests/curation has these
-RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES))
+RECIPES = sorted(
+    path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES) and path.parent.name != "accelerate"
+)
 REWARDED = [
     *("student={name: sandbox, model: code-student-tiny}", "teacher={name: sandbox, model: code-teacher-tiny}"),
     *("rollouts.sampling.max_new_tokens=4", "data.train.0.limit=8", "data.eval.0.limit=2"),
