@@ -178,11 +178,11 @@ def _student(recipe: Recipe, method: Method | None) -> Iterator[str]:
     student: Any = recipe.student  # of text, with images or without
     if student.lora is not None and method is not None:
         student.lora.check_export(averaged=method.exported != "student")
-    if student.lora is None and _quantised(student):
-        raise ValueError("student.quantization: quantised weights do not train; add student.lora, or load them whole")
     few_bits = student.quantization_aware
     if few_bits is not None and (student.lora is not None or _quantised(student)):
         raise ValueError("student.quantization_aware: it trains all weights in full; leave lora and quantization out")
+    if student.lora is None and _quantised(student):
+        raise ValueError("student.quantization: quantised weights do not train; add student.lora, or load them whole")
     how = ", LoRA" if student.lora is not None else "" if few_bits is None else f", aware of {few_bits.bits} bits"
     yield f"student: {student.describe()}{how}"
     config, why_not = opened(student.config, student)

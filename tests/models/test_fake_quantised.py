@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("torchao", reason="torchao is not installed")
 
-from kdlm.models import fake_quantise, on_the_grid
+from kdlm.models import FrozenCopy, fake_quantise, on_the_grid
 from kdlm.models.fake_quantised import QuantizationAware
 
 IDS = torch.arange(3, 35).view(2, 16)
@@ -123,6 +123,18 @@ def test_rounded_activations_move_the_answer_a_little_and_the_folder_has_none(wh
     gap = (both(IDS).logits - weights(IDS).logits).norm() / whole(IDS).logits.norm()
     assert 0 < gap < 0.05
     assert torch.equal(rounded(both)(IDS).logits, weights(IDS).logits)
+
+
+def test_an_average_of_it_is_rounded_as_it_is(whole: Any) -> None:
+    model = prepared(whole, bits=3)
+    model(IDS)
+    average = FrozenCopy(model)
+    assert torch.equal(average.module(IDS).logits, model(IDS).logits)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    average.move(0.0)
+    assert torch.equal(on_the_grid(average.module)(IDS).logits, model(IDS).logits)
 
 
 def test_groups_and_names_that_do_not_fit_are_refused(whole: Any) -> None:
