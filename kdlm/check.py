@@ -177,15 +177,21 @@ def _training(recipe: Recipe) -> Iterator[str]:
 def _student(recipe: Recipe, method: Method | None) -> Iterator[str]:
     student: Any = recipe.student  # of text, with images or without
     if student.lora is not None and method is not None:
-        student.lora.check_export(averaged=method.exported != "student", quantised=_quantised(student))
+        student.lora.check_export(averaged=method.exported != "student")
+    few_bits = student.quantization_aware
+    if few_bits is not None and (student.lora is not None or _quantised(student)):
+        raise ValueError("student.quantization_aware: it trains all weights in full; leave lora and quantization out")
     if student.lora is None and _quantised(student):
         raise ValueError("student.quantization: quantised weights do not train; add student.lora, or load them whole")
-    yield f"student: {student.describe()}{', LoRA' if student.lora is not None else ''}"
+    how = ", LoRA" if student.lora is not None else "" if few_bits is None else f", aware of {few_bits.bits} bits"
+    yield f"student: {student.describe()}{how}"
     config, why_not = opened(student.config, student)
     if config is None:
         yield f"student: not looked at here ({why_not})"
     for key, model in (("student", student), *teachers_of(recipe.teacher)):
         yield from _needs_of_loading(key, model)
+    if few_bits is not None:
+        few_bits.configs()
 
 
 def _targets(recipe: Recipe) -> Iterator[str]:

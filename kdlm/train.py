@@ -18,7 +18,7 @@ from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.guards.course import history_of, refuse_stopped
 from kdlm.methods.diffusion.method import DiffusionMethod
-from kdlm.models import adapt, check_classes, merge
+from kdlm.models import adapt, check_classes, fake_quantise, merge, on_the_grid
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
 from kdlm.preference_settings import by_preferences
@@ -164,13 +164,14 @@ def assemble(recipe: Recipe) -> Assembly:
     student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
     if lora is not None:
         student = adapt(student, lora)
+    if (few_bits := getattr(recipe.student, "quantization_aware", None)) is not None:
+        student = fake_quantise(student, few_bits)
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(tied(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher))
     if lora is not None:
-        quantised = getattr(recipe.student, "quantization", "none") != "none"
-        lora.check_export(averaged=method.exported != "student", quantised=quantised)
+        lora.check_export(averaged=method.exported != "student")
     judge = None if recipe.verifier is None else Judge(recipe.verifier)
     private = {} if recipe.privacy is None else {"privacy": recipe.privacy}
     kind: Any = PrivateTrainer if private else DistillTrainer
@@ -292,9 +293,11 @@ def described(data: Data) -> dict[str, Any]:
 def export(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
     """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for.
 
-    An average of such a student is merged already.
+    An average of such a student is merged already. One of few bits is written with its weights on the grid.
     """
     student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
     if student is run.trainer.student and lora is not None and lora.export == "merged":
         student = merge(student)
+    if getattr(recipe.student, "quantization_aware", None) is not None:
+        student = on_the_grid(student)
     folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))

@@ -10,6 +10,7 @@ from kdlm.models.classifiers import Classifier
 from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
 from kdlm.models.dual_encoders import DualEncoder, DualEncoderSource, DualEncoderStudent, InheritedStudent, inherit
 from kdlm.models.dual_head import DualHead, DualHeadStudent
+from kdlm.models.fake_quantised import fake_quantise, on_the_grid
 from kdlm.models.frozen_copies import FrozenCopy, whole
 from kdlm.models.heads import read_head
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
@@ -94,11 +95,13 @@ __all__ = [
     "check_classes",
     "device_of",
     "evaluating",
+    "fake_quantise",
     "inherit",
     "load_synthetic",
     "mask_id_of",
     "merge",
     "named",
+    "on_the_grid",
     "read_head",
     "telling_files",
     "view",
