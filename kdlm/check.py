@@ -20,6 +20,7 @@ from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
 from kdlm.samplers import looks as samplers
 from kdlm.section import Custom
+from kdlm.sparsity import looks as sparsity
 from kdlm.teachers import teachers_of
 
 
@@ -46,6 +47,7 @@ def check(recipe: Recipe) -> list[str]:
         ("evaluation", looked_at(recipe, method)),
         ("privacy", privacy.looked_at(recipe, method)),
         ("guards", guards.looked_at(recipe, method)),
+        ("sparsity", sparsity.looked_at(recipe, method)),
     )
     for key, look in looks:
         try:

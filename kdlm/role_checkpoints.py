@@ -63,6 +63,8 @@ class RoleCheckpoints(SealedCheckpoints):
     method: Method
     teacher: Any
     order: Any
+    sparsity: Any = None
+    """What holds pruned weights at zero."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
@@ -77,6 +79,8 @@ class RoleCheckpoints(SealedCheckpoints):
                     states["teacher"] = self.teacher.state_dict()
                 if self.order is not None:
                     states["sampler"] = self.order.state_dict()
+                if self.sparsity is not None:
+                    states["sparsity"] = self.sparsity.state_dict()
                 checkpoints.save_auxiliary(Path(output_dir or str(self.args.output_dir)), weights, states)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -99,6 +103,8 @@ class RoleCheckpoints(SealedCheckpoints):
             self._load_student(resume_from_checkpoint)
             checkpoints.load_auxiliary(folder, self.networks.auxiliary())
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
+        if self.sparsity is not None:
+            self.sparsity.load_state_dict(checkpoints.load_state(folder, "sparsity"))
         self._order_state = checkpoints.load_state(folder, "sampler") or None
         if hasattr(self.teacher, "load_state_dict"):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))

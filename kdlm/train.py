@@ -206,6 +206,8 @@ def assemble(recipe: Recipe) -> Assembly:
         trainer.watch(recipe.evaluation, other=other_rows(recipe, tokenizer), judge=judge)
     if recipe.guards is not None:
         trainer.guard(recipe.guards)
+    if recipe.sparsity is not None:
+        trainer.sparsify(recipe.sparsity)
     if "classes" in data.made_with:
         name_classes(trainer, data.made_with["classes"])
     for callback in (PrinterCallback, ProgressCallback):

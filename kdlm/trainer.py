@@ -42,6 +42,8 @@ from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.samplers import DrawnRows
 from kdlm.sharding import require_shards
+from kdlm.sparsity import SparsitySection
+from kdlm.sparsity.masking import Masking
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
@@ -141,6 +143,14 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
     def exported(self) -> Any:
         """The network that a finished run hands out: the student, or what the method says in its place."""
         return self.networks.module_of(self.method.exported)
+
+    def sparsify(self, section: SparsitySection) -> None:
+        """Prune the student as a section says, whatever the method. To be called before training.
+
+        Raises ValueError, naming the key, where the run cannot be sparse.
+        """
+        self.sparsity = Masking(self, section)
+        self.add_callback(self.sparsity)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, after the method has prepared its rows."""

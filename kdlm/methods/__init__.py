@@ -68,6 +68,7 @@ from kdlm.methods.self_distillation.skill_sd import SkillSD, SkillSDSection
 from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.step_by_step import StepByStep, StepByStepSection
+from kdlm.methods.structure.squarehead import SquareHead, SquareHeadSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
@@ -103,6 +104,7 @@ AnyMethod = Annotated[
     | SequenceKDSection
     | StepByStepSection
     | HiddenKDSection
+    | SquareHeadSection
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
@@ -310,6 +312,8 @@ __all__ = [
     "SimPOSection",
     "SkillSD",
     "SkillSDSection",
+    "SquareHead",
+    "SquareHeadSection",
     "SnapshotOf",
     "Step",
     "StepByStep",

@@ -23,6 +23,7 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "taid": ("given", [CE], {}),
     "sequence_kd": ("given", [], {}),
     "hidden_kd": ("given", [KL], {"layers": [(0, 0), (1, 1)]}),
+    "squarehead": ("given", [KL], {}),
     "reverse_kl_advantage": ("both", [CE], {"prefix_weighting": 0.5}),
     "minillm": ("own", [], {}),
     "gkd": ("both", [KL], {}),
