@@ -12,6 +12,7 @@ from kdlm.models.dual_encoders import DualEncoder, DualEncoderSource, DualEncode
 from kdlm.models.dual_head import DualHead, DualHeadStudent
 from kdlm.models.frozen_copies import FrozenCopy, whole
 from kdlm.models.heads import read_head
+from kdlm.models.hybrids import replaced_layers
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
 from kdlm.models.loading import (
     AnySource,
@@ -29,7 +30,8 @@ from kdlm.models.loading import (
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
 from kdlm.models.masked_language_models import MaskedLanguageModel, MaskedStudent
 from kdlm.models.modes import evaluating
-from kdlm.models.prediction import Predictor, mask_id_of
+from kdlm.models.prediction import Predictor, layer_paths, mask_id_of
+from kdlm.models.replaced import Replaced
 from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
 from kdlm.models.views import view
@@ -41,6 +43,7 @@ AnyStudent = Annotated[
     | SandboxStudent
     | Fresh
     | Pruned
+    | Replaced
     | Retokenised
     | MaskedStudent
     | VisionLanguageStudent
@@ -82,6 +85,7 @@ __all__ = [
     "Predictor",
     "Pretrained",
     "Pruned",
+    "Replaced",
     "Retokenised",
     "Sandbox",
     "SyntheticImages",
@@ -95,11 +99,13 @@ __all__ = [
     "device_of",
     "evaluating",
     "inherit",
+    "layer_paths",
     "load_synthetic",
     "mask_id_of",
     "merge",
     "named",
     "read_head",
+    "replaced_layers",
     "telling_files",
     "view",
     "whole",
