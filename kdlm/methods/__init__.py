@@ -68,6 +68,8 @@ from kdlm.methods.self_distillation.skill_sd import SkillSD, SkillSDSection
 from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.step_by_step import StepByStep, StepByStepSection
+from kdlm.methods.structure.acm import ACM, ACMSection
+from kdlm.methods.structure.layer_matching import LayerMatching, LayerMatchingSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
@@ -103,6 +105,8 @@ AnyMethod = Annotated[
     | SequenceKDSection
     | StepByStepSection
     | HiddenKDSection
+    | LayerMatchingSection
+    | ACMSection
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
@@ -177,6 +181,7 @@ AnyMethod = Annotated[
 ]
 
 __all__ = [
+    "ACM",
     "ALM",
     "CRD",
     "DHO",
@@ -198,6 +203,7 @@ __all__ = [
     "SDPO",
     "ULD",
     "USKD",
+    "ACMSection",
     "ALMSection",
     "Affinity",
     "AffinitySection",
@@ -250,6 +256,8 @@ __all__ = [
     "LADDSection",
     "LatentConsistency",
     "LatentConsistencySection",
+    "LayerMatching",
+    "LayerMatchingSection",
     "LlavaKD",
     "LlavaKDSection",
     "LogitKD",

@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from kdlm.models.adapters import Lora, adapt, merge
+from kdlm.models.adaptive import adaptive_layers, chosen, noisy
+from kdlm.models.adaptive_student import Adaptive
 from kdlm.models.classifier_ensemble import ClassifierEnsemble, check_classes
 from kdlm.models.classifiers import Classifier
 from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
@@ -44,6 +46,7 @@ AnyStudent = Annotated[
     | Fresh
     | Pruned
     | Replaced
+    | Adaptive
     | Retokenised
     | MaskedStudent
     | VisionLanguageStudent
@@ -59,6 +62,7 @@ AnyStudent = Annotated[
 """A student of a recipe, chosen by its `name`."""
 
 __all__ = [
+    "Adaptive",
     "AnySource",
     "AnyStudent",
     "Classifier",
@@ -94,8 +98,10 @@ __all__ = [
     "VisionLanguageStudent",
     "WithoutAdapters",
     "adapt",
+    "adaptive_layers",
     "begins_as_its_base",
     "check_classes",
+    "chosen",
     "device_of",
     "evaluating",
     "inherit",
@@ -104,6 +110,7 @@ __all__ = [
     "mask_id_of",
     "merge",
     "named",
+    "noisy",
     "read_head",
     "replaced_layers",
     "telling_files",

@@ -79,9 +79,7 @@ def test_a_mixer_begins_as_the_attention_it_stands_for(source) -> None:
     torch.testing.assert_close(inside.out_proj.weight, attention.o_proj.weight)
     if hasattr(inside, "in_proj_qkv"):
         ours = inside.in_proj_qkv.weight.split(heads * width)
-        q, k = (
-            w * norm.weight.repeat(heads)[:, None] for w, norm in ((q, attention.q_norm), (k, attention.k_norm))
-        )
+        q, k = (w * norm.weight.repeat(heads)[:, None] for w, norm in ((q, attention.q_norm), (k, attention.k_norm)))
     else:
         _, x, b, c, _ = inside.in_proj.weight.split([heads * width] * 4 + [heads])
         ours = (c, b, x)

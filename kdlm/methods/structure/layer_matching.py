@@ -10,6 +10,7 @@ from torch import Tensor
 from kdlm.features import fed, passed
 from kdlm.losses import count_real, kept_rows, measures_for, real_rows
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
+from kdlm.methods.structure.inside import dense_model, once_only
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.models import layer_paths, replaced_layers
 from kdlm.signal import Signal, weights_of
@@ -44,7 +45,10 @@ class LayerMatching(TokenMethod):
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
         matched, teacher = self._match(nets, batch)
-        terms, metrics = {"layers": Term(matched, "positions", self.weight)}, {"layers": (matched.detach(), "positions")}
+        terms, metrics = (
+            {"layers": Term(matched, "positions", self.weight)},
+            {"layers": (matched.detach(), "positions")},
+        )
         if self.token_losses:
             rows = kept_rows(batch["labels"], weights_of(batch))
             read = self.compare(nets["student"](batch, rows), teacher, rows, step)
@@ -62,11 +66,7 @@ class LayerMatching(TokenMethod):
         """Return the sum over positions of the layers' mean squared difference, and what the teacher says."""
         student, kept, rows = nets["student"], kept_rows(batch["labels"]), real_rows(batch)
         module, whose = student.module, dense_model(nets["teacher"])
-        if getattr(module, "is_gradient_checkpointing", False) and module.training:
-            raise ValueError(
-                "training.gradient_checkpointing: layers that are fed the teacher's states cannot be run a second "
-                "time; set it to false"
-            )
+        once_only(module)
         layers = self._chosen(module, whose)
         ours, theirs = ([layer_paths(one)[layer] for layer in layers] for one in (module, whose))
         with passed(whose, theirs) as taught:
@@ -76,7 +76,7 @@ class LayerMatching(TokenMethod):
         with fed(module, {path: x for path, (x, _) in zip(ours, given, strict=True)}), passed(module, ours) as learnt:
             student(batch, kept)
         differences = [
-            (rows.select(learnt[path][1]).float() - rows.select(y).float()).square().mean(-1)
+            (_wide(rows.select(learnt[path][1])) - _wide(rows.select(y))).square().mean(-1)
             for path, (_, y) in zip(ours, given, strict=True)
         ]
         return rows.sum(torch.stack(differences).mean(0)), signal
@@ -91,15 +91,14 @@ class LayerMatching(TokenMethod):
                 raise ValueError(f"method.layers: {list(layers)} is out of range: the {what} has {most} layers")
         ours, theirs = (one.config.get_text_config().hidden_size for one in (student, teacher))
         if ours != theirs:
-            raise ValueError(f"method: layers of width {ours} cannot be given the states of a teacher of width {theirs}")
+            raise ValueError(
+                f"method: layers of width {ours} cannot be given the states of a teacher of width {theirs}"
+            )
         return layers
 
 
-def dense_model(teacher: Any) -> Any:
-    """Return the network of a local teacher, whose inside is looked at. Raises ValueError for any other teacher."""
-    if (model := getattr(teacher, "model", None)) is None:
-        raise ValueError("teacher: the states inside it are asked for, and only a model on this machine has them")
-    return model
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class LayerMatchingSection(TokenOptions):
