@@ -14,7 +14,7 @@ from kdlm.features import module_at
 from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import Method
-from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
+from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent, replaced_layers
 from kdlm.networks import TAKES
 from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
@@ -190,6 +190,11 @@ def _student(recipe: Recipe, method: Method | None) -> Iterator[str]:
     config, why_not = opened(student.config, student)
     if config is None:
         yield f"student: not looked at here ({why_not})"
+    elif getattr(recipe.data, "packing", "none") != "none" and replaced_layers(config):
+        raise ValueError(
+            f"data.packing: {recipe.data.packing} lays sequences end to end, and the student has layers whose state "
+            "does not end with a sequence: set packing: none"
+        )
     for key, model in (("student", student), *teachers_of(recipe.teacher)):
         yield from _needs_of_loading(key, model)
     if few_bits is not None:

@@ -69,6 +69,8 @@ from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.step_by_step import StepByStep, StepByStepSection
 from kdlm.methods.structure.squarehead import SquareHead, SquareHeadSection
+from kdlm.methods.structure.acm import ACM, ACMSection
+from kdlm.methods.structure.layer_matching import LayerMatching, LayerMatchingSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
@@ -105,6 +107,8 @@ AnyMethod = Annotated[
     | StepByStepSection
     | HiddenKDSection
     | SquareHeadSection
+    | LayerMatchingSection
+    | ACMSection
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
@@ -179,6 +183,7 @@ AnyMethod = Annotated[
 ]
 
 __all__ = [
+    "ACM",
     "ALM",
     "CRD",
     "DHO",
@@ -200,6 +205,7 @@ __all__ = [
     "SDPO",
     "ULD",
     "USKD",
+    "ACMSection",
     "ALMSection",
     "Affinity",
     "AffinitySection",
@@ -252,6 +258,8 @@ __all__ = [
     "LADDSection",
     "LatentConsistency",
     "LatentConsistencySection",
+    "LayerMatching",
+    "LayerMatchingSection",
     "LlavaKD",
     "LlavaKDSection",
     "LogitKD",

@@ -110,6 +110,13 @@ def decoder_layers(model: LanguageModel) -> nn.ModuleList:
     raise ValueError(f"{type(plain(model)).__name__}: no decoder layers found under .layers, .h or .blocks")
 
 
+def layer_paths(model: LanguageModel) -> list[str]:
+    """Return the dotted paths of a causal LM's decoder layers."""
+    found = {id(layer): index for index, layer in enumerate(decoder_layers(model))}
+    named = {found[id(module)]: path for path, module in model.named_modules() if id(module) in found}
+    return [named[index] for index in range(len(found))]
+
+
 def _inputs(model: LanguageModel) -> frozenset[str]:
     """Return the entries of a batch that the model takes: what its forward names, but for the labels."""
     forwards = (plain(model).forward, backbone(model).forward)
