@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.class_kd import ClassKD, ClassKDSection
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, Readings
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
 from kdlm.methods.cross_tokenizer.byte_kd import ByteKD, ByteKDSection
@@ -68,6 +69,8 @@ from kdlm.methods.self_distillation.skill_sd import SkillSD, SkillSDSection
 from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.step_by_step import StepByStep, StepByStepSection
+from kdlm.methods.structure.minilm import MiniLM, MiniLMSection
+from kdlm.methods.structure.tinybert import TinyBERT, TinyBERTSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
@@ -120,6 +123,9 @@ AnyMethod = Annotated[
     | FurtherPretrainingSection
     | MaskedKDSection
     | GDSDSection
+    | MiniLMSection
+    | TinyBERTSection
+    | ClassKDSection
     | ALMSection
     | ByteKDSection
     | ULDSection
@@ -209,6 +215,8 @@ __all__ = [
     "ByteKDSection",
     "CFGDistillationSection",
     "CRDSection",
+    "ClassKD",
+    "ClassKDSection",
     "Consistency",
     "ConsistencySection",
     "ContinuousConsistency",
@@ -264,6 +272,8 @@ __all__ = [
     "Method",
     "MiniLLM",
     "MiniLLMSection",
+    "MiniLM",
+    "MiniLMSection",
     "OFAKDSection",
     "PSKDSection",
     "PiDistill",
@@ -318,6 +328,8 @@ __all__ = [
     "TaidSection",
     "Term",
     "Terms",
+    "TinyBERT",
+    "TinyBERTSection",
     "TokenMethod",
     "TokenPSKD",
     "TokenPSKDSection",

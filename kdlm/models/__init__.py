@@ -12,6 +12,7 @@ from kdlm.models.dual_encoders import DualEncoder, DualEncoderSource, DualEncode
 from kdlm.models.dual_head import DualHead, DualHeadStudent
 from kdlm.models.frozen_copies import FrozenCopy, whole
 from kdlm.models.heads import read_head
+from kdlm.models.inside import Ask, Inside, Projections
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
 from kdlm.models.loading import (
     AnySource,
@@ -32,6 +33,7 @@ from kdlm.models.modes import evaluating
 from kdlm.models.prediction import Predictor, mask_id_of
 from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
+from kdlm.models.text_classifiers import TextClassifier, TextClassifierSource, TextClassifierStudent
 from kdlm.models.views import view
 from kdlm.models.vision_language import VisionLanguage, VisionLanguageStudent
 from kdlm.models.without_adapters import WithoutAdapters, begins_as_its_base, without_adapters
@@ -43,6 +45,7 @@ AnyStudent = Annotated[
     | Pruned
     | Retokenised
     | MaskedStudent
+    | TextClassifierStudent
     | VisionLanguageStudent
     | ImageClassifierStudent
     | DualHeadStudent
@@ -58,6 +61,7 @@ AnyStudent = Annotated[
 __all__ = [
     "AnySource",
     "AnyStudent",
+    "Ask",
     "Classifier",
     "ClassifierEnsemble",
     "DenoiserSource",
@@ -72,6 +76,7 @@ __all__ = [
     "ImageClassifierSource",
     "ImageClassifierStudent",
     "InheritedStudent",
+    "Inside",
     "Loading",
     "Lora",
     "MaskedAutoencoder",
@@ -81,11 +86,15 @@ __all__ = [
     "MaskedStudent",
     "Predictor",
     "Pretrained",
+    "Projections",
     "Pruned",
     "Retokenised",
     "Sandbox",
     "SyntheticImages",
     "SyntheticStudent",
+    "TextClassifier",
+    "TextClassifierSource",
+    "TextClassifierStudent",
     "VisionLanguage",
     "VisionLanguageStudent",
     "WithoutAdapters",
