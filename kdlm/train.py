@@ -12,7 +12,7 @@ from transformers.utils import logging as hf_logging
 
 from kdlm import checkpoints, preference_settings, reward_settings
 from kdlm.check import check
-from kdlm.data import Data, DataSection, ImageTextSection, load_data
+from kdlm.data import Data, DataSection, ImageTextSection, TextClassesSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
@@ -253,6 +253,9 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
         teacher = recipe.teacher
         theirs = teacher.processor() if isinstance(teacher, VisionLanguageTeacherSection) else None
         return processor, recipe.data.load(processor, theirs)
+    if isinstance(recipe.data, TextClassesSection):
+        tokenizer = recipe.student.tokenizer()
+        return tokenizer, recipe.data.load(tokenizer)
     if not isinstance(recipe.data, DataSection):
         return None, recipe.data.load(recipe.seed)
     tokenizer = recipe.student.tokenizer()
@@ -285,6 +288,8 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
     Raises ValueError, naming the teacher, where one cannot be compared.
     """
     if not isinstance(recipe.data, DataSection | ImageTextSection) or across(recipe):
+        return None
+    if student.get_output_embeddings() is None:  # a classifier of texts
         return None
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     sections, built = teachers_of(recipe.teacher), getattr(teacher, "members", [teacher])

@@ -17,6 +17,7 @@ from kdlm.teachers.frozen import (
     ImageClassifierTeacherSection,
     ImageEnsembleSection,
     MaskedAutoencoderTeacherSection,
+    TextClassifierTeacherSection,
     freeze,
 )
 from kdlm.teachers.local import (
@@ -170,6 +171,7 @@ AnyTeacher = Annotated[
     | DualEncoderTeacherSection
     | MaskedAutoencoderTeacherSection
     | MaskedTeacherSection
+    | TextClassifierTeacherSection
     | DenoiserTeacherSection,
     Field(discriminator="name"),
 ]

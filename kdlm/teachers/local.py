@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
-from kdlm.models import MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
+from kdlm.models import Ask, Inside, MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
 from kdlm.sharding import gathered, sharded
 from kdlm.signal import Dense, Head, Hidden, Rows
@@ -25,7 +25,7 @@ class LocalTeacher:
 
     Args:
         model: a language model; put in eval mode and frozen here. A masked one fills in what a batch hides, and so
-            provides `teacher.unmasking` instead.
+            provides `teacher.unmasking` in place of `teacher`.
         signal: `hidden` keeps logits out of memory; `dense` runs the head on all rows; `auto` is `hidden` where the
             model's logits are `head(hidden)`, else `dense`.
         computes_on: where a model in shards computes (see `kdlm.sharding`): every rank must ask such a teacher at the
@@ -33,6 +33,7 @@ class LocalTeacher:
     """
 
     provides = frozenset({"teacher", "teacher.layers"})
+    tells_classes = False
 
     def __init__(
         self,
@@ -88,20 +89,40 @@ class LocalTeacher:
         self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
     ) -> tuple[Hidden | Dense, list[Tensor]]:
         """Return the signal and the outputs of decoder layers `layers` at the kept rows."""
+        signal, inside = self.inside(batch, rows, Ask(layers=layers), rows)
+        assert signal is not None
+        return signal, inside.hidden
+
+    @torch.no_grad()
+    def inside(
+        self, batch: dict[str, Tensor], rows: Rows, ask: Ask, predicted: Rows | None = None
+    ) -> tuple[Hidden | Dense | None, Inside]:
+        """Return the signal at the rows `predicted` and what is asked of the inside at `rows`, as `Predictor.inside`.
+
+        The layers above the highest one that is asked are not run where no signal is wanted.
+        """
         if "theirs" in batch:
             check_length(batch, self.model)
-            batch, rows = own_reading(batch, rows)
+            theirs, rows = own_reading(batch, rows)
+            predicted = None if predicted is None else own_reading(batch, predicted)[1]
+            batch = theirs
         home, away = rows.index.device, self.device
         there = {key: value.to(away) for key, value in batch.items()}
-        signal, hidden = self._predict.with_layers(there, Rows(rows.index.to(away), rows.labels.to(away)), layers)
+        wanted = None if predicted is None else _moved(predicted, away)
+        signal, inside = self._predict.inside(there, _moved(rows, away), ask, wanted)
         if isinstance(signal, Hidden):
             whole = signal.head if self.computes_on is None else gathered(signal.head)
             signal = Hidden(signal.hidden.to(home), self._head_on(home, whole))
             if self._dense:
                 signal = Dense(signal.head.logits(signal.hidden))
-        else:
+        elif signal is not None:
             signal = Dense(signal.logits.to(home))
-        return signal, [h.to(home) for h in hidden]
+        return signal, inside.to(home)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what is before it."""
+        return self._predict.causal
 
     @torch.no_grad()
     def embed(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows width"]:
@@ -127,6 +148,10 @@ class LocalTeacher:
         if self._head is None:
             self._head = head.to(device)
         return self._head
+
+
+def _moved(rows: Rows, device: torch.device) -> Rows:
+    return Rows(rows.index.to(device), rows.labels.to(device))
 
 
 def own_reading(batch: dict[str, Any], rows: Rows) -> tuple[dict[str, Tensor], Rows]:
@@ -231,7 +256,7 @@ class VisionLanguageTeacherSection(VisionLanguage, LocalOptions):
 class MaskedTeacherSection(MaskedLanguageModel, LocalOptions):
     """A frozen masked language model, for a student that is one."""
 
-    provides: ClassVar[frozenset[str]] = frozenset({"teacher.unmasking"})
+    provides: ClassVar[frozenset[str]] = frozenset({"teacher.unmasking", "teacher.layers"})
     """What a method may need of it, known without loading the weights."""
 
     def build(self, device: torch.device) -> LocalTeacher:
