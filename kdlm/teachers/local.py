@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
 from kdlm.models import MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
 from kdlm.signal import Dense, Head, Hidden, Rows
+from kdlm.teachers.placement import own_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -158,19 +159,44 @@ class LocalOptions(Section):
     """The signals it may answer with; which one depends on the model and on `signal`."""
 
     device: str | None = None
-    """Where the teacher lives: `cuda:1`, `cpu`, or `auto` to spread it; by default beside the student."""
+    """Where the teacher lives: `cuda:1`, `cpu`, or `auto` to spread it; by default beside the student. With several
+    ranks, `next`: rank r of n takes GPU n + r."""
     signal: Literal["auto", "hidden", "dense"] = Field("auto")
     """`hidden` keeps teacher logits out of memory, `dense` computes them all, `auto` takes hidden where it is exact."""
+    placement: Literal["resident", "sliced", "auto"] = "resident"
+    """`resident`: beside the student. `sliced`: in the host's memory, and on the student's device only while it answers
+    all micro-batches of an optimiser step. `auto`: what `kdlm plan` foresees to fit, the fastest first."""
+    batch_size: int | None = Field(None, ge=1)
+    """Sequences that the teacher reads at once, whatever the student's micro-batch is: fewer, or those of several."""
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> "LocalOptions":
+        if self.placement != "resident" and self.device is not None:
+            raise ValueError(f"placement: {self.placement} uses the student's device: leave device out")
+        if self.placement == "sliced" and getattr(self, "quantization", "none") != "none":
+            raise ValueError("placement: sliced moves whole weights: leave quantization out, or say resident")
+        return self
 
 
 def _build(
     section: "LocalTeacherSection | SandboxTeacherSection | VisionLanguageTeacherSection | MaskedTeacherSection",
     device: torch.device,
 ) -> LocalTeacher:
-    placed: dict[str, Any] = {"device_map": section.device} if section.device is not None else {}
+    from kdlm.teachers.ahead import AheadTeacher  # which is a LocalTeacher
+
+    if section.placement == "auto":
+        raise ValueError(
+            "teacher.placement: auto is settled before a run: `kdlm train` does so, and kdlm.plan.settled(recipe)"
+        )
+    placed: dict[str, Any] = {} if section.device is None else {"device_map": own_device(section.device)}
     if section.quantization != "none" and not placed:
         placed = {"device_map": {"": str(device)}}
-    teacher = LocalTeacher(section.load(**placed), section.signal)
+    sliced = section.placement == "sliced"
+    if sliced or section.batch_size is not None:
+        model = section.load(**placed)
+        teacher = AheadTeacher(model, section.signal, sliced=sliced, batch_size=section.batch_size)
+    else:
+        teacher = LocalTeacher(section.load(**placed), section.signal)
     return teacher if placed else teacher.to(device)
 
 
