@@ -60,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a batch: which layers, and whether of `every` token of the text or of the announced rows alone."""
+    """What is asked of a batch: which layers, and whether of `every` token of the text or of the announced rows."""
 
     layers: frozenset[int] = frozenset()
     every: bool = False

@@ -7,7 +7,7 @@ once. So answers differ by no more than the rounding of products of other shapes
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Int, Shaped
@@ -52,7 +52,7 @@ class Reading:
         """Yield the sequences `size` at a time; of padded ones no more columns than the longest has."""
         total, starts = self.inputs["input_ids"].numel(), self._starts.tolist()
         edges = [*starts[::size], total]
-        for number, (begin, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        for number, (begin, end) in enumerate(pairwise(edges)):
             own = self.index[(self.index >= begin) & (self.index < end)] - begin
             if self._flat:
                 yield Reading({key: value.flatten()[begin:end][None] for key, value in self.inputs.items()}, own)

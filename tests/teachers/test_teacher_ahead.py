@@ -69,11 +69,8 @@ def test_what_was_not_foreseen_is_answered_all_the_same_and_foreseen_in_the_next
     for _ in range(2):
         before = teacher.turns
         for batch in step:
-            for rows in (
-                kept_rows(batch["labels"]),
-                real_rows(batch),
-                kept_rows(batch["labels"]).take(torch.tensor([0])),
-            ):
+            kept = kept_rows(batch["labels"])
+            for rows in (kept, real_rows(batch), kept.take(torch.tensor([0]))):
                 signal, hidden = teacher.with_layers(batch, rows, [1, 0])
                 true, theirs = plain.with_layers(batch, rows, [1, 0])
                 torch.testing.assert_close(signal.hidden, true.hidden, rtol=1e-12, atol=1e-12)
@@ -210,7 +207,7 @@ def test_next_is_the_gpu_behind_those_of_the_students(monkeypatch):
 
 
 def test_a_teacher_elsewhere_leaves_one_copy_of_its_head_beside_the_student(model):
-    """Of a second device, which a test has not, only the bookkeeping can be seen: `meta` stands in for the student's."""
+    """Of a second device, which no test has, only the bookkeeping is seen: `meta` stands in for the student's."""
     teacher, home = LocalTeacher(model), torch.device("meta")
     head = teacher(batches()[0], kept_rows(batches()[0]["labels"])).head
     beside = teacher._head_on(home, head)
