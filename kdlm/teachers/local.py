@@ -13,6 +13,7 @@ from kdlm.models import Ask, Inside, MaskedLanguageModel, Predictor, Pretrained,
 from kdlm.section import Section
 from kdlm.sharding import gathered, sharded
 from kdlm.signal import Dense, Head, Hidden, Rows
+from kdlm.teachers.placement import own_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -194,23 +195,27 @@ class LocalOptions(Section):
     """The signals it may answer with; which one depends on the model and on `signal`."""
 
     device: str | None = None
-    """Where the teacher lives: `cuda:1`, `cpu`, or `auto` to spread it; by default beside the student."""
+    """Where the teacher lives: `cuda:1`, `cpu`, or `auto` to spread it; by default beside the student. With several
+    ranks, `next`: rank r of n takes GPU n + r."""
     signal: Literal["auto", "hidden", "dense"] = Field("auto")
     """`hidden` keeps teacher logits out of memory, `dense` computes them all, `auto` takes hidden where it is exact."""
-    placement: Literal["resident", "sharded"] = "resident"
-    """`resident`: whole on every rank. `sharded`: each rank holds its share of every weight (FSDP2), and a layer is
-    gathered while it computes."""
+    placement: Literal["resident", "sliced", "sharded", "auto"] = "resident"
+    """`resident`: beside the student, whole on every rank. `sliced`: in the host's memory, and on the student's device
+    only while it answers all micro-batches of an optimiser step. `sharded`: each rank holds its share of every weight,
+    and a layer is gathered while it computes. `auto`: what `kdlm plan` foresees to fit, the fastest first."""
     offload: bool = False
     """With `sharded`: the shards stay in the host's memory. On a CPU that is where they are anyway."""
+    batch_size: int | None = Field(None, ge=1)
+    """Sequences that the teacher reads at once, whatever the student's micro-batch is: fewer, or those of several."""
 
     @model_validator(mode="after")
     def _fits_its_placement(self) -> "LocalOptions":
         if self.offload and self.placement != "sharded":
             raise ValueError("offload is of shards: say placement: sharded")
-        if self.placement == "sharded" and self.device is not None:
-            raise ValueError(f"placement: sharded computes on each rank's own device: leave device ({self.device}) out")
-        if self.placement == "sharded" and getattr(self, "quantization", "none") != "none":
-            raise ValueError("placement: sharded takes plain weights: leave quantization out, or say placement: resident")
+        if self.placement != "resident" and self.device is not None:
+            raise ValueError(f"placement: {self.placement} uses the student's device: leave device out")
+        if self.placement in ("sliced", "sharded") and getattr(self, "quantization", "none") != "none":
+            raise ValueError(f"placement: {self.placement} moves plain weights: leave quantization out, or say resident")
         return self
 
 
@@ -218,12 +223,23 @@ def _build(
     section: "LocalTeacherSection | SandboxTeacherSection | VisionLanguageTeacherSection | MaskedTeacherSection",
     device: torch.device,
 ) -> LocalTeacher:
+    from kdlm.teachers.ahead import AheadTeacher  # which is a LocalTeacher
+
+    if section.placement == "auto":
+        raise ValueError(
+            "teacher.placement: auto is settled before a run: `kdlm train` does so, and kdlm.plan.settled(recipe)"
+        )
     if section.placement == "sharded":
         return LocalTeacher(sharded(section.load, device, offload=section.offload), section.signal, computes_on=device)
-    placed: dict[str, Any] = {"device_map": section.device} if section.device is not None else {}
+    placed: dict[str, Any] = {} if section.device is None else {"device_map": own_device(section.device)}
     if section.quantization != "none" and not placed:
         placed = {"device_map": {"": str(device)}}
-    teacher = LocalTeacher(section.load(**placed), section.signal)
+    sliced = section.placement == "sliced"
+    if sliced or section.batch_size is not None:
+        model = section.load(**placed)
+        teacher = AheadTeacher(model, section.signal, sliced=sliced, batch_size=section.batch_size)
+    else:
+        teacher = LocalTeacher(section.load(**placed), section.signal)
     return teacher if placed else teacher.to(device)
 
 
