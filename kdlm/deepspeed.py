@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from torch import Tensor, nn
-from transformers.integrations import deepspeed as integration
 
 Active = Callable[[], frozenset[str]]
 """Gives the roles whose turn the current step is."""
@@ -68,8 +66,8 @@ def settle(plugin: Any, roles: int) -> None:
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
-class RoleSteps(DeepSpeedEngineWrapper):
-    """Runs backward passes and steps of an engine whose parameter groups are tagged `role`.
+class RoleSteps:
+    """Runs an engine whose parameter groups are tagged `role`, in the place of accelerate's DeepSpeedEngineWrapper.
 
     Args:
         engine: DeepSpeed's, around the parent of all roles.
@@ -78,8 +76,8 @@ class RoleSteps(DeepSpeedEngineWrapper):
     """
 
     def __init__(self, engine: Any, active: Active, limits: Mapping[str, float]):
-        super().__init__(engine)
         require_partitions(engine)
+        self.engine = engine
         self.active, self.limits = active, limits
         self.norms: dict[str, Tensor] = {}
         engine.optimizer.optimizer.register_step_pre_hook(self._hold)
@@ -95,6 +93,11 @@ class RoleSteps(DeepSpeedEngineWrapper):
         self.engine.step()
         if (gradients := getattr(optimizer, "grad_partitions_flat_buffer", None)) is not None:
             gradients.zero_()  # ZeRO-3 would hand a parameter that gets no gradient the one of an earlier step
+
+    def get_global_grad_norm(self) -> float:
+        """Return the norm of the last gradient that DeepSpeed clipped, as accelerate asks for it."""
+        norm = self.engine.get_global_grad_norm()
+        return norm.item() if isinstance(norm, Tensor) else norm
 
     def _hold(self, optimizer: Any, *_: Any) -> None:
         """Leave out the groups whose turn it is not: DeepSpeed has gradients of zero there, which move momentum."""
@@ -142,6 +145,8 @@ def asked() -> bool:
 
 
 def _config() -> Any:
+    from transformers.integrations import deepspeed as integration
+
     weak = integration._hf_deepspeed_config_weak_ref
     return None if weak is None else weak()
 
@@ -152,6 +157,8 @@ def loading_whole() -> Iterator[None]:
 
     A network is read before its engine is there, and is partitioned when that is made.
     """
+    from transformers.integrations import deepspeed as integration
+
     config = _config()
     integration.unset_hf_deepspeed_config()
     try:
@@ -183,7 +190,7 @@ def partition(body: nn.Module, head: nn.Module, *, offload: bool = False) -> Non
     }
     deepspeed.initialize(model=body, config=config)
     if not all(hasattr(p, "ds_id") for p in head.parameters()):
-        own = {"remote_device": "cpu"} if offload else {}
+        own: Any = {"remote_device": "cpu"} if offload else {}
         deepspeed.zero.Init(module=head, config_dict_or_path=config, dtype=kind, **own)
 
 
@@ -220,7 +227,7 @@ def shape_of(weight: Tensor) -> torch.Size:
 
 
 def of_its_own(weight: Tensor) -> Tensor:
-    """Return a weight that is no piece of a larger buffer: DeepSpeed packs weights together, and files take whole ones."""
+    """Return a weight that is no piece of a larger buffer: DeepSpeed packs them together, and files take whole ones."""
     return weight if weight.untyped_storage().nbytes() == weight.nbytes else weight.clone()
 
 

@@ -239,7 +239,7 @@ def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
         raise ValueError(f"{type(method).__name__} trains on the student's own text: use OnPolicyTrainer")
     if "rollouts" in method.needs and getattr(teacher, "known_text_only", False):
         raise ValueError(f"{type(teacher).__name__} knows given text only, and {type(method).__name__} trains on new")
-    if "unmasking" in method.needs ^ provides:
+    if "unmasking" in method.needs ^ provides and not method.any_text_model:
         masked, name = "unmasking" in provides, type(method).__name__
         raise ValueError(
             f"{name} is for causal language models, and the student is a masked one: use MaskedKD or GDSD"

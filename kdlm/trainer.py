@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 from kdlm import deepspeed
 from kdlm.data import ContextCollator, PairCollator, Prefetched, collator_for
 from kdlm.evaluation.summed import SummedEvaluation
-from kdlm.losses import ForwardKL
+from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.models import mask_id_of
@@ -42,6 +42,8 @@ from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.samplers import DrawnRows
 from kdlm.sharding import refuse_pretence, require_shards
+from kdlm.sparsity import SparsitySection
+from kdlm.sparsity.masking import Masking
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
@@ -143,6 +145,14 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         """The network that a finished run hands out: the student, or what the method says in its place."""
         return self.networks.module_of(self.method.exported)
 
+    def sparsify(self, section: SparsitySection) -> None:
+        """Prune the student as a section says, whatever the method. To be called before training.
+
+        Raises ValueError, naming the key, where the run cannot be sparse.
+        """
+        self.sparsity = Masking(self, section)
+        self.add_callback(self.sparsity)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, after the method has prepared its rows."""
         self.prepare()
@@ -182,6 +192,24 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             self._watch.close()
 
     # One step
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Tensor]], Counts]:
+        """Return the micro-batches of the next optimiser step and their counts; a teacher may answer them at once."""
+        batches, counts = super().get_batch_samples(*args)
+        self._announce(batches)
+        return batches, cast("Counts", counts)
+
+    def _announce(self, batches: list[dict[str, Tensor]]) -> None:
+        """Tell a teacher that answers ahead of the micro-batches which they are."""
+        if not hasattr(self.teacher, "answer_ahead"):
+            return
+        asked = []
+        for batch in batches:
+            read: Any = self._prepare_inputs(batch)
+            read = read["theirs"] if "chunks" in read else read  # a teacher with a tokenizer of its own
+            asked.append((read, kept_rows(read["labels"])))
+        with self.accelerator.autocast():
+            self.teacher.answer_ahead(asked)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Counts:
         """Count every unit over all micro-batches of the optimiser step and all ranks."""
