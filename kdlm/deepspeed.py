@@ -40,18 +40,19 @@ def refuse(args: Any, student: Any) -> None:
     for key in ("optimizer", "scheduler"):
         if key in config.config:
             raise ValueError(f"DeepSpeed: leave `{key}` out of its configuration: kdlm's own knows the roles")
-    if isinstance(student, nn.Module) and any(hasattr(p, "ds_id") for p in student.parameters()):
+    if isinstance(student, nn.Module) and partitioned(student):
         raise ValueError("DeepSpeed: the student is partitioned already: load it before the TrainingArguments are made")
 
 
-def settle(plugin: Any, roles: int) -> None:
+def settle(plugin: Any, roles: int, *, writes: bool = False) -> None:
     """Complete DeepSpeed's configuration: who clips, and that ZeRO-3 gives out whole weights to save.
 
     Args:
         plugin: accelerate's.
         roles: how many networks train.
+        writes: whether the student writes text that it trains on.
 
-    Raises ValueError for gradients that nobody could clip as they are to be.
+    Raises ValueError for gradients that nobody could clip as they are to be, and for a writer in partitions.
     """
     config = plugin.hf_ds_config.config
     clipping = config.setdefault("gradient_clipping", 0.0)
@@ -63,6 +64,8 @@ def settle(plugin: Any, roles: int) -> None:
         )
     config["gradient_clipping"] = clipping if roles == 1 else 0.0
     if plugin.hf_ds_config.is_zero3():
+        if writes:
+            raise ValueError("DeepSpeed: under ZeRO-3 the student cannot write what it trains on: use ZeRO-2")
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
@@ -194,16 +197,20 @@ def partition(body: nn.Module, head: nn.Module, *, offload: bool = False) -> Non
         deepspeed.zero.Init(module=head, config_dict_or_path=config, dtype=kind, **own)
 
 
+def partitioned(module: nn.Module) -> bool:
+    """Whether ZeRO-3 has shared out a network's weights, which answers to all ranks then or to none."""
+    return any(hasattr(p, "ds_id") for p in module.parameters())
+
+
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
     """Have every weight of a network that ZeRO-3 partitions whole on every rank, to be read; all ranks must ask."""
-    partitioned = [p for p in module.parameters() if hasattr(p, "ds_id")]
-    if not partitioned:
+    if not partitioned(module):
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(partitioned):
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
         yield
 
 

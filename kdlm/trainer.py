@@ -121,7 +121,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         if hasattr(self.teacher, "to"):
             self.teacher.to(self.args.device)
         if self.is_deepspeed_enabled:
-            deepspeed.settle(self.accelerator.state.deepspeed_plugin, len(self.networks.role))
+            plugin, writes = self.accelerator.state.deepspeed_plugin, "rollouts" in self.method.needs
+            deepspeed.settle(plugin, len(self.networks.role), writes=writes)
         if self.args.n_gpu > 1:
             raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
         self._trainable = trainable_names(self.networks)

@@ -10,11 +10,13 @@ import pytest
 import torch
 from forks import on_ranks
 from ranks_zero import SOME
+from safetensors.torch import load_file
 from tiny_models import tiny_model
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 from zero_cases import ALONE, CASES, curve, data, made, zero
 
 from kdlm import DistillTrainer, checkpoints, deepspeed
+from kdlm.sandbox import build
 
 pytest.importorskip("deepspeed")
 SCRIPT = Path(__file__).with_name("ranks_zero.py")
@@ -58,6 +60,29 @@ def test_a_run_of_two_ranks_goes_on_with_as_many_or_others(by_two: Path, ranks: 
     for stage in (2, 3):
         unbroken, resumed = noted(by_two, f"unbroken-{stage}"), noted(by_two, f"resumed-{stage}-{ranks}")
         assert resumed == (unbroken if ranks == 2 else pytest.approx(unbroken, rel=1e-5)), f"ZeRO-{stage}"
+
+
+RECIPE = """
+run_dir: {folder}/run
+seed: 1
+data: {{train: {{sandbox: code-4k}}, format: text, max_length: 32}}
+student: {{name: sandbox, model: code-student-tiny}}
+teacher: {{name: sandbox, model: code-teacher-tiny, placement: sharded}}
+method: {{name: logit_kd}}
+training: {{max_steps: 2, per_device_train_batch_size: 2, use_cpu: true, deepspeed: {config}}}
+"""
+
+
+@pytest.mark.slow
+def test_a_finished_run_leaves_a_plain_student(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path, config=json.dumps(zero(3))))
+    on_ranks(2, SCRIPT, tmp_path, "verb", "2", seconds=HANGS)
+    written = load_file(tmp_path / "run" / "student" / "model.safetensors")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
+    assert all(torch.equal(written[name], p) for name, p in opened.named_parameters() if name in written)
+    began = AutoModelForCausalLM.from_pretrained(build("code-student-tiny"))
+    moved = [not torch.equal(p, q) for p, q in zip(opened.parameters(), began.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
 
 
 @pytest.mark.slow

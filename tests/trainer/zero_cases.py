@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from kdlm import DistillTrainer
 from kdlm.data import Collator
+from kdlm.deepspeed import shape_of
 from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import EmaOf, HiddenKD, LogitKD, Method, Step, Taid, Term, Terms, Trainable
 from kdlm.sharding import sharded
@@ -122,6 +123,35 @@ def made(
         student, teacher, args, method=CASES[case](), train_dataset=data(rows_of or case),
         eval_dataset=rows([4, 9, 6], seed=7), data_collator=Collator(0, layout="padded"),
     )  # fmt: skip
+
+
+def shares(trainer: DistillTrainer, ranks: int) -> dict[str, tuple[int, int]]:
+    """Return the elements of student (and all beside it), teacher and optimiser on this rank, and of all there are.
+
+    Raises AssertionError where this is not a run of so many ranks that share what its stage shares.
+    """
+    assert trainer.accelerator.num_processes == torch.distributed.get_world_size() == ranks
+    assert torch.distributed.get_backend() == "gloo"
+    engine: Any = trainer.model_wrapped
+    cut = engine.zero_optimization_stage() == 3
+    found = {"student": _share(trainer.networks.parameters(), ranks, cut)}
+    if isinstance(trainer.teacher, LocalTeacher):
+        found["teacher"] = _share(trainer.teacher.model.parameters(), ranks, trainer.teacher.in_shards)
+    roles = [(trainer.networks.role[role], keys) for role, keys in trainer._trainable.items()]
+    trained = sum(shape_of(role.get_parameter(key)).numel() for role, keys in roles for key in keys)
+    moments = [v.numel() for s in engine.optimizer.optimizer.state.values() for k, v in s.items() if "exp_avg" in k]
+    assert 0 < sum(moments) <= 2 * trained / ranks + 64 * len(moments), f"{sum(moments)} of 2 x {trained} moments"
+    return found | {"optimiser": (sum(moments), 2 * trained)}
+
+
+def _share(parameters: Any, ranks: int, cut: bool) -> tuple[int, int]:
+    here = everything = 0
+    for p in parameters:
+        own = p.ds_tensor.numel() if cut else p.numel()
+        everything += shape_of(p).numel()
+        assert own == (-(-p.ds_numel // ranks) if cut else shape_of(p).numel()) and (not cut or p.numel() == 0)
+        here += own
+    return here, everything
 
 
 def curve(trainer: DistillTrainer) -> list[float]:
