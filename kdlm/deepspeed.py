@@ -249,6 +249,7 @@ def load(engine: Any, folder: Path) -> None:
     if wrote == dist.get_world_size():
         engine.load_checkpoint(str(folder))
         return
+    _require_pieces_for_all(engine, dist.get_world_size())
     between = folder.parent / f".universal-{step}"
     if dist.get_rank() == 0:
         shutil.rmtree(between, ignore_errors=True)
@@ -262,6 +263,21 @@ def load(engine: Any, folder: Path) -> None:
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(between)
+
+
+def _require_pieces_for_all(engine: Any, ranks: int) -> None:
+    """Raise ValueError where a rank would hold nothing of a group: DeepSpeed then finds no step count to take up."""
+    if engine.zero_optimization_stage() == 3:
+        return
+    optimizer = engine.optimizer
+    for group, weights, piece in zip(
+        optimizer.param_groups, optimizer.bit16_groups, optimizer.partition_size, strict=True
+    ):
+        if (size := sum(p.numel() for p in weights)) <= (ranks - 1) * piece:
+            raise ValueError(
+                f"DeepSpeed cannot take this checkpoint up on {ranks} ranks: the role {group['role']!r} has a group of "
+                f"{size} weights, and not every rank would have one of them: go on with fewer ranks, or under ZeRO-3"
+            )
 
 
 def _to_universal(source: Path, target: Path) -> None:

@@ -29,7 +29,9 @@ class Critic(Method):
     ema = 0.9
 
     def __init__(self, taking_turns: bool = False):
-        made = Trainable(make=lambda student, teacher: nn.Linear(student.hidden_size, 1), learning_rate=0.02)
+        made = Trainable(
+            make=lambda student, teacher: nn.Linear(student.hidden_size, 1, bias=False), learning_rate=0.02
+        )
         self.taking_turns = taking_turns
         self.own = {"student": Trainable(), "critic": made, "average": EmaOf("student", decay=0.9)}
 
