@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from zero_cases import ALONE, CASES, curve, data, made, zero
 from kdlm import DistillTrainer, checkpoints, deepspeed
 from kdlm.sandbox import build
 
-pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
 SCRIPT = Path(__file__).with_name("ranks_zero.py")
 HANGS = 280.0
 """Seconds after which ranks are taken to hang; on a busy machine they need most of them to import."""
@@ -63,13 +64,13 @@ def test_a_run_of_two_ranks_goes_on_with_as_many_or_others(by_two: Path, ranks: 
 
 
 RECIPE = """
-run_dir: {folder}/run
-seed: 1
-data: {{train: {{sandbox: code-4k}}, format: text, max_length: 32}}
 student: {{name: sandbox, model: code-student-tiny}}
 teacher: {{name: sandbox, model: code-teacher-tiny, placement: sharded}}
+data: {{train: [{{path: "sandbox:code/eval", limit: 8}}], max_length: 48}}
 method: {{name: logit_kd}}
-training: {{max_steps: 2, per_device_train_batch_size: 2, use_cpu: true, deepspeed: {config}}}
+losses: [{{name: forward_kl}}]
+training: {{max_steps: 2, per_device_train_batch_size: 2, learning_rate: 1.0e-3, use_cpu: true, deepspeed: {config}}}
+run_dir: {folder}/run
 """
 
 
