@@ -12,7 +12,7 @@ from transformers.utils import logging as hf_logging
 
 from kdlm import checkpoints, preference_settings, reward_settings
 from kdlm.check import check
-from kdlm.data import Data, DataSection, ImageTextSection, load_data
+from kdlm.data import Data, DataSection, ImageTextSection, TextClassesSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
@@ -27,6 +27,7 @@ from kdlm.progress import Display, MetricsFile, log_figures
 from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
 from kdlm.reward_settings import in_trl
+from kdlm.role_checkpoints import HandOver
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samplers import tied
 from kdlm.samples import SampleLog
@@ -47,7 +48,9 @@ class Assembly:
     tokenizer: Any
 
 
-def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None = None) -> Path:
+def train(
+    recipe: Recipe, *, resume: bool | str = False, figures: Figures | None = None, stage: HandOver | None = None
+) -> Path:
     """Run a recipe to its end and return the run folder.
 
     Args:
@@ -55,6 +58,8 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
         resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
             names a checkpoint.
         figures: draws a finished run folder, name -> PNG, for the trackers that the run reports to.
+        stage: what goes on from stage to stage, where the run is one of several in this process, whose process group
+            then stays open.
 
     A run that a guard ends (`recipe.guards`) leaves a checkpoint, `stopped` in results.json, and no student.
 
@@ -70,8 +75,12 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
     notes = [line for line in check(recipe) if ": note: " in line]
     run = assemble(recipe)
     trainer = run.trainer
+    if stage is not None and checkpoint is None:
+        stage.take(trainer.networks)
     writes = trainer.is_world_process_zero()
     if writes:
+        if stage is not None:
+            stage.begins()
         print("\n".join(notes), end="\n" if notes else "")
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         print(run.data.report)
@@ -100,8 +109,11 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
             hand_out(recipe, run, folder, results)
         if figures is not None:
             log_figures(trainer, partial(figures, folder.path))
+    if stage is not None:
+        stage.leave(trainer.networks, folder.path, writes=writes)
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # a rank that exits with its process group open may abort
+    if stage is None:
+        trainer.accelerator.end_training()  # a rank that exits with its process group open may abort
     return folder.path
 
 
@@ -206,6 +218,8 @@ def assemble(recipe: Recipe) -> Assembly:
         trainer.watch(recipe.evaluation, other=other_rows(recipe, tokenizer), judge=judge)
     if recipe.guards is not None:
         trainer.guard(recipe.guards)
+    if recipe.sparsity is not None:
+        trainer.sparsify(recipe.sparsity)
     if "classes" in data.made_with:
         name_classes(trainer, data.made_with["classes"])
     for callback in (PrinterCallback, ProgressCallback):
@@ -239,6 +253,9 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
         teacher = recipe.teacher
         theirs = teacher.processor() if isinstance(teacher, VisionLanguageTeacherSection) else None
         return processor, recipe.data.load(processor, theirs)
+    if isinstance(recipe.data, TextClassesSection):
+        tokenizer = recipe.student.tokenizer()
+        return tokenizer, recipe.data.load(tokenizer)
     if not isinstance(recipe.data, DataSection):
         return None, recipe.data.load(recipe.seed)
     tokenizer = recipe.student.tokenizer()
@@ -271,6 +288,8 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
     Raises ValueError, naming the teacher, where one cannot be compared.
     """
     if not isinstance(recipe.data, DataSection | ImageTextSection) or across(recipe):
+        return None
+    if student.get_output_embeddings() is None:  # a classifier of texts
         return None
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     sections, built = teachers_of(recipe.teacher), getattr(teacher, "members", [teacher])

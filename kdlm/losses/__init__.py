@@ -30,6 +30,7 @@ from kdlm.losses.ofa import OFA, ofa
 from kdlm.losses.outcomes import Matched, OnOutcomes, Projected, Turned
 from kdlm.losses.policy import importance_weights, k3, returns
 from kdlm.losses.relational import correlation_distance, rkd_angle, rkd_distance
+from kdlm.losses.relations import Apart, relation_kl, score_mse
 from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
 from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
@@ -76,6 +77,7 @@ __all__ = [
     "AdaptiveKL",
     "AlphaMixture",
     "AnyLoss",
+    "Apart",
     "ChunkDivergence",
     "Constant",
     "Cosine",
@@ -146,11 +148,13 @@ __all__ = [
     "progressive_cross_entropy",
     "real_rows",
     "reduce",
+    "relation_kl",
     "returns",
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
     "sampled_cross_entropy",
+    "score_mse",
     "skew_kl",
     "skew_reverse_kl",
     "softened_anchor",

@@ -70,7 +70,13 @@ class Pretrained(Loading):
         """Open the weights. Raises ValueError naming the path when there is no such model."""
         from transformers import AutoModelForCausalLM
 
-        return open_pretrained(AutoModelForCausalLM, self.location(), revision=self.revision, **self.options(), **extra)
+        from kdlm.models.adaptive_student import adaptive_class
+
+        options = {"revision": self.revision, **self.options(), **extra}
+        model = open_pretrained(AutoModelForCausalLM, self.location(), **options)
+        if getattr(model.config, "adaptive", None) is None:
+            return model
+        return open_pretrained(adaptive_class(type(model)), self.location(), **options)  # its gates too
 
     def config(self) -> Any:
         """Open only the configuration: sizes, without weights."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from kdlm.models import MaskedLanguageModel, adapt, fake_quantise
-from kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
+from kdlm.models.adaptive_student import make_adaptivefrom kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
 from kdlm.store import HiddenFormat, LogProbsFormat, SampledFormat, TopKFormat
 from kdlm.teachers import (
     CachedTeacherSection,
@@ -53,6 +53,8 @@ def skeleton(section: Any) -> Any:
     trusted = getattr(loading, "trust_remote_code", False)
     options = {} if attention is None else {"attn_implementation": attention}
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted, **options)
+    if getattr(config, "adaptive", None):
+        make_adaptive(model)
     if (kind := getattr(loading, "quantization", "none")) != "none":
         quantise(model, BITS[kind])
         model.quantization_method = "bitsandbytes"  # adapters on it are told by this to cast the rest to float32
