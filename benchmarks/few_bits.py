@@ -41,7 +41,9 @@ def rounded(source: Any, bits: int) -> Any:
     from kdlm.models import fake_quantise, on_the_grid
     from kdlm.models.fake_quantised import QuantizationAware
 
-    return on_the_grid(fake_quantise(source.load(), QuantizationAware(bits=bits, group_size=min(GROUP, source.config().hidden_size))))
+    return on_the_grid(
+        fake_quantise(source.load(), QuantizationAware(bits=bits, group_size=min(GROUP, source.config().hidden_size)))
+    )
 
 
 def trained(arm: str, source: Any, data: Any, seed: int, steps: int, folder: str) -> Any:
