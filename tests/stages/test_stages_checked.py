@@ -61,8 +61,8 @@ def test_what_is_carried_must_be_trained_by_both_methods_and_the_error_has_its_l
     text = write(tmp_path / "stages.yaml", content).read_text().splitlines()
     lines = [number for number, line in enumerate(text, 1) if "carry:" in line]
     assert refused(tmp_path, content) == (
-        f"stage adapted: stages.yaml:{lines[1]}: carry: taid of stage adapted has no 'projectors': it trains no network "
-        "beside the student"
+        f"stage adapted: stages.yaml:{lines[1]}: carry: taid of stage adapted has no 'projectors': it trains no "
+        "network beside the student"
     )
     content["stages"][2]["carry"] = []
     content["stages"][0]["carry"] = ["projectors"]
