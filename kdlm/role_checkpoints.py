@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import PushToHubMixin
 
-from kdlm import checkpoints
+from kdlm import checkpoints, deepspeed
 from kdlm.methods import Method
 from kdlm.networks import Networks
 
@@ -115,19 +115,25 @@ class RoleCheckpoints(SealedCheckpoints):
     method: Method
     teacher: Any
     order: Any
+    sparsity: Any = None
+    """What holds pruned weights at zero."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
-        weights = self.networks.auxiliary_weights() if _internal_call else {}
-        if _internal_call and self.args.should_save:
-            states = {"method": self.method.state_dict()}
-            if hasattr(self.teacher, "state_dict"):
-                states["teacher"] = self.teacher.state_dict()
-            if self.order is not None:
-                states["sampler"] = self.order.state_dict()
-            folder = Path(output_dir or str(self.args.output_dir))
-            checkpoints.save_auxiliary(folder, weights, states)
+        if not _internal_call:
+            return
+        with deepspeed.gathered(self.networks):
+            weights = self.networks.auxiliary_weights()
+            if self.args.should_save:
+                states = {"method": self.method.state_dict()}
+                if hasattr(self.teacher, "state_dict"):
+                    states["teacher"] = self.teacher.state_dict()
+                if self.order is not None:
+                    states["sampler"] = self.order.state_dict()
+                if self.sparsity is not None:
+                    states["sparsity"] = self.sparsity.state_dict()
+                checkpoints.save_auxiliary(Path(output_dir or str(self.args.output_dir)), weights, states)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         prefix = "role.student."
@@ -139,13 +145,18 @@ class RoleCheckpoints(SealedCheckpoints):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
-        if self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
+        if self.is_deepspeed_enabled:  # its engine holds all roles
+            deepspeed.load(self.model_wrapped, folder)
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        elif self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             checkpoints.load_auxiliary(folder, self.networks.averages)
         else:
             self._load_student(resume_from_checkpoint)
             checkpoints.load_auxiliary(folder, self.networks.auxiliary())
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
+        if self.sparsity is not None:
+            self.sparsity.load_state_dict(checkpoints.load_state(folder, "sparsity"))
         self._order_state = checkpoints.load_state(folder, "sampler") or None
         if hasattr(self.teacher, "load_state_dict"):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))
