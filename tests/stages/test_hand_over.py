@@ -12,9 +12,10 @@ from torch import nn
 from kdlm import checkpoints
 from kdlm.disk import write_text
 from kdlm.recipe import resolved
+from kdlm.report.run import run_folders
 from kdlm.role_checkpoints import HandOver
-from kdlm.stages import StagedRun, load, records, run_folders
-from kdlm.stages.progress import ended
+from kdlm.stages import StagedRun, load, records
+from kdlm.stages.progress import WHOLE, ended
 from kdlm.stages.records import Record
 from kdlm.stages.running import spelled_out
 
@@ -146,10 +147,10 @@ def test_networks_go_on_only_where_they_fit(tmp_path) -> None:
 
 
 def test_the_report_of_a_run_of_stages_is_that_of_its_stages(run, tmp_path) -> None:
-    write_text(run.run_dir / "stages.yaml", spelled_out(run))
+    write_text(run.run_dir / WHOLE, spelled_out(run))
     (run.by_name["task"].folder / "recipe.yaml").unlink()
     found = run_folders([str(run.run_dir), "elsewhere"])
-    assert found == [*(str(run.run_dir / name) for name in NAMES[:3]), "elsewhere"]
+    assert found == [*(run.run_dir / name for name in NAMES[:3]), "elsewhere"]
 
 
 def test_the_record_names_every_file_by_its_checksum(run) -> None:

@@ -33,7 +33,8 @@ def test_a_stage_has_a_folder_of_its_own_and_takes_what_the_earlier_ones_left(tm
     assert [stage.folder for stage in stages.values()] == [run / name for name in NAMES]
     assert stages["task"].takes == {"student.path": "adapted", "teacher.path": "enhanced"}
     assert stages["task"].recipe.student.path == str(run / "adapted/student")
-    assert stages["task"].recipe.teacher.path == str(run / "enhanced/student")
+    teacher: Any = stages["task"].recipe.teacher
+    assert teacher.path == str(run / "enhanced/student")
     assert stages["general"].takes == {} and stages["enhanced"].before == "general"
 
 
