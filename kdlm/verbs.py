@@ -64,9 +64,8 @@ def _staged(args: argparse.Namespace) -> bool:
 
 def report(args: argparse.Namespace) -> int:
     from kdlm.report import report
-    from kdlm.stages import run_folders
 
-    for line in report(run_folders(args.runs), args.output, pngs=args.png, inspect=not args.no_inspect):
+    for line in report(args.runs, args.output, pngs=args.png, inspect=not args.no_inspect):
         print(line)
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from loopback import served, source
 
+from kdlm import recipe, stages
 from kdlm.capture import capture
 from kdlm.check import check
 from kdlm.recipe import load
@@ -20,6 +21,9 @@ PIPELINES = FOLDER / "pipelines"  # tests/curation has these
 RECIPES = sorted(
     path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES) and path.parent.name != "accelerate"
 )
+FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES))
+STAGED = [path for path in FILES if "\nstages:\n" in path.read_text()]
+RECIPES = [path for path in FILES if path not in STAGED]
 REWARDED = [
     *("student={name: sandbox, model: code-student-tiny}", "teacher={name: sandbox, model: code-teacher-tiny}"),
     *("rollouts.sampling.max_new_tokens=4", "data.train.0.limit=8", "data.eval.0.limit=2"),
@@ -112,15 +116,23 @@ def test_a_recipe_passes_the_check_without_a_network(path):
     assert on_hub == any("not looked at here" in line and "huggingface.co" in line for line in said)
 
 
+@pytest.mark.parametrize("path", STAGED, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_every_stage_of_a_file_passes_the_check_without_a_network(path):
+    run = stages.load(path)
+    said = stages.check(run)
+    assert all(any(line.startswith(f"stage {stage.name}: ") for line in said) for stage in run.stages)
+    assert not any("note: " in line for line in said)
+
+
 def test_every_recipe_has_a_row_in_the_table_and_every_row_a_recipe():
     rows = re.findall(r"^\| \[[^]]+\]\(([^)]+\.yaml)\)", (FOLDER / "README.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == [str(path.relative_to(FOLDER)) for path in RECIPES]
+    assert sorted(rows) == [str(path.relative_to(FOLDER)) for path in FILES]
 
 
 def test_every_recipe_says_on_top_what_it_is_for_and_writes_into_a_folder_of_its_own():
-    for path in RECIPES:
+    for path in FILES:
         assert path.read_text().splitlines()[1].startswith("# "), path
-    folders = [load(path).run_dir for path in RECIPES]
+    folders = [(stages if path in STAGED else recipe).load(path).run_dir for path in FILES]
     assert len(set(folders)) == len(folders)
 
 
