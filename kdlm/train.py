@@ -1,5 +1,6 @@
 """`kdlm train`: the only place that assembles a run."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from kdlm.reward_settings import in_trl
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samplers import tied
 from kdlm.samples import SampleLog
+from kdlm.sparsity.layers import ABOUT, described_sparsity
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
 from kdlm.verifiers import Judge
@@ -299,4 +301,7 @@ def export(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, 
     student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
     if student is run.trainer.student and lora is not None and lora.export == "merged":
         student = merge(student)
-    folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))
+    sparse = (
+        {} if recipe.sparsity is None else {ABOUT: json.dumps(described_sparsity(student, recipe.sparsity), indent=1)}
+    )
+    folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results), sparse)

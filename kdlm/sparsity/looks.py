@@ -21,7 +21,9 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
     if isinstance(recipe.student, SyntheticStudent):
         raise ValueError("sparsity: the student is a set of images and has no layers: remove the section")
     if recipe.privacy is not None:
-        raise ValueError("sparsity: which weights go is read from private rows and not accounted for: remove one of both")
+        raise ValueError(
+            "sparsity: which weights go is read from private rows and not accounted for: remove one of both"
+        )
     if method is not None:
         try:
             args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed)
@@ -30,8 +32,4 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
         except ValueError:  # which the look at `training` says
             return
         refuse(args, method, section)
-    of = "all linear layers but the head" if not section.modules else ", ".join(section.modules)
-    yield (
-        f"sparsity: {section.target:.0%} of the weights of {of}, {section.pattern}, by {section.criterion} of each "
-        f"{section.scope}, {section.schedule.name}".replace("of each global", "of all together")
-    )
+    yield f"sparsity: {section.describe()}"

@@ -81,7 +81,9 @@ def reading(batches: list[dict], losses=()) -> tuple[dict[str, float], dict[str,
     return means, {name: p.grad for name, p in student.module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("losses", [(), (ForwardKL(temperature=2.0), CrossEntropy(weight=0.5))], ids=["alone", "beside"])
+@pytest.mark.parametrize(
+    "losses", [(), (ForwardKL(temperature=2.0), CrossEntropy(weight=0.5))], ids=["alone", "beside"]
+)
 def test_splitting_padding_and_packing_change_neither_value_nor_gradient(losses) -> None:
     collate = Collator(0)
     whole, gradient = reading([collate(texts())], losses)
@@ -107,9 +109,8 @@ def test_all_real_tokens_count_and_the_trained_ones_alone_for_token_losses() -> 
 def test_the_term_is_the_sum_over_all_decoder_layers() -> None:
     batch = Collator(0)(texts())
     models = {"student": tiny_model(1, layers=3), "teacher": tiny_model(2, layers=3)}
-    real = batch["attention_mask"].bool()
-    seen = [m(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True).hidden_states
-            for m in models.values()]  # fmt: skip
+    real, given = batch["attention_mask"].bool(), {"input_ids": batch["input_ids"], "output_hidden_states": True}
+    seen = [m(**given, attention_mask=batch["attention_mask"]).hidden_states for m in models.values()]
     nets = {name: Predictor(model) for name, model in models.items()}
     terms = SquareHead().losses(nets, batch, frozenset(), STEP)
     layers = [relative_error(ours[real], theirs[real]).sum() for ours, theirs in zip(*seen, strict=True)][1:-1]
@@ -121,7 +122,9 @@ def test_the_term_is_the_sum_over_all_decoder_layers() -> None:
 
 def test_a_teacher_of_another_shape_is_refused_in_words() -> None:
     nets = {"student": Predictor(tiny_model(1)), "teacher": Predictor(tiny_model(2, layers=3))}
-    with pytest.raises(ValueError, match="the student has 2 layers of width 16, the teacher 3 of width 16: use hidden_kd"):
+    with pytest.raises(
+        ValueError, match="the student has 2 layers of width 16, the teacher 3 of width 16: use hidden_kd"
+    ):
         SquareHead().losses(nets, Collator(0)(texts()), frozenset(), STEP)
 
 
