@@ -11,8 +11,8 @@ token, the mean of three seeds, which draw the order of the text.
 "recovered" is (magnitude + CE - arm) / (magnitude + CE - dense): of the loss that pruning and cross-entropy leave, how
 much an arm takes away. "dense + CE" says what the same training does to a model that is not pruned.
 
---check exits 1 unless SquareHead recovers at least half at 50 %. --quick takes few steps with one seed: a smoke test that
-gates nothing. --save writes benchmarks/results/sparse_student.json.
+--check exits 1 unless SquareHead recovers at least half at 50 %. --quick takes few steps with one seed: a smoke test
+that gates nothing. --save writes benchmarks/results/sparse_student.json.
 """
 
 import argparse
@@ -53,8 +53,8 @@ class Arm(NamedTuple):
 
     Attributes:
         make: returns the method, fresh.
-        rates: learning rate by level, found on one seed each: of 5e-4, 1e-3, 2e-3 and 3e-3 for cross-entropy at 50 %, of
-            1e-3 and 3e-3 for it at 2:4, of 1e-3, 3e-3 and 6e-3 at 75 %; of 1e-3 and 3e-3 for the others.
+        rates: learning rate by level, found on one seed each: for cross-entropy of 5e-4, 1e-3, 2e-3 and 3e-3 at 50 %,
+            of 1e-3 and 3e-3 at 2:4, of 1e-3, 3e-3 and 6e-3 at 75 %; for the others of 1e-3 and 3e-3.
     """
 
     make: Callable[[], Any]

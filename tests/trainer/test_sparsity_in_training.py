@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import on_ranks
 from safetensors.torch import load_file
 from tiny_models import rows, tiny_model
 from torch import nn
@@ -199,3 +200,13 @@ def test_frozen_adapted_and_averaged_students_are_refused(arguments) -> None:
     with pytest.raises(ValueError, match=r"sparsity\.schedule: the best checkpoint"):
         made(arguments, RISING, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2, save_strategy="steps",
              save_steps=2)  # fmt: skip
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda"])
+def test_two_ranks_have_one_mask_and_end_as_one_process(tmp_path: Path, criterion: str) -> None:
+    for count in (1, 2):
+        on_ranks(count, Path(__file__).with_name("two_ranks_sparsity.py"), tmp_path, criterion)
+    one, two = (load_file(tmp_path / f"end-{count}") for count in (1, 2))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-6, atol=1e-8)
+        assert torch.equal(two[name] == 0, weight == 0)
