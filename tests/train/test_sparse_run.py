@@ -43,7 +43,11 @@ def test_the_student_is_a_plain_folder_with_the_zeros_that_sparsity_json_counts(
         weight = model.get_submodule(name).weight
         assert share == (weight == 0).float().mean().item() == 0.5 and follows(weight, 2, 4)
     assert "2:4, by magnitude" in (run / "student" / "README.md").read_text()
-    shares = [line["sparsity"] for line in map(json.loads, (run / "metrics.jsonl").open()) if "sparsity" in line]
+    shares = [
+        line["sparsity"]
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if "sparsity" in line
+    ]
     assert shares == sorted(set(shares)) and shares[-1] == 0.5 and len(shares) == 4
 
     whole = load_file(run / "student" / "model.safetensors")
