@@ -202,9 +202,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 if the gate is missed")
     parser.add_argument("--quick", action="store_true", help="one seed and few steps: a smoke test")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/sparse_student.json")
-    parser.add_argument(
-        "--dense", type=Path, metavar="FOLDER", help="keep the dense model there, or take it from there"
-    )
+    parser.add_argument("--dense", type=Path, metavar="FOLDER", help="keep the dense model there, or take it")
     args = parser.parse_args()
     from transformers.utils import logging
 

@@ -85,6 +85,8 @@ def _problems(recipe: Recipe, method: PreferenceMethod) -> Iterator[str]:
     if data.packing != "none":
         yield "data.packing: TRL pads prompts and completions: use none"
     wants = isinstance(method, DPO) and method.reference == "teacher"
+    if wants and getattr(recipe.teacher, "placement", "resident") == "sliced":
+        yield "teacher.placement: TRL holds the reference itself: use resident"
     if recipe.teacher is not None and not wants:
         yield f"teacher: {name} does not ask it: remove the section, or take dpo with reference: teacher"
     if (

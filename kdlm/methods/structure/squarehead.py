@@ -10,7 +10,7 @@ from torch import Tensor
 from kdlm.losses import count_kept, count_real, kept_rows, measures_for, real_rows
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.signal import Dense, Hidden, take, weights_of
+from kdlm.signal import take, weights_of
 
 EPSILON = 1e-6
 """Added to a teacher state's mean square, in float32; the released code has bfloat16's machine epsilon, 0.0078."""
@@ -79,7 +79,7 @@ class SquareHead(TokenMethod):
         metrics = {"squarehead": (matched.detach(), "positions")}
         if self.token_losses or measured:
             where = torch.searchsorted(real.index, kept.index)  # what is trained on is among the real tokens
-            student: Hidden | Dense = take(ours, where)
+            student: Any = take(ours, where)
             measures = measures_for(type(theirs)) if measured else ()
             logits = self.compare(student, take(theirs, where), kept, step, measures)
             terms |= logits.terms if self.token_losses else {}
