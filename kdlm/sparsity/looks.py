@@ -20,6 +20,8 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
         )
     if isinstance(recipe.student, SyntheticStudent):
         raise ValueError("sparsity: the student is a set of images and has no layers: remove the section")
+    if getattr(recipe.student, "quantization_aware", None) is not None:
+        raise ValueError("sparsity: beside student.quantization_aware it was not tried: remove one of both")
     if recipe.privacy is not None:
         raise ValueError(
             "sparsity: which weights go is read from private rows and not accounted for: remove one of both"
