@@ -1,5 +1,6 @@
 """`kdlm train`: the only place that assembles a run."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from kdlm.role_checkpoints import HandOver
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samplers import tied
 from kdlm.samples import SampleLog
+from kdlm.sparsity.layers import ABOUT, described_sparsity
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
 from kdlm.verifiers import Judge
@@ -339,4 +341,6 @@ def export(
         student = merge(student)
     if getattr(recipe.student, "quantization_aware", None) is not None:
         student = on_the_grid(student)
-    folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))
+    sparse = {} if recipe.sparsity is None else described_sparsity(student, recipe.sparsity)
+    beside = {ABOUT: json.dumps(sparse, indent=1)} if sparse else {}
+    folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results), beside)

@@ -186,6 +186,26 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
+def sparsify(args: argparse.Namespace) -> int:
+    from kdlm.sparsity import SparsitySection
+    from kdlm.sparsity.verb import expand, sparsify
+
+    asked = {name: getattr(args, name) for name in ("share", "pattern", "scope") if getattr(args, name) is not None}
+    if args.expand and (asked or args.compress):
+        raise ValueError("--expand gives back the plain folder of a compressed one, and takes nothing beside it")
+    if not (asked or args.compress or args.expand):
+        raise ValueError("nothing to do: give --share or --pattern, --compress or --expand")
+    section = SparsitySection(**asked) if asked else None
+    lines = (
+        expand(args.model, args.output)
+        if args.expand
+        else sparsify(args.model, args.output, section, compress=args.compress)
+    )
+    for line in lines:
+        print(line)
+    return 0
+
+
 def eval_(args: argparse.Namespace) -> int:
     job = load(args)
     from kdlm.jobs.verb import run
@@ -238,6 +258,7 @@ VERBS = tuple(
         speculate,
         pack,
         merge,
+        sparsify,
         eval_,
         report,
         audit,

@@ -27,6 +27,7 @@ from kdlm.plan.settings import Settings
 from kdlm.plan.skeletons import student_of, teacher_of
 from kdlm.recipe import Recipe
 from kdlm.signal import Dense
+from kdlm.sparsity.layers import prunable
 
 
 def trace(recipe: Recipe, settings: Settings) -> Ledger:
@@ -83,6 +84,10 @@ class _Run:
         self.networks = Networks(student, self.method, teacher)
         if settings.checkpointing is not None:
             self._checkpoint(student)
+        if recipe.sparsity is not None:
+            with ledger.making("weights"):  # a mask of a byte for each weight
+                layers = prunable(student, recipe.sparsity).values()
+                self.masks = [torch.empty_like(layer.weight, dtype=torch.bool) for layer in layers]
         self.networks.train()
         self.trained = [parameter for parameter in self.networks.parameters() if parameter.requires_grad]
         for parameter in self.trained:

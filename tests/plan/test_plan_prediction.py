@@ -36,6 +36,12 @@ def test_weights_gradients_and_state_are_counted_by_the_byte(tmp_path):
     assert found["teacher weights"] == pytest.approx(4 * weights_of(hidden_size=96), rel=0.01)
 
 
+def test_masks_of_a_sparse_student_take_a_byte_for_each_weight_of_its_linear_layers(tmp_path):
+    dense, sparse = (predict(recipe(tmp_path, {"sparsity": one}), CPU) for one in (None, {"share": 0.5}))
+    sizes = {name: one.phases["optimiser step"]["weights"] for name, one in (("dense", dense), ("sparse", sparse))}
+    assert sizes["sparse"] - sizes["dense"] == 2 * (4 * 64 * 64 + 3 * 64 * 128)
+
+
 @pytest.mark.parametrize("key", ["training.per_device_train_batch_size", "data.max_length", "layers"])
 def test_more_of_it_takes_more_memory_and_time(tmp_path, key):
     least = None
