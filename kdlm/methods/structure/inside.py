@@ -12,7 +12,7 @@ def dense_model(teacher: Any) -> Any:
 
 def once_only(model: Any) -> None:
     """Raise ValueError where a layer is run again in the backward pass: it would be given other inputs or noise then."""
-    if getattr(model, "is_gradient_checkpointing", False) and model.training:
+    if getattr(model, "is_activation_checkpointing", False) and model.training:
         raise ValueError(
             "training.gradient_checkpointing: what this method puts into the student's layers is not there when they "
             "are run a second time; set it to false"
