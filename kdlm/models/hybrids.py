@@ -24,8 +24,8 @@ COPIED = (
 """What a configuration and its hybrid's call by one name."""
 RENAMED = {"mlp": "feed_forward", "post_attention_layernorm": "pre_ff_layernorm", "norm": "final_layernorm"}
 """Modules of a Llama by their names in a Bamba."""
-STEPS = (1e-3, 1e-1)
-"""Mamba-2's range of time steps: the heads forget over some ten to a thousand tokens."""
+STEPS = (1e-2, 1.0)
+"""Time steps of the first and the last head: with A = 1 they forget over some hundred tokens to one."""
 GATE = 1.0
 """What opens Mamba-2's gate at first: equal for all channels, it is divided out again by the norm that follows."""
 
@@ -120,7 +120,7 @@ def hybrid(model: Any, layers: Sequence[int], *, from_attention: bool = True, se
         place = f"model.layers.{layer}.{'linear_attn' if make is delta_of_attention else 'mamba'}."
         blank = {key.removeprefix(place): value for key, value in own.items() if key.startswith(place)}
         if from_attention:
-            mixers |= {place + key: value for key, value in (blank | make(attention, model.config)).items()}
+            mixers |= {place + key: value for key, value in (blank | make(attention, model.config, weights[f"model.layers.{layer}.input_layernorm.weight"])).items()}
     kept = _gated(weights) if make is delta_of_attention else {_renamed(key): value for key, value in weights.items()}
     if "q_proj.bias" in "".join(kept):  # Qwen2's output projection has no bias, Bamba's has one wherever queries do
         kept = {key: torch.zeros_like(own[key]) for key in own if key.endswith("o_proj.bias")} | kept
@@ -130,17 +130,18 @@ def hybrid(model: Any, layers: Sequence[int], *, from_attention: bool = True, se
     return new
 
 
-def mamba2_of_attention(attention: Weights, config: Any) -> Weights:
+def mamba2_of_attention(attention: Weights, config: Any, norm: Tensor) -> Weights:
     """Return a Mamba-2 mixer's weights: C, B, x and the output are the attention's Q, K, V and O (arXiv 2408.15237).
 
     Every query head is a head and a group, so that keys and values of grouped attention are repeated. What attention
     has not starts as an identity: a convolution of the present token, a gate open for all channels, no dependence of
-    the time step on the text, and no path around the state (D = 0, Mamba-2's own is 1).
+    the time step on the text, and no path around the state (D = 0, Mamba-2's own is 1). What a head writes is
+    normalised, and begins with the size of the head's values, by their weights and those of the `norm` before them.
     """
     heads = config.num_attention_heads
     q, k, v = (_by_head(attention, name, heads, config) for name in "qkv")
     gate, steps = torch.zeros_like(q), q.new_zeros(heads, q.shape[1])
-    bias = _biases(attention, heads, config, q)
+    width, bias = len(q) // heads, _biases(attention, heads, config, q)
     bias = torch.cat([q.new_full((len(q),), GATE), bias["v"], bias["k"], bias["q"], q.new_zeros(heads)])
     out = attention["o_proj.weight"]
     return {
@@ -151,11 +152,12 @@ def mamba2_of_attention(attention: Weights, config: Any) -> Weights:
         "conv1d.weight": _present(3 * len(q), 4, q),
         "conv1d.bias": q.new_zeros(3 * len(q)),
         "D": q.new_zeros(heads),
+        "norm.weight": (v * norm).square().sum(1).unflatten(0, (heads, -1)).mean(1).sqrt().repeat_interleave(width),
         **_memory(heads, q),
     }
 
 
-def delta_of_attention(attention: Weights, config: Any) -> Weights:
+def delta_of_attention(attention: Weights, config: Any, norm: Tensor) -> Weights:
     """Return gated DeltaNet's weights: queries, keys, values and output are the attention's.
 
     The weights of Qwen3's norms of queries and keys are multiplied into their rows, as both are normalised again. The

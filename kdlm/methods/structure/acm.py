@@ -36,7 +36,7 @@ class ACM(TokenMethod):
         - entropy_weight mean_s H(choices of s) / log(learners + 1)
         - diversity_weight mean_s |share of s - mean share|
 
-    over sequences s. The mean share of a step is not known to one of its micro-batches; its sign against the budget,
+    over sequences s, at the gates' likeliest choices, which a finished student makes. The mean share of a step is not known to one of its micro-batches; its sign against the budget,
     and the mean in the last term, are those of the step before, so that the gradient does not depend on how a batch is
     cut (the first step has neither term). A budget of 1 bounds nothing, and has no cost term.
 
@@ -58,7 +58,7 @@ class ACM(TokenMethod):
     leaves_unused = True  # pyright: ignore[reportAssignmentType]  each stage trains its part, and k = 0 none of it
 
     def __init__(
-        self, losses=(), *, stage: Stage = "whole", tau=0.9, budget=0.5, budget_weight=0.1, entropy_weight=0.05,
+        self, losses=(), *, stage: Stage = "whole", tau=0.7, budget=0.5, budget_weight=0.1, entropy_weight=0.05,
         diversity_weight=0.05, **options,
     ):  # fmt: skip
         super().__init__(losses, **options)
@@ -137,9 +137,8 @@ class ACM(TokenMethod):
         gates = [f"{path}.choice" for path in layers]
         with noisy(student.module, noise), recorded(student.module, gates) as logits:
             signal = student(batch, kept)
-        each = [(rows.select(logits[f"{path}.choice"]), noise.get(path)) for path in layers]
-        choices = torch.stack([chosen(z, None if g is None else rows.select(g)) for z, g in each])
-        soft = torch.stack([(z.float() if g is None else z.float() + rows.select(g)).softmax(-1) for z, g in each])
+        each = torch.stack([rows.select(logits[gate]) for gate in gates]).float()
+        choices, soft = chosen(each, None), each.softmax(-1)
         share = next(iter(layers.values())).used(choices).mean((0, 2))
         number, lengths = rows.select(sequence_of(batch)), _lengths(batch, rows)
         there = lengths.clamp(min=1)
@@ -201,7 +200,7 @@ class ACMSection(TokenOptions):
     name: Literal["acm"] = "acm"
     stage: Stage = "whole"
     """`learners` (errors to the teacher's layers, for every number of them), then `gates`, then `whole`, with losses."""
-    tau: float = Field(0.9, gt=0)
+    tau: float = Field(0.7, gt=0)
     """Of `gates`: a token uses no more learners once one of them leaves this share of the error of those before it."""
     budget: float = Field(0.5, gt=0, le=1)
     """Of `whole`: share of the learners that a token should use in mean; 1 bounds nothing."""
