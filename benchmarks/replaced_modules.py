@@ -45,7 +45,7 @@ SIZES = {
 }  # fmt: skip
 OFF = 0.02
 WEIGHT = 1.0
-"""Of the cost: at the paper's 0.1, what a learner does for the KL of such small models weighs more than what it costs."""
+"""Of the cost: at the paper's 0.1, what a learner does for the KL of such small models weighs more than it costs."""
 
 
 class Plan(NamedTuple):
@@ -110,8 +110,8 @@ def trained(student: Any, whose: Any, method: Any, data: Any, plan: Plan, steps:
 
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
-            output_dir=folder, report_to="none", use_cpu=True, max_steps=max(1, steps), seed=seed, learning_rate=plan.rate,
-            per_device_train_batch_size=plan.batch, per_device_eval_batch_size=32, lr_scheduler_type="cosine",
+            output_dir=folder, report_to="none", use_cpu=True, max_steps=max(1, steps), seed=seed,
+            learning_rate=plan.rate, per_device_train_batch_size=plan.batch, per_device_eval_batch_size=32, lr_scheduler_type="cosine",
             warmup_steps=steps // 10, save_strategy="no", logging_strategy="no", disable_tqdm=True, adam_beta2=0.95,
         )  # fmt: skip
         trainer = DistillTrainer(

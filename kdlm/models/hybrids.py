@@ -120,7 +120,12 @@ def hybrid(model: Any, layers: Sequence[int], *, from_attention: bool = True, se
         place = f"model.layers.{layer}.{'linear_attn' if make is delta_of_attention else 'mamba'}."
         blank = {key.removeprefix(place): value for key, value in own.items() if key.startswith(place)}
         if from_attention:
-            mixers |= {place + key: value for key, value in (blank | make(attention, model.config, weights[f"model.layers.{layer}.input_layernorm.weight"])).items()}
+            mixers |= {
+                place + key: value
+                for key, value in (
+                    blank | make(attention, model.config, weights[f"model.layers.{layer}.input_layernorm.weight"])
+                ).items()
+            }
     kept = _gated(weights) if make is delta_of_attention else {_renamed(key): value for key, value in weights.items()}
     if "q_proj.bias" in "".join(kept):  # Qwen2's output projection has no bias, Bamba's has one wherever queries do
         kept = {key: torch.zeros_like(own[key]) for key in own if key.endswith("o_proj.bias")} | kept
