@@ -12,9 +12,11 @@ from kdlm.models.classifiers import Classifier
 from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
 from kdlm.models.dual_encoders import DualEncoder, DualEncoderSource, DualEncoderStudent, InheritedStudent, inherit
 from kdlm.models.dual_head import DualHead, DualHeadStudent
+from kdlm.models.fake_quantised import fake_quantise, on_the_grid
 from kdlm.models.frozen_copies import FrozenCopy, whole
 from kdlm.models.heads import read_head
 from kdlm.models.hybrids import replaced_layers
+from kdlm.models.inside import Ask, Inside, Projections
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
 from kdlm.models.loading import (
     AnySource,
@@ -36,6 +38,7 @@ from kdlm.models.prediction import Predictor, layer_paths, mask_id_of
 from kdlm.models.replaced import Replaced
 from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
+from kdlm.models.text_classifiers import TextClassifier, TextClassifierSource, TextClassifierStudent
 from kdlm.models.views import view
 from kdlm.models.vision_language import VisionLanguage, VisionLanguageStudent
 from kdlm.models.without_adapters import WithoutAdapters, begins_as_its_base, without_adapters
@@ -49,6 +52,7 @@ AnyStudent = Annotated[
     | Adaptive
     | Retokenised
     | MaskedStudent
+    | TextClassifierStudent
     | VisionLanguageStudent
     | ImageClassifierStudent
     | DualHeadStudent
@@ -65,6 +69,7 @@ __all__ = [
     "Adaptive",
     "AnySource",
     "AnyStudent",
+    "Ask",
     "Classifier",
     "ClassifierEnsemble",
     "DenoiserSource",
@@ -79,6 +84,7 @@ __all__ = [
     "ImageClassifierSource",
     "ImageClassifierStudent",
     "InheritedStudent",
+    "Inside",
     "Loading",
     "Lora",
     "MaskedAutoencoder",
@@ -88,12 +94,16 @@ __all__ = [
     "MaskedStudent",
     "Predictor",
     "Pretrained",
+    "Projections",
     "Pruned",
     "Replaced",
     "Retokenised",
     "Sandbox",
     "SyntheticImages",
     "SyntheticStudent",
+    "TextClassifier",
+    "TextClassifierSource",
+    "TextClassifierStudent",
     "VisionLanguage",
     "VisionLanguageStudent",
     "WithoutAdapters",
@@ -104,12 +114,14 @@ __all__ = [
     "chosen",
     "device_of",
     "evaluating",
+    "fake_quantise",
     "inherit",
     "layer_paths",
     "load_synthetic",
     "mask_id_of",
     "merge",
     "named",
+    "on_the_grid",
     "noisy",
     "read_head",
     "replaced_layers",

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from kdlm.models import MaskedLanguageModel, adapt
-from kdlm.models.adaptive_student import make_adaptive
-from kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
+from kdlm.models import MaskedLanguageModel, adapt, fake_quantise
+from kdlm.models.adaptive_student import make_adaptivefrom kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
 from kdlm.store import HiddenFormat, LogProbsFormat, SampledFormat, TopKFormat
 from kdlm.teachers import (
     CachedTeacherSection,
@@ -30,8 +29,10 @@ BITS = {"4bit": 4.127, "8bit": 8.0}
 
 
 def student_of(section: Any) -> Any:
-    """Return a recipe's student, with its adapters, as `kdlm train` would train it."""
+    """Return a recipe's student, with its adapters or its rounding, as `kdlm train` would train it."""
     model = skeleton(section)
+    if section.quantization_aware is not None:
+        return fake_quantise(model, section.quantization_aware)
     return model if section.lora is None else adapt(model, section.lora)
 
 

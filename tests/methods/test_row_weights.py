@@ -23,6 +23,7 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "taid": ("given", [CE], {}),
     "sequence_kd": ("given", [], {}),
     "hidden_kd": ("given", [KL], {"layers": [(0, 0), (1, 1)]}),
+    "squarehead": ("given", [KL], {}),
     "layer_matching": ("given", [KL], {"layers": [0, 1]}),
     "acm": ("adaptive", [KL], {"entropy_weight": 0.5}),
     "acm of learners": ("adaptive", [], {"stage": "learners"}),
