@@ -44,6 +44,7 @@ SIZES = {
     "num_key_value_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True, "head_dim": 16,
 }  # fmt: skip
 OFF = 0.02
+ARMS = (("attention", "kd"), ("random", "kd"), ("attention", "layer_matching"))
 WEIGHT = 1.0
 """Of the cost: at the paper's 0.1, what a learner does for the KL of such small models weighs more than it costs."""
 
@@ -52,9 +53,9 @@ class Plan(NamedTuple):
     """How long the teachers, the students with mixers, and each stage of the adaptive ones train."""
 
     seeds: int = 3
-    teacher: int = 700
-    mixers: int = 50
-    stages: tuple[int, int, int] = (30, 30, 120)
+    teacher: int = 400
+    mixers: int = 30
+    stages: tuple[int, int, int] = (20, 20, 80)
     documents: int = 60
     held_out: int = 2
     batch: int = 8
@@ -110,9 +111,10 @@ def trained(student: Any, whose: Any, method: Any, data: Any, plan: Plan, steps:
 
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
-            output_dir=folder, report_to="none", use_cpu=True, max_steps=max(1, steps), seed=seed,
-            learning_rate=plan.rate, per_device_train_batch_size=plan.batch, per_device_eval_batch_size=32, lr_scheduler_type="cosine",
-            warmup_steps=steps // 10, save_strategy="no", logging_strategy="no", disable_tqdm=True, adam_beta2=0.95,
+            output_dir=folder, report_to="none", use_cpu=True, max_steps=max(1, steps), seed=seed, adam_beta2=0.95,
+            learning_rate=plan.rate, lr_scheduler_type="cosine", warmup_steps=steps // 10, save_strategy="no",
+            per_device_train_batch_size=plan.batch, per_device_eval_batch_size=32, logging_strategy="no",
+            disable_tqdm=True,
         )  # fmt: skip
         trainer = DistillTrainer(
             student, whose, args, method=method, train_dataset=data.train, eval_dataset=data.eval,
@@ -131,19 +133,16 @@ def mixers(kind: str, model: Any, data: Any, plan: Plan, seed: int) -> list[dict
     from kdlm.models.hybrids import hybrid
 
     found = []
-    for begun in ("attention", "random"):
-        for how in ("kd", "layer_matching"):
-            student = hybrid(model, LAYERS, from_attention=begun == "attention", seed=seed)
-            for module in student.modules():
-                if hasattr(
-                    module, "chunk_size"
-                ):  # of Mamba-2's scan: the result is the same, on short text it is faster
-                    module.chunk_size = plan.length
-            method = LogitKD([ForwardKL()]) if how == "kd" else LayerMatching([ForwardKL()])
-            began = trained(student, model, LogitKD([ForwardKL()]), data, plan, 0, seed)["kl_to_teacher"]
-            ended = trained(student, model, method, data, plan, plan.mixers, seed)["kl_to_teacher"]
-            found.append({"teacher": kind, "seed": seed, "mixers": begun, "method": how, "start": began, "kl": ended})
-            print(f"  {kind} seed {seed}: {begun:<10}{how:<16}KL {began:.3f} -> {ended:.4f}", flush=True)
+    for begun, how in ARMS:
+        student = hybrid(model, LAYERS, from_attention=begun == "attention", seed=seed)
+        for module in student.modules():
+            if hasattr(module, "chunk_size"):  # of Mamba-2's scan: the result is the same, on short text it is faster
+                module.chunk_size = plan.length
+        method = LogitKD([ForwardKL()]) if how == "kd" else LayerMatching([ForwardKL()])
+        began = trained(student, model, LogitKD([ForwardKL()]), data, plan, 0, seed)["kl_to_teacher"]
+        ended = trained(student, model, method, data, plan, plan.mixers, seed)["kl_to_teacher"]
+        found.append({"teacher": kind, "seed": seed, "mixers": begun, "method": how, "start": began, "kl": ended})
+        print(f"  {kind} seed {seed}: {begun:<10}{how:<16}KL {began:.3f} -> {ended:.4f}", flush=True)
     return found
 
 
@@ -188,10 +187,9 @@ def summarised(arms: list[dict[str, Any]], shares: list[dict[str, Any]]) -> tupl
     """Print and return the means over seeds, and what the gates miss."""
     means: dict[str, Any] = {"mixers": [], "budgets": []}
     for kind in ("qwen3", "llama"):
-        for begun in ("attention", "random"):
-            for how in ("kd", "layer_matching"):
-                arm = {"teacher": kind, "mixers": begun, "method": how}
-                means["mixers"].append(arm | {key: of(arms, key, **arm) for key in ("start", "kl")})
+        for begun, how in ARMS:
+            arm = {"teacher": kind, "mixers": begun, "method": how}
+            means["mixers"].append(arm | {key: of(arms, key, **arm) for key in ("start", "kl")})
     for budget in BUDGETS:
         means["budgets"].append(
             {"budget": budget} | {key: of(shares, key, budget=budget) for key in ("share", "kl", "pruned")}

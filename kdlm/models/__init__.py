@@ -16,8 +16,8 @@ from kdlm.models.fake_quantised import fake_quantise, on_the_grid
 from kdlm.models.frozen_copies import FrozenCopy, whole
 from kdlm.models.heads import read_head
 from kdlm.models.hybrids import replaced_layers
-from kdlm.models.inside import Ask, Inside, Projections
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
+from kdlm.models.inside import Ask, Inside, Projections
 from kdlm.models.loading import (
     AnySource,
     Fresh,
@@ -121,8 +121,8 @@ __all__ = [
     "mask_id_of",
     "merge",
     "named",
-    "on_the_grid",
     "noisy",
+    "on_the_grid",
     "read_head",
     "replaced_layers",
     "telling_files",

@@ -13,7 +13,7 @@ from kdlm.features import passed, recorded
 from kdlm.losses import count_real, kept_rows, measures_for, real_rows
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import over_sequences
-from kdlm.methods.structure.inside import dense_model, once_only
+from kdlm.methods.structure.modules import dense_model, once_only
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.models import adaptive_layers, chosen, noisy
 from kdlm.signal import Rows, sequence_of, weights_of
@@ -36,14 +36,16 @@ class ACM(TokenMethod):
         - entropy_weight mean_s H(choices of s) / log(learners + 1)
         - diversity_weight mean_s |share of s - mean share|
 
-    over sequences s, at the gates' likeliest choices, which a finished student makes. The mean share of a step is not known to one of its micro-batches; its sign against the budget,
-    and the mean in the last term, are those of the step before, so that the gradient does not depend on how a batch is
-    cut (the first step has neither term). A budget of 1 bounds nothing, and has no cost term.
+    over sequences s, at the gates' likeliest choices, which a finished student makes. The mean share of a step is not
+    known to one of its micro-batches; its sign against the budget, and the mean in the last term, are those of the step
+    before, so that the gradient does not depend on how a batch is cut (the first step has neither term). A budget of 1
+    bounds nothing, and has no cost term.
 
     Ours, on purpose: learners are groups of the source's own neurons, where the paper's begin as new layers; the last
     term stands for the mean difference of all pairs of samples, which would depend on the cut, and is subtracted (the
-    text adds it, which would do the reverse of what it is for); H is that of the mean probabilities. Stages, labels and
-    weights are verified in the paper's text by a card of it; its figures are not reproduced, and tau is not given there.
+    text adds it, which would do the reverse of what it is for); H is that of the mean probabilities. Stages, labels
+    and weights are verified in the paper's text by a card of it; its figures are not reproduced, and tau is not given
+    there.
 
     Args:
         losses: token losses of the stage `whole`.
@@ -199,7 +201,7 @@ class ACMSection(TokenOptions):
     method: ClassVar = ACM
     name: Literal["acm"] = "acm"
     stage: Stage = "whole"
-    """`learners` (errors to the teacher's layers, for every number of them), then `gates`, then `whole`, with losses."""
+    """`learners` (errors to the teacher's layers, for every number of them), then `gates`, then `whole`."""
     tau: float = Field(0.7, gt=0)
     """Of `gates`: a token uses no more learners once one of them leaves this share of the error of those before it."""
     budget: float = Field(0.5, gt=0, le=1)
