@@ -4,18 +4,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdlm.diffusion import Draws
 from kdlm.features import passed, recorded
 from kdlm.losses import count_real, kept_rows, measures_for, real_rows
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import over_sequences
+from kdlm.methods.structure.gates import adaptive, gumbel, lengths_of, worthwhile
 from kdlm.methods.structure.modules import dense_model, once_only
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.models import adaptive_layers, chosen, noisy
+from kdlm.models import chosen, noisy
 from kdlm.signal import Rows, sequence_of, weights_of
 
 Stage = Literal["learners", "gates", "whole"]
@@ -74,7 +73,7 @@ class ACM(TokenMethod):
         self.mean = torch.tensor(float("nan"))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        sequences = over_sequences(_lengths(batch, real_rows(batch)) > 0, batch)
+        sequences = over_sequences(lengths_of(batch, real_rows(batch)) > 0, batch)
         return super().counts(batch) | {"positions": count_real(batch), "sequences": sequences}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
@@ -142,7 +141,7 @@ class ACM(TokenMethod):
         each = torch.stack([rows.select(logits[gate]) for gate in gates]).float()
         choices, soft = chosen(each, None), each.softmax(-1)
         share = next(iter(layers.values())).used(choices).mean((0, 2))
-        number, lengths = rows.select(sequence_of(batch)), _lengths(batch, rows)
+        number, lengths = rows.select(sequence_of(batch)), lengths_of(batch, rows)
         there = lengths.clamp(min=1)
         histogram = soft.new_zeros(len(soft), len(lengths), soft.shape[-1]).index_add_(1, number, soft) / there[:, None]
         entropy = torch.special.entr(histogram.clamp(min=1e-9)).sum(-1).mean(0) / torch.tensor(soft.shape[-1]).log()
@@ -158,41 +157,6 @@ class ACM(TokenMethod):
             },
             {"share": (rows.sum(share).detach(), "positions")},
         )
-
-
-def adaptive(model: Any) -> dict[str, Any]:
-    """Return the adaptive layers of a student by their paths. Raises ValueError where it has none."""
-    if not (layers := adaptive_layers(model)):
-        raise ValueError("method: acm trains a student with adaptive layers: student: {name: adaptive, source: ...}")
-    return layers
-
-
-@torch.no_grad()
-def worthwhile(layer: Any, x: Float[Tensor, "rows hidden"], y: Tensor, tau: float) -> Int[Tensor, "rows"]:
-    """Return the smallest n >= 2 with d(n) / d(n - 1) >= tau, d the distance of h(x, n) to y; else all learners."""
-    distance = (layer.sums(x).float() - y.float()[:, None]).norm(dim=-1)
-    enough = distance[:, 1:] >= tau * distance[:, :-1]
-    return torch.where(enough.any(1), enough.int().argmax(1) + 2, layer.learners)
-
-
-def gumbel(layers: Mapping[str, Any], batch: Batch, step: Step) -> dict[str, Float[Tensor, "batch length choices"]]:
-    """Return noise for every gate: a token's is given by step, layer, its id and its place, however a batch is cut."""
-    ids, mask = batch["input_ids"], batch.get("attention_mask")
-    place = batch["position_ids"] if mask is None and "position_ids" in batch else None
-    if place is None:
-        place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) if mask is None else mask.cumsum(1) - 1
-    draws = Draws((ids + (place.clamp(min=0) << 32)).flatten(), step.seed, step.index)
-    uniform = {path: draws.uniform(f"gate {path}", (layer.learners + 1,)) for path, layer in layers.items()}
-    return {path: -(-u.log()).log().view(*ids.shape, -1) for path, u in uniform.items()}
-
-
-def _lengths(batch: Batch, rows: Rows) -> Int[Tensor, "sequences"]:
-    """Return how many real tokens each sequence has."""
-    number = sequence_of(batch)
-    most = len(batch["weight"]) if "weight" in batch else number.numel()
-    return torch.zeros(most, dtype=torch.long, device=number.device).index_add_(
-        0, rows.select(number), torch.ones_like(rows.index)
-    )
 
 
 class ACMSection(TokenOptions):
