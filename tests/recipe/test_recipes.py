@@ -55,6 +55,7 @@ TINY = {
         "student.layers=1",
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
+    "replaced": ["student.source.model=code-teacher-tiny"],
     "kd_aif": ["data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}", "data.eval.0.limit=2"],
     "step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}", "data.eval_rows=2"],
     "transfer_bytes": ["student.source.model=code-teacher-tiny", "method.layers=[[1, 0]]"],
@@ -65,6 +66,8 @@ PRETRAINED = "student={name: sandbox, model: code-student}"
 SUMS = "data.train.0.path=sandbox:arithmetic/train"
 WEIGHED = "data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}"
 AFTER = {
+    "acm/gates": ["student={name: adaptive, source: {name: sandbox, model: code-teacher}}"],
+    "acm/whole": ["student={name: adaptive, source: {name: sandbox, model: code-teacher}}"],
     "draft/align": [PRETRAINED, "data.train.0.path=sandbox:arithmetic/train"],
     "draft/distillspec": [PRETRAINED],
     "chain/student": ["teacher={name: sandbox, model: code-teacher}"],
