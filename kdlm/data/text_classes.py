@@ -1,4 +1,4 @@
-"""Texts with a class each (GLUE and its like): what a recipe says about them, the rows they become, and their batches."""
+"""Texts with a class each (GLUE and its like): what a recipe says of them, their rows, and their batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -49,5 +49,7 @@ class ClassKDSection(Section):
     def build(self, losses: Sequence[Loss], vocab: Any) -> ClassKD:
         """Return the method with the recipe's losses."""
         if not losses:
-            raise ValueError("losses: class_kd needs at least one, e.g. [{name: forward_kl}] or [{name: cross_entropy}]")
+            raise ValueError(
+                "losses: class_kd needs at least one, e.g. [{name: forward_kl}] or [{name: cross_entropy}]"
+            )
         return ClassKD(losses)

@@ -12,8 +12,8 @@ from kdlm.models.dual_encoders import DualEncoder, DualEncoderSource, DualEncode
 from kdlm.models.dual_head import DualHead, DualHeadStudent
 from kdlm.models.frozen_copies import FrozenCopy, whole
 from kdlm.models.heads import read_head
-from kdlm.models.inside import Ask, Inside, Projections
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
+from kdlm.models.inside import Ask, Inside, Projections
 from kdlm.models.loading import (
     AnySource,
     Fresh,

@@ -1,7 +1,7 @@
 """Classifiers of texts: an encoder (BERT and its kin) or decoder with a head of classes, and how methods read one."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float

@@ -38,6 +38,7 @@ class InsideMethod(TokenMethod):
 
     needs = frozenset({"teacher.layers"})
     any_text_model = True
+    paced_by = "positions"
     weighs = True
 
     def __init__(self, losses: Sequence[Loss] = (), **options: Any):

@@ -55,7 +55,8 @@ class TinyBERT(InsideMethod):
         of_one_direction(student, teacher)
         sides = zip(*self.mapped(student, teacher), strict=True)
         ours, theirs = (
-            Ask(layers if self.hidden else (), layers if self.attention else (), self.embeddings > 0) for layers in sides
+            Ask(layers if self.hidden else (), layers if self.attention else (), self.embeddings > 0)
+            for layers in sides
         )
         return ours, theirs
 
@@ -116,13 +117,16 @@ def _heads(apart: Apart, *sides: Projections) -> list[tuple[Tensor, Tensor]]:
             "compared head by head; take a student with as many, or set method.attention: 0"
         )
     return [
-        (apart.heads(one.q, one.heads), apart.heads(one.k, one.kv_heads).repeat_interleave(one.heads // one.kv_heads, 1))
+        (
+            apart.heads(one.q, one.heads),
+            apart.heads(one.k, one.kv_heads).repeat_interleave(one.heads // one.kv_heads, 1),
+        )
         for one in sides
     ]
 
 
 class TinyBERTSection(TokenOptions):
-    """Match attention scores, hidden states and embeddings of mapped layers (TinyBERT); losses on predictions beside."""
+    """Match attention scores, hidden states, embeddings of mapped layers (TinyBERT); losses on predictions beside."""
 
     method: ClassVar = TinyBERT
     name: Literal["tinybert"] = "tinybert"
@@ -140,5 +144,7 @@ class TinyBERTSection(TokenOptions):
     @model_validator(mode="after")
     def _compares_something(self) -> "TinyBERTSection":
         if not self.attention + self.hidden + self.embeddings:
-            raise ValueError("attention, hidden and embeddings are all 0: nothing is compared; use logit_kd or the like")
+            raise ValueError(
+                "attention, hidden and embeddings are all 0: nothing is compared; use logit_kd or the like"
+            )
         return self

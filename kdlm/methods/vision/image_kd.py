@@ -125,7 +125,9 @@ class ImageKD(Method):
         """
         terms = self.losses(nets, batch, frozenset(), step)
         images, labels = self.read(batch), batch["labels"]
-        metrics = self.judged(self.answers(nets, images), nets["teacher"](images) if "teacher" in nets else None, labels)
+        metrics = self.judged(
+            self.answers(nets, images), nets["teacher"](images) if "teacher" in nets else None, labels
+        )
         if self.attacks is not None:
             known = labels != IGNORE_INDEX
             tried = self.attacks.sums(partial(self.answers, nets), images[known], labels[known])
