@@ -14,12 +14,19 @@ from kdlm.features import module_at
 from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import Method
-from kdlm.models import ImageClassifierSource, Loading, TextClassifierStudent, VisionLanguageStudent
+from kdlm.models import (
+    ImageClassifierSource,
+    Loading,
+    TextClassifierStudent,
+    VisionLanguageStudent,
+    replaced_layers,
+)
 from kdlm.networks import TAKES
 from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
 from kdlm.samplers import looks as samplers
 from kdlm.section import Custom
+from kdlm.sparsity import looks as sparsity
 from kdlm.teachers import teachers_of
 
 
@@ -46,6 +53,7 @@ def check(recipe: Recipe) -> list[str]:
         ("evaluation", looked_at(recipe, method)),
         ("privacy", privacy.looked_at(recipe, method)),
         ("guards", guards.looked_at(recipe, method)),
+        ("sparsity", sparsity.looked_at(recipe, method)),
     )
     for key, look in looks:
         try:
@@ -191,17 +199,27 @@ def _training(recipe: Recipe) -> Iterator[str]:
 
 def _student(recipe: Recipe, method: Method | None) -> Iterator[str]:
     student: Any = recipe.student  # of text, with images or without
-    lora = getattr(student, "lora", None)
+    lora, few_bits = getattr(student, "lora", None), getattr(student, "quantization_aware", None)
     if lora is not None and method is not None:
-        lora.check_export(averaged=method.exported != "student", quantised=_quantised(student))
+        lora.check_export(averaged=method.exported != "student")
+    if few_bits is not None and (lora is not None or _quantised(student)):
+        raise ValueError("student.quantization_aware: it trains all weights in full; leave lora and quantization out")
     if lora is None and _quantised(student):
         raise ValueError("student.quantization: quantised weights do not train; add student.lora, or load them whole")
-    yield f"student: {student.describe()}{', LoRA' if lora is not None else ''}"
+    how = ", LoRA" if lora is not None else "" if few_bits is None else f", aware of {few_bits.bits} bits"
+    yield f"student: {student.describe()}{how}"
     config, why_not = opened(student.config, student)
     if config is None:
         yield f"student: not looked at here ({why_not})"
+    elif getattr(recipe.data, "packing", "none") != "none" and replaced_layers(config):
+        raise ValueError(
+            f"data.packing: {recipe.data.packing} lays sequences end to end, and the student has layers whose state "
+            "does not end with a sequence: set packing: none"
+        )
     for key, model in (("student", student), *teachers_of(recipe.teacher)):
         yield from _needs_of_loading(key, model)
+    if few_bits is not None:
+        few_bits.configs()
 
 
 def _targets(recipe: Recipe) -> Iterator[str]:

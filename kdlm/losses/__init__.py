@@ -19,6 +19,7 @@ from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
 from kdlm.losses.likeliest import Likeliest, likeliest, told_of_likeliest
 from kdlm.losses.log_probs import label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
+from kdlm.losses.low_bit import CAKLD, TopKLD, confidence_aware_kl, topk_divergence
 from kdlm.losses.measures import all_measures_for, measures_for
 from kdlm.losses.merged import Hybrid, merged_divergence
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
@@ -55,6 +56,8 @@ AnyLoss = Annotated[
     | TVDPlusPlus
     | AdaptiveKL
     | AlphaMixture
+    | TopKLD
+    | CAKLD
     | DKD
     | NKD
     | OFA
@@ -64,6 +67,7 @@ AnyLoss = Annotated[
 """A loss of a recipe, chosen by its `name`."""
 
 __all__ = [
+    "CAKLD",
     "DKD",
     "IGNORE_INDEX",
     "JSD",
@@ -96,6 +100,7 @@ __all__ = [
     "Softened",
     "Step",
     "TVDPlusPlus",
+    "TopKLD",
     "TowardsTeacher",
     "Turned",
     "Weight",
@@ -109,6 +114,7 @@ __all__ = [
     "chunk_likelihood",
     "chunked",
     "clip_loss",
+    "confidence_aware_kl",
     "contrast_in_batch",
     "contrast_with_bank",
     "correlation_distance",
@@ -158,6 +164,7 @@ __all__ = [
     "teacher_log_probs",
     "token_log_probs",
     "told_of_likeliest",
+    "topk_divergence",
     "total_variation",
     "tvd_plus_plus",
     "uskd",

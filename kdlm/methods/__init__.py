@@ -69,6 +69,9 @@ from kdlm.methods.self_distillation.skill_sd import SkillSD, SkillSDSection
 from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.step_by_step import StepByStep, StepByStepSection
+from kdlm.methods.structure.squarehead import SquareHead, SquareHeadSection
+from kdlm.methods.structure.acm import ACM, ACMSection
+from kdlm.methods.structure.layer_matching import LayerMatching, LayerMatchingSection
 from kdlm.methods.structure.minilm import MiniLM, MiniLMSection
 from kdlm.methods.structure.tinybert import TinyBERT, TinyBERTSection
 from kdlm.methods.taid import Taid, TaidSection
@@ -106,6 +109,9 @@ AnyMethod = Annotated[
     | SequenceKDSection
     | StepByStepSection
     | HiddenKDSection
+    | SquareHeadSection
+    | LayerMatchingSection
+    | ACMSection
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
@@ -183,6 +189,7 @@ AnyMethod = Annotated[
 ]
 
 __all__ = [
+    "ACM",
     "ALM",
     "CRD",
     "DHO",
@@ -204,6 +211,7 @@ __all__ = [
     "SDPO",
     "ULD",
     "USKD",
+    "ACMSection",
     "ALMSection",
     "Affinity",
     "AffinitySection",
@@ -258,6 +266,8 @@ __all__ = [
     "LADDSection",
     "LatentConsistency",
     "LatentConsistencySection",
+    "LayerMatching",
+    "LayerMatchingSection",
     "LlavaKD",
     "LlavaKDSection",
     "LogitKD",
@@ -320,6 +330,8 @@ __all__ = [
     "SimPOSection",
     "SkillSD",
     "SkillSDSection",
+    "SquareHead",
+    "SquareHeadSection",
     "SnapshotOf",
     "Step",
     "StepByStep",

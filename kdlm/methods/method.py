@@ -5,7 +5,7 @@ the trainer does the rest. A method never opens a file, never reads the recipe, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -123,6 +123,10 @@ class Terms:
         """Return what is logged: the metrics, and the terms by name where there are several."""
         named = {name: (term.sum, term.unit) for name, term in self.terms.items()} if len(self.terms) > 1 else {}
         return named | self.metrics
+
+    def given_out(self, sums: Mapping[str, Tensor]) -> "Terms":
+        """Return these terms with their sums as a wrapper gave them out, its hooks in their graph."""
+        return replace(self, terms={name: replace(term, sum=sums[name]) for name, term in self.terms.items()})
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,17 @@ from typing import Annotated
 from pydantic import Field
 
 from kdlm.models.adapters import Lora, adapt, merge
+from kdlm.models.adaptive import adaptive_layers, chosen, noisy
+from kdlm.models.adaptive_student import Adaptive
 from kdlm.models.classifier_ensemble import ClassifierEnsemble, check_classes
 from kdlm.models.classifiers import Classifier
 from kdlm.models.denoisers import DenoiserSource, DenoiserStudent
 from kdlm.models.dual_encoders import DualEncoder, DualEncoderSource, DualEncoderStudent, InheritedStudent, inherit
 from kdlm.models.dual_head import DualHead, DualHeadStudent
+from kdlm.models.fake_quantised import fake_quantise, on_the_grid
 from kdlm.models.frozen_copies import FrozenCopy, whole
 from kdlm.models.heads import read_head
+from kdlm.models.hybrids import replaced_layers
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
 from kdlm.models.inside import Ask, Inside, Projections
 from kdlm.models.loading import (
@@ -30,7 +34,8 @@ from kdlm.models.loading import (
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
 from kdlm.models.masked_language_models import MaskedLanguageModel, MaskedStudent
 from kdlm.models.modes import evaluating
-from kdlm.models.prediction import Predictor, mask_id_of
+from kdlm.models.prediction import Predictor, layer_paths, mask_id_of
+from kdlm.models.replaced import Replaced
 from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
 from kdlm.models.text_classifiers import TextClassifier, TextClassifierSource, TextClassifierStudent
@@ -43,6 +48,8 @@ AnyStudent = Annotated[
     | SandboxStudent
     | Fresh
     | Pruned
+    | Replaced
+    | Adaptive
     | Retokenised
     | MaskedStudent
     | TextClassifierStudent
@@ -59,6 +66,7 @@ AnyStudent = Annotated[
 """A student of a recipe, chosen by its `name`."""
 
 __all__ = [
+    "Adaptive",
     "AnySource",
     "AnyStudent",
     "Ask",
@@ -88,6 +96,7 @@ __all__ = [
     "Pretrained",
     "Projections",
     "Pruned",
+    "Replaced",
     "Retokenised",
     "Sandbox",
     "SyntheticImages",
@@ -99,16 +108,23 @@ __all__ = [
     "VisionLanguageStudent",
     "WithoutAdapters",
     "adapt",
+    "adaptive_layers",
     "begins_as_its_base",
     "check_classes",
+    "chosen",
     "device_of",
     "evaluating",
+    "fake_quantise",
     "inherit",
+    "layer_paths",
     "load_synthetic",
     "mask_id_of",
     "merge",
     "named",
+    "on_the_grid",
+    "noisy",
     "read_head",
+    "replaced_layers",
     "telling_files",
     "view",
     "whole",

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 
+from kdlm.models.frozen_copies import whole
 from kdlm.models.inside import Ask, Inside, attends_backwards, recording, shortened, stack_of
 from kdlm.models.modes import evaluating
 from kdlm.signal import Dense, Head, Hidden, Rows
@@ -29,15 +32,18 @@ class Predictor:
     The head is not run here: the losses project chunk by chunk, so that `[rows, vocab]` never exists. Models whose
     logits are not `Head.logits(hidden)` (an adapter on the head, prompt-learning PEFT, an unknown transform) are read
     through their own forward instead and give `Dense` signals; which one is found out by comparing both once.
+
+    Args:
+        reads_hidden: whether logits are `Head.logits(hidden)`, where it is known already.
     """
 
     tells_classes = False
     """It predicts tokens."""
 
-    def __init__(self, model: LanguageModel):
+    def __init__(self, model: LanguageModel, reads_hidden: bool | None = None):
         self.module = model
         self.inputs = inputs_of(model)
-        self.reads_hidden = _head_explains_logits(model)
+        self.reads_hidden = _head_explains_logits(model) if reads_hidden is None else reads_hidden
         if not self.reads_hidden:
             logger.warning("%s: logits are not head(hidden); falling back to whole logits", type(model).__name__)
 
@@ -73,7 +79,10 @@ class Predictor:
 
     def embed(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows width"]:
         """Return what the model reads for these tokens: its input embeddings, in the graph of its parameters."""
-        return plain(self.module).get_input_embeddings()(ids)
+        layer = plain(self.module).get_input_embeddings()
+        if isinstance(layer.weight, DTensor):  # in shards, and nothing that runs gathers it
+            return functional_call(layer, {"weight": whole(layer.weight)}, (ids,))
+        return layer(ids)
 
     @property
     def mask_id(self) -> int | None:
@@ -118,6 +127,13 @@ def decoder_layers(model: LanguageModel) -> nn.ModuleList:
     """Return the decoder layers of a causal LM. Raises ValueError when the model keeps them under an unknown name."""
     owner, name = stack_of(backbone(model))
     return getattr(owner, name)
+
+
+def layer_paths(model: LanguageModel) -> list[str]:
+    """Return the dotted paths of a causal LM's decoder layers."""
+    found = {id(layer): index for index, layer in enumerate(decoder_layers(model))}
+    named = {found[id(module)]: path for path, module in model.named_modules() if id(module) in found}
+    return [named[index] for index in range(len(found))]
 
 
 def inputs_of(model: LanguageModel) -> frozenset[str]:
