@@ -69,10 +69,10 @@ from kdlm.methods.self_distillation.skill_sd import SkillSD, SkillSDSection
 from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.step_by_step import StepByStep, StepByStepSection
-from kdlm.methods.structure.squarehead import SquareHead, SquareHeadSection
 from kdlm.methods.structure.acm import ACM, ACMSection
 from kdlm.methods.structure.layer_matching import LayerMatching, LayerMatchingSection
 from kdlm.methods.structure.minilm import MiniLM, MiniLMSection
+from kdlm.methods.structure.squarehead import SquareHead, SquareHeadSection
 from kdlm.methods.structure.tinybert import TinyBERT, TinyBERTSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
@@ -330,9 +330,9 @@ __all__ = [
     "SimPOSection",
     "SkillSD",
     "SkillSDSection",
+    "SnapshotOf",
     "SquareHead",
     "SquareHeadSection",
-    "SnapshotOf",
     "Step",
     "StepByStep",
     "StepByStepSection",

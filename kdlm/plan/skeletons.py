@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from kdlm.models import MaskedLanguageModel, adapt, fake_quantise
-from kdlm.models.adaptive_student import make_adaptivefrom kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
+from kdlm.models.adaptive_student import make_adaptive
+from kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
 from kdlm.store import HiddenFormat, LogProbsFormat, SampledFormat, TopKFormat
 from kdlm.teachers import (
     CachedTeacherSection,

@@ -215,7 +215,9 @@ class LocalOptions(Section):
         if self.placement != "resident" and self.device is not None:
             raise ValueError(f"placement: {self.placement} uses the student's device: leave device out")
         if self.placement in ("sliced", "sharded") and getattr(self, "quantization", "none") != "none":
-            raise ValueError(f"placement: {self.placement} moves plain weights: leave quantization out, or say resident")
+            raise ValueError(
+                f"placement: {self.placement} moves plain weights: leave quantization out, or say resident"
+            )
         return self
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from kdlm.losses import Apart, relation_kl
 from kdlm.methods.method import Batch, Nets
-from kdlm.methods.structure.insides import InsideMethod, of_one_direction
+from kdlm.methods.structure.inside_method import InsideMethod, of_one_direction
 from kdlm.methods.tokens import TokenOptions
 from kdlm.models import Ask, Inside, Projections
 from kdlm.signal import Rows
