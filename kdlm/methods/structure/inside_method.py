@@ -71,6 +71,9 @@ class InsideMethod(TokenMethod):
         """Give the step's own terms, and all that can be said of predictions."""
         return self._match(nets, batch, step, EVALUATION, measured=True)
 
+    def summarised(self, means: dict[str, float]) -> dict[str, float]:
+        return self.of_classes.summarised(means)
+
     def _match(self, nets: Nets, batch: Batch, step: Step, draw: int, *, measured: bool = False) -> Terms:
         seen = self._seen(nets, batch, step.seed, draw)
         rows, wanted = real_rows(seen.batch), seen.predicted if self.token_losses or measured else None
