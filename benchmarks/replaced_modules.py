@@ -23,13 +23,11 @@ and few steps, and gates nothing. --save writes benchmarks/results/replaced_modu
 
 import argparse
 import copy
-import json
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -132,7 +130,9 @@ def mixers(kind: str, model: Any, data: Any, plan: Plan, seed: int) -> list[dict
         for how in ("kd", "layer_matching"):
             student = hybrid(model, LAYERS, from_attention=begun == "attention", seed=seed)
             for module in student.modules():
-                if hasattr(module, "chunk_size"):  # of Mamba-2's scan: the result is the same, on short text it is faster
+                if hasattr(
+                    module, "chunk_size"
+                ):  # of Mamba-2's scan: the result is the same, on short text it is faster
                     module.chunk_size = plan.length
             method = LogitKD([ForwardKL()]) if how == "kd" else LayerMatching([ForwardKL()])
             began = trained(student, model, LogitKD([ForwardKL()]), data, plan, 0, seed)["kl_to_teacher"]
@@ -168,13 +168,19 @@ def budgets(model: Any, data: Any, plan: Plan, seed: int) -> list[dict[str, Any]
         cut = trained(pruned, model, LogitKD([ForwardKL()]), data, plan, sum(plan.stages), seed)["kl_to_teacher"]
         one = {"seed": seed, "budget": budget, "share": ended["share"], "kl": ended["kl_to_teacher"], "pruned": cut}
         found.append(one | {"errors": errors})
-        print(f"  seed {seed}: budget {budget} share {one['share']:.3f} KL {one['kl']:.4f}, pruned {cut:.4f}", flush=True)
+        print(
+            f"  seed {seed}: budget {budget} share {one['share']:.3f} KL {one['kl']:.4f}, pruned {cut:.4f}", flush=True
+        )
     return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, what in (("check", "exit 1 if a gate is missed"), ("quick", "one seed, few steps"), ("save", "write the results")):
+    for name, what in (
+        ("check", "exit 1 if a gate is missed"),
+        ("quick", "one seed, few steps"),
+        ("save", "write the results"),
+    ):
         parser.add_argument(f"--{name}", action="store_true", help=what)
     parser.add_argument("--seeds", type=int, help="seeds, in place of the plan's")
     parser.add_argument("--only", choices=("mixers", "budgets"), help="one part alone; gates nothing")
@@ -185,7 +191,13 @@ def main() -> int:
     began, data = time.process_time(), text(plan)
     models = {kind: teacher(kind, plan) for kind in ("qwen3", "llama")}
     seeds = range(plan.seeds)
-    arms = [one for kind in models for seed in seeds if args.only != "budgets" for one in mixers(kind, models[kind], data, plan, seed)]
+    arms = [
+        one
+        for kind in models
+        for seed in seeds
+        if args.only != "budgets"
+        for one in mixers(kind, models[kind], data, plan, seed)
+    ]
     shares = [one for seed in seeds if args.only != "mixers" for one in budgets(models["qwen3"], data, plan, seed)]
     print(f"{time.process_time() - began:.0f} s of one core")
     return 0

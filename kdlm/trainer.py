@@ -189,12 +189,6 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         if self._watch is not None:
             self._watch.close()
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        if self.args.fsdp:
-            require_shards(self.networks, "training.fsdp")
-        return prepared
-
     # One step
 
     def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Tensor]], Counts]:
@@ -318,7 +312,10 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """The Trainer's; DeepSpeed's engine takes its steps by role, and its checkpoints hold the run's state too."""
         if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            if self.args.fsdp:
+                require_shards(self.networks, "training.fsdp")
+            return prepared
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         engine, limit = self.model_wrapped, self.args.max_grad_norm
         deepspeed.require_partitions(engine)

@@ -21,7 +21,9 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
     if isinstance(recipe.student, SyntheticStudent):
         raise ValueError("sparsity: the student is a set of images and has no layers: remove the section")
     if recipe.privacy is not None:
-        raise ValueError("sparsity: which weights go is read from private rows and not accounted for: remove one of both")
+        raise ValueError(
+            "sparsity: which weights go is read from private rows and not accounted for: remove one of both"
+        )
     if method is not None:
         try:
             args = recipe.training.build(output_dir=str(recipe.run_dir), seed=recipe.seed)

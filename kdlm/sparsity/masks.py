@@ -46,7 +46,9 @@ def _ranked(name: str, scores: Tensor, before: Tensor | None, kept_of: tuple[int
         return scores
     kept, group = kept_of
     if scores.shape[1] % group:
-        raise ValueError(f"sparsity.pattern: rows of {name} have {scores.shape[1]} weights, which {group} do not divide")
+        raise ValueError(
+            f"sparsity.pattern: rows of {name} have {scores.shape[1]} weights, which {group} do not divide"
+        )
     grouped = scores.reshape(-1, group)
     stays = grouped.argsort(dim=-1, stable=True)[:, group - kept :]
     return grouped.scatter(-1, stays, torch.inf).view_as(scores)

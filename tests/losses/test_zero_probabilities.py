@@ -11,13 +11,13 @@ import torch
 from kdlm_kernels import linear_logprobs
 
 from kdlm.losses import (
+    CAKLD,
     DKD,
     JSD,
     NKD,
     OFA,
     TVD,
     AdaptiveKL,
-    CAKLD,
     AlphaMixture,
     AnyLoss,
     CustomLoss,
@@ -26,9 +26,9 @@ from kdlm.losses import (
     Selective,
     SkewKL,
     SkewReverseKL,
+    TopKLD,
     TowardsTeacher,
     TVDPlusPlus,
-    TopKLD,
     cross_entropy,
     gated_jsd,
     label_places,

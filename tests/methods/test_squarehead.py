@@ -80,7 +80,9 @@ def reading(batches: list[dict], losses=()) -> tuple[dict[str, float], dict[str,
     return means, {name: p.grad for name, p in student.module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("losses", [(), (ForwardKL(temperature=2.0), CrossEntropy(weight=0.5))], ids=["alone", "beside"])
+@pytest.mark.parametrize(
+    "losses", [(), (ForwardKL(temperature=2.0), CrossEntropy(weight=0.5))], ids=["alone", "beside"]
+)
 def test_splitting_padding_and_packing_change_neither_value_nor_gradient(losses) -> None:
     collate = Collator(0)
     whole, gradient = reading([collate(texts())], losses)
@@ -126,7 +128,9 @@ def _all(batch):
 
 def test_a_teacher_of_another_shape_is_refused_in_words() -> None:
     nets = {"student": Predictor(tiny_model(1)), "teacher": Predictor(tiny_model(2, layers=3))}
-    with pytest.raises(ValueError, match="the student has 2 layers of width 16, the teacher 3 of width 16: use hidden_kd"):
+    with pytest.raises(
+        ValueError, match="the student has 2 layers of width 16, the teacher 3 of width 16: use hidden_kd"
+    ):
         SquareHead().losses(nets, Collator(0)(texts()), frozenset(), STEP)
 
 

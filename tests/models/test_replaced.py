@@ -148,7 +148,7 @@ def test_random_mixers_are_drawn_and_the_rest_is_the_source(source) -> None:
     other, began = hybrid(source, [1], from_attention=False, seed=4), hybrid(source, [1])
     for key, value in one.state_dict().items():
         torch.testing.assert_close(value, same.state_dict()[key])
-        if "layers.1." not in key or ".mamba." not in key and ".linear_attn." not in key:
+        if "layers.1." not in key or (".mamba." not in key and ".linear_attn." not in key):
             torch.testing.assert_close(value, began.state_dict()[key])
     assert not torch.equal(mixer(one, 1).out_proj.weight, mixer(other, 1).out_proj.weight)
 

@@ -115,7 +115,9 @@ def test_micro_batches_padding_and_checkpointing_change_no_update(
     recipe: Path, tmp_path: Path, options: list[str], change: list[str]
 ) -> None:
     alike = ["training.optim=sgd", "training.learning_rate=1.0", "training.max_steps=2", *options]
-    plain, other = (run(recipe, f"run_dir={tmp_path / name}", *alike, *more) for name, more in [("a", []), ("b", change)])
+    plain, other = (
+        run(recipe, f"run_dir={tmp_path / name}", *alike, *more) for name, more in [("a", []), ("b", change)]
+    )
     ours, theirs = weights(plain), weights(other)
     if options is FEW_BITS:  # what trains lies under the grid
         ours, theirs = (load_file(at / "checkpoint-2" / "model.safetensors") for at in (plain, other))

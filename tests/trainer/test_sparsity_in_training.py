@@ -54,7 +54,9 @@ class Look(TrainerCallback):
         self.shares.append(run.sparsity.share)
 
 
-@pytest.mark.parametrize("section", [HALF, RISING, {"pattern": "2:4"}, {**HALF, "criterion": "wanda", "scope": "row"}], ids=str)
+@pytest.mark.parametrize(
+    "section", [HALF, RISING, {"pattern": "2:4"}, {**HALF, "criterion": "wanda", "scope": "row"}], ids=str
+)
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
 def test_pruned_weights_gradients_and_moments_are_zero_after_every_step(arguments, section: dict, optim: str) -> None:
     run = made(arguments, section, optim=optim)
@@ -64,7 +66,9 @@ def test_pruned_weights_gradients_and_moments_are_zero_after_every_step(argument
     assert look.shares == [SparsitySection(**section).share_at(step, 6) for step in range(6)]
     report = described(run.student, run.sparsity.section)
     for name, layer in run.sparsity.layers.items():
-        assert report["layers"][name] == round(run.sparsity.section.target * layer.weight.numel()) / layer.weight.numel()
+        assert (
+            report["layers"][name] == round(run.sparsity.section.target * layer.weight.numel()) / layer.weight.numel()
+        )
         assert section.get("pattern") is None or follows(layer.weight, 2, 4)
     assert run.student.lm_head.weight.count_nonzero() == run.student.lm_head.weight.numel()
 
@@ -108,10 +112,14 @@ def test_pruning_without_training_is_the_masks_of_step_zero(arguments) -> None:
 
 @pytest.mark.parametrize("section", [RISING, {"pattern": "2:4"},
                                      {**RISING, "scope": "global"}, {**RISING, "criterion": "wanda"}], ids=str)  # fmt: skip
-def test_a_run_resumed_in_the_middle_of_the_schedule_ends_as_an_unbroken_one(arguments, tmp_path: Path, section) -> None:
+def test_a_run_resumed_in_the_middle_of_the_schedule_ends_as_an_unbroken_one(
+    arguments, tmp_path: Path, section
+) -> None:
     whole = made(arguments, section, save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "run"))
     whole.train()
-    assert "mask.model.layers.0.mlp.up_proj" in load_file(tmp_path / "run" / "checkpoint-2/kdlm/sparsity_state.safetensors")
+    assert "mask.model.layers.0.mlp.up_proj" in load_file(
+        tmp_path / "run" / "checkpoint-2/kdlm/sparsity_state.safetensors"
+    )
     again = made(arguments, section, save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "run"))
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     ours, theirs = weights(whole), weights(again)

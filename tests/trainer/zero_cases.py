@@ -45,7 +45,9 @@ class Critic(Method):
     def losses(self, nets, batch, active, step: Step) -> Terms:
         signal = nets["student"](batch, kept_rows(batch["labels"]))
         score = nets["critic"](signal.hidden).squeeze(-1)
-        return Terms({"score": Term((score - 1).square().sum()), "size": Term(signal.hidden.square().sum(), weight=0.1)})
+        return Terms(
+            {"score": Term((score - 1).square().sum()), "size": Term(signal.hidden.square().sum(), weight=0.1)}
+        )
 
     def evaluate(self, nets, batch, step: Step) -> Terms:
         return self.losses(nets, batch, frozenset(), step)
