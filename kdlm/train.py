@@ -309,7 +309,7 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
     ours = student.get_output_embeddings().weight.shape[0]
     shared = []
     for (key, section), one in zip(sections, built, strict=True) if sections else ():
-        if hasattr(section, "tokenizer"):
+        if hasattr(section, "tokenizer") and hasattr(one, "vocab_size"):
             try:
                 shared.append(shared_vocabulary(tokenizer, section.tokenizer(), ours, one.vocab_size).require())
             except ValueError as error:

@@ -47,6 +47,9 @@ TINY = {
     "specs": [PAIRS, "data.eval_rows=2"],
     "hidden_kd": ["method.layers=[[0, 1]]"],
     "masked_kd": ["teacher.path=sandbox:masked-tiny"],
+    "minilm": ["teacher.path=sandbox:masked-tiny", "method.relation_heads=2"],
+    "tinybert": ["teacher.path=sandbox:masked-tiny"],
+    "text_classification": ["teacher={name: text_classifier, path: 'sandbox:code-encoder', num_labels: 8}"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],
     "grpo": REWARDED,
     "rlad": REWARDED,
@@ -65,6 +68,8 @@ TINY = {
 PRETRAINED = "student={name: sandbox, model: code-student}"
 SUMS = "data.train.0.path=sandbox:arithmetic/train"
 WEIGHED = "data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}"
+ENCODERS = ["student.path=sandbox:masked-student", "student.num_labels=10"]
+ENCODERS += ["teacher.path=sandbox:masked-teacher", "teacher.num_labels=10"]
 AFTER = {
     "acm/gates": ["student={name: adaptive, source: {name: sandbox, model: code-teacher}}"],
     "acm/whole": ["student={name: adaptive, source: {name: sandbox, model: code-teacher}}"],
@@ -98,6 +103,11 @@ AFTER = {
     "fusion/fuse": ["teacher.members.1={name: sandbox, model: code-teacher-4k}"],
     "further_pretraining/student": ["teacher={name: sandbox, model: code-student}"],
     "demix/run": [PRETRAINED],
+    "ernie_tiny/general_enhanced": ENCODERS,
+    "ernie_tiny/task_adaptive": ENCODERS,
+    "ernie_tiny/task_specific": ENCODERS,
+    "sandbox/text_classification": ["teacher.path=sandbox:code-encoder", "teacher.num_labels=8"],
+    "minilm_assistant/student": ["teacher={name: sandbox, model: code-teacher}"],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],
 }
 """What stands in for the folder that another recipe leaves behind; `tests/train/test_chains.py` runs them in order."""
@@ -115,7 +125,7 @@ def test_a_recipe_passes_the_check_without_a_network(path):
     recipe = load(path, AFTER.get(f"{path.parent.name}/{path.stem}", []))
     said = check(recipe)
     assert any(line.startswith("training: ") for line in said)
-    on_hub = "Qwen/" in path.read_text() or "meta-llama/" in path.read_text()
+    on_hub = any(owner in path.read_text() for owner in ("Qwen/", "meta-llama/", "google/"))
     assert on_hub == any("not looked at here" in line and "huggingface.co" in line for line in said)
 
 
