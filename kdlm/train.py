@@ -47,7 +47,13 @@ class Assembly:
     tokenizer: Any
 
 
-def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None = None) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool | str = False,
+    figures: Figures | None = None,
+    placement: Mapping[str, Any] | None = None,
+) -> Path:
     """Run a recipe to its end and return the run folder.
 
     Args:
@@ -55,6 +61,7 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
         resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
             names a checkpoint.
         figures: draws a finished run folder, name -> PNG, for the trackers that the run reports to.
+        placement: why the teacher is where it is (`kdlm.plan.settled`), for environment.json.
 
     A run that a guard ends (`recipe.guards`) leaves a checkpoint, `stopped` in results.json, and no student.
 
@@ -75,7 +82,7 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
         print("\n".join(notes), end="\n" if notes else "")
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         print(run.data.report)
-        folder.open(recipe, described(run.data), step)
+        folder.open(recipe, described(run.data), step, placement)
         trainer.add_callback(MetricsFile(folder.metrics))
         trainer.sample_log = SampleLog(folder.path)
         if isinstance(trainer, DiffusionTrainer):

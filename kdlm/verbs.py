@@ -28,11 +28,13 @@ def load(args: argparse.Namespace) -> Any:
 
 def train(args: argparse.Namespace) -> int:
     recipe = load(args)
+    from kdlm.plan import settled
     from kdlm.report import pictures
     from kdlm.run_folder import RunFolder
     from kdlm.train import train
 
-    return int(RunFolder(train(recipe, resume=args.resume, figures=pictures)).stopped)
+    recipe, placement = settled(recipe)
+    return int(RunFolder(train(recipe, resume=args.resume, figures=pictures, placement=placement)).stopped)
 
 
 def report(args: argparse.Namespace) -> int:

@@ -106,6 +106,8 @@ def _of_weights(recipe: Recipe, gpu: bool) -> Iterator[tuple[str, dict[str, Any]
     """Yield what can be changed of the teacher, the optimiser and what is trained."""
     teacher, student = recipe.teacher, recipe.student
     if isinstance(teacher, LocalTeacherSection | SandboxTeacherSection) and teacher.device is None:
+        if gpu and teacher.placement == "resident" and teacher.quantization == "none":
+            yield "the teacher in the host's memory while the student learns", {"teacher.placement": "sliced"}
         if recipe.rollouts is None:
             of = teacher.model_dump(mode="json", exclude_unset=True) | {"name": teacher.name}
             cached = {"name": "cached", "path": "captures/teacher", "of": of}

@@ -98,7 +98,8 @@ class AheadTeacher(LocalTeacher):
         """How often its weights were brought to the device, or would have been."""
         self._here = False
         self._announced: list[Reading] = []
-        self._answers: list[Answer] = []
+        self.made: list[Answer] = []
+        """What was answered ahead, of each micro-batch of the step."""
         self._wanted: Wanted | None = Wanted()  # of the step that is answered; None: nothing
         self._asked: Wanted | None = None  # of the announced batches, since they were
         self._surprised = False
@@ -134,12 +135,12 @@ class AheadTeacher(LocalTeacher):
         Args:
             asked: every micro-batch, on the student's device, with the rows that losses are taken at.
         """
-        self._answers = []  # before the turn: they are not held beside the new ones
+        self.made = []  # before the turn: they are not held beside the new ones
         if self._announced:
             self._wanted, self._asked = self._asked, None
         self._announced = [_ascending(self._reading(batch, rows)) for batch, rows in asked]
         if self._announced and self._wanted is not None:
-            self._answers = self._all(self._announced, self._wanted)
+            self.made = self._all(self._announced, self._wanted)
 
     @torch.no_grad()
     def with_layers(self, batch: Batch, rows: Rows, layers: Sequence[int]) -> tuple[Hidden | Dense, list[Tensor]]:
@@ -176,7 +177,7 @@ class AheadTeacher(LocalTeacher):
 
         None where even what was asked of every token does not have it.
         """
-        asked, answers = Wanted(frozenset(layers)), self._answers
+        asked, answers = Wanted(frozenset(layers)), self.made
         found = answers[number].at(index, layers) if answers else None
         if found is None:
             known = not answers or answers[number].at(index, ()) is not None
@@ -186,9 +187,9 @@ class AheadTeacher(LocalTeacher):
             if answers and not self._surprised:
                 self._surprised = True
                 logger.info("the teacher was asked what it had not foreseen: it answers the step's batches once more")
-            answers = self._answers = []  # not held beside the new ones
-            self._wanted, self._answers = wanted, self._all(self._announced, wanted)
-            found = self._answers[number].at(index, layers)
+            answers = self.made = []  # not held beside the new ones
+            self._wanted, self.made = wanted, self._all(self._announced, wanted)
+            found = self.made[number].at(index, layers)
         every = self._wanted is not None and self._wanted.every
         self._asked = (self._asked or Wanted()) | replace(asked, every=every)
         return found
