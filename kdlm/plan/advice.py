@@ -58,6 +58,8 @@ def enough(recipe: Recipe, device: Device, advice: list[Advice]) -> tuple[dict[s
     """Return the first changes that together make the run fit, and what is foreseen with them; None: all do not do."""
     together: dict[str, Any] = {}
     for one in advice:
+        if "teacher" in together and any(key.startswith("teacher.") for key in one.changes):
+            continue  # it is another teacher by now
         together |= one.changes
         then = predict(changed(recipe, together), device)
         if then.fits:
@@ -113,7 +115,8 @@ def _of_weights(recipe: Recipe, gpu: bool) -> Iterator[tuple[str, dict[str, Any]
             cached = {"name": "cached", "path": "captures/teacher", "of": of}
             yield "capture the teacher's signals first (kdlm capture): the 128 likeliest tokens", {"teacher": cached}
         if gpu and teacher.quantization == "none":
-            yield "a teacher in 4 bits, whose errors are learnt too", {"teacher.quantization": "4bit"}
+            few = {"teacher.quantization": "4bit", "teacher.placement": "resident"}
+            yield "a teacher in 4 bits, whose errors are learnt too", few
     optimiser = str(getattr(recipe.training.optim, "value", recipe.training.optim))
     if gpu and optimiser.startswith("adamw_torch"):
         yield "an optimiser with 8 bits of state", {"training.optim": "adamw_bnb_8bit"}

@@ -27,6 +27,7 @@ class Placement:
         moves: what moves in an optimiser step, in words.
         host: bytes of the host's memory that the ranks of this machine need for it together.
         host_memory: bytes that there are.
+        pace: tokens/s, None where the teacher's own is not known.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Placement:
     moves: str
     host: int
     host_memory: int
+    pace: float | None = None
 
     @property
     def fits(self) -> bool:
@@ -43,7 +45,7 @@ class Placement:
     def as_dict(self) -> dict[str, Any]:
         """Return the figures, in bytes."""
         figures = {"device": self.found.total, "teacher": self.found.parts["teacher weights"], "host": self.host}
-        return figures | {"fits": self.fits, "tokens_per_second": self.found.tokens_per_second}
+        return figures | {"fits": self.fits, "tokens_per_second": self.pace}
 
 
 def placements(recipe: Recipe, where: Device) -> Iterator[Placement]:
@@ -59,14 +61,15 @@ def placements(recipe: Recipe, where: Device) -> Iterator[Placement]:
         if name == "resident" or (where.apart and teacher.quantization == "none"):
             found = predict(changed(recipe, changes), where)
             moves = f"the teacher's {size(found.host)} to the device" if found.host else "nothing"
-            yield Placement(name, changes, found, moves, found.host * ranks, host_memory())
+            host = found.host * ranks
+            yield Placement(name, changes, found, moves, host, host_memory(), found.tokens_per_second)
+    if "teacher.layers" in recipe.method.build(recipe.losses, None).needs:  # which only a model at hand gives
+        return
     if where.apart:
         yield _elsewhere(recipe, where, "next GPU", here | {"teacher.device": "next"})
-    fields = {key: getattr(teacher, key) for key in type(teacher).model_fields}
-    of = {key: fields[key] for key in ("path", "model", "revision", "dtype") if key in fields}
-    of["name"] = "pretrained" if "path" in of else "sandbox"
-    served = {"teacher": {"name": "served", "url": "http://localhost:8790", "of": of}}
-    yield _elsewhere(recipe, where, "served", served)
+    given = teacher.model_dump(include={"path", "model", "revision", "dtype"})
+    of = {"name": "pretrained" if "path" in given else "sandbox", **given}
+    yield _elsewhere(recipe, where, "served", {"teacher": {"name": "served", "url": "http://127.0.0.1:8100", "of": of}})
 
 
 def _elsewhere(recipe: Recipe, where: Device, name: str, changes: Mapping[str, Any]) -> Placement:
@@ -81,11 +84,10 @@ def table(places: list[Placement]) -> Iterator[str]:
     yield "the teacher's placement, each planned with the rest as it is; memory of the student's device:"
     yield f"  {'':<10}{'total':>12}{'teacher':>12}{'tokens/s':>10}  {'':<14}moves in a step"
     for one in places:
-        pace = one.found.tokens_per_second
         fits = "fits" if one.fits else "does not fit"
         host = f", {size(one.host)} rest in the host's memory" if one.host else ""
         columns = f"{size(one.found.total):>12}{size(one.found.parts['teacher weights']):>12}"
-        yield f"  {one.name:<10}{columns}{'?' if pace is None else f'{pace:,.0f}':>10}  {fits:<14}{one.moves}{host}"
+        yield f"  {one.name:<10}{columns}{'?' if one.pace is None else f'{one.pace:,.0f}':>10}  {fits:<14}{one.moves}{host}"
 
 
 def as_chosen(recipe: Recipe, places: list[Placement]) -> Recipe:
