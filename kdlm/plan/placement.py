@@ -87,7 +87,8 @@ def table(places: list[Placement]) -> Iterator[str]:
         fits = "fits" if one.fits else "does not fit"
         host = f", {size(one.host)} rest in the host's memory" if one.host else ""
         columns = f"{size(one.found.total):>12}{size(one.found.parts['teacher weights']):>12}"
-        yield f"  {one.name:<10}{columns}{'?' if one.pace is None else f'{one.pace:,.0f}':>10}  {fits:<14}{one.moves}{host}"
+        pace = "?" if one.pace is None else f"{one.pace:,.0f}"
+        yield f"  {one.name:<10}{columns}{pace:>10}  {fits:<14}{one.moves}{host}"
 
 
 def as_chosen(recipe: Recipe, places: list[Placement]) -> Recipe:
