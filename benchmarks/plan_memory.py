@@ -6,7 +6,8 @@ Full fine-tuning, LoRA, eager logits (a dense signal and all rows at once), a ca
 micro-batches in one turn (`placement: sliced`), a long sequence, and that with activation checkpointing. A CPU has no
 memory apart for a sliced teacher to leave: as a stand-in its weights lie on disk while they rest, so that the process
 holds what a device would; the plan is told so. Models are made from configurations, with random weights: 24 M and 37 M
-of them, 16,000 tokens, fp32, one thread. Rows are bytes of text, all of the greatest length but one in eight. Each run is two
+of them, 16,000 tokens, fp32, one thread.
+Rows are bytes of text, all of the greatest length but one in eight. Each run is two
 optimiser steps in a process of its own, measured in two ways:
 
 - resident: `kdlm train`, the peak of the resident set beyond what it is after the same run with tiny models. glibc is
