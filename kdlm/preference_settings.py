@@ -104,6 +104,7 @@ SECTIONS = {
     "evaluation": "in TRL's trainer it is the loss and the margins of held-out pairs",
     "guards": "nothing is watched in TRL's trainer; logps/chosen is in the log",
     "privacy": "TRL's trainer does not clip the gradients of rows",
+    "sparsity": "TRL's trainer applies no masks",
     "sampler": "TRL draws pairs by itself",
 }
 """Section of a recipe -> why it has no place here."""

@@ -18,6 +18,7 @@ from kdlm.teachers.frozen import (
     ImageClassifierTeacherSection,
     ImageEnsembleSection,
     MaskedAutoencoderTeacherSection,
+    TextClassifierTeacherSection,
     freeze,
 )
 from kdlm.teachers.local import (
@@ -181,6 +182,7 @@ AnyTeacher = Annotated[
     | DualEncoderTeacherSection
     | MaskedAutoencoderTeacherSection
     | MaskedTeacherSection
+    | TextClassifierTeacherSection
     | DenoiserTeacherSection,
     Field(discriminator="name"),
 ]

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
+from kdlm.models import Ask, Inside
 from kdlm.models.prediction import head
 from kdlm.signal import Dense, Hidden, Rows, take
 from kdlm.teachers.local import LocalTeacher, check_length, own_reading
@@ -78,7 +80,8 @@ class AheadTeacher(LocalTeacher):
         sliced: keep the weights in the host's memory, and on the device only while it answers; the head stays there,
             since the losses read it in the student's turn.
         batch_size: sequences it reads at once; None: as many as are asked about at once.
-        options: as of a `LocalTeacher`.
+        options: as of a `LocalTeacher`. A teacher in shards reads as often on every rank as on the one that has most
+            to read, and answers anew on all of them where one is asked what was not foreseen.
     """
 
     def __init__(
@@ -147,11 +150,18 @@ class AheadTeacher(LocalTeacher):
         """Return the signal and the outputs of decoder layers `layers` at the kept rows."""
         reading = self._reading(batch, rows)
         number = self._number_of(reading)
-        answer = None if number is None else self._foreseen(number, reading.index, layers)
+        known = not self._most(number is None)
+        answer = self._foreseen(number, reading.index, layers) if known and number is not None else None
         if answer is None:
             answer = self._all([_ascending(reading)], Wanted(frozenset(layers)))[0].at(reading.index, layers)
             assert answer is not None
         return answer.signal, [answer.layers[layer] for layer in layers]
+
+    @torch.no_grad()
+    def inside(self, batch: Batch, rows: Rows, ask: Ask, predicted: Rows | None = None) -> tuple[Any, Inside]:
+        """Return what a `LocalTeacher` does, made when it is asked for: of the inside nothing is foreseen."""
+        with self.at_hand():
+            return super().inside(batch, rows, ask, predicted)
 
     # What was announced
 
@@ -179,10 +189,10 @@ class AheadTeacher(LocalTeacher):
         """
         asked, answers = Wanted(frozenset(layers)), self.made
         found = answers[number].at(index, layers) if answers else None
-        if found is None:
+        if self._most(found is None):
             known = not answers or answers[number].at(index, ()) is not None
             wanted = (self._wanted or Wanted()) | replace(asked, every=not known)
-            if answers and wanted == self._wanted:
+            if self._most(found is None and bool(answers) and wanted == self._wanted):
                 return None
             if answers and not self._surprised:
                 self._surprised = True
@@ -205,7 +215,17 @@ class AheadTeacher(LocalTeacher):
         layers = sorted(wanted.layers)
         with self.at_hand():
             answers = [self._answer(part, layers) for part in parts]
+            for _ in range(self._most(len(parts)) - len(parts)):  # others have more to read, and need this one's shards
+                self._answer(parts[-1], layers)
         return answers if self.batch_size is None else _dealt(answers, readings)
+
+    def _most(self, value: int) -> int:
+        """Return the greatest value of all ranks where they hold a teacher in shards, and so answer together."""
+        if self.computes_on is None:
+            return value
+        greatest = torch.tensor(int(value), device=self.computes_on)
+        dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
+        return int(greatest)
 
     def _answer(self, reading: Reading, layers: list[int]) -> Answer:
         signal, hidden = super().with_layers(reading.inputs, Rows(reading.index, reading.index), layers)

@@ -1,6 +1,7 @@
 """A frozen model on this machine as the teacher."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -9,8 +10,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
-from kdlm.models import MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
+from kdlm.models import Ask, Inside, MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
+from kdlm.sharding import gathered, sharded
 from kdlm.signal import Dense, Head, Hidden, Rows
 from kdlm.teachers.placement import own_device
 
@@ -25,16 +27,25 @@ class LocalTeacher:
 
     Args:
         model: a language model; put in eval mode and frozen here. A masked one fills in what a batch hides, and so
-            provides `teacher.unmasking` instead.
+            provides `teacher.unmasking` in place of `teacher`.
         signal: `hidden` keeps logits out of memory; `dense` runs the head on all rows; `auto` is `hidden` where the
             model's logits are `head(hidden)`, else `dense`.
+        computes_on: where a model in shards computes (see `kdlm.sharding`): every rank must ask such a teacher at the
+            same time, each for its own batch, and its head is gathered once for each answer.
     """
 
     provides = frozenset({"teacher", "teacher.layers"})
+    tells_classes = False
 
-    def __init__(self, model: "PreTrainedModel", signal: Literal["auto", "hidden", "dense"] = "auto"):
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        signal: Literal["auto", "hidden", "dense"] = "auto",
+        computes_on: torch.device | None = None,
+    ):
         self.model = model.eval().requires_grad_(False)
-        self._predict = Predictor(self.model)
+        self.computes_on = computes_on
+        self._predict = Predictor(self.model, reads_hidden=None if computes_on is None else True)
         if self._predict.mask_id is not None:
             self.provides = MaskedTeacherSection.provides
         if signal == "hidden" and not self._predict.reads_hidden:
@@ -55,8 +66,8 @@ class LocalTeacher:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
+        """Where the model computes."""
+        return self.model.device if self.computes_on is None else self.computes_on
 
     def fingerprint(self) -> str:
         """Return what tells its weights from others."""
@@ -80,32 +91,54 @@ class LocalTeacher:
         self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
     ) -> tuple[Hidden | Dense, list[Tensor]]:
         """Return the signal and the outputs of decoder layers `layers` at the kept rows."""
+        signal, inside = self.inside(batch, rows, Ask(layers=layers), rows)
+        assert signal is not None
+        return signal, inside.hidden
+
+    @torch.no_grad()
+    def inside(
+        self, batch: dict[str, Tensor], rows: Rows, ask: Ask, predicted: Rows | None = None
+    ) -> tuple[Hidden | Dense | None, Inside]:
+        """Return the signal at the rows `predicted` and what is asked of the inside at `rows`, as `Predictor.inside`.
+
+        The layers above the highest one that is asked are not run where no signal is wanted.
+        """
         if "theirs" in batch:
             check_length(batch, self.model)
-            batch, rows = own_reading(batch, rows)
-        home, away = rows.index.device, self.model.device
+            theirs, rows = own_reading(batch, rows)
+            predicted = None if predicted is None else own_reading(batch, predicted)[1]
+            batch = theirs
+        home, away = rows.index.device, self.device
         there = {key: value.to(away) for key, value in batch.items()}
-        signal, hidden = self._predict.with_layers(there, Rows(rows.index.to(away), rows.labels.to(away)), layers)
+        wanted = None if predicted is None else _moved(predicted, away)
+        signal, inside = self._predict.inside(there, _moved(rows, away), ask, wanted)
         if isinstance(signal, Hidden):
-            signal = Hidden(signal.hidden.to(home), self._head_on(home, signal.head))
+            whole = signal.head if self.computes_on is None else gathered(signal.head)
+            signal = Hidden(signal.hidden.to(home), self._head_on(home, whole))
             if self._dense:
                 signal = Dense(signal.head.logits(signal.hidden))
-        else:
+        elif signal is not None:
             signal = Dense(signal.logits.to(home))
-        return signal, [h.to(home) for h in hidden]
+        return signal, inside.to(home)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what is before it."""
+        return self._predict.causal
 
     @torch.no_grad()
     def embed(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows width"]:
         """Return the teacher's input embeddings of these tokens, on their device."""
-        return self._predict.embed(ids.to(self.model.device)).to(ids.device)
+        return self._predict.embed(ids.to(self.device)).to(ids.device)
 
     @property
     def moves(self) -> bool:
-        """Whether it can change its device: not where it was quantised or spread while loading."""
-        return getattr(self.model, "hf_device_map", None) is None and not getattr(self.model, "is_quantized", False)
+        """Whether it can change its device: not where it was quantised, spread or sharded while loading."""
+        placed = getattr(self.model, "hf_device_map", None) is not None or self.computes_on is not None
+        return not placed and not getattr(self.model, "is_quantized", False)
 
     def to(self, device: torch.device) -> "LocalTeacher":
-        """Move the model, unless it was quantised or spread while loading."""
+        """Move the model, unless it was quantised, spread or sharded while loading."""
         if self.moves:
             self.model.to(device)  # pyright: ignore[reportArgumentType]  transformers' decorator hides the signature
         return self
@@ -117,6 +150,10 @@ class LocalTeacher:
         if self._head is None:
             self._head = head.to(device)
         return self._head
+
+
+def _moved(rows: Rows, device: torch.device) -> Rows:
+    return Rows(rows.index.to(device), rows.labels.to(device))
 
 
 def own_reading(batch: dict[str, Any], rows: Rows) -> tuple[dict[str, Tensor], Rows]:
@@ -163,18 +200,25 @@ class LocalOptions(Section):
     ranks, `next`: rank r of n takes GPU n + r."""
     signal: Literal["auto", "hidden", "dense"] = Field("auto")
     """`hidden` keeps teacher logits out of memory, `dense` computes them all, `auto` takes hidden where it is exact."""
-    placement: Literal["resident", "sliced", "auto"] = "resident"
-    """`resident`: beside the student. `sliced`: in the host's memory, and on the student's device only while it answers
-    all micro-batches of an optimiser step. `auto`: what `kdlm plan` foresees to fit, the fastest first."""
+    placement: Literal["resident", "sliced", "sharded", "auto"] = "resident"
+    """`resident`: beside the student, whole on every rank. `sliced`: in the host's memory, and on the student's device
+    only while it answers all micro-batches of an optimiser step. `sharded`: each rank holds its share of every weight,
+    and a layer is gathered while it computes. `auto`: what `kdlm plan` foresees to fit, the fastest first."""
+    offload: bool = False
+    """With `sharded`: the shards stay in the host's memory. On a CPU that is where they are anyway."""
     batch_size: int | None = Field(None, ge=1)
     """Sequences that the teacher reads at once, whatever the student's micro-batch is: fewer, or those of several."""
 
     @model_validator(mode="after")
-    def _has_one_place(self) -> "LocalOptions":
+    def _fits_its_placement(self) -> "LocalOptions":
+        if self.offload and self.placement != "sharded":
+            raise ValueError("offload is of shards: say placement: sharded")
         if self.placement != "resident" and self.device is not None:
             raise ValueError(f"placement: {self.placement} uses the student's device: leave device out")
-        if self.placement == "sliced" and getattr(self, "quantization", "none") != "none":
-            raise ValueError("placement: sliced moves whole weights: leave quantization out, or say resident")
+        if self.placement in ("sliced", "sharded") and getattr(self, "quantization", "none") != "none":
+            raise ValueError(
+                f"placement: {self.placement} moves plain weights: leave quantization out, or say resident"
+            )
         return self
 
 
@@ -188,15 +232,14 @@ def _build(
         raise ValueError(
             "teacher.placement: auto is settled before a run: `kdlm train` does so, and kdlm.plan.settled(recipe)"
         )
+    own: dict[str, Any] = {"sliced": section.placement == "sliced", "batch_size": section.batch_size}
+    kind = partial(AheadTeacher, **own) if any(own.values()) else LocalTeacher
+    if section.placement == "sharded":
+        return kind(sharded(section.load, device, offload=section.offload), section.signal, computes_on=device)
     placed: dict[str, Any] = {} if section.device is None else {"device_map": own_device(section.device)}
     if section.quantization != "none" and not placed:
         placed = {"device_map": {"": str(device)}}
-    sliced = section.placement == "sliced"
-    if sliced or section.batch_size is not None:
-        model = section.load(**placed)
-        teacher = AheadTeacher(model, section.signal, sliced=sliced, batch_size=section.batch_size)
-    else:
-        teacher = LocalTeacher(section.load(**placed), section.signal)
+    teacher = kind(section.load(**placed), section.signal)
     return teacher if placed else teacher.to(device)
 
 
@@ -229,7 +272,7 @@ class VisionLanguageTeacherSection(VisionLanguage, LocalOptions):
 class MaskedTeacherSection(MaskedLanguageModel, LocalOptions):
     """A frozen masked language model, for a student that is one."""
 
-    provides: ClassVar[frozenset[str]] = frozenset({"teacher.unmasking"})
+    provides: ClassVar[frozenset[str]] = frozenset({"teacher.unmasking", "teacher.layers"})
     """What a method may need of it, known without loading the weights."""
 
     def build(self, device: torch.device) -> LocalTeacher:

@@ -1,0 +1,108 @@
+"""Models in shards (FSDP2): a frozen teacher on its own, and what a launch that asks for sharding must have come to.
+
+The student is sharded by accelerate, as the child of one parent module; the teacher here, with groups, hooks and a mesh
+of its own, and without gradients or optimiser state. Its backbone is the root, because that is what is called, and its
+head stands beside it: whoever reads the head gathers it, once for each answer.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from kdlm.models.frozen_copies import whole
+from kdlm.models.prediction import Predictor, backbone, decoder_layers, plain
+from kdlm.signal import Head
+
+
+def ranks() -> int:
+    """Return how many processes run together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sharded(load: Callable[..., Any], device: torch.device, *, offload: bool = False) -> Any:
+    """Return a frozen language model of which each rank holds its share of every weight, and rank 0 ever held all.
+
+    Rank 0 opens it in the host's memory and hands each weight round, one after the other; the others open its shape.
+
+    Args:
+        load: opens the model; takes `device_map`.
+        device: where this rank computes.
+        offload: keep the shards in the host's memory, from which a layer is fetched while it computes.
+
+    Raises ValueError where there is one process, for a model whose logits are not `head(hidden)`, and where weights
+    would be left over that nobody shards.
+    """
+    if ranks() == 1:
+        raise ValueError("teacher.placement: sharded needs several ranks, and this is one process: use resident")
+    first = dist.get_rank() == 0
+    model = (load() if first else load(device_map={"": "meta"})).eval().requires_grad_(False)
+    reads_hidden = torch.tensor(not first or Predictor(model).reads_hidden, device=device)
+    dist.broadcast(reads_hidden, 0)
+    if not reads_hidden:
+        raise ValueError("teacher.placement: sharded reads hidden states, and this model's logits are not head(hidden)")
+    weights, buffers = (model.state_dict(), dict(model.named_buffers())) if first else ({}, {})
+    model.to("meta")
+    model.tie_weights()
+    _shard(model, device, offload)
+    home = torch.device("cpu") if offload else device
+    model.to_empty(device=home)
+    model.tie_weights()
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=offload)
+    set_model_state_dict(model, weights, options=options)
+    _hand_round(model, buffers, device)
+    if left := [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]:
+        raise ValueError(f"teacher.placement: sharded leaves {left[0]} whole on every rank, outside backbone and head")
+    return model
+
+
+def _shard(model: Any, device: torch.device, offload: bool) -> None:
+    mesh = dist.device_mesh.init_device_mesh(device.type, (ranks(),))
+    policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
+    options: Any = {"mesh": mesh, "reshard_after_forward": True, "offload_policy": policy}
+    for layer in decoder_layers(model):
+        fully_shard(layer, **options)
+    body, head = backbone(model), plain(model).get_output_embeddings()
+    tied = head.weight is body.get_input_embeddings().weight
+    fully_shard(body, **options)
+    if tied:
+        head.weight = body.get_input_embeddings().weight
+    else:
+        fully_shard(head, **options)
+
+
+def _hand_round(model: nn.Module, buffers: dict[str, Tensor], device: torch.device) -> None:
+    """Give every rank rank 0's buffers: what a model does not save is in no state dict."""
+    for name, empty in list(model.named_buffers()):
+        value = buffers[name].to(device) if buffers else torch.empty_like(empty, device=device)
+        dist.broadcast(value.contiguous(), 0)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, value)
+
+
+def gathered(head: Head) -> Head:
+    """Return a head with all of its weights on this rank; every rank must ask."""
+    weight, bias = whole(head.weight), None if head.bias is None else whole(head.bias)
+    return Head(weight, bias, head.logit_scale, head.softcap)
+
+
+def held(tensors: Iterable[Tensor]) -> tuple[int, int]:
+    """Return how many elements of some weights this rank holds, and how many there are."""
+    weights = list(tensors)
+    here = sum(w.to_local().numel() if isinstance(w, DTensor) else w.numel() for w in weights)
+    return here, sum(w.numel() for w in weights)
+
+
+def require_shards(networks: nn.Module, asked: str) -> None:
+    """Raise ValueError where a launch that asked for sharding left every rank with whole networks."""
+    here, everything = held(networks.parameters())
+    if here == everything:
+        raise ValueError(
+            f"{asked} was asked for, and nothing is sharded: every rank holds all {everything} weights. accelerate "
+            "shards on GPUs only; on a CPU, leave it out (torchrun then runs DDP)"
+        )
