@@ -51,7 +51,12 @@ class Assembly:
 
 
 def train(
-    recipe: Recipe, *, resume: bool | str = False, figures: Figures | None = None, stage: HandOver | None = None
+    recipe: Recipe,
+    *,
+    resume: bool | str = False,
+    figures: Figures | None = None,
+    placement: Mapping[str, Any] | None = None,
+    stage: HandOver | None = None,
 ) -> Path:
     """Run a recipe to its end and return the run folder.
 
@@ -60,6 +65,7 @@ def train(
         resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
             names a checkpoint.
         figures: draws a finished run folder, name -> PNG, for the trackers that the run reports to.
+        placement: why the teacher is where it is (`kdlm.plan.settled`), for environment.json.
         stage: what goes on from stage to stage, where the run is one of several in this process, whose process group
             then stays open.
 
@@ -86,7 +92,7 @@ def train(
         print("\n".join(notes), end="\n" if notes else "")
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         print(run.data.report)
-        folder.open(recipe, described(run.data), step)
+        folder.open(recipe, described(run.data), step, placement)
         trainer.add_callback(MetricsFile(folder.metrics))
         trainer.sample_log = SampleLog(folder.path)
         if isinstance(trainer, DiffusionTrainer):

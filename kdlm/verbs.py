@@ -45,6 +45,7 @@ def load(args: argparse.Namespace) -> Any:
 
 def train(args: argparse.Namespace) -> int:
     recipe = load(args)
+    from kdlm.plan import settled
     from kdlm.report import pictures
 
     if _staged(args):
@@ -54,7 +55,8 @@ def train(args: argparse.Namespace) -> int:
     from kdlm.run_folder import RunFolder
     from kdlm.train import train
 
-    return int(RunFolder(train(recipe, resume=args.resume, figures=pictures)).stopped)
+    recipe, placement = settled(recipe)
+    return int(RunFolder(train(recipe, resume=args.resume, figures=pictures, placement=placement)).stopped)
 
 
 def _staged(args: argparse.Namespace) -> bool:

@@ -12,6 +12,7 @@ from kdlm.models.adaptive_student import make_adaptive
 from kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
 from kdlm.store import HiddenFormat, LogProbsFormat, SampledFormat, TopKFormat
 from kdlm.teachers import (
+    AheadTeacher,
     CachedTeacherSection,
     Ensemble,
     EnsembleSection,
@@ -120,7 +121,10 @@ def teacher_of(section: Any, rows: int, ahead: int) -> Any:
             members = [teacher_of(member, rows, ahead) for member in section.members]
             return Ensemble(members, space=section.space)
         case LocalTeacherSection() | SandboxTeacherSection() if section.device in (None, "auto"):
-            return LocalTeacher(skeleton(section), section.signal)
+            model = skeleton(section)
+            if (sliced := section.placement == "sliced") or section.batch_size is not None:
+                return AheadTeacher(model, section.signal, sliced=sliced, batch_size=section.batch_size)
+            return LocalTeacher(model, section.signal)
         case LocalTeacherSection() | SandboxTeacherSection():
             return Elsewhere(section, HiddenFormat(dtype="bfloat16"), rows, 0)
         case ServedTeacherSection():
