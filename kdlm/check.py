@@ -87,6 +87,7 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
         ("data", teacher_checks.second_reading(recipe, method)),
         ("teacher", teacher_checks.captured(recipe)),
         ("teacher", teacher_checks.ensemble(recipe)),
+        ("teacher", teacher_checks.capacity(recipe, method)),
         ("data", _data(recipe, method)),
     )
 
