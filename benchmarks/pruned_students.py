@@ -4,9 +4,9 @@
 
 Two teachers read the standard library: a mixture of 8 experts (2 layers, 2 experts a token), and a dense model of 8
 layers. Experts are cut to a quarter of their neurons (SlimMoE), in one stage, or through a half on which a third of the
-steps are spent; by |gradient x activation| or by weights alone. Of the dense model 3 layers go. All arms then learn from
-their teacher (forward KL) on equally many tokens. Figures are the cross-entropy on held-out text in nats per token, the
-mean of three seeds, which draw the order of the text; "cut" is that before healing.
+steps are spent; by |gradient x activation| or by weights alone. Of the dense model 3 layers go. All arms then learn
+from their teacher (forward KL) on equally many tokens. Figures are the cross-entropy on held-out text in nats per token,
+the mean of three seeds, which draw the order of the text; "cut" is that before healing.
 
 --check exits 1 unless two stages end below one, and the block by angle (last tokens) below the spread layers. --quick
 takes few steps with one seed: a smoke test that gates nothing. --save writes benchmarks/results/pruned_students.json.
@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
     documents: int
 
 
-WHOLE, QUICK = Sizes(3, 1200, 90, 8), Sizes(1, 20, 6, 1)
+WHOLE, QUICK = Sizes(3, 600, 60, 4), Sizes(1, 20, 6, 1)
 
 
 @contextmanager
@@ -73,6 +73,7 @@ def teachers(folder: Path, steps: int) -> None:
         model = make()
         training = Training("teacher", steps=steps, batch=8, window=WINDOW, learning_rate=3e-3)
         pretrain(model, tokenizer, build("code"), training, 0, unseen, name)
+        print(f"{name}: trained, {sum(os.times()[:2]):.0f} s so far", flush=True)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def batches(rows: Any, count: int) -> list[dict[str, Tensor]]:
-    """Return the first `count` rows, each a batch of its own without padding. Raises ValueError where there are none."""
+    """Return the first `count` rows, each a batch without padding. Raises ValueError where there are none."""
     first = list(islice(iter(rows), count))
     if not first:
         raise ValueError("data.train: no rows to measure the student's layers or experts on")

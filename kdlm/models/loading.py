@@ -155,6 +155,9 @@ class StudentOptions(Section):
     """Train adapters instead of all weights."""
     quantization_aware: QuantizationAware | None = None
     """Train all weights as they will be after rounding to a few bits."""
+    router_balance: float | None = Field(None, gt=0)
+    """Weight of a balance loss of the routers beside the method's losses, where the student is a mixture of experts: on
+    the scale of its own `router_aux_loss_coef` (0.01, 0.001), which nothing else here adds."""
 
 
 class PretrainedStudent(Pretrained, StudentOptions):
