@@ -5,7 +5,7 @@
 Two teachers read the standard library: a mixture of 8 experts (2 layers, 2 experts a token), and a dense model of 8
 layers. Experts are cut to a quarter of their neurons (SlimMoE), in one stage, or through a half on which a third of the
 steps are spent; by |gradient x activation| or by weights alone. Of the dense model 3 layers go. All arms then learn
-from their teacher (forward KL) on equally many tokens. Figures are the cross-entropy on held-out text in nats per token,
+from their teacher (forward KL) on equally many tokens. Figures are the held-out cross-entropy in nats per token,
 the mean of three seeds, which draw the order of the text; "cut" is that before healing.
 
 --check exits 1 unless two stages end below one, and the block by angle (last tokens) below the spread layers. --quick
@@ -78,13 +78,14 @@ def teachers(folder: Path, steps: int) -> None:
         tokenizer.save_pretrained(folder / name)
 
 
-def text(folder: Path, documents: int) -> tuple[Any, Any]:
+def text(documents: int) -> tuple[Any, Any]:
     """Return the tokenizer, and text to train and to evaluate on."""
     from transformers import AutoTokenizer
 
     from kdlm.data import DataSection, load_data
+    from kdlm.sandbox import build
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "moe")
+    tokenizer = AutoTokenizer.from_pretrained(build("code-tokenizer-tiny"))
     sources = {"train": [{"path": "sandbox:code/train"}], "eval": [{"path": "sandbox:code/eval", "limit": documents}]}
     return tokenizer, load_data(DataSection.model_validate({**sources, "max_length": WINDOW}), tokenizer, seed=0)
 
@@ -128,7 +129,7 @@ def measured(folder: Path, sizes: Sizes) -> dict[str, Any]:
     from kdlm.models.pruned import Width
     from kdlm.models.pruning import prune
 
-    tokenizer, data = text(folder, sizes.documents)
+    tokenizer, data = text(sizes.documents)
     moe, dense, heal = folder / "moe", folder / "dense", (data, tokenizer)
 
     def by_weights() -> Any:
