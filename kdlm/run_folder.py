@@ -97,11 +97,17 @@ class RunFolder:
             lines = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
             write_text(self.metrics, "".join(f"{line}\n" for line in lines))
 
-    def export(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", card: str) -> None:
+    def export(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None",
+        card: str,
+        beside: Mapping[str, str] | None = None,
+    ) -> None:
         """Write the student as a folder that its kind opens (a plain Hugging Face one of a transformers model).
 
         A student that is a set of images is there to be seen too (see `draw`), where Pillow is installed. It replaces
-        an older one in one move.
+        an older one in one move. `beside` are texts that are written with it, by file name.
         """
         incoming, outgoing = self.path / ".student.incoming", self.path / ".student.outgoing"
         for leftover in (incoming, outgoing):
@@ -114,7 +120,8 @@ class RunFolder:
             draw(model, incoming)
         if tokenizer is not None:
             tokenizer.save_pretrained(incoming)
-        (incoming / "README.md").write_text(card, encoding="utf-8")
+        for name, text in {"README.md": card, **(beside or {})}.items():
+            (incoming / name).write_text(text, encoding="utf-8")
         flush(incoming)
         if self.student.exists():
             os.replace(self.student, outgoing)
@@ -181,6 +188,7 @@ def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
         ("teacher", teacher),
         ("method", _summary(recipe.method)),
         ("losses", losses),
+        *([] if recipe.sparsity is None else [("sparsity", recipe.sparsity.describe())]),
         ("optimiser steps", f"{results.get('steps', '?')}"),
         ("checkpoint", chosen),
         ("seed", f"{recipe.seed}"),

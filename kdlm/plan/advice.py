@@ -116,7 +116,7 @@ def _of_weights(recipe: Recipe, gpu: bool) -> Iterator[tuple[str, dict[str, Any]
             yield "capture the teacher's signals first (kdlm capture): the 128 likeliest tokens", {"teacher": cached}
         if gpu and teacher.quantization == "none":
             few = {"teacher.quantization": "4bit", "teacher.placement": "resident"}
-            yield "a teacher in 4 bits, whose errors are learnt too", few
+            yield "a teacher in 4 bits, whose errors are learnt too (docs/quantisation.md)", few
     optimiser = str(getattr(recipe.training.optim, "value", recipe.training.optim))
     if gpu and optimiser.startswith("adamw_torch"):
         yield "an optimiser with 8 bits of state", {"training.optim": "adamw_bnb_8bit"}

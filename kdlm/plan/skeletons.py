@@ -59,6 +59,7 @@ def skeleton(section: Any) -> Any:
         make_adaptive(model)
     if (kind := getattr(loading, "quantization", "none")) != "none":
         quantise(model, BITS[kind])
+        model.quantization_method = "bitsandbytes"  # adapters on it are told by this to cast the rest to float32
     return model
 
 
@@ -97,7 +98,7 @@ class _Dequantised(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, shape, dtype):
         ctx.shape, ctx.dtype = shape, dtype
-        return nn.functional.linear(x.to(dtype), x.new_empty(shape, dtype=dtype))
+        return nn.functional.linear(x.to(dtype), x.new_empty(shape, dtype=dtype)).to(x.dtype)
 
     @staticmethod
     def backward(ctx, upstream):

@@ -28,6 +28,7 @@ from kdlm.plan.skeletons import student_of, teacher_of
 from kdlm.plan.turns import Turns, by_shape
 from kdlm.recipe import Recipe
 from kdlm.signal import Dense
+from kdlm.sparsity.layers import prunable
 from kdlm.teachers import AheadTeacher
 
 
@@ -90,6 +91,10 @@ class _Run:
         self.networks = Networks(student, self.method, teacher)
         if settings.checkpointing is not None:
             self._checkpoint(student)
+        if recipe.sparsity is not None:
+            with ledger.making("weights"):  # a mask of a byte for each weight
+                layers = prunable(student, recipe.sparsity).values()
+                self.masks = [torch.empty_like(layer.weight, dtype=torch.bool) for layer in layers]
         self.networks.train()
         self.trained = [parameter for parameter in self.networks.parameters() if parameter.requires_grad]
         for parameter in self.trained:

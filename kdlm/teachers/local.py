@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
+from kdlm.deepspeed import shape_of
 from kdlm.models import Ask, Inside, MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
 from kdlm.sharding import gathered, sharded
@@ -76,7 +77,7 @@ class LocalTeacher:
     @property
     def vocab_size(self) -> int:
         """The number of ids it scores: the rows of its head, padding among them."""
-        return self.model.get_output_embeddings().weight.shape[0]  # pyright: ignore[reportOptionalMemberAccess]
+        return shape_of(self.model.get_output_embeddings().weight)[0]  # pyright: ignore[reportOptionalMemberAccess]
 
     @property
     def num_layers(self) -> int:
@@ -130,6 +131,11 @@ class LocalTeacher:
     def embed(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows width"]:
         """Return the teacher's input embeddings of these tokens, on their device."""
         return self._predict.embed(ids.to(self.device)).to(ids.device)
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether all ranks must ask it at the same time."""
+        return self.computes_on is not None
 
     @property
     def moves(self) -> bool:
