@@ -18,10 +18,9 @@ from kdlm.train import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 PIPELINES = FOLDER / "pipelines"  # tests/curation has these
-RECIPES = sorted(
+FILES = sorted(
     path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES) and path.parent.name != "accelerate"
 )
-FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES))
 STAGED = [path for path in FILES if "\nstages:\n" in path.read_text()]
 RECIPES = [path for path in FILES if path not in STAGED]
 REWARDED = [
