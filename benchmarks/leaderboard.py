@@ -59,6 +59,7 @@ LEFT_OUT = {
     "cfg_distillation": "makes a guided teacher cheaper, and is measured by its distance to that: vision_diffusion.py",
     "curio_sft": "holds a model that is fine-tuned near what it was, and the students here begin from nothing",
     "skill_sd": "learns from rewards of episodes, which no group has: recipes/sandbox/tools/skill_sd.yaml counts them",
+    "squarehead": "wants a student of the teacher's own shape, with fewer weights: sparse_student.py",
     "further_pretraining": "prepares for fine-tuning, which a ranking by the text it is trained on does not show",
 }
 """Method or loss -> why it is in no group."""

@@ -6,7 +6,7 @@ from typing import Any
 from transformers.integrations import get_available_reporting_integrations
 
 from kdlm import preference_settings, reward_settings, rollout_checks, teacher_checks
-from kdlm.data import DataSection, ImagesSection, ImageTextSection
+from kdlm.data import DataSection, ImagesSection, ImageTextSection, TextClassesSection
 from kdlm.data.forms import recognise
 from kdlm.data.sources import open_source
 from kdlm.evaluation.looks import looked_at
@@ -14,12 +14,19 @@ from kdlm.features import module_at
 from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
 from kdlm.methods import Method
-from kdlm.models import ImageClassifierSource, Loading, VisionLanguageStudent
+from kdlm.models import (
+    ImageClassifierSource,
+    Loading,
+    TextClassifierStudent,
+    VisionLanguageStudent,
+    replaced_layers,
+)
 from kdlm.networks import TAKES
 from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
 from kdlm.samplers import looks as samplers
 from kdlm.section import Custom
+from kdlm.sparsity import looks as sparsity
 from kdlm.teachers import teachers_of
 
 
@@ -46,6 +53,7 @@ def check(recipe: Recipe) -> list[str]:
         ("evaluation", looked_at(recipe, method)),
         ("privacy", privacy.looked_at(recipe, method)),
         ("guards", guards.looked_at(recipe, method)),
+        ("sparsity", sparsity.looked_at(recipe, method)),
     )
     for key, look in looks:
         try:
@@ -61,6 +69,8 @@ def _looks(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[s
     """Return what is looked at of this form of data."""
     if isinstance(recipe.data, DataSection):
         return _text(recipe, method)
+    if isinstance(recipe.data, TextClassesSection):
+        return _text_classes(recipe, method)
     return _image_text(recipe, method) if isinstance(recipe.data, ImageTextSection) else _samples(recipe, method)
 
 
@@ -90,6 +100,19 @@ def _image_text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Itera
     return (
         ("student", _student(recipe, method)),
         ("losses", teacher_checks.signals(recipe, method)),
+        ("teacher", teacher_checks.tokenizers(recipe, method)),
+        ("data", recipe.data.look()),
+    )
+
+
+def _text_classes(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[str]], ...]:
+    """Return what is looked at where a classifier learns from texts."""
+    if not isinstance(recipe.student, TextClassifierStudent):
+        raise ValueError(f"student: {recipe.student.name} tells no classes of texts apart: use name: text_classifier")
+    if recipe.rollouts is not None:
+        raise ValueError("rollouts: the student's own text cannot be made of text_classes data: remove the section")
+    return (
+        ("student", _student(recipe, method)),
         ("teacher", teacher_checks.tokenizers(recipe, method)),
         ("data", recipe.data.look()),
     )
@@ -170,22 +193,33 @@ def _training(recipe: Recipe) -> Iterator[str]:
         raise ValueError(f"training.report_to: {missing[0]} is not installed: pip install {missing[0]}")
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    rows = "sequences" if isinstance(recipe.data, DataSection | ImageTextSection) else "samples"
+    rows = "sequences" if isinstance(recipe.data, DataSection | ImageTextSection | TextClassesSection) else "samples"
     yield f"training: {length}, {batch} {rows} a step and device, learning rate {args.learning_rate:g}"
 
 
 def _student(recipe: Recipe, method: Method | None) -> Iterator[str]:
     student: Any = recipe.student  # of text, with images or without
-    if student.lora is not None and method is not None:
-        student.lora.check_export(averaged=method.exported != "student", quantised=_quantised(student))
-    if student.lora is None and _quantised(student):
+    lora, few_bits = getattr(student, "lora", None), getattr(student, "quantization_aware", None)
+    if lora is not None and method is not None:
+        lora.check_export(averaged=method.exported != "student")
+    if few_bits is not None and (lora is not None or _quantised(student)):
+        raise ValueError("student.quantization_aware: it trains all weights in full; leave lora and quantization out")
+    if lora is None and _quantised(student):
         raise ValueError("student.quantization: quantised weights do not train; add student.lora, or load them whole")
-    yield f"student: {student.describe()}{', LoRA' if student.lora is not None else ''}"
+    how = ", LoRA" if lora is not None else "" if few_bits is None else f", aware of {few_bits.bits} bits"
+    yield f"student: {student.describe()}{how}"
     config, why_not = opened(student.config, student)
     if config is None:
         yield f"student: not looked at here ({why_not})"
+    elif getattr(recipe.data, "packing", "none") != "none" and replaced_layers(config):
+        raise ValueError(
+            f"data.packing: {recipe.data.packing} lays sequences end to end, and the student has layers whose state "
+            "does not end with a sequence: set packing: none"
+        )
     for key, model in (("student", student), *teachers_of(recipe.teacher)):
         yield from _needs_of_loading(key, model)
+    if few_bits is not None:
+        few_bits.configs()
 
 
 def _targets(recipe: Recipe) -> Iterator[str]:

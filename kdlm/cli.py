@@ -17,6 +17,9 @@ from kdlm.verbs import VERBS
 
 DESCRIPTION = "Distil a model into a smaller one, from a recipe."
 OVERRIDES = "After the recipe, keys may be overridden: losses.0.temperature=2 training.max_steps=10"
+STAGES = (
+    f"{OVERRIDES}. Of a file with several stages, NAME.training.max_steps=10 changes one, NAME.skip=true leaves it out"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,13 +30,13 @@ def parser() -> argparse.ArgumentParser:
     choices = top.add_subparsers(dest="verb", metavar="verb", required=True)
 
     def verb(
-        run: Callable[[argparse.Namespace], int], summary: str, usage: str = "", reads: str = "kdlm.recipe:Recipe"
+        run: Callable[[argparse.Namespace], int], summary: str, usage: str = "", reads: str = verbs.RECIPE
     ) -> argparse.ArgumentParser:
         name = run.__name__.rstrip("_")
         made = choices.add_parser(name, help=summary, description=summary, usage=usage or None, parents=[common])
         made.set_defaults(run=run, reads=reads)
         if usage:
-            made.epilog = OVERRIDES
+            made.epilog = STAGES if name in verbs.STAGED else OVERRIDES
             made.add_argument("recipe", help="YAML file")
         return made
 
@@ -97,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _pictured(shown: argparse.ArgumentParser) -> None:
     """Add what `kdlm report` takes."""
-    shown.add_argument("runs", nargs="+", metavar="run", help="run folder; or results of kdlm eval")
+    shown.add_argument("runs", nargs="+", metavar="run", help="run folder, of stages too; or results of kdlm eval")
     shown.add_argument(
         "-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(default: %(default)s)"
     )

@@ -1,11 +1,12 @@
 """Features: the outputs of a network's inner modules by their dotted paths, and what makes those of two comparable."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -38,6 +39,41 @@ def recorded(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Any]]
         yield features
     if missing := [path for path in paths if path not in features]:
         raise ValueError(f"the module {missing[0]!r} of {type(model).__name__} was not run in the forward pass")
+
+
+@contextmanager
+def passed(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """Keep what goes into the modules at `paths` (the first argument) and what they return, in the graph.
+
+    A module that is run several times, on one part of a batch after another, has the parts joined. As `recorded` else.
+    """
+    seen: dict[str, list[tuple[Any, Any]]] = {path: [] for path in paths}
+    joined: dict[str, tuple[Any, Any]] = {}
+
+    def keep(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen[path].append((args[0], output[0] if isinstance(output, tuple) else output))
+            given, gave = zip(*seen[path], strict=True)
+            joined[path] = (given[0], gave[0]) if len(given) == 1 else (torch.cat(given), torch.cat(gave))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for path in paths:
+            hooks.callback(module_at(model, path).register_forward_hook(keep(path)).remove)
+        yield joined
+    if missing := [path for path in paths if path not in joined]:
+        raise ValueError(f"the module {missing[0]!r} of {type(model).__name__} was not run in the forward pass")
+
+
+@contextmanager
+def fed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Give the modules at these paths other first arguments than they are called with, while the context is open."""
+    with ExitStack() as hooks:
+        for path, value in inputs.items():
+            handle = module_at(model, path).register_forward_pre_hook(lambda _, args, v=value: (v, *args[1:]))
+            hooks.callback(handle.remove)
+        yield
 
 
 class _Reached(Exception):

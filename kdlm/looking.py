@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlm.data.sources import HUB_ID
-from kdlm.models import Fresh, Pruned, Retokenised, Sandbox
+from kdlm.models import Fresh, Sandbox
 from kdlm.sandbox import is_built
 
 SANDBOX = "sandbox:"
@@ -40,8 +40,8 @@ def taken_by_trl(read: Callable[[], Any], trainer: str) -> str:
 
 def _parts(model: Any) -> list[str]:
     """Return what a model is opened from: hub ids, folders, names in the sandbox."""
-    tokenizer = [model.tokenizer_from] if isinstance(model, Retokenised) else []
-    source = model.source if isinstance(model, Pruned | Retokenised) else getattr(model, "of", None) or model
+    source = getattr(model, "source", None) or getattr(model, "of", None) or model
+    tokenizer = [model.tokenizer_from] if source is not model and hasattr(model, "tokenizer_from") else []
     if name := source.model if isinstance(source, Sandbox) else getattr(source, "in_sandbox", None):
         return [SANDBOX + name, *tokenizer]
     return [source.config_from if isinstance(source, Fresh) else str(getattr(source, "path", "")), *tokenizer]

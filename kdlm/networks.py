@@ -9,7 +9,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
+<<<<<<< HEAD
 from kdlm.methods import Method
+=======
+from kdlm.deepspeed import gathered
+from kdlm.methods import Method, Terms
+>>>>>>> main
 from kdlm.models import FrozenCopy, Predictor, view, whole
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
 
@@ -67,9 +72,16 @@ class Networks(nn.Module):
         """Return the network of a role."""
         return self.averages[name] if name in self.averages else self.role[name]
 
+<<<<<<< HEAD
     def forward(self, advance: Callable[[], Answer]) -> Answer:
         """Run what asks the networks something; in shards they answer nowhere else."""
         return advance()
+=======
+    def forward(self, advance: Callable[[], Terms]) -> tuple[dict[str, Tensor], Terms]:
+        """Return the sums of the next terms by name, where wrappers find what goes backward, and the terms."""
+        terms = advance()
+        return {name: term.sum for name, term in terms.terms.items()}, terms
+>>>>>>> main
 
     def ask(self, advance: Callable[[], Answer]) -> Answer:
         """Run what asks the networks something and takes no gradient; what was gathered for it is given up again."""
@@ -89,13 +101,15 @@ class Networks(nn.Module):
         """Move each average towards its role, if that role moved in the last of `done` steps and it is its turn."""
         for name, role in self.followers.items():
             if isinstance(role, EmaOf) and role.role in active and self.own_steps[role.role](done) % role.every == 0:
-                self.copies[name].move(role.decay)
+                with gathered(self.role):
+                    self.copies[name].move(role.decay)
 
     def take_snapshots(self, done: int | None = None) -> None:
         """Copy what a snapshot is taken of, after `done` optimiser steps, or at the end of an epoch (None)."""
         for name, role in self.followers.items():
             if isinstance(role, SnapshotOf) and (role.at is None if done is None else role.at and role.at(done)):
-                self.copies[name].move(decay=0.0)
+                with gathered(self.role):
+                    self.copies[name].move(decay=0.0)
 
     def auxiliary(self) -> dict[str, nn.Module]:
         """Return what belongs into a checkpoint but not into the exported student."""
@@ -211,12 +225,16 @@ def _curve(args: TrainingArguments, count: Callable[[int], int], total: int) -> 
 
 def clip_by_role(networks: Networks, method: Method, active: frozenset[str], default: float) -> dict[str, Tensor]:
     """Clip each active role's gradient to its own norm; return the norms before clipping."""
-    norms = {}
+    norms, limits = {}, clipping_limits(networks, method, default)
     for name in sorted(active):
-        limit = trainable(method, name).max_grad_norm
-        parameters = networks.role[name].parameters()
-        norms[name] = whole(nn.utils.clip_grad_norm_(parameters, default if limit is None else limit).detach())
+        norms[name] = whole(nn.utils.clip_grad_norm_(networks.role[name].parameters(), limits[name]).detach())
     return norms
+
+
+def clipping_limits(networks: Networks, method: Method, default: float) -> dict[str, float]:
+    """Return the norm that each role's gradient is clipped to."""
+    own = {name: trainable(method, name).max_grad_norm for name in networks.role}
+    return {name: default if limit is None else limit for name, limit in own.items()}
 
 
 def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
@@ -225,7 +243,7 @@ def check_needs(method: Method, teacher: Any, provides: frozenset[str]) -> None:
         raise ValueError(f"{type(method).__name__} trains on the student's own text: use OnPolicyTrainer")
     if "rollouts" in method.needs and getattr(teacher, "known_text_only", False):
         raise ValueError(f"{type(teacher).__name__} knows given text only, and {type(method).__name__} trains on new")
-    if "unmasking" in method.needs ^ provides:
+    if "unmasking" in method.needs ^ provides and not method.any_text_model:
         masked, name = "unmasking" in provides, type(method).__name__
         raise ValueError(
             f"{name} is for causal language models, and the student is a masked one: use MaskedKD or GDSD"

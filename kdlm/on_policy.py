@@ -102,6 +102,10 @@ class OnPolicyTrainer(DistillTrainer):
                     "rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher with the "
                     "student's tokenizer, whole on every rank"
                 )
+            if getattr(self.teacher, "sliced", False):
+                raise ValueError(
+                    "rollouts.sampling.teacher_share: the teacher draws too: use teacher.placement: resident"
+                )
             engine.guide = self.teacher.model
         check_provided(self.method, section, rewarded=reward is not None)
         self.reward, self.section = reward, section
@@ -199,7 +203,9 @@ class OnPolicyTrainer(DistillTrainer):
                 self.figures.add("staleness", index - one.completion.version)
             if index % max(1, int(self.state.logging_steps)) == 0:
                 self._look(written[: self.section.show], index)
-        return batches, self._get_num_items_in_batch(batches, device)
+        counts = self._get_num_items_in_batch(batches, device)
+        self._announce(batches)
+        return batches, counts
 
     def _laid_out(self, slot: Slot, place: int) -> dict[str, Tensor]:
         """Return one micro-batch: the data's rows, the student's, or the ones above the others."""

@@ -85,6 +85,8 @@ def _problems(recipe: Recipe, method: PreferenceMethod) -> Iterator[str]:
     if data.packing != "none":
         yield "data.packing: TRL pads prompts and completions: use none"
     wants = isinstance(method, DPO) and method.reference == "teacher"
+    if wants and getattr(recipe.teacher, "placement", "resident") == "sliced":
+        yield "teacher.placement: TRL holds the reference itself: use resident"
     if recipe.teacher is not None and not wants:
         yield f"teacher: {name} does not ask it: remove the section, or take dpo with reference: teacher"
     if (
@@ -102,6 +104,7 @@ SECTIONS = {
     "evaluation": "in TRL's trainer it is the loss and the margins of held-out pairs",
     "guards": "nothing is watched in TRL's trainer; logps/chosen is in the log",
     "privacy": "TRL's trainer does not clip the gradients of rows",
+    "sparsity": "TRL's trainer applies no masks",
     "sampler": "TRL draws pairs by itself",
 }
 """Section of a recipe -> why it has no place here."""

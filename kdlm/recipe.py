@@ -18,6 +18,7 @@ from kdlm.rollouts import RolloutSection
 from kdlm.samplers import AnySampler
 from kdlm.section import Section
 from kdlm.section_loader import load_section
+from kdlm.sparsity import SparsitySection
 from kdlm.teachers import AnyTeacher
 from kdlm.training_arguments import Training
 from kdlm.verifiers import AnyVerifier
@@ -53,6 +54,8 @@ class Recipe(Section):
     """What the student may tell of any one training row, bounded by DP-SGD."""
     guards: GuardsSection | None = None
     """What is watched for collapse while a language model trains: figures that warn, and then stop the run."""
+    sparsity: SparsitySection | None = None
+    """Which weights of the student are pruned, when, and held at zero whatever the method does."""
     training: Training = Field(default_factory=Training)
     """Arguments of the Hugging Face Trainer: steps, batch size, learning rate, precision, logging."""
     run_dir: Path

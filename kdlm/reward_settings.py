@@ -175,6 +175,8 @@ def _sections(recipe: Recipe) -> Iterator[str]:
             "evaluation: in TRL's trainer it is the reward of completions: remove the section; rollouts.eval_prompts "
             "says of how many"
         )
+    if recipe.sparsity is not None:
+        yield "sparsity: TRL's trainer applies no masks: remove the section"
     if recipe.guards is not None:
         yield "guards: nothing is watched in TRL's trainer: remove the section; entropy, length and KL are in the log"
 

@@ -1,15 +1,21 @@
 """The Trainer's checkpoints, sealed; those of several networks, with the state of method and teacher."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+<<<<<<< HEAD
 import torch
+=======
+from safetensors import safe_open
+>>>>>>> main
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import PushToHubMixin
 
-from kdlm import checkpoints
+from kdlm import checkpoints, deepspeed
 from kdlm.methods import Method
 from kdlm.networks import Networks
 from kdlm.sharded_checkpoints import kind_of, load_optimizer, load_weights, whole_weights
@@ -65,6 +71,55 @@ class SealedCheckpoints(Trainer):
         super()._issue_warnings_after_load(load_result)
 
 
+@dataclass(frozen=True)
+class HandOver:
+    """What a run that is one stage of several takes over beside its student, and what it leaves to later ones.
+
+    Attributes:
+        taken: roles whose networks go on -> the run folder that they were left in.
+        left: roles whose networks are written into the run's folder at its end.
+        begins: called by the main process when everything is loaded and before anything is written.
+    """
+
+    taken: Mapping[str, Path] = field(default_factory=dict)
+    left: Sequence[str] = ()
+    begins: Callable[[], None] = lambda: None
+
+    def take(self, networks: Networks) -> None:
+        """Put the weights that were left into the networks. Raises ValueError where they do not fit."""
+        for name, folder in self.taken.items():
+            module = self._role(networks, name)
+            path = folder / checkpoints.AUXILIARY / f"{name}.safetensors"
+            with safe_open(path, "pt") as file:
+                theirs = {key: file.get_slice(key).get_shape() for key in file.keys()}
+            ours = {key: list(value.shape) for key, value in module.state_dict().items()}
+            for key in sorted(ours.keys() | theirs.keys()):
+                if ours.get(key) != theirs.get(key):
+                    raise ValueError(
+                        f"carry: {name}: {key} is {ours.get(key) or 'not there'} here, and {folder} left "
+                        f"{theirs.get(key) or 'none'}: give both stages the same layers and sizes, or leave it out"
+                    )
+            checkpoints.load_auxiliary(folder, {name: module})
+
+    def leave(self, networks: Networks, folder: Path, *, writes: bool) -> None:
+        """Write the networks that a later stage takes; every rank must call."""
+        if self.left:
+            for name in self.left:
+                self._role(networks, name)
+            weights = networks.auxiliary_weights()
+            if writes:
+                checkpoints.save_auxiliary(folder, {name: weights[name] for name in self.left}, {})
+
+    @staticmethod
+    def _role(networks: Networks, name: str) -> nn.Module:
+        known = [role for role in networks.role if role != "student"]
+        if name not in known:
+            raise ValueError(
+                f"carry: the method trains no {name!r} beside the student, but {', '.join(known) or 'none'}"
+            )
+        return networks.role[name]
+
+
 class RoleCheckpoints(SealedCheckpoints):
     """The part of a `DistillTrainer` that saves and loads."""
 
@@ -72,19 +127,25 @@ class RoleCheckpoints(SealedCheckpoints):
     method: Method
     teacher: Any
     order: Any
+    sparsity: Any = None
+    """What holds pruned weights at zero."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
-        weights = self.networks.auxiliary_weights() if _internal_call else {}
-        if _internal_call and self.args.should_save:
-            states = {"method": self.method.state_dict()}
-            if hasattr(self.teacher, "state_dict"):
-                states["teacher"] = self.teacher.state_dict()
-            if self.order is not None:
-                states["sampler"] = self.order.state_dict()
-            folder = Path(output_dir or str(self.args.output_dir))
-            checkpoints.save_auxiliary(folder, weights, states)
+        if not _internal_call:
+            return
+        with deepspeed.gathered(self.networks):
+            weights = self.networks.auxiliary_weights()
+            if self.args.should_save:
+                states = {"method": self.method.state_dict()}
+                if hasattr(self.teacher, "state_dict"):
+                    states["teacher"] = self.teacher.state_dict()
+                if self.order is not None:
+                    states["sampler"] = self.order.state_dict()
+                if self.sparsity is not None:
+                    states["sparsity"] = self.sparsity.state_dict()
+                checkpoints.save_auxiliary(Path(output_dir or str(self.args.output_dir)), weights, states)
 
     def exported_weights(self) -> dict[str, Tensor] | None:
         """As ever, on rank 0 and nothing on others; every rank must ask. An average is whole on every rank already."""
@@ -101,13 +162,23 @@ class RoleCheckpoints(SealedCheckpoints):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
+<<<<<<< HEAD
         if self.is_fsdp_enabled or kind_of(folder) != "plain":
             load_weights(folder, self.networks)
+=======
+        if self.is_deepspeed_enabled:  # its engine holds all roles
+            deepspeed.load(self.model_wrapped, folder)
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        elif self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+>>>>>>> main
             checkpoints.load_auxiliary(folder, self.networks.averages)
         else:
             self._load_student(resume_from_checkpoint)
             checkpoints.load_auxiliary(folder, self.networks.auxiliary())
         self.method.load_state_dict(checkpoints.load_state(folder, "method"))
+        if self.sparsity is not None:
+            self.sparsity.load_state_dict(checkpoints.load_state(folder, "sparsity"))
         self._order_state = checkpoints.load_state(folder, "sampler") or None
         if hasattr(self.teacher, "load_state_dict"):
             self.teacher.load_state_dict(checkpoints.load_state(folder, "teacher"))

@@ -61,15 +61,15 @@ class RunFolder:
         return found[-1] if found else None
 
     def _compare(self, described: Path, recipe: Recipe) -> None:
-        before, now = _flat(load(described)), _flat(recipe)
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        changed = changes(load(described), recipe)
         if wrong := [key for key in changed if not key.startswith(("training.", "run_dir", "guards"))]:
+            before, now = changed[wrong[0]]
             raise ValueError(
-                f"{wrong[0]}: {now.get(wrong[0])!r} differs from {before.get(wrong[0])!r} of the run in {self.path}"
+                f"{wrong[0]}: {now!r} differs from {before!r} of the run in {self.path}"
                 f"{f' (and {len(wrong) - 1} more keys)' if len(wrong) > 1 else ''}: a resumed run must be the same run"
             )
-        for key in changed:
-            print(f"resuming with a changed {key}: {before.get(key)!r} -> {now.get(key)!r}", file=sys.stderr)
+        for key, (before, now) in changed.items():
+            print(f"resuming with a changed {key}: {before!r} -> {now!r}", file=sys.stderr)
 
     @property
     def newest(self) -> Path:
@@ -117,6 +117,13 @@ class RunFolder:
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write the figures of the finished run."""
         write_text(self.path / "results.json", json.dumps(results, indent=1))
+
+
+def changes(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys in which two recipes differ, sorted, with both values; None where there is no such key."""
+    old, new = _flat(before), _flat(now)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return {key: (old.get(key), new.get(key)) for key in keys}
 
 
 def draw(student: SyntheticImages, folder: Path) -> None:

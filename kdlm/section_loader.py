@@ -5,7 +5,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,41 @@ EXPECTED = {
 """What a field takes, by the first word of pydantic's error type."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where the values of a section stand: in a document, below some key of it, and what was put over them.
+
+    Attributes:
+        document: the file.
+        under: the key of the document that the section hangs from.
+        places: of keys that were changed, where the change is said: `override 'losses.0.temperature=2'`.
+    """
+
+    document: Document
+    under: KeyPath = ()
+    places: Mapping[KeyPath, str] = field(default_factory=dict)
+
+    def problem(self, path: KeyPath, message: str, at: KeyPath | None = None) -> Problem:
+        """Return the problem of the value at `path` of the section, shown at the place of `at` (None: its own)."""
+        at = path if at is None else at
+        for changed, place in self.places.items():
+            if at[: len(changed)] == changed:
+                return Problem(place, message if path == changed else f"{dotted(path)}: {message}")
+        line = self.document.line((*self.under, *at))
+        return Problem(f"{self.document.name}:{line}", f"{dotted(path)}: {message}" if path else message, line)
+
+    def placed(self, cls: type[Section], message: str) -> list[Problem | str]:
+        """Return each line of a message: as a problem with its place, if it begins with a key of `cls`."""
+        return [self._placed(cls, line) for line in message.splitlines()]
+
+    def _placed(self, cls: type[Section], line: str) -> Problem | str:
+        found = re.match(r"([\w-]+(?:\.[\w-]+)*): ", line)
+        keys = found[1].split(".") if found else [""]
+        if found is None or keys[0] not in cls.model_fields:
+            return line
+        return self.problem(tuple(int(key) if key.isdecimal() else key for key in keys), line[found.end() :])
+
+
 def load_section(cls: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
     """Read a Section from a YAML file.
 
@@ -45,9 +81,7 @@ def load_section(cls: type[S], path: str | Path, overrides: Sequence[str] = ()) 
     Raises:
         RecipeError: a ValueError that holds everything that is wrong with the file and the overrides.
     """
-    document = Document.read(path)
-    if not isinstance(document.data, dict):
-        raise RecipeError([Problem(f"{path}:1", f"expected keys and values, got {shown(document.data)}", 1)])
+    document = read_mapping(path)
     problems = list(document.problems)
     data: Any = document.data
     places: dict[KeyPath, str] = {}
@@ -58,25 +92,34 @@ def load_section(cls: type[S], path: str | Path, overrides: Sequence[str] = ()) 
             places[key_path] = f"override {text!r}"
         except ValueError as error:
             problems.append(Problem(f"override {text!r}", str(error)))
+    return validated(cls, data, Origin(document, places=places), problems)
+
+
+def read_mapping(path: str | Path) -> Document:
+    """Read a YAML file that holds keys and values. Raises RecipeError where it holds something else."""
+    document = Document.read(path)
+    if not isinstance(document.data, dict):
+        raise RecipeError([Problem(f"{path}:1", f"expected keys and values, got {shown(document.data)}", 1)])
+    return document
+
+
+def validated(cls: type[S], data: Any, origin: Origin, problems: Sequence[Problem] = ()) -> S:
+    """Return the Section of some data.
+
+    Raises:
+        RecipeError: a ValueError with the `problems` that are known, and with every one of the data, each in its place.
+    """
+    found, lost = list(problems), origin.document.lost
     try:
         section = cls.model_validate(data)
     except ValidationError as error:
-        for found, message, at in Explainer(cls, data).explain(error):
-            if not any(found[: len(lost)] == lost for lost in document.lost):
-                problems.append(_problem(document, places, found, message, at))
+        for path, message, at in Explainer(cls, data).explain(error):
+            if not any((*origin.under, *path)[: len(one)] == one for one in lost):
+                found.append(origin.problem(path, message, at))
     else:
-        if not problems:
+        if not found:
             return section
-    raise RecipeError(sorted(problems, key=lambda problem: problem.line or 10**9))
-
-
-def _problem(document: Document, places: dict[KeyPath, str], path: KeyPath, message: str, at: KeyPath) -> Problem:
-    """Build the problem of the value at `path`, to be shown at the place of `at`."""
-    for override, place in places.items():
-        if at[: len(override)] == override:
-            return Problem(place, message if path == override else f"{dotted(path)}: {message}")
-    line = document.line(at)
-    return Problem(f"{document.name}:{line}", f"{dotted(path)}: {message}" if path else message, line)
+    raise RecipeError(sorted(found, key=lambda problem: problem.line or 10**9))
 
 
 def placed(cls: type[Section], path: str | Path, message: str) -> str:
@@ -84,16 +127,7 @@ def placed(cls: type[Section], path: str | Path, message: str) -> str:
 
     For what is only found out after loading. Lines that name no key of `cls` stay as they are.
     """
-    document = Document.read(path)
-
-    def place(line: str) -> str:
-        found = re.match(r"([\w-]+(?:\.[\w-]+)*): ", line)
-        keys = found[1].split(".") if found else [""]
-        if keys[0] not in cls.model_fields:
-            return line
-        return f"{path}:{document.line(tuple(int(key) if key.isdecimal() else key for key in keys))}: {line}"
-
-    return "\n".join(map(place, message.splitlines()))
+    return "\n".join(map(str, Origin(Document.read(path)).placed(cls, message)))
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:

@@ -32,7 +32,7 @@ def masking(recipe: Recipe, method: Method | None) -> Iterator[str]:
     if method is None:
         return
     masked, name, rollouts = isinstance(recipe.student, MaskedStudent), recipe.method.name, recipe.rollouts
-    if masked and "unmasking" not in method.needs:
+    if masked and "unmasking" not in method.needs and not method.any_text_model:
         raise ValueError(f"student: {name} is not for masked language models, and this is one: use masked_kd or gdsd")
     if "unmasking" in method.needs and not masked:
         raise ValueError(f"student: {name} is for masked language models: use name: masked_lm")
@@ -128,7 +128,7 @@ def _compared(student: Any, key: str, teacher: Any, method: Method | None) -> It
             alike = "are identical" if shared.identical else "differ in added tokens only"
             yield f"{what}: note: the two {alike}: logit_kd compares whole distributions, at every token"
         return
-    if method is not None and "teacher" in method.needs:
+    if method is not None and {"teacher", "teacher.layers", "teacher.classes"} & method.needs:
         shared.require()
     yield f"{what}: {len(shared)} ids shared{', identical' if shared.identical else ''}"
     for difference in shared.differences:

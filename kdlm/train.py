@@ -12,13 +12,13 @@ from transformers.utils import logging as hf_logging
 
 from kdlm import checkpoints, preference_settings, reward_settings
 from kdlm.check import check
-from kdlm.data import Data, DataSection, ImageTextSection, load_data
+from kdlm.data import Data, DataSection, ImageTextSection, TextClassesSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
 from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.guards.course import history_of, refuse_stopped
 from kdlm.methods.diffusion.method import DiffusionMethod
-from kdlm.models import adapt, check_classes, merge
+from kdlm.models import adapt, check_classes, fake_quantise, merge, on_the_grid
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
 from kdlm.preference_settings import by_preferences
@@ -27,6 +27,7 @@ from kdlm.progress import Display, MetricsFile, log_figures
 from kdlm.recipe import Recipe, across, reference_column
 from kdlm.remote import ServerUnavailable
 from kdlm.reward_settings import in_trl
+from kdlm.role_checkpoints import HandOver
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samplers import tied
 from kdlm.samples import SampleLog
@@ -47,7 +48,9 @@ class Assembly:
     tokenizer: Any
 
 
-def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None = None) -> Path:
+def train(
+    recipe: Recipe, *, resume: bool | str = False, figures: Figures | None = None, stage: HandOver | None = None
+) -> Path:
     """Run a recipe to its end and return the run folder.
 
     Args:
@@ -55,6 +58,8 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
         resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
             names a checkpoint.
         figures: draws a finished run folder, name -> PNG, for the trackers that the run reports to.
+        stage: what goes on from stage to stage, where the run is one of several in this process, whose process group
+            then stays open.
 
     A run that a guard ends (`recipe.guards`) leaves a checkpoint, `stopped` in results.json, and no student.
 
@@ -70,8 +75,12 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
     notes = [line for line in check(recipe) if ": note: " in line]
     run = assemble(recipe)
     trainer = run.trainer
+    if stage is not None and checkpoint is None:
+        stage.take(trainer.networks)
     writes = trainer.is_world_process_zero()
     if writes:
+        if stage is not None:
+            stage.begins()
         print("\n".join(notes), end="\n" if notes else "")
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         print(run.data.report)
@@ -101,8 +110,11 @@ def train(recipe: Recipe, *, resume: bool | str = False, figures: Figures | None
             hand_out(recipe, run, folder, results, weights)
         if figures is not None:
             log_figures(trainer, partial(figures, folder.path))
+    if stage is not None:
+        stage.leave(trainer.networks, folder.path, writes=writes)
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # a rank that exits with its process group open may abort
+    if stage is None:
+        trainer.accelerator.end_training()  # a rank that exits with its process group open may abort
     return folder.path
 
 
@@ -164,14 +176,21 @@ def assemble(recipe: Recipe) -> Assembly:
     args.accelerator_config = AcceleratorConfig(dispatch_batches=False)
     set_seed(recipe.seed)
     tokenizer, data = loaded(recipe)
+<<<<<<< HEAD
     student, lora = opened_student(recipe, data), getattr(recipe.student, "lora", None)
+=======
+    student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
+    if lora is not None:
+        student = adapt(student, lora)
+    if (few_bits := getattr(recipe.student, "quantization_aware", None)) is not None:
+        student = fake_quantise(student, few_bits)
+>>>>>>> main
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(tied(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher))
     if lora is not None:
-        quantised = getattr(recipe.student, "quantization", "none") != "none"
-        lora.check_export(averaged=method.exported != "student", quantised=quantised)
+        lora.check_export(averaged=method.exported != "student")
     judge = None if recipe.verifier is None else Judge(recipe.verifier)
     private = {} if recipe.privacy is None else {"privacy": recipe.privacy}
     kind: Any = PrivateTrainer if private else DistillTrainer
@@ -208,6 +227,8 @@ def assemble(recipe: Recipe) -> Assembly:
         trainer.watch(recipe.evaluation, other=other_rows(recipe, tokenizer), judge=judge)
     if recipe.guards is not None:
         trainer.guard(recipe.guards)
+    if recipe.sparsity is not None:
+        trainer.sparsify(recipe.sparsity)
     if "classes" in data.made_with:
         name_classes(trainer, data.made_with["classes"])
     for callback in (PrinterCallback, ProgressCallback):
@@ -241,6 +262,9 @@ def loaded(recipe: Recipe) -> tuple[Any, Data]:
         teacher = recipe.teacher
         theirs = teacher.processor() if isinstance(teacher, VisionLanguageTeacherSection) else None
         return processor, recipe.data.load(processor, theirs)
+    if isinstance(recipe.data, TextClassesSection):
+        tokenizer = recipe.student.tokenizer()
+        return tokenizer, recipe.data.load(tokenizer)
     if not isinstance(recipe.data, DataSection):
         return None, recipe.data.load(recipe.seed)
     tokenizer = recipe.student.tokenizer()
@@ -280,6 +304,8 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
     """
     if not isinstance(recipe.data, DataSection | ImageTextSection) or across(recipe):
         return None
+    if student.get_output_embeddings() is None:  # a classifier of texts
+        return None
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     sections, built = teachers_of(recipe.teacher), getattr(teacher, "members", [teacher])
     ours = student.get_output_embeddings().weight.shape[0]
@@ -303,8 +329,12 @@ def export(
 ) -> None:
     """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for.
 
+<<<<<<< HEAD
     An average of such a student is merged already. Of a student in shards `weights` are put into one that is opened
     anew, in the host's memory.
+=======
+    An average of such a student is merged already. One of few bits is written with its weights on the grid.
+>>>>>>> main
     """
     student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
     merged = student is run.trainer.student and lora is not None and lora.export == "merged"
@@ -315,4 +345,6 @@ def export(
             student.config = run.trainer.networks.config
     if merged:
         student = merge(student)
+    if getattr(recipe.student, "quantization_aware", None) is not None:
+        student = on_the_grid(student)
     folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
+from kdlm import deepspeed
 from kdlm.data import ContextCollator, PairCollator, Prefetched, collator_for
 from kdlm.evaluation.summed import SummedEvaluation
-from kdlm.losses import ForwardKL
+from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.models import mask_id_of
@@ -29,6 +30,7 @@ from kdlm.networks import (
     check_plan,
     check_sides,
     clip_by_role,
+    clipping_limits,
     common_vocab,
     counts_of,
     schedule_by_role,
@@ -39,7 +41,13 @@ from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.samplers import DrawnRows
+<<<<<<< HEAD
 from kdlm.sharding import refuse_pretence, require_shards
+=======
+from kdlm.sharding import require_shards
+from kdlm.sparsity import SparsitySection
+from kdlm.sparsity.masking import Masking
+>>>>>>> main
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
@@ -98,6 +106,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         check_sides(self.method, options.get("train_dataset"), options.get("eval_dataset"))
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         self.networks = Networks(model, self.method, self.teacher)
+        if args.deepspeed_plugin is not None:
+            deepspeed.refuse(args, len(self.networks.role))
         if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:
             self.method.vocab = common_vocab(self.networks.views, processing_class)
         if isinstance(self.method, AlignedMethod) and isinstance(data_collator, PairCollator):
@@ -114,6 +124,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         refuse_pretence(self.accelerator)
         if hasattr(self.teacher, "to"):
             self.teacher.to(self.args.device)
+        if self.is_deepspeed_enabled:
+            deepspeed.settle(self.accelerator.state.deepspeed_plugin, len(self.networks.role))
         if self.args.n_gpu > 1:
             raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
         self._trainable = trainable_names(self.networks)
@@ -136,6 +148,14 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
     def exported(self) -> Any:
         """The network that a finished run hands out: the student, or what the method says in its place."""
         return self.networks.module_of(self.method.exported)
+
+    def sparsify(self, section: SparsitySection) -> None:
+        """Prune the student as a section says, whatever the method. To be called before training.
+
+        Raises ValueError, naming the key, where the run cannot be sparse.
+        """
+        self.sparsity = Masking(self, section)
+        self.add_callback(self.sparsity)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, after the method has prepared its rows."""
@@ -175,13 +195,34 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         if self._watch is not None:
             self._watch.close()
 
+<<<<<<< HEAD
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
             require_shards(self.networks)
         return prepared
 
+=======
+>>>>>>> main
     # One step
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Tensor]], Counts]:
+        """Return the micro-batches of the next optimiser step and their counts; a teacher may answer them at once."""
+        batches, counts = super().get_batch_samples(*args)
+        self._announce(batches)
+        return batches, cast("Counts", counts)
+
+    def _announce(self, batches: list[dict[str, Tensor]]) -> None:
+        """Tell a teacher that answers ahead of the micro-batches which they are."""
+        if not hasattr(self.teacher, "answer_ahead"):
+            return
+        asked = []
+        for batch in batches:
+            read: Any = self._prepare_inputs(batch)
+            read = read["theirs"] if "chunks" in read else read  # a teacher with a tokenizer of its own
+            asked.append((read, kept_rows(read["labels"])))
+        with self.accelerator.autocast():
+            self.teacher.answer_ahead(asked)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Counts:
         """Count every unit over all micro-batches of the optimiser step and all ranks."""
@@ -203,11 +244,15 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         step = self._step()
         advance = phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
         while True:
-            terms = model(advance)
+            sums, terms = model(advance)
+            terms = terms.given_out(sums)
             loss = self._reduce(terms, num_items_in_batch)
             if not terms.more:
                 return (loss, None) if return_outputs else loss
-            self.accelerator.backward(loss)
+            if self.is_deepspeed_enabled:  # which would step here
+                self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=False)
+            else:
+                self.accelerator.backward(loss)
 
     def _step(self, index: int | None = None) -> Step:
         """Return where the run stands, or will stand after `index` optimiser steps."""
@@ -279,11 +324,33 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """The Trainer's; DeepSpeed's engine takes its steps by role, and its checkpoints hold the run's state too."""
+        if not self.is_deepspeed_enabled:
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            if self.args.fsdp:
+                require_shards(self.networks, "training.fsdp")
+            return prepared
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        engine, limit = self.model_wrapped, self.args.max_grad_norm
+        deepspeed.require_partitions(engine)
+        several = len(self.networks.role) > 1 and limit > 0
+        limits = clipping_limits(self.networks, self.method, limit) if several else {}
+        steps = deepspeed.RoleSteps(engine, lambda: self._active or frozenset(), limits)
+        self.accelerator.deepspeed_engine_wrapped = steps
+        if resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if len(self.networks.role) == 1:
             return super()._clip_grad_norm(model)
-        self.accelerator.unscale_gradients()
-        norms = clip_by_role(self.networks, self.method, self._active or frozenset(), self.args.max_grad_norm)
+        if self.is_deepspeed_enabled:  # it has made its step by now
+            norms = self.accelerator.deepspeed_engine_wrapped.norms
+        else:
+            self.accelerator.unscale_gradients()
+            norms = clip_by_role(self.networks, self.method, self._active or frozenset(), self.args.max_grad_norm)
         self._norms |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
         return torch.stack(list(norms.values())).norm()
 

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from kdlm.section import Section
 
 
+RECIPE = "kdlm.recipe:Recipe"
+STAGED = ("train", "check", "plan")
+"""Verbs that take a run of several stages in place of a recipe."""
+
+
 def section_read(reads: str) -> "type[Section]":
     """Return the class of what a verb's file holds, named as `module:class`."""
     module, _, name = reads.partition(":")
@@ -17,10 +22,22 @@ def section_read(reads: str) -> "type[Section]":
 
 
 def load(args: argparse.Namespace) -> Any:
-    """Read the file that the command names, as what the verb reads: a Recipe, a Job, a Comparison."""
+    """Read the file that the command names, as what the verb reads: a Recipe, a Job, a Comparison.
+
+    Where a recipe is read, a file with the key `stages` is a run of several.
+    """
     from kdlm.yaml_document import Document
 
-    Document.read(args.recipe)  # a file that is missing or no YAML is said before the seconds of the next import
+    document = Document.read(args.recipe)  # missing or no YAML is said before the seconds of the next import
+    if args.reads == RECIPE and isinstance(document.data, dict) and "stages" in document.data:
+        if args.verb not in STAGED:
+            raise ValueError(
+                f"{args.recipe} holds several stages: kdlm {args.verb} takes one, as RUN_DIR/NAME/recipe.yaml has it"
+            )
+        from kdlm.stages import load
+
+        args.reads = "kdlm.stages:Stages"
+        return load(args.recipe, args.overrides)
     from kdlm.section_loader import load_section
 
     return load_section(section_read(args.reads), args.recipe, args.overrides)
@@ -29,23 +46,37 @@ def load(args: argparse.Namespace) -> Any:
 def train(args: argparse.Namespace) -> int:
     recipe = load(args)
     from kdlm.report import pictures
+
+    if _staged(args):
+        from kdlm import stages
+
+        return int(stages.train(recipe, resume=args.resume, figures=pictures))
     from kdlm.run_folder import RunFolder
     from kdlm.train import train
 
     return int(RunFolder(train(recipe, resume=args.resume, figures=pictures)).stopped)
 
 
+def _staged(args: argparse.Namespace) -> bool:
+    """Whether what was loaded is a run of several stages."""
+    return args.reads != RECIPE
+
+
 def report(args: argparse.Namespace) -> int:
     from kdlm.report import report
+    from kdlm.stages import run_folders
 
-    for line in report(args.runs, args.output, pngs=args.png, inspect=not args.no_inspect):
+    for line in report(run_folders(args.runs), args.output, pngs=args.png, inspect=not args.no_inspect):
         print(line)
     return 0
 
 
 def check(args: argparse.Namespace) -> int:
     recipe = load(args)
-    from kdlm.check import check
+    if _staged(args):
+        from kdlm.stages import check
+    else:
+        from kdlm.check import check
 
     for line in check(recipe):
         print(line)
@@ -70,7 +101,10 @@ def mix(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     recipe = load(args)
-    from kdlm.plan import plan
+    if _staged(args):
+        from kdlm.stages import plan
+    else:
+        from kdlm.plan import plan
 
     return plan(recipe, args.gpu, as_json=args.json)
 

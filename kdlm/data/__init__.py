@@ -16,6 +16,7 @@ from kdlm.data.load import Data, collator_for, load_data
 from kdlm.data.report import DataReport
 from kdlm.data.sections import DataSection, Source
 from kdlm.data.tensor_rows import TensorRows
+from kdlm.data.text_classes import ClassCollator, TextClassesSection
 from kdlm.data.two_readings import PairCollator
 
 
@@ -25,7 +26,13 @@ def _text_by_default(value: Any) -> Any:
 
 AnyData = Annotated[
     Annotated[
-        DataSection | ImageTextSection | ImagesSection | CaptionsSection | PointsSection | SamplesSection,
+        DataSection
+        | TextClassesSection
+        | ImageTextSection
+        | ImagesSection
+        | CaptionsSection
+        | PointsSection
+        | SamplesSection,
         Field(discriminator="name"),
     ],
     BeforeValidator(_text_by_default),
@@ -35,6 +42,7 @@ AnyData = Annotated[
 __all__ = [
     "AnyData",
     "CaptionsSection",
+    "ClassCollator",
     "Collator",
     "ContextCollator",
     "ContextSection",
@@ -52,6 +60,7 @@ __all__ = [
     "SamplesSection",
     "Source",
     "TensorRows",
+    "TextClassesSection",
     "collator_for",
     "load_data",
     "stacked",

@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -128,6 +129,10 @@ class SummedEvaluation(Trainer):
 
         Rows that have weights count by them here as in training.
         """
+        with getattr(self.teacher, "at_hand", nullcontext)():
+            return self._summed(dataloader, metric_key_prefix)
+
+    def _summed(self, dataloader: DataLoader, prefix: str) -> EvalLoopOutput:
         self.fit_teacher()
         self.networks.eval()
         step = self._step()
@@ -150,12 +155,12 @@ class SummedEvaluation(Trainer):
         loss = sum(value for name, value in means.items() if name.startswith("loss/"))
         others = {name: value for name, value in means.items() if not name.startswith("loss/")}
         metrics = {"loss": loss, **self.method.summarised(others)}
-        if self._watch is not None and metric_key_prefix == "eval":
+        if self._watch is not None and prefix == "eval":
             metrics |= self._watch.figures(dataloader, metrics)
         return EvalLoopOutput(
             predictions=None,  # pyright: ignore[reportArgumentType]  never kept: they would be [rows, vocab]
             label_ids=None,
-            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            metrics={f"{prefix}_{name}": value for name, value in metrics.items()},
             num_samples=samples,
         )
 

@@ -19,6 +19,7 @@ from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
 from kdlm.losses.likeliest import Likeliest, likeliest, told_of_likeliest
 from kdlm.losses.log_probs import label_log_probs, teacher_log_probs, token_log_probs
 from kdlm.losses.loss import Divergence, Loss, numbered_names
+from kdlm.losses.low_bit import CAKLD, TopKLD, confidence_aware_kl, topk_divergence
 from kdlm.losses.measures import all_measures_for, measures_for
 from kdlm.losses.merged import Hybrid, merged_divergence
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
@@ -29,6 +30,7 @@ from kdlm.losses.ofa import OFA, ofa
 from kdlm.losses.outcomes import Matched, OnOutcomes, Projected, Turned
 from kdlm.losses.policy import importance_weights, k3, returns
 from kdlm.losses.relational import correlation_distance, rkd_angle, rkd_distance
+from kdlm.losses.relations import Apart, relation_kl, score_mse
 from kdlm.losses.sampled import sampled_cross_entropy
 from kdlm.losses.schedule import Constant, Cosine, Linear, Step, Weight, value_at
 from kdlm.losses.selective import Selective, entropy, gated_jsd, plackett_luce
@@ -54,6 +56,8 @@ AnyLoss = Annotated[
     | TVDPlusPlus
     | AdaptiveKL
     | AlphaMixture
+    | TopKLD
+    | CAKLD
     | DKD
     | NKD
     | OFA
@@ -63,6 +67,7 @@ AnyLoss = Annotated[
 """A loss of a recipe, chosen by its `name`."""
 
 __all__ = [
+    "CAKLD",
     "DKD",
     "IGNORE_INDEX",
     "JSD",
@@ -72,6 +77,7 @@ __all__ = [
     "AdaptiveKL",
     "AlphaMixture",
     "AnyLoss",
+    "Apart",
     "ChunkDivergence",
     "Constant",
     "Cosine",
@@ -94,6 +100,7 @@ __all__ = [
     "Softened",
     "Step",
     "TVDPlusPlus",
+    "TopKLD",
     "TowardsTeacher",
     "Turned",
     "Weight",
@@ -107,6 +114,7 @@ __all__ = [
     "chunk_likelihood",
     "chunked",
     "clip_loss",
+    "confidence_aware_kl",
     "contrast_in_batch",
     "contrast_with_bank",
     "correlation_distance",
@@ -140,11 +148,13 @@ __all__ = [
     "progressive_cross_entropy",
     "real_rows",
     "reduce",
+    "relation_kl",
     "returns",
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
     "sampled_cross_entropy",
+    "score_mse",
     "skew_kl",
     "skew_reverse_kl",
     "softened_anchor",
@@ -154,6 +164,7 @@ __all__ = [
     "teacher_log_probs",
     "token_log_probs",
     "told_of_likeliest",
+    "topk_divergence",
     "total_variation",
     "tvd_plus_plus",
     "uskd",

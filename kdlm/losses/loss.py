@@ -58,7 +58,7 @@ class Divergence(Loss):
     def __call__(
         self, student: Float[Tensor, "rows vocab"], teacher: TeacherRows, labels: Int[Tensor, "rows"] | None = None
     ) -> Float[Tensor, "rows"]:
-        if isinstance(teacher, TopK):
+        if isinstance(teacher, TopK) and TopK in self.signals:
             return on_bucket(self.divergence, student, teacher, **self.options())
         return self.divergence(student, self.whole(teacher), **self.options())
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kdlm.methods.class_kd import ClassKD, ClassKDSection
 from kdlm.methods.cross_tokenizer.aligned import AlignedMethod, Readings
 from kdlm.methods.cross_tokenizer.alm import ALM, ALMSection
 from kdlm.methods.cross_tokenizer.byte_kd import ByteKD, ByteKDSection
@@ -68,6 +69,11 @@ from kdlm.methods.self_distillation.skill_sd import SkillSD, SkillSDSection
 from kdlm.methods.self_distillation.unisd import UniSD, UniSDSection
 from kdlm.methods.sequence_kd import SequenceKD, SequenceKDSection
 from kdlm.methods.step_by_step import StepByStep, StepByStepSection
+from kdlm.methods.structure.acm import ACM, ACMSection
+from kdlm.methods.structure.layer_matching import LayerMatching, LayerMatchingSection
+from kdlm.methods.structure.minilm import MiniLM, MiniLMSection
+from kdlm.methods.structure.squarehead import SquareHead, SquareHeadSection
+from kdlm.methods.structure.tinybert import TinyBERT, TinyBERTSection
 from kdlm.methods.taid import Taid, TaidSection
 from kdlm.methods.tokens import TokenMethod
 from kdlm.methods.tsd_kd import TsdKD, TsdKDSection
@@ -103,6 +109,9 @@ AnyMethod = Annotated[
     | SequenceKDSection
     | StepByStepSection
     | HiddenKDSection
+    | SquareHeadSection
+    | LayerMatchingSection
+    | ACMSection
     | ReverseKLAdvantageSection
     | MiniLLMSection
     | GKDSection
@@ -120,6 +129,9 @@ AnyMethod = Annotated[
     | FurtherPretrainingSection
     | MaskedKDSection
     | GDSDSection
+    | MiniLMSection
+    | TinyBERTSection
+    | ClassKDSection
     | ALMSection
     | ByteKDSection
     | ULDSection
@@ -177,6 +189,7 @@ AnyMethod = Annotated[
 ]
 
 __all__ = [
+    "ACM",
     "ALM",
     "CRD",
     "DHO",
@@ -198,6 +211,7 @@ __all__ = [
     "SDPO",
     "ULD",
     "USKD",
+    "ACMSection",
     "ALMSection",
     "Affinity",
     "AffinitySection",
@@ -209,6 +223,8 @@ __all__ = [
     "ByteKDSection",
     "CFGDistillationSection",
     "CRDSection",
+    "ClassKD",
+    "ClassKDSection",
     "Consistency",
     "ConsistencySection",
     "ContinuousConsistency",
@@ -250,6 +266,8 @@ __all__ = [
     "LADDSection",
     "LatentConsistency",
     "LatentConsistencySection",
+    "LayerMatching",
+    "LayerMatchingSection",
     "LlavaKD",
     "LlavaKDSection",
     "LogitKD",
@@ -264,6 +282,8 @@ __all__ = [
     "Method",
     "MiniLLM",
     "MiniLLMSection",
+    "MiniLM",
+    "MiniLMSection",
     "OFAKDSection",
     "PSKDSection",
     "PiDistill",
@@ -311,6 +331,8 @@ __all__ = [
     "SkillSD",
     "SkillSDSection",
     "SnapshotOf",
+    "SquareHead",
+    "SquareHeadSection",
     "Step",
     "StepByStep",
     "StepByStepSection",
@@ -318,6 +340,8 @@ __all__ = [
     "TaidSection",
     "Term",
     "Terms",
+    "TinyBERT",
+    "TinyBERTSection",
     "TokenMethod",
     "TokenPSKD",
     "TokenPSKDSection",

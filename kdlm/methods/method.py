@@ -5,7 +5,7 @@ the trainer does the rest. A method never opens a file, never reads the recipe, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,6 +20,8 @@ from kdlm.signal import weights_of
 Batch = dict[str, Tensor]
 """Of images: `pixel_values` `[batch, channels, height, width]`, `labels` (the class, or IGNORE_INDEX) and `index`, the
 number of the row in its split. Of anything else that a denoiser makes: `samples` `[batch, ...]` in their place.
+
+Of texts with a class: `input_ids`, `attention_mask`, `labels` `[batch]` (the class, or IGNORE_INDEX) and `index`.
 
 Of text: `input_ids`, `labels`, and `attention_mask` or `position_ids`. Where the student wrote some of the text there
 is, for each token (`[batch, length]`, see `Rows.of_labels`): `sampled`, whether the student drew it; `log_probs`, what
@@ -122,6 +124,10 @@ class Terms:
         named = {name: (term.sum, term.unit) for name, term in self.terms.items()} if len(self.terms) > 1 else {}
         return named | self.metrics
 
+    def given_out(self, sums: Mapping[str, Tensor]) -> "Terms":
+        """Return these terms with their sums as a wrapper gave them out, its hooks in their graph."""
+        return replace(self, terms={name: replace(term, sum=sums[name]) for name, term in self.terms.items()})
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -155,13 +161,16 @@ class Method:
     paper: ClassVar[str] = ""
     needs: frozenset[str] = frozenset()
     """What must be there. Of the teacher: `teacher` (any signal over tokens), `teacher.layers` (its hidden layers),
-    `teacher.classes` (an image classifier), `teacher.embeddings` (of images and texts), `teacher.masked` (a masked
-    autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `pairs` (of image and text),
+    `teacher.classes` (a classifier), `teacher.embeddings` (of images and texts), `teacher.masked` (a masked
+    autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `texts` (each with a class), `pairs` (of image and text),
     `preferences` (two answers to a prompt, one of them rejected: rows that no other method takes), `samples` (of what a
     denoiser makes), `visual` (images between the tokens). `unmasking`, `teacher.unmasking`:
     student and teacher are masked language models. `rollouts`: the student's own text, `turns`: several of its turns,
     `reward`: what a verifier says of it, `context`: prompts that the teacher can be told more in (`data.context`),
     `informed`: that the student was told it as it wrote (`rollouts.informed`)."""
+    any_text_model: bool = False
+    """Whether the student may be a causal language model, a masked one or a classifier of texts. Else `unmasking` among
+    its needs says which of the first two it is for."""
     computes: tuple[str, ...] = ()
     """Names of terms that some step of a run has to compute; a run in which none did ends in an error."""
     weighs: bool = False

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from kdlm.diffusion import Denoiser
+from kdlm.models.frozen_copies import FrozenCopy
 from kdlm.models.prediction import mask_id_of
 from kdlm.section import Section
 
@@ -29,17 +30,16 @@ class Lora(Section):
     dora: bool = False
     """Weight-decomposed LoRA: the magnitude is trained beside the direction."""
     export: str = Field("merged", pattern="^(merged|adapter)$")
-    """What the run leaves behind: `merged` (a plain model folder) or `adapter` (the PEFT adapter alone)."""
+    """What the run leaves behind: `merged` (a plain model folder) or `adapter` (the PEFT adapter alone). Of a base
+    that was quantised while loading `merged` is the dequantised model in float32, so that nothing is rounded twice."""
 
-    def check_export(self, *, averaged: bool, quantised: bool) -> None:
+    def check_export(self, *, averaged: bool) -> None:
         """Raise ValueError where the student, or the average of it that is handed out, cannot be exported so."""
         if averaged and self.export == "adapter":
             raise ValueError(
                 "student.lora.export: an average is handed out, which is one of merged weights and has no adapter: "
                 "set export: merged"
             )
-        if quantised and not averaged and self.export == "merged":
-            raise ValueError("student.lora.export: merging into quantised weights loses precision; set export: adapter")
 
 
 def adapt(model: Any, lora: Lora) -> Any:
@@ -78,7 +78,13 @@ def _config(lora: Lora, **options: Any) -> "LoraConfig":
 
 
 def merge(model: "PeftModel | Denoiser") -> Any:
-    """Return the base model with the adapters folded into its weights; the adapters are gone afterwards."""
+    """Return the base model with the adapters folded into its weights; the adapters are gone afterwards.
+
+    A quantised base is dequantised to float32 first, in a copy: PEFT would quantise the sum again, and lose of the
+    adapter what is smaller than a step.
+    """
+    if getattr(model, "quantization_method", None) is not None:
+        return FrozenCopy(model).module
     if not isinstance(model, Denoiser):
         return model.merge_and_unload()
     _merge_inside(model)

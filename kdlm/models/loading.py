@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from kdlm.models.adapters import Lora
+from kdlm.models.fake_quantised import QuantizationAware
 from kdlm.sandbox import SandboxModel
 from kdlm.section import Section
 from kdlm.section_loader import suggestion
@@ -69,7 +70,13 @@ class Pretrained(Loading):
         """Open the weights. Raises ValueError naming the path when there is no such model."""
         from transformers import AutoModelForCausalLM
 
-        return open_pretrained(AutoModelForCausalLM, self.location(), revision=self.revision, **self.options(), **extra)
+        from kdlm.models.adaptive_student import adaptive_class
+
+        options = {"revision": self.revision, **self.options(), **extra}
+        model = open_pretrained(AutoModelForCausalLM, self.location(), **options)
+        if getattr(model.config, "adaptive", None) is None:
+            return model
+        return open_pretrained(adaptive_class(type(model)), self.location(), **options)  # its gates too
 
     def config(self) -> Any:
         """Open only the configuration: sizes, without weights."""
@@ -158,6 +165,8 @@ class StudentOptions(Section):
 
     lora: Lora | None = None
     """Train adapters instead of all weights."""
+    quantization_aware: QuantizationAware | None = None
+    """Train all weights as they will be after rounding to a few bits."""
 
 
 class PretrainedStudent(Pretrained, StudentOptions):
@@ -247,10 +256,22 @@ def open_pretrained(auto: Any, path: str, **options: Any) -> Any:
         raise ValueError(f"{path}: no such model folder{_left_by_a_run(Path(path))}")
     local = Path(path).expanduser()
     try:
-        return auto.from_pretrained(str(local) if local.is_dir() else path, **options)
+        return _as_it_trains(auto.from_pretrained(str(local) if local.is_dir() else path, **options))
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: cannot open this model ({auto.__name__}): {reason}") from error
+
+
+def _as_it_trains(opened: Any) -> Any:
+    """Keep 4-bit layers from the product that bitsandbytes has for evaluation on a CPU; return what was opened.
+
+    It computes in bfloat16, packs the weights anew with their scales rounded again, so that each evaluation changes
+    what is trained on afterwards, and fails where the inputs are no multiple of 64 (0.50.2).
+    """
+    for module in opened.modules() if getattr(opened, "is_loaded_in_4bit", False) else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return opened
 
 
 def _left_by_a_run(path: Path) -> str:

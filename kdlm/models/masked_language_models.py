@@ -8,7 +8,7 @@ from kdlm.section_loader import suggestion
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SandboxMasked = Literal["masked-teacher", "masked-student", "masked-tiny"]
+SandboxMasked = Literal["masked-teacher", "masked-student", "masked-tiny", "code-encoder", "code-encoder-small"]
 
 
 class MaskedLanguageModel(Pretrained):
@@ -16,7 +16,8 @@ class MaskedLanguageModel(Pretrained):
 
     name: Literal["masked_lm"] = "masked_lm"  # pyright: ignore[reportIncompatibleVariableOverride]
     path: str
-    """Hub id, local folder, or `sandbox:masked-teacher`, `sandbox:masked-student`, `sandbox:masked-tiny`."""
+    """Hub id, local folder, or `sandbox:masked-teacher`, `sandbox:masked-student`, `sandbox:masked-tiny`, and of code,
+    not trained, `sandbox:code-encoder`, `sandbox:code-encoder-small`."""
 
     def location(self) -> str:
         """Return the hub id or folder; builds a sandbox model when it is missing. Raises ValueError for an unknown."""

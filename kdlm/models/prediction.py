@@ -2,8 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from kdlm.models.frozen_copies import whole
+from kdlm.models.inside import Ask, Inside, attends_backwards, recording, shortened, stack_of
 from kdlm.models.modes import evaluating
 from kdlm.signal import Dense, Head, Hidden, Rows
 
@@ -36,9 +37,12 @@ class Predictor:
         reads_hidden: whether logits are `Head.logits(hidden)`, where it is known already.
     """
 
+    tells_classes = False
+    """It predicts tokens."""
+
     def __init__(self, model: LanguageModel, reads_hidden: bool | None = None):
         self.module = model
-        self.inputs = _inputs(model)
+        self.inputs = inputs_of(model)
         self.reads_hidden = _head_explains_logits(model) if reads_hidden is None else reads_hidden
         if not self.reads_hidden:
             logger.warning("%s: logits are not head(hidden); falling back to whole logits", type(model).__name__)
@@ -51,14 +55,27 @@ class Predictor:
         self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
     ) -> tuple[Hidden | Dense, list[Float[Tensor, "rows hidden"]]]:
         """Return the signal and, at the same rows, the outputs of decoder layers `layers` (0 is the first layer)."""
-        inputs = {key: batch[key] for key in batch if key in self.inputs}
-        with _recorded(decoder_layers(self.module) if layers else nn.ModuleList(), layers) as outputs:
-            if self.reads_hidden:
-                last = backbone(self.module)(**inputs, use_cache=False).last_hidden_state
-                signal: Hidden | Dense = Hidden(rows.select(last), head(self.module))
+        signal, inside = self.inside(batch, rows, Ask(layers=layers), rows)
+        assert signal is not None
+        return signal, inside.hidden
+
+    def inside(
+        self, batch: dict[str, Tensor], rows: Rows, ask: Ask, predicted: Rows | None = None
+    ) -> tuple[Hidden | Dense | None, Inside]:
+        """Return the signal at the rows `predicted`, and what is asked of the model's inside at `rows`.
+
+        Without `predicted` there is no signal, and the layers above the highest one that is asked are not run.
+        """
+        body, inputs = backbone(self.module), {key: batch[key] for key in batch if key in self.inputs}
+        signal: Hidden | Dense | None = None
+        cut = shortened(body, ask.depth) if predicted is None else nullcontext()
+        with recording(body, ask) as recorded, cut:
+            if self.reads_hidden or predicted is None:
+                last = body(**inputs, use_cache=False).last_hidden_state
+                signal = None if predicted is None else Hidden(predicted.select(last), head(self.module))
             else:
-                signal = Dense(rows.select(self.module(**inputs, use_cache=False).logits))
-        return signal, [rows.select(outputs[layer]) for layer in layers]
+                signal = Dense(predicted.select(self.module(**inputs, use_cache=False).logits))
+        return signal, recorded.at(rows)
 
     def embed(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows width"]:
         """Return what the model reads for these tokens: its input embeddings, in the graph of its parameters."""
@@ -71,6 +88,11 @@ class Predictor:
     def mask_id(self) -> int | None:
         """The token that stands for a hidden one, see `mask_id_of`."""
         return mask_id_of(self.module)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what is before it."""
+        return attends_backwards(backbone(self.module))
 
     @property
     def hidden_size(self) -> int:
@@ -89,8 +111,10 @@ def plain(model: LanguageModel) -> LanguageModel:
 def mask_id_of(model: Any) -> int | None:
     """Return the token by which a masked language model knows what is hidden: the `mask_token_id` of its configuration.
 
-    None of any other network: a causal model's configuration has none.
+    None of any other network: a causal model's configuration has none, and a classifier of texts fills nothing in.
     """
+    if type(plain(model)).__name__.endswith("ForSequenceClassification"):
+        return None
     return getattr(getattr(plain(model), "config", None), "mask_token_id", None)
 
 
@@ -101,16 +125,18 @@ def backbone(model: LanguageModel) -> Any:
 
 def decoder_layers(model: LanguageModel) -> nn.ModuleList:
     """Return the decoder layers of a causal LM. Raises ValueError when the model keeps them under an unknown name."""
-    body = backbone(model)
-    for text in ("language_model", "text_model"):  # of a vision-language model
-        body = getattr(body, text, body)
-    for name in ("layers", "h", "blocks"):
-        if isinstance(found := getattr(body, name, None), nn.ModuleList):
-            return found
-    raise ValueError(f"{type(plain(model)).__name__}: no decoder layers found under .layers, .h or .blocks")
+    owner, name = stack_of(backbone(model))
+    return getattr(owner, name)
 
 
-def _inputs(model: LanguageModel) -> frozenset[str]:
+def layer_paths(model: LanguageModel) -> list[str]:
+    """Return the dotted paths of a causal LM's decoder layers."""
+    found = {id(layer): index for index, layer in enumerate(decoder_layers(model))}
+    named = {found[id(module)]: path for path, module in model.named_modules() if id(module) in found}
+    return [named[index] for index in range(len(found))]
+
+
+def inputs_of(model: LanguageModel) -> frozenset[str]:
     """Return the entries of a batch that the model takes: what its forward names, but for the labels."""
     forwards = (plain(model).forward, backbone(model).forward)
     named = {name for forward in forwards for name in inspect.signature(forward).parameters}
@@ -127,25 +153,6 @@ def head(model: LanguageModel) -> Head:
     return Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
 
 
-@contextmanager
-def _recorded(modules: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Keep the outputs of the named layers only: `output_hidden_states` would keep all of them alive."""
-    outputs: dict[int, Tensor] = {}
-
-    def keep(index: int):
-        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            outputs[index] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [modules[index].register_forward_hook(keep(index)) for index in layers]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _head_explains_logits(model: LanguageModel) -> bool:
     """Compare the model's own logits with `head(hidden)` on a few tokens."""
     if getattr(model, "active_peft_config", None) is not None and model.active_peft_config.is_prompt_learning:
@@ -156,7 +163,10 @@ def _head_explains_logits(model: LanguageModel) -> bool:
     ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
     with evaluating(model), torch.no_grad():
         own = model(input_ids=ids, use_cache=False).logits
-        ours = head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
+        last = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+        if last.shape[-1] != layer.weight.shape[-1]:  # a transform before the head changes the width (ELECTRA)
+            return False
+        ours = head(model).logits(last)
     if own.shape != ours.shape:
         return False
     scale = own.float().abs().max().clamp(min=1e-6)

@@ -1,12 +1,13 @@
 """The base of a model that trains adapters, read without them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdlm.models.inside import Ask, Inside
 from kdlm.models.modes import evaluating
 from kdlm.models.prediction import Predictor
 from kdlm.signal import Dense, Hidden, Rows
@@ -15,11 +16,11 @@ from kdlm.signal import Dense, Hidden, Rows
 class WithoutAdapters(Predictor):
     """Reads the base of a model that trains adapters, also where it trains modules in full (`modules_to_save`)."""
 
-    def with_layers(
-        self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
-    ) -> tuple[Hidden | Dense, list[Tensor]]:
+    def inside(
+        self, batch: dict[str, Tensor], rows: Rows, ask: Ask, predicted: Rows | None = None
+    ) -> tuple[Hidden | Dense | None, Inside]:
         with without_adapters(self.module):
-            return super().with_layers(batch, rows, layers)
+            return super().inside(batch, rows, ask, predicted)
 
 
 @contextmanager

@@ -13,14 +13,14 @@ def lines(found: Prediction) -> Iterator[str]:
     shape = f"{settings.batch} sequences of {settings.length} tokens"
     if settings.accumulation > 1:
         shape += f", {settings.accumulation} times an optimiser step"
-    yield f"{device.name}, {_size(device.memory)}; {shape}, every sequence at its longest"
+    yield f"{device.name}, {size(device.memory)}; {shape}, every sequence at its longest"
     yield f"peak of memory, {'at the' if found.peak != 'backward' else 'in the'} {found.peak}:"
     for part in PARTS:
         if found.parts[part]:
-            yield f"  {part:<20}{_size(found.parts[part]):>12}"
-    yield f"  {'total':<20}{_size(found.total):>12}  {'fits' if found.fits else 'does not fit'}"
+            yield f"  {part:<20}{size(found.parts[part]):>12}"
+    yield f"  {'total':<20}{size(found.total):>12}  {'fits' if found.fits else 'does not fit'}"
     yield "tensors at the peak of each phase: " + ", ".join(
-        f"{name} {_size(sum(parts.values()))}" for name, parts in found.phases.items() if name != "start"
+        f"{name} {size(sum(parts.values()))}" for name, parts in found.phases.items() if name != "start"
     )
     yield from _pace(found)
 
@@ -42,7 +42,7 @@ def _pace(found: Prediction) -> Iterator[str]:
     else:
         yield (
             f"assumed, not measured: {OF_PEAK:.0%} of the peak rate and {OF_BANDWIDTH:.0%} of the bandwidth, "
-            f"{LAUNCH * 1e6:.0f} µs to start an operation, {_size(CONTEXT)} for CUDA, {FRAGMENTATION:.0%} of "
+            f"{LAUNCH * 1e6:.0f} µs to start an operation, {size(CONTEXT)} for CUDA, {FRAGMENTATION:.0%} of "
             "fragmentation"
         )
 
@@ -51,13 +51,13 @@ def advice_lines(advice: list[Advice], together: dict, then: Prediction | None) 
     """Yield what to change, and which changes together are enough."""
     yield "what saves memory, each taken alone:" if advice else "no change that plan knows saves memory"
     for one in advice:
-        yield f"  {_size(one.saves):>10}  {one.what}: {one.overrides}"
+        yield f"  {size(one.saves):>10}  {one.what}: {one.overrides}"
     if then is not None:
         yield f"enough: {overrides(together)}"
-        yield f"  {_size(then.total)} in all" + (f", {then.hours:.3g} hours" if then.hours is not None else "")
+        yield f"  {size(then.total)} in all" + (f", {then.hours:.3g} hours" if then.hours is not None else "")
     elif advice:
         yield "all of them together are not enough: take a smaller student or teacher, or a larger device"
 
 
-def _size(number: float) -> str:
+def size(number: float) -> str:
     return f"{number / GIB:.2f} GiB" if number >= GIB / 10 else f"{number / 2**20:.1f} MiB"

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from kdlm.models import MaskedLanguageModel, adapt
+from kdlm.models import MaskedLanguageModel, adapt, fake_quantise
+from kdlm.models.adaptive_student import make_adaptive
 from kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
 from kdlm.store import HiddenFormat, LogProbsFormat, SampledFormat, TopKFormat
 from kdlm.teachers import (
@@ -29,8 +30,10 @@ BITS = {"4bit": 4.127, "8bit": 8.0}
 
 
 def student_of(section: Any) -> Any:
-    """Return a recipe's student, with its adapters, as `kdlm train` would train it."""
+    """Return a recipe's student, with its adapters or its rounding, as `kdlm train` would train it."""
     model = skeleton(section)
+    if section.quantization_aware is not None:
+        return fake_quantise(model, section.quantization_aware)
     return model if section.lora is None else adapt(model, section.lora)
 
 
@@ -51,6 +54,8 @@ def skeleton(section: Any) -> Any:
     trusted = getattr(loading, "trust_remote_code", False)
     options = {} if attention is None else {"attn_implementation": attention}
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted, **options)
+    if getattr(config, "adaptive", None):
+        make_adaptive(model)
     if (kind := getattr(loading, "quantization", "none")) != "none":
         quantise(model, BITS[kind])
     return model

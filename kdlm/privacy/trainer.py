@@ -144,6 +144,9 @@ class PrivateTrainer(DistillTrainer):
     def _collate(self) -> Callable[[list[Row]], Any]:
         return partial(_units, cast("Any", self.data_collator))
 
+    def _announce(self, batches: list[Any]) -> None:
+        super()._announce([unit for micro in batches for unit in micro["units"]])
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Counts:
         return {"units": torch.tensor(sum(len(micro["units"]) for micro in batch_samples), device=device)}
 

@@ -63,8 +63,9 @@ def _merged(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor, Tenso
     else:
         own = module.named_parameters(recurse=False)
         kept = ((name, buffer) for name, buffer in module.named_buffers(recurse=False))
+        rounded = getattr(module, "weight_fake_quantizer", None)  # of a student of few bits: what it answers with
         for name, weight in [*own, *(pair for pair in kept if pair[0] not in module._non_persistent_buffers_set)]:
-            yield prefix + name, weight, weight
+            yield prefix + name, weight, weight if rounded is None or name != "weight" else rounded(weight)
         for name, child in module.named_children():
             yield from _merged(child, f"{prefix}{name}.")
 

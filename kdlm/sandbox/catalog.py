@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdlm.sandbox.code_modules import CodeModules
 from kdlm.sandbox.datasets import CodeCorpus, CodeTokenizer, TaskSet
 from kdlm.sandbox.denoisers import ExactDenoiser, TrainedDenoiser
 from kdlm.sandbox.digits_questions import DigitsQuestions
@@ -39,6 +40,7 @@ _TINY_TRAINING = Training("train", steps=60, batch=8, window=64, learning_rate=1
 
 _ENTRIES = (
     Entry("code", "standard library sources: teacher, train, eval", "12 M characters", 1, CODE),
+    Entry("code-modules", "pieces of 8 modules, which is which", "3000 + 750 rows", 1, CodeModules()),
     Entry("arithmetic", "sums and products, worked out, 5 levels", "5000 + 500 rows", 1, ARITHMETIC),
     Entry("strings", "reverse, count, sort, shift, 5 levels", "5000 + 500 rows", 1, STRINGS),
     Entry("entities", "names of one type in a text, 5 levels", "5000 + 500 rows", 1, ENTITIES),

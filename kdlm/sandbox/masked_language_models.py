@@ -148,10 +148,14 @@ def bound(model: Any, ids: Any, given: int, generator: Any) -> Any:
     return (losses.view(len(ids), length) * places / hidden).sum(-1).mean()
 
 
-BYTES = "code-tokenizer-bytes"
+BYTES, TINY = "code-tokenizer-bytes", "code-tokenizer-tiny"
 SHAPE, SMALL = (
     Shape(width=96, layers=2, heads=4, feed_forward=256),
     Shape(width=48, layers=1, heads=2, feed_forward=96),
+)
+ENCODER, SMALL_ENCODER = (
+    Shape(width=96, layers=4, heads=4, feed_forward=256),
+    Shape(width=48, layers=2, heads=4, feed_forward=96),
 )
 ENTRIES = (
     ("sums", "sums of two numbers below 100, all of one width", "9000 + 1000 rows", 1, Sums(held_out=10, seed=0)),
@@ -164,5 +168,7 @@ ENTRIES = (
         5,
         MaskedModel(BYTES, SMALL, seed=0, steps=300),
     ),
+    ("code-encoder", "an encoder of code, not trained", "0.49 M parameters", 1, MaskedModel(TINY, ENCODER, seed=0)),
+    ("code-encoder-small", "a smaller one", "0.07 M parameters", 1, MaskedModel(TINY, SMALL_ENCODER, seed=1)),
 )
 """Name, what, size, seconds and spec of what the catalogue has of this file."""

@@ -50,6 +50,7 @@ class SandboxData(Section):
     data: Literal[
         "code",
         "code-written",
+        "code-modules",
         "arithmetic",
         "strings",
         "entities",
@@ -60,7 +61,7 @@ class SandboxData(Section):
         "digits-questions",
     ]
     """The dataset: `code` and `code-written`, the words of `code-teacher-4k`, have a column `text`; the tasks have
-    `prompt`, `completion` and `answer`, `walks` a `solution` too; `tools` has `prompt` and `task`; `digits-questions`
+    `prompt`, `completion` and `answer`, `walks` a `solution` too; `code-modules` has `text` and `label`; `tools` has `prompt` and `task`; `digits-questions`
     has `prompt`, `completion` and `images`."""
     file: Literal["train", "eval", "teacher", "demonstrations", "conversations"] = "train"
     """Its file; `teacher`, all that the code teacher read, is in `code` only; `code-written` is `train` alone;

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdlm.section import Custom, Section
 from kdlm.signal import Dense, Hidden, Mixture, Rows, Signal
+from kdlm.teachers.ahead import AheadTeacher
 from kdlm.teachers.cached import CachedTeacher, CachedTeacherSection
 from kdlm.teachers.ensemble import Ensemble
 from kdlm.teachers.frozen import (
@@ -17,6 +18,7 @@ from kdlm.teachers.frozen import (
     ImageClassifierTeacherSection,
     ImageEnsembleSection,
     MaskedAutoencoderTeacherSection,
+    TextClassifierTeacherSection,
     freeze,
 )
 from kdlm.teachers.local import (
@@ -50,6 +52,8 @@ class Teacher(Protocol):
     `needs_fit`, `fit(batches, vocab)`, `readings()`, `state_dict()`, `load_state_dict(state)`: something is learned
         from evaluation rows before the first step; `batches` yields each with its kept rows. What it learned is
         logged, and checkpoints keep the state.
+    `answer_ahead(asked)`: called before each optimiser step with its micro-batches and their rows, all of them at once;
+        `at_hand()`: a context in which it is asked again and again.
     `fingerprint()`: tells its weights from others, for `kdlm capture`.
     `roles_beside(student)`, `follow(views)`: a copy of the student that the run keeps for it, moves and saves as those
         of a method; and the networks of the run, once they are there.
@@ -112,6 +116,14 @@ class EnsembleSection(Section):
         for number, member in enumerate(self.members):
             if not getattr(member, "signals", {Dense, Hidden}) & {Dense, Hidden}:
                 raise ValueError(f"members.{number}: {member.name} gives no whole distribution to average")
+            if (
+                getattr(member, "placement", "resident") != "resident"
+                or getattr(member, "batch_size", None) is not None
+            ):
+                raise ValueError(
+                    f"members.{number}: a member of an ensemble has no placement and no batch_size of its own: leave "
+                    "them out; resident: one keeps members in the host's memory"
+                )
             here = getattr(member, "device", None) is None and getattr(member, "quantization", "none") == "none"
             if self.resident == "one" and not (
                 isinstance(member, LocalTeacherSection | SandboxTeacherSection) and here
@@ -170,10 +182,12 @@ AnyTeacher = Annotated[
     | DualEncoderTeacherSection
     | MaskedAutoencoderTeacherSection
     | MaskedTeacherSection
+    | TextClassifierTeacherSection
     | DenoiserTeacherSection,
     Field(discriminator="name"),
 ]
 __all__ = [
+    "AheadTeacher",
     "AnyTeacher",
     "ByDomain",
     "CachedTeacher",

@@ -16,6 +16,8 @@ from kdlm.models import (
     MaskedAutoencoder,
     MaskedAutoencoderSource,
     Predictor,
+    TextClassifier,
+    TextClassifierSource,
     view,
 )
 from kdlm.section import Section
@@ -78,6 +80,13 @@ class ImageClassifierTeacherSection(_Frozen, ImageClassifierSource):
     """A frozen image classifier."""
 
     provides: ClassVar[frozenset[str]] = Classifier.provides
+    """What a method may need of it, known without loading the weights."""
+
+
+class TextClassifierTeacherSection(_Frozen, TextClassifierSource):
+    """A frozen classifier of texts."""
+
+    provides: ClassVar[frozenset[str]] = TextClassifier.provides
     """What a method may need of it, known without loading the weights."""
 
 

@@ -9,10 +9,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
-from kdlm.models import MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
+from kdlm.models import Ask, Inside, MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
 from kdlm.sharding import gathered, sharded
 from kdlm.signal import Dense, Head, Hidden, Rows
+from kdlm.teachers.placement import own_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +26,7 @@ class LocalTeacher:
 
     Args:
         model: a language model; put in eval mode and frozen here. A masked one fills in what a batch hides, and so
-            provides `teacher.unmasking` instead.
+            provides `teacher.unmasking` in place of `teacher`.
         signal: `hidden` keeps logits out of memory; `dense` runs the head on all rows; `auto` is `hidden` where the
             model's logits are `head(hidden)`, else `dense`.
         computes_on: where a model in shards computes (see `kdlm.sharding`): every rank must ask such a teacher at the
@@ -33,6 +34,7 @@ class LocalTeacher:
     """
 
     provides = frozenset({"teacher", "teacher.layers"})
+    tells_classes = False
 
     def __init__(
         self,
@@ -88,20 +90,40 @@ class LocalTeacher:
         self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
     ) -> tuple[Hidden | Dense, list[Tensor]]:
         """Return the signal and the outputs of decoder layers `layers` at the kept rows."""
+        signal, inside = self.inside(batch, rows, Ask(layers=layers), rows)
+        assert signal is not None
+        return signal, inside.hidden
+
+    @torch.no_grad()
+    def inside(
+        self, batch: dict[str, Tensor], rows: Rows, ask: Ask, predicted: Rows | None = None
+    ) -> tuple[Hidden | Dense | None, Inside]:
+        """Return the signal at the rows `predicted` and what is asked of the inside at `rows`, as `Predictor.inside`.
+
+        The layers above the highest one that is asked are not run where no signal is wanted.
+        """
         if "theirs" in batch:
             check_length(batch, self.model)
-            batch, rows = own_reading(batch, rows)
+            theirs, rows = own_reading(batch, rows)
+            predicted = None if predicted is None else own_reading(batch, predicted)[1]
+            batch = theirs
         home, away = rows.index.device, self.device
         there = {key: value.to(away) for key, value in batch.items()}
-        signal, hidden = self._predict.with_layers(there, Rows(rows.index.to(away), rows.labels.to(away)), layers)
+        wanted = None if predicted is None else _moved(predicted, away)
+        signal, inside = self._predict.inside(there, _moved(rows, away), ask, wanted)
         if isinstance(signal, Hidden):
             whole = signal.head if self.computes_on is None else gathered(signal.head)
             signal = Hidden(signal.hidden.to(home), self._head_on(home, whole))
             if self._dense:
                 signal = Dense(signal.head.logits(signal.hidden))
-        else:
+        elif signal is not None:
             signal = Dense(signal.logits.to(home))
-        return signal, [h.to(home) for h in hidden]
+        return signal, inside.to(home)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what is before it."""
+        return self._predict.causal
 
     @torch.no_grad()
     def embed(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows width"]:
@@ -132,6 +154,10 @@ class LocalTeacher:
         if self._head is None:
             self._head = head.to(device)
         return self._head
+
+
+def _moved(rows: Rows, device: torch.device) -> Rows:
+    return Rows(rows.index.to(device), rows.labels.to(device))
 
 
 def own_reading(batch: dict[str, Any], rows: Rows) -> tuple[dict[str, Tensor], Rows]:
@@ -174,24 +200,36 @@ class LocalOptions(Section):
     """The signals it may answer with; which one depends on the model and on `signal`."""
 
     device: str | None = None
-    """Where the teacher lives: `cuda:1`, `cpu`, or `auto` to spread it; by default beside the student."""
+    """Where the teacher lives: `cuda:1`, `cpu`, or `auto` to spread it; by default beside the student. With several
+    ranks, `next`: rank r of n takes GPU n + r."""
     signal: Literal["auto", "hidden", "dense"] = Field("auto")
     """`hidden` keeps teacher logits out of memory, `dense` computes them all, `auto` takes hidden where it is exact."""
-    placement: Literal["resident", "sharded"] = "resident"
-    """`resident`: whole on every rank. `sharded`: each rank holds its share of every weight (FSDP2), and a layer is
-    gathered while it computes."""
+    placement: Literal["resident", "sliced", "sharded", "auto"] = "resident"
+    """`resident`: beside the student, whole on every rank. `sliced`: in the host's memory, and on the student's device
+    only while it answers all micro-batches of an optimiser step. `sharded`: each rank holds its share of every weight,
+    and a layer is gathered while it computes. `auto`: what `kdlm plan` foresees to fit, the fastest first."""
     offload: bool = False
     """With `sharded`: the shards stay in the host's memory. On a CPU that is where they are anyway."""
+    batch_size: int | None = Field(None, ge=1)
+    """Sequences that the teacher reads at once, whatever the student's micro-batch is: fewer, or those of several."""
 
     @model_validator(mode="after")
     def _fits_its_placement(self) -> "LocalOptions":
         if self.offload and self.placement != "sharded":
             raise ValueError("offload is of shards: say placement: sharded")
+<<<<<<< HEAD
         if self.placement == "sharded" and self.device is not None:
             raise ValueError(f"placement: sharded computes on each rank's own device: leave device ({self.device}) out")
         if self.placement == "sharded" and getattr(self, "quantization", "none") != "none":
             raise ValueError(
                 "placement: sharded takes plain weights: leave quantization out, or say placement: resident"
+=======
+        if self.placement != "resident" and self.device is not None:
+            raise ValueError(f"placement: {self.placement} uses the student's device: leave device out")
+        if self.placement in ("sliced", "sharded") and getattr(self, "quantization", "none") != "none":
+            raise ValueError(
+                f"placement: {self.placement} moves plain weights: leave quantization out, or say resident"
+>>>>>>> main
             )
         return self
 
@@ -200,12 +238,23 @@ def _build(
     section: "LocalTeacherSection | SandboxTeacherSection | VisionLanguageTeacherSection | MaskedTeacherSection",
     device: torch.device,
 ) -> LocalTeacher:
+    from kdlm.teachers.ahead import AheadTeacher  # which is a LocalTeacher
+
+    if section.placement == "auto":
+        raise ValueError(
+            "teacher.placement: auto is settled before a run: `kdlm train` does so, and kdlm.plan.settled(recipe)"
+        )
     if section.placement == "sharded":
         return LocalTeacher(sharded(section.load, device, offload=section.offload), section.signal, computes_on=device)
-    placed: dict[str, Any] = {"device_map": section.device} if section.device is not None else {}
+    placed: dict[str, Any] = {} if section.device is None else {"device_map": own_device(section.device)}
     if section.quantization != "none" and not placed:
         placed = {"device_map": {"": str(device)}}
-    teacher = LocalTeacher(section.load(**placed), section.signal)
+    sliced = section.placement == "sliced"
+    if sliced or section.batch_size is not None:
+        model = section.load(**placed)
+        teacher = AheadTeacher(model, section.signal, sliced=sliced, batch_size=section.batch_size)
+    else:
+        teacher = LocalTeacher(section.load(**placed), section.signal)
     return teacher if placed else teacher.to(device)
 
 
@@ -238,7 +287,7 @@ class VisionLanguageTeacherSection(VisionLanguage, LocalOptions):
 class MaskedTeacherSection(MaskedLanguageModel, LocalOptions):
     """A frozen masked language model, for a student that is one."""
 
-    provides: ClassVar[frozenset[str]] = frozenset({"teacher.unmasking"})
+    provides: ClassVar[frozenset[str]] = frozenset({"teacher.unmasking", "teacher.layers"})
     """What a method may need of it, known without loading the weights."""
 
     def build(self, device: torch.device) -> LocalTeacher:

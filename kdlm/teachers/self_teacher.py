@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kdlm.models import WithoutAdapters, begins_as_its_base, evaluating
+from kdlm.models import Ask, Inside, WithoutAdapters, begins_as_its_base, evaluating
 from kdlm.roles import EmaOf, SnapshotOf
 from kdlm.section import Section
 from kdlm.signal import Dense, Hidden, Rows
@@ -34,6 +34,7 @@ class SelfTeacher:
     """
 
     provides = frozenset({"teacher", "teacher.layers"})
+    tells_classes = False
     signals: frozenset[type] = frozenset({Hidden, Dense})
 
     def __init__(self, weights: Weights = "average", *, decay: float = 0.99, every: int | None = None):
@@ -73,13 +74,29 @@ class SelfTeacher:
         self, batch: dict[str, Tensor], rows: Rows, layers: Sequence[int]
     ) -> tuple[Hidden | Dense, list[Tensor]]:
         """Return its signal and the outputs of decoder layers `layers` at the kept rows."""
+        signal, inside = self.inside(batch, rows, Ask(layers=layers), rows)
+        assert signal is not None
+        return signal, inside.hidden
+
+    @torch.no_grad()
+    def inside(
+        self, batch: dict[str, Tensor], rows: Rows, ask: Ask, predicted: Rows | None = None
+    ) -> tuple[Hidden | Dense | None, Inside]:
+        """Return its signal at the rows `predicted` and what is asked of its inside at `rows`."""
         if self._predict is None:
             raise ValueError("a self teacher answers within a trainer, which shows it the student")
         if "theirs" in batch:
             check_length(batch, self._predict.module)
-            batch, rows = own_reading(batch, rows)
+            theirs, rows = own_reading(batch, rows)
+            predicted = None if predicted is None else own_reading(batch, predicted)[1]
+            batch = theirs
         with evaluating(self._predict.module):
-            return self._predict.with_layers(batch, rows, layers)
+            return self._predict.inside(batch, rows, ask, predicted)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what is before it."""
+        return self._predict.causal
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return its input embeddings of these tokens."""

@@ -10,6 +10,7 @@ from linear_pair import ROWS, STUDENT, TEACHER, VOCAB
 from kdlm.losses import (
     adaptive_kl,
     alpha_mixture,
+    confidence_aware_kl,
     decoupled_kl,
     forward_kl,
     generalised_jsd,
@@ -17,6 +18,7 @@ from kdlm.losses import (
     skew_kl,
     skew_reverse_kl,
     taid_kl,
+    topk_divergence,
     total_variation,
     tvd_plus_plus,
 )
@@ -33,6 +35,9 @@ DIFFERENTIABLE = {
     "alpha_mixture_0": alpha_mixture,
     "alpha_mixture_geometric": partial(alpha_mixture, alpha=1.0, share=0.4),
     "alpha_mixture_harmonic": partial(alpha_mixture, alpha=3.0, share=0.4),
+    "topkld": partial(topk_divergence, k=3),
+    "cakld": confidence_aware_kl,
+    "cakld_given": partial(confidence_aware_kl, confidence=0.3),
     "dkd_without_labels": partial(decoupled_kl, beta=2.0),
 }
 # These hold a part of the student fixed, so finite differences do not see the gradient that is meant.

@@ -16,7 +16,8 @@ from two_tokenizers import paired_rows
 
 from kdlm.data import Collator, ContextCollator, ImageTextCollator, PairCollator
 from kdlm.methods import Method, Step, Terms, Trainable
-from kdlm.models import Predictor
+from kdlm.models import Predictor, adaptive_layers
+from kdlm.models.adaptive_student import described, make_adaptive
 from kdlm.rollouts import SAID, Completion, Written, as_row, describe
 from kdlm.sandbox.vision_language import processor
 from kdlm.signal import IGNORE_INDEX, domain_id
@@ -115,6 +116,19 @@ def text_networks() -> Batch:
 
 
 @cache
+def adaptive_networks() -> Batch:
+    student = make_adaptive(described_as_adaptive(llama(1)))
+    for layer in adaptive_layers(student).values():
+        torch.nn.init.normal_(layer.choice[2].weight)
+    return {"student": Predictor(student.double()), "teacher": LocalTeacher(llama(2))}
+
+
+def described_as_adaptive(model: Any) -> Any:
+    described(model.config, None, 4)
+    return model
+
+
+@cache
 def masked_networks() -> Batch:
     nets = {"student": Predictor(tiny_masked(1)), "teacher": LocalTeacher(tiny_masked(2))}
     assert nets["student"].mask_id == MASK
@@ -168,6 +182,7 @@ def plain(one: Written) -> Written:
 
 KINDS = {
     "given": Kind(lambda: [[given(n)] for n in range(3)], text_networks),
+    "adaptive": Kind(lambda: [[given(n)] for n in range(3)], adaptive_networks),
     "preferences": Kind(lambda: [[preference(n)] for n in range(3)], text_networks),
     "own": Kind(lambda: [[plain(own(n, s)) for s in range(2)] for n in range(3)], text_networks),
     "both": Kind(lambda: [[given(n), plain(own(n, 0))] for n in range(3)], text_networks),

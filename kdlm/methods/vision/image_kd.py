@@ -33,6 +33,8 @@ class ImageKD(Method):
 
     paper = "arXiv 1503.02531"
     paced_by = "images"
+    unit = "images"
+    """What the data provide, and all rows are counted by."""
     student_features: Sequence[str] = ()
     """Paths of the student's modules whose outputs `beside` gets."""
     teacher_features: Sequence[str] = ()
@@ -46,7 +48,7 @@ class ImageKD(Method):
     @property
     def needs(self) -> frozenset[str]:
         listens = self.teacher_features or any(loss.needs_teacher for loss in self.image_losses.values())
-        return frozenset({"images"} | ({"teacher.classes"} if listens else set()))
+        return frozenset({self.unit} | ({"teacher.classes"} if listens else set()))
 
     @property
     def leaves_unused(self) -> bool:
@@ -54,10 +56,14 @@ class ImageKD(Method):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         labels = batch["labels"]
-        return {"images": torch.tensor(len(labels), device=labels.device), "labels": (labels != IGNORE_INDEX).sum()}
+        return {self.unit: torch.tensor(len(labels), device=labels.device), "labels": (labels != IGNORE_INDEX).sum()}
+
+    def read(self, batch: Batch) -> Any:
+        """Return what the networks are called with."""
+        return batch["pixel_values"]
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
-        images, labels = batch["pixel_values"], batch["labels"]
+        images, labels = self.read(batch), batch["labels"]
         teacher, theirs = self.ask_teacher(nets, images)
         student, ours = nets["student"].with_features(images, self.student_features)
         terms, metrics = self.compared(student, teacher, labels, step)
@@ -65,7 +71,7 @@ class ImageKD(Method):
         return Terms(terms | self.beside(nets, batch, ours, theirs, step), metrics)
 
     @torch.no_grad()
-    def ask_teacher(self, nets: Nets, images: Tensor) -> tuple[Tensor | None, Features]:
+    def ask_teacher(self, nets: Nets, images: Any) -> tuple[Tensor | None, Features]:
         """Return the teacher's logits and features of the images, or nothing where it is not listened to."""
         if "teacher.classes" not in self.needs:
             return None, {}
@@ -100,7 +106,7 @@ class ImageKD(Method):
         step: Step,
     ) -> tuple[dict[str, Term], dict[str, tuple[Tensor, str]]]:
         """Return the term of the losses that listen to the teacher; without one, of those that look at labels."""
-        name, unit = ("label_loss", "labels") if teacher is None else ("teacher_loss", "images")
+        name, unit = ("label_loss", "labels") if teacher is None else ("teacher_loss", self.unit)
         chosen = [
             (key, loss, loss.weight_at(step.progress, step.index))
             for key, loss in self.image_losses.items()
@@ -118,23 +124,37 @@ class ImageKD(Method):
         With `attacks`, also what is left of the accuracy on images that were changed to mislead the student.
         """
         terms = self.losses(nets, batch, frozenset(), step)
-        images, labels = batch["pixel_values"], batch["labels"]
-        log_q = self.answers(nets, images).float().log_softmax(-1)
+        images, labels = self.read(batch), batch["labels"]
+        metrics = self.judged(
+            self.answers(nets, images), nets["teacher"](images) if "teacher" in nets else None, labels
+        )
+        if self.attacks is not None:
+            known = labels != IGNORE_INDEX
+            tried = self.attacks.sums(partial(self.answers, nets), images[known], labels[known])
+            metrics |= {name: (value, "labels") for name, value in tried.items()}
+        return Terms(terms.terms, terms.metrics | metrics)
+
+    def judged(
+        self,
+        student: Float[Tensor, "images classes"],
+        teacher: Float[Tensor, "images classes"] | None,
+        labels: Int[Tensor, "images"],
+    ) -> dict[str, tuple[Tensor, str]]:
+        """Return what is said of the student's logits, by the labels and, with its own, by the teacher."""
+        log_q = student.float().log_softmax(-1)
         known = labels != IGNORE_INDEX
         correct = (log_q.argmax(-1) == labels)[known].sum()
         surprise = -log_q[known].gather(-1, labels[known, None]).sum()
         judged = {"accuracy": correct.float(), "cross_entropy": surprise}
         judged |= calibration_sums(log_q[known], labels[known])
-        if self.attacks is not None:
-            judged |= self.attacks.sums(partial(self.answers, nets), images[known], labels[known])
         metrics = {name: (value, "labels") for name, value in judged.items()}
-        if "teacher" in nets:
-            log_p = nets["teacher"](images).float().log_softmax(-1)
-            metrics["agreement"] = ((log_p.argmax(-1) == log_q.argmax(-1)).float().sum(), "images")
-            metrics["kl_to_teacher"] = (kl(log_p, log_q).sum(), "images")
-        return Terms(terms.terms, terms.metrics | metrics)
+        if teacher is not None:
+            log_p = teacher.float().log_softmax(-1)
+            metrics["agreement"] = ((log_p.argmax(-1) == log_q.argmax(-1)).float().sum(), self.unit)
+            metrics["kl_to_teacher"] = (kl(log_p, log_q).sum(), self.unit)
+        return metrics
 
-    def answers(self, nets: Nets, images: Tensor) -> Float[Tensor, "images classes"]:
+    def answers(self, nets: Nets, images: Any) -> Float[Tensor, "images classes"]:
         """Return the logits that the student is judged by."""
         return nets["student"](images)
 

@@ -1,0 +1,199 @@
+"""The inside of a transformer: outputs of its layers, what the first of them reads, queries, keys and values.
+
+All come from hooks on modules, so that any attention implementation will do, fused ones too. Queries and keys are those
+of the projections: before rotary embedding, and before the norm that some models (Qwen3) put on each head.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kdlm.signal import Rows
+
+SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+FUSED = ("qkv_proj", "Wqkv", "c_attn")
+"""Linear maps whose output is all queries, then all keys, then all values."""
+BODIES = ("language_model", "text_model", "encoder", "transformer")
+STACKS = ("layers", "h", "blocks", "layer")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is wanted of the inside of a model; its layers count from 0.
+
+    Attributes:
+        layers: whose outputs.
+        attention: whose queries, keys and values.
+        embeddings: whether what the first layer reads.
+    """
+
+    layers: Sequence[int] = ()
+    attention: Sequence[int] = ()
+    embeddings: bool = False
+
+    @property
+    def depth(self) -> int:
+        """How many layers have to run for it."""
+        return max((*self.layers, *self.attention, 0)) + 1
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Queries, keys and values of one layer, the heads of each side by side.
+
+    With grouped queries there are fewer heads of keys and values than of queries.
+    """
+
+    q: Float[Tensor, "rows heads_size"]
+    k: Float[Tensor, "rows kv_heads_size"]
+    v: Float[Tensor, "rows kv_heads_size"]
+    heads: int
+    kv_heads: int
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What was asked, in its order, in the graph of the model's parameters.
+
+    Attributes:
+        hidden: outputs of layers, each `[rows, width]`.
+        attention: of each asked layer.
+        embeddings: `[rows, width]`, or None.
+    """
+
+    hidden: list[Float[Tensor, "rows width"]]
+    attention: list[Projections]
+    embeddings: Float[Tensor, "rows width"] | None
+
+    def to(self, device: Any) -> "Inside":
+        """Return all of it on a device."""
+        moved = [
+            Projections(one.q.to(device), one.k.to(device), one.v.to(device), one.heads, one.kv_heads)
+            for one in self.attention
+        ]
+        embeddings = None if self.embeddings is None else self.embeddings.to(device)
+        return Inside([one.to(device) for one in self.hidden], moved, embeddings)
+
+
+def stack_of(body: Any) -> tuple[nn.Module, str]:
+    """Return the module that holds the layers of a transformer without its head, and their name in it.
+
+    Raises ValueError when the model keeps them under an unknown name.
+    """
+    owner = body
+    for part in BODIES:
+        owner = getattr(owner, part, owner)
+    for name in STACKS:
+        if isinstance(getattr(owner, name, None), nn.ModuleList):
+            return owner, name
+    raise ValueError(f"{type(body).__name__}: no layers found under .layers, .h, .blocks or .layer")
+
+
+def attends_backwards(body: Any) -> bool:
+    """Whether a transformer's tokens see only what is before them: what its first layer's attention says."""
+    owner, name = stack_of(body)
+    return bool(_attention(getattr(owner, name)[0])[0].is_causal)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the hooks of `recording` kept, for all positions."""
+
+    ask: Ask
+    modules: list[nn.Module]
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    def at(self, rows: Rows) -> Inside:
+        """Return what was asked at some rows."""
+        embeddings = rows.select(self.kept["embeddings"]) if self.ask.embeddings else None
+        attention = [self._projections(layer, rows) for layer in self.ask.attention]
+        return Inside([rows.select(self.kept[layer]) for layer in self.ask.layers], attention, embeddings)
+
+    def _projections(self, layer: int, rows: Rows) -> Projections:
+        module, names = _attention(self.modules[layer])
+        heads, kv_heads, size = _heads(module)
+        found = [rows.select(self.kept[layer, name]) for name in names]
+        if len(found) == 1:
+            found = list(found[0].split([heads * size, kv_heads * size, kv_heads * size], -1))
+        return Projections(found[0], found[1], found[2], heads, kv_heads)
+
+
+@contextmanager
+def recording(body: Any, ask: Ask) -> Iterator[Recorded]:
+    """Keep what is asked, and no more, of the forward passes in the context.
+
+    Raises ValueError for a layer that there is not, and for attention whose projections have unknown names.
+    """
+    recorded = Recorded(ask, [])
+    if not (ask.layers or ask.attention or ask.embeddings):
+        yield recorded
+        return
+    owner, name = stack_of(body)
+    modules, kept = recorded.modules, recorded.kept
+    modules.extend(getattr(owner, name))
+    if ask.depth > len(modules) or min((*ask.layers, *ask.attention, 0)) < 0:
+        raise ValueError(f"the layers {[*ask.layers, *ask.attention]} were asked of a model of {len(modules)}")
+    with ExitStack() as hooks:
+        for layer in ask.layers:
+            hooks.callback(modules[layer].register_forward_hook(_output(kept, layer)).remove)
+        for layer in ask.attention:
+            module, names = _attention(modules[layer])
+            for part in names:
+                hook = _output(kept, (layer, part))
+                hooks.callback(getattr(module, part).register_forward_hook(hook).remove)
+        if ask.embeddings:
+            hooks.callback(modules[0].register_forward_pre_hook(_input(kept), with_kwargs=True).remove)
+        yield recorded
+
+
+@contextmanager
+def shortened(body: Any, depth: int) -> Iterator[None]:
+    """Leave out the layers above the first `depth` of them, for a forward whose last states nobody wants."""
+    owner, name = stack_of(body)
+    layers: Any = getattr(owner, name)
+    setattr(owner, name, layers[:depth])
+    try:
+        yield
+    finally:
+        setattr(owner, name, layers)
+
+
+def _attention(layer: nn.Module) -> tuple[Any, tuple[str, ...]]:
+    """Return the module of a layer that holds its projections, and their names. Raises ValueError without any."""
+    for module in layer.modules():
+        for names in (*SEPARATE, *((name,) for name in FUSED)):
+            if all(isinstance(getattr(module, name, None), nn.Module) for name in names) and hasattr(
+                module, "is_causal"
+            ):
+                return module, names
+    raise ValueError(
+        f"{type(layer).__name__}: no projections of queries, keys and values found; known are "
+        f"{', '.join('/'.join(names) for names in SEPARATE)} and, fused, {', '.join(FUSED)}"
+    )
+
+
+def _heads(module: Any) -> tuple[int, int, int]:
+    """Return how many heads of queries and of keys an attention has, and their size."""
+    config = module.config
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(module, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, kv_heads, size
+
+
+def _output(kept: dict[Any, Any], key: Any) -> Any:
+    def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        kept[key] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _input(kept: dict[Any, Any]) -> Any:
+    def hook(module: nn.Module, args: tuple, options: dict[str, Any]) -> None:
+        kept["embeddings"] = args[0] if args else options["hidden_states"]
+
+    return hook

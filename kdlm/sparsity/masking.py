@@ -1,0 +1,144 @@
+"""Masking: prunes a student by a schedule while any method trains it, and holds what was pruned at zero."""
+
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast
+from torch import Tensor
+from transformers import TrainerCallback
+
+from kdlm.data import Prefetched
+from kdlm.models import Predictor
+from kdlm.packs.quantization import from_bits, to_bits
+from kdlm.sparsity.calibration import input_norms
+from kdlm.sparsity.layers import apply, magnitudes, prunable
+from kdlm.sparsity.masks import Masks, masks_of
+from kdlm.sparsity.section import OneShot, SparsitySection
+
+
+class Masking(TrainerCallback):
+    """Prunes before the first step and after those at which the schedule rises, and applies its masks after every one.
+
+    Gradients of pruned weights are set to zero as they come, so that norms for clipping are of what trains, and what
+    the optimiser keeps of a weight (momentum, second moments) is set to zero when it goes. With that, optimisers that
+    look at each weight alone leave pruned ones where they are; others (Muon) move them, and the mask takes it back.
+
+    The masks are rank 0's on every rank, and stand in the checkpoints: a resumed run goes on from them.
+
+    Args:
+        trainer: a `DistillTrainer`; `DistillTrainer.sparsify` makes this of it.
+        section: what goes, and when.
+
+    Raises ValueError, naming the key, where the run cannot be sparse.
+    """
+
+    def __init__(self, trainer: Any, section: SparsitySection):
+        refuse(trainer.args, trainer.method, section)
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError(
+                "sparsity: masks are made of whole weights, and FSDP and DeepSpeed cut them up: use data parallelism "
+                "(torchrun without a sharding configuration)"
+            )
+        self.trainer, self.section = trainer, section
+        self.layers = prunable(trainer.networks.student, section)
+        self.student = trainer.networks.views["student"]
+        if section.criterion == "wanda" and not isinstance(self.student, Predictor):
+            raise ValueError("sparsity.criterion: wanda reads language models, and the student is none: use magnitude")
+        masks_of(magnitudes(self.layers), {}, section, 0.0)  # says which rows the groups of n:m do not fit
+        self.masks: Masks = {}
+        self.share = 0.0
+        """What is pruned by now."""
+        for name, layer in self.layers.items():
+            layer.weight.register_hook(self._masked(name))
+
+    def _masked(self, name: str):
+        def hook(gradient: Tensor) -> Tensor:
+            return gradient.masked_fill(self.masks[name], 0.0) if name in self.masks else gradient
+
+        return hook
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._advance(state, control)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        apply(self.layers, self.masks)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._advance(state, control)
+
+    def _advance(self, state: Any, control: Any) -> None:
+        """Prune what the schedule has pruned by now; it never brings weights back, nor after the last step."""
+        share = self.section.share_at(state.global_step, state.max_steps)
+        if share > self.share and state.global_step < state.max_steps:
+            self.prune(share)
+            due = control.should_log
+            self.trainer.log({"sparsity": share})
+            control.should_log = due  # a line of ours takes no other's place
+
+    def prune(self, share: float) -> None:
+        """Prune up to this share by the section's criterion, with what the optimiser keeps of pruned weights."""
+        scores = magnitudes(self.layers)
+        if self.section.criterion == "wanda":
+            with self.trainer.accelerator.autocast():
+                norms = input_norms(self.student, self.layers, self._rows())
+            scores = {name: value * norms[name] for name, value in scores.items()}
+        masks = masks_of(scores, self.masks, self.section, share)
+        if self.trainer.accelerator.num_processes > 1:
+            masks = {name: broadcast(mask.to(torch.uint8)).bool() for name, mask in masks.items()}
+        self.masks, self.share = masks, share
+        apply(self.layers, self.masks)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Set to zero what the optimiser keeps of each pruned weight. Quantised states decay on their own."""
+        states = {} if self.trainer.optimizer is None else self.trainer.optimizer.state
+        for name, mask in self.masks.items():
+            for value in states.get(self.layers[name].weight, {}).values():
+                if type(value) is Tensor and value.shape == mask.shape and value.is_floating_point():
+                    value.masked_fill_(mask.to(value.device), 0.0)
+
+    def _rows(self) -> list[dict[str, Tensor]]:
+        """Return the batches of the calibration rows, the same on every rank."""
+        trainer, collate = self.trainer, self.trainer.data_collator
+        collate = collate.collate if isinstance(collate, Prefetched) else collate  # no teacher is asked
+        some = list(islice(iter(trainer.train_dataset), self.section.calibration_rows))
+        size = trainer.args.eval_batch_size
+        return [trainer._prepare_inputs(collate(some[i : i + size])) for i in range(0, len(some), size)]
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the masks, one bit a weight, and their share."""
+        return {"share": torch.tensor(self.share, dtype=torch.float64)} | {
+            f"mask.{name}": to_bits(mask) for name, mask in self.masks.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave. Raises ValueError where it is of other layers."""
+        if "share" not in state:
+            raise ValueError("sparsity: the checkpoint is of a run without it")
+        masks = {key.removeprefix("mask."): bits for key, bits in state.items() if key != "share"}
+        if masks and masks.keys() != self.layers.keys():
+            raise ValueError("sparsity.modules: the checkpoint's masks are of other layers")
+        self.share = state["share"].item()
+        weights = {name: self.layers[name].weight for name in masks}
+        self.masks = {
+            name: from_bits(bits, weights[name].numel()).view_as(weights[name]).to(weights[name].device)
+            for name, bits in masks.items()
+        }
+        apply(self.layers, self.masks)
+
+
+def refuse(args: Any, method: Any, section: SparsitySection) -> None:
+    """Raise ValueError, naming the key, where what is handed out would not be the sparse student."""
+    if method.exported != "student":
+        raise ValueError(
+            "sparsity: the run hands out an average, in which weights are what they were before they went: hand out "
+            "the student itself (method.ema: null)"
+        )
+    if args.load_best_model_at_end and not isinstance(section.schedule, OneShot):
+        raise ValueError(
+            "sparsity.schedule: the best checkpoint may be one with more weights than the last: use one_shot, or leave "
+            "evaluation.best (training.load_best_model_at_end) out"
+        )

@@ -1,0 +1,139 @@
+"""`kdlm train` of a file of stages: one after another, each resumable, in one process or on the same ranks."""
+
+import gc
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from kdlm.disk import write_text
+from kdlm.recipe import resolved
+from kdlm.role_checkpoints import HandOver
+from kdlm.run_folder import RunFolder
+from kdlm.stages import records
+from kdlm.stages.looks import check
+from kdlm.stages.progress import WHOLE, begun, ended
+from kdlm.stages.reading import Planned, StagedRun, exchanged
+from kdlm.stages.records import Record
+from kdlm.stages.sections import WORD
+from kdlm.train import Figures
+from kdlm.train import train as train_one
+from kdlm.yaml_document import Document, RecipeError, dump
+
+
+def train(run: StagedRun, *, resume: bool | str = False, figures: Figures | None = None) -> bool:
+    """Run the stages that have not ended, and return whether a guard stopped one; the later ones are then not run.
+
+    Args:
+        run: what to run.
+        resume: leave the stages that have ended as they are, after a look at their checksums, and go on in the one that
+            was running from its newest checkpoint.
+        figures: as of `kdlm.train.train`, for every stage.
+
+    Raises RecipeError, before anything is written, when a stage cannot work or what lies there does not belong
+    together; ValueError for a checkpoint to go on from, which a run of stages finds by itself.
+    """
+    if isinstance(resume, str):
+        raise ValueError(
+            f"run_dir: --resume takes no checkpoint here ({resume}): of the stage that was running the newest is taken"
+        )
+    done, writes = ended(run, resume=resume), int(os.environ.get("RANK", "0")) == 0
+    notes = [line for line in check(run) if ": note: " in line]
+    if writes:
+        print("\n".join(notes), end="\n" if notes else "")
+    stopped = False
+    for stage in run.stages:
+        if writes:
+            print(_line(run, stage, stage.name in done), flush=True)
+        if stage.skip or stage.name in done:
+            continue
+        _train(run, stage, done, figures, writes=writes)
+        if stopped := RunFolder(stage.folder).stopped:
+            break
+    if writes:
+        _write_results(run)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return stopped
+
+
+def _train(run: StagedRun, stage: Planned, done: dict[str, Record], figures: Figures | None, *, writes: bool) -> None:
+    """Run one stage, and add to the records what it left."""
+    record = _taken(stage, done)
+    wanted = {role for taker in run.active if taker.before == stage.name for role in taker.carry}
+    hand_over = HandOver(
+        {role: run.by_name[took["stage"]].folder for role, took in record.carried.items()},
+        sorted(wanted),
+        partial(_begin, run, stage, record),
+    )
+    try:
+        train_one(stage.recipe, resume=begun(stage), figures=figures, stage=hand_over)
+    except RecipeError:
+        raise
+    except ValueError as error:
+        raise stage.explained(error) from error
+    gc.collect()  # the models of a stage are in circles of references
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if not RunFolder(stage.folder).stopped:
+        done[stage.name] = Record(record.takes, record.carried, records.leaves(stage.folder))
+        if writes:
+            done[stage.name].write(stage.folder)
+
+
+def _taken(stage: Planned, done: Mapping[str, Record]) -> Record:
+    """Return the record of a stage that begins. Raises RecipeError where an earlier one has not left a role."""
+    takes = {key: {"stage": name, "fingerprint": done[name].fingerprint} for key, name in stage.takes.items()}
+    carried = {}
+    before = stage.before
+    for role in stage.carry if before is not None else ():
+        fingerprint = done[before].left(role)
+        if fingerprint is None:
+            why = f"stage {before} has ended and left no {role!r}: what is carried must be said before it runs"
+            raise stage.explained(ValueError(f"carry: {why}"))
+        carried[role] = {"stage": before, "fingerprint": fingerprint}
+    return Record(takes, carried)
+
+
+def _begin(run: StagedRun, stage: Planned, record: Record) -> None:
+    """Write what the whole is, and whose student the stage takes."""
+    write_text(run.run_dir / WHOLE, spelled_out(run))
+    record.write(stage.folder)
+
+
+def spelled_out(run: StagedRun) -> str:
+    """Write a run as one file of stages with every default; `load` reads it back as the same run."""
+    words = {str(stage.folder / "student"): f"{WORD}{stage.name}" for stage in run.active}
+    stages = []
+    for stage in run.stages:
+        recipe: Any = exchanged(Document(resolved(stage.recipe), stage.name).data, words)
+        del recipe["run_dir"]
+        stages.append({"name": stage.name, "recipe": recipe, "carry": list(stage.carry), "skip": stage.skip})
+    return dump({"run_dir": str(run.run_dir), "stages": stages})
+
+
+def _line(run: StagedRun, stage: Planned, done: bool) -> str:
+    """Return the line of the log that a stage begins with."""
+    place = f"stage {stage.number + 1}/{len(run.stages)} {stage.name}"
+    if stage.skip:
+        return f"{place}: skipped"
+    if done:
+        return f"{place}: ended before, in {stage.folder}"
+    taken = [f"{key.split('.')[0]} of {name}" for key, name in stage.takes.items()]
+    taken += [f"{role} of {stage.before}" for role in stage.carry if stage.before is not None]
+    return f"{place}: {', '.join([str(stage.folder), *taken])}"
+
+
+def _write_results(run: StagedRun) -> None:
+    """Write what every stage measured."""
+    stages: dict[str, Any] = {}
+    for stage in run.stages:
+        path = stage.folder / "results.json"
+        if stage.skip:
+            stages[stage.name] = {"skipped": True}
+        elif path.is_file():
+            stages[stage.name] = json.loads(path.read_text(encoding="utf-8"))
+    write_text(run.run_dir / "results.json", json.dumps({"stages": stages}, indent=1))

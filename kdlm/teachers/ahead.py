@@ -1,0 +1,248 @@
+"""A teacher that answers all micro-batches of an optimiser step in one turn, before the student's.
+
+So it can read as many sequences at once as suits it, whatever the student's micro-batch is, and its weights need to be
+on the device in its turn only. What a step asks is taken to be what the last one asked; where that is wrong, or a batch
+was not announced, the answer is made when it is asked for, and is the same.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from kdlm.models import Ask, Inside
+from kdlm.models.prediction import head
+from kdlm.signal import Dense, Hidden, Rows, take
+from kdlm.teachers.local import LocalTeacher, check_length, own_reading
+from kdlm.teachers.placement import Shelf
+from kdlm.teachers.regrouping import Reading, dealt, regrouped
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher says of a reading.
+
+    Attributes:
+        index: positions of its rows, which ascend.
+        signal: at these rows.
+        layers: the outputs of decoder layers there.
+    """
+
+    index: Int[Tensor, "rows"]
+    signal: Hidden | Dense
+    layers: dict[int, Tensor]
+
+    def at(self, index: Int[Tensor, "n"], layers: Sequence[int]) -> "Answer | None":
+        """Return the answer at some of its rows; None where it is of others, or of other layers."""
+        if not self.layers.keys() >= set(layers):
+            return None
+        if len(self.index) == len(index) and not (self.index != index).any():
+            return self
+        if not len(self.index):
+            return None
+        place = torch.searchsorted(self.index, index).clamp(max=len(self.index) - 1)
+        if (self.index[place] != index).any():
+            return None
+        hidden = {layer: self.layers[layer].index_select(0, place) for layer in layers}
+        return Answer(index, take(self.signal, place), hidden)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a batch: which layers, and whether of `every` token of the text or of the announced rows."""
+
+    layers: frozenset[int] = frozenset()
+    every: bool = False
+
+    def __or__(self, other: "Wanted") -> "Wanted":
+        return Wanted(self.layers | other.layers, self.every or other.every)
+
+
+class AheadTeacher(LocalTeacher):
+    """A `LocalTeacher` whose turn comes once in a step: `answer_ahead`.
+
+    Its answers are those of a `LocalTeacher`, bit for bit without `batch_size`, and up to rounding with it.
+
+    Args:
+        sliced: keep the weights in the host's memory, and on the device only while it answers; the head stays there,
+            since the losses read it in the student's turn.
+        batch_size: sequences it reads at once; None: as many as are asked about at once.
+        options: as of a `LocalTeacher`.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        signal: Literal["auto", "hidden", "dense"] = "auto",
+        *,
+        sliced: bool = False,
+        batch_size: int | None = None,
+        **options: Any,
+    ):
+        super().__init__(model, signal, **options)
+        self.sliced, self.batch_size = sliced, batch_size
+        self.shelf: Shelf | None = None
+        """Where the weights of a sliced teacher rest, once it knows its device."""
+        self.turns = 0
+        """How often its weights were brought to the device, or would have been."""
+        self._here = False
+        self._announced: list[Reading] = []
+        self._answers: list[Answer] = []
+        self._wanted: Wanted | None = Wanted()  # of the step that is answered; None: nothing
+        self._asked: Wanted | None = None  # of the announced batches, since they were
+        self._surprised = False
+
+    def to(self, device: torch.device) -> "AheadTeacher":
+        """Move the model, or say where it is to be in its turns."""
+        if not self.sliced:
+            super().to(device)
+        elif self.shelf is None or self.shelf.device != device:
+            stays = head(self.model) if self.signals == {Hidden} else None
+            self.shelf = Shelf(self.model, device, () if stays is None else (stays.weight, stays.bias))
+        return self
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Keep the weights on the device: where one question follows another, as in evaluation."""
+        if self._here:
+            yield
+            return
+        self.turns, self._here = self.turns + 1, True
+        if self.shelf is not None:
+            self.shelf.fetch()
+        try:
+            yield
+        finally:
+            self._here = False
+            if self.shelf is not None:
+                self.shelf.put_back()
+
+    def answer_ahead(self, asked: Sequence[tuple[Batch, Rows]]) -> None:
+        """Answer what a step will ask about its micro-batches; the last step's answers are dropped.
+
+        Args:
+            asked: every micro-batch, on the student's device, with the rows that losses are taken at.
+        """
+        self._answers = []  # before the turn: they are not held beside the new ones
+        if self._announced:
+            self._wanted, self._asked = self._asked, None
+        self._announced = [_ascending(self._reading(batch, rows)) for batch, rows in asked]
+        if self._announced and self._wanted is not None:
+            self._answers = self._all(self._announced, self._wanted)
+
+    @torch.no_grad()
+    def with_layers(self, batch: Batch, rows: Rows, layers: Sequence[int]) -> tuple[Hidden | Dense, list[Tensor]]:
+        """Return the signal and the outputs of decoder layers `layers` at the kept rows."""
+        reading = self._reading(batch, rows)
+        number = self._number_of(reading)
+        answer = None if number is None else self._foreseen(number, reading.index, layers)
+        if answer is None:
+            answer = self._all([_ascending(reading)], Wanted(frozenset(layers)))[0].at(reading.index, layers)
+            assert answer is not None
+        return answer.signal, [answer.layers[layer] for layer in layers]
+
+    @torch.no_grad()
+    def inside(self, batch: Batch, rows: Rows, ask: Ask, predicted: Rows | None = None) -> tuple[Any, Inside]:
+        """Return what a `LocalTeacher` does, made when it is asked for: of the inside nothing is foreseen."""
+        with self.at_hand():
+            return super().inside(batch, rows, ask, predicted)
+
+    # What was announced
+
+    def _reading(self, batch: Batch, rows: Rows) -> Reading:
+        """Return what the model reads of a batch."""
+        if "theirs" in batch:
+            check_length(batch, self.model)
+            batch, rows = own_reading(batch, rows)
+        return Reading({key: value for key, value in batch.items() if key in self._predict.inputs}, rows.index)
+
+    def _number_of(self, reading: Reading) -> int | None:
+        """Return which of the announced batches this is; None where it is another text."""
+        for same in (_is, torch.equal):  # a device need not be waited for where the tensors are the same ones
+            for number, one in enumerate(self._announced):
+                if one.inputs.keys() == reading.inputs.keys() and all(
+                    same(value, reading.inputs[key]) for key, value in one.inputs.items()
+                ):
+                    return number
+        return None
+
+    def _foreseen(self, number: int, index: Int[Tensor, "rows"], layers: Sequence[int]) -> Answer | None:
+        """Return the answer that was made ahead, or is now, for all batches of the step: others will be asked alike.
+
+        None where even what was asked of every token does not have it.
+        """
+        asked, answers = Wanted(frozenset(layers)), self._answers
+        found = answers[number].at(index, layers) if answers else None
+        if found is None:
+            known = not answers or answers[number].at(index, ()) is not None
+            wanted = (self._wanted or Wanted()) | replace(asked, every=not known)
+            if answers and wanted == self._wanted:
+                return None
+            if answers and not self._surprised:
+                self._surprised = True
+                logger.info("the teacher was asked what it had not foreseen: it answers the step's batches once more")
+            answers = self._answers = []  # not held beside the new ones
+            self._wanted, self._answers = wanted, self._all(self._announced, wanted)
+            found = self._answers[number].at(index, layers)
+        every = self._wanted is not None and self._wanted.every
+        self._asked = (self._asked or Wanted()) | replace(asked, every=every)
+        return found
+
+    # Its turn
+
+    @torch.no_grad()
+    def _all(self, readings: Sequence[Reading], wanted: Wanted) -> list[Answer]:
+        """Answer several readings, so many sequences at a time as it reads."""
+        if wanted.every:
+            readings = [replace(one, index=_every(one)) for one in readings]
+        parts = readings if self.batch_size is None else regrouped(readings, self.batch_size)
+        layers = sorted(wanted.layers)
+        with self.at_hand():
+            answers = [self._answer(part, layers) for part in parts]
+        return answers if self.batch_size is None else _dealt(answers, readings)
+
+    def _answer(self, reading: Reading, layers: list[int]) -> Answer:
+        signal, hidden = super().with_layers(reading.inputs, Rows(reading.index, reading.index), layers)
+        return Answer(reading.index, signal, dict(zip(layers, hidden, strict=True)))
+
+
+def _is(a: object, b: object) -> bool:
+    return a is b
+
+
+def _ascending(reading: Reading) -> Reading:
+    return replace(reading, index=reading.index.unique())
+
+
+def _every(reading: Reading) -> Int[Tensor, "positions"]:
+    real = reading.inputs.get("attention_mask", torch.ones_like(reading.inputs["input_ids"]))
+    return real.flatten().nonzero().squeeze(-1)
+
+
+def _dealt(answers: Sequence[Answer], readings: Sequence[Reading]) -> list[Answer]:
+    """Return the answers to readings from those to the same rows, in their order, of other readings."""
+    counts = [len(one.index) for one in readings]
+    first = answers[0].signal
+    if isinstance(first, Hidden):
+        parts = dealt([one.signal.hidden for one in answers if isinstance(one.signal, Hidden)], counts)
+        signals: list[Hidden | Dense] = [Hidden(hidden, first.head) for hidden in parts]
+    else:
+        parts = dealt([one.signal.logits for one in answers if isinstance(one.signal, Dense)], counts)
+        signals = [Dense(logits) for logits in parts]
+    layers = {layer: dealt([one.layers[layer] for one in answers], counts) for layer in answers[0].layers}
+    return [
+        Answer(reading.index, signals[number], {layer: hidden[number] for layer, hidden in layers.items()})
+        for number, reading in enumerate(readings)
+    ]
