@@ -9,12 +9,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
-<<<<<<< HEAD
-from kdlm.methods import Method
-=======
 from kdlm.deepspeed import gathered
 from kdlm.methods import Method, Terms
->>>>>>> main
 from kdlm.models import FrozenCopy, Predictor, view, whole
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
 
@@ -72,20 +68,19 @@ class Networks(nn.Module):
         """Return the network of a role."""
         return self.averages[name] if name in self.averages else self.role[name]
 
-<<<<<<< HEAD
-    def forward(self, advance: Callable[[], Answer]) -> Answer:
-        """Run what asks the networks something; in shards they answer nowhere else."""
-        return advance()
-=======
-    def forward(self, advance: Callable[[], Terms]) -> tuple[dict[str, Tensor], Terms]:
-        """Return the sums of the next terms by name, where wrappers find what goes backward, and the terms."""
-        terms = advance()
-        return {name: term.sum for name, term in terms.terms.items()}, terms
->>>>>>> main
+    def forward(self, advance: Callable[[], Any]) -> Any:
+        """Run what asks the networks something; in shards they answer nowhere else.
+
+        Of `Terms` the sums by name come first, where wrappers find what goes backward.
+        """
+        answer = advance()
+        if isinstance(answer, Terms):
+            return {name: term.sum for name, term in answer.terms.items()}, answer
+        return answer
 
     def ask(self, advance: Callable[[], Answer]) -> Answer:
         """Run what asks the networks something and takes no gradient; what was gathered for it is given up again."""
-        answer = self(advance)
+        (answer,) = self(lambda: [advance()])
         if isinstance(self, FSDPModule):
             self.reshard()
         return answer

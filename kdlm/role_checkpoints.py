@@ -5,11 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-<<<<<<< HEAD
 import torch
-=======
 from safetensors import safe_open
->>>>>>> main
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import SCHEDULER_NAME
@@ -162,16 +159,11 @@ class RoleCheckpoints(SealedCheckpoints):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
-<<<<<<< HEAD
-        if self.is_fsdp_enabled or kind_of(folder) != "plain":
-            load_weights(folder, self.networks)
-=======
         if self.is_deepspeed_enabled:  # its engine holds all roles
             deepspeed.load(self.model_wrapped, folder)
             checkpoints.load_auxiliary(folder, self.networks.averages)
-        elif self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
->>>>>>> main
+        elif self.is_fsdp_enabled or kind_of(folder) != "plain":
+            load_weights(folder, self.networks)
             checkpoints.load_auxiliary(folder, self.networks.averages)
         else:
             self._load_student(resume_from_checkpoint)

@@ -176,15 +176,7 @@ def assemble(recipe: Recipe) -> Assembly:
     args.accelerator_config = AcceleratorConfig(dispatch_batches=False)
     set_seed(recipe.seed)
     tokenizer, data = loaded(recipe)
-<<<<<<< HEAD
     student, lora = opened_student(recipe, data), getattr(recipe.student, "lora", None)
-=======
-    student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
-    if lora is not None:
-        student = adapt(student, lora)
-    if (few_bits := getattr(recipe.student, "quantization_aware", None)) is not None:
-        student = fake_quantise(student, few_bits)
->>>>>>> main
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
@@ -286,9 +278,12 @@ def other_rows(recipe: Recipe, tokenizer: Any) -> Any:
 
 
 def opened_student(recipe: Recipe, data: Data) -> Any:
-    """Return the student as it begins, with its adapters."""
+    """Return the student as it begins, with its adapters and its few bits."""
     student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
-    return student if lora is None else adapt(student, lora)
+    if lora is not None:
+        student = adapt(student, lora)
+    few_bits = getattr(recipe.student, "quantization_aware", None)
+    return student if few_bits is None else fake_quantise(student, few_bits)
 
 
 def loaded_student(recipe: Recipe, data: Data) -> Any:
@@ -329,12 +324,8 @@ def export(
 ) -> None:
     """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for.
 
-<<<<<<< HEAD
-    An average of such a student is merged already. Of a student in shards `weights` are put into one that is opened
-    anew, in the host's memory.
-=======
-    An average of such a student is merged already. One of few bits is written with its weights on the grid.
->>>>>>> main
+    An average of such a student is merged already. One of few bits is written with its weights on the grid. Of a
+    student in shards `weights` are put into one that is opened anew, in the host's memory.
     """
     student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
     merged = student is run.trainer.student and lora is not None and lora.export == "merged"

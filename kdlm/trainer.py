@@ -41,13 +41,9 @@ from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.samplers import DrawnRows
-<<<<<<< HEAD
 from kdlm.sharding import refuse_pretence, require_shards
-=======
-from kdlm.sharding import require_shards
 from kdlm.sparsity import SparsitySection
 from kdlm.sparsity.masking import Masking
->>>>>>> main
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
@@ -195,15 +191,6 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         if self._watch is not None:
             self._watch.close()
 
-<<<<<<< HEAD
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        if self.is_fsdp_enabled:
-            require_shards(self.networks)
-        return prepared
-
-=======
->>>>>>> main
     # One step
 
     def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Tensor]], Counts]:

@@ -217,19 +217,11 @@ class LocalOptions(Section):
     def _fits_its_placement(self) -> "LocalOptions":
         if self.offload and self.placement != "sharded":
             raise ValueError("offload is of shards: say placement: sharded")
-<<<<<<< HEAD
-        if self.placement == "sharded" and self.device is not None:
-            raise ValueError(f"placement: sharded computes on each rank's own device: leave device ({self.device}) out")
-        if self.placement == "sharded" and getattr(self, "quantization", "none") != "none":
-            raise ValueError(
-                "placement: sharded takes plain weights: leave quantization out, or say placement: resident"
-=======
         if self.placement != "resident" and self.device is not None:
             raise ValueError(f"placement: {self.placement} uses the student's device: leave device out")
         if self.placement in ("sliced", "sharded") and getattr(self, "quantization", "none") != "none":
             raise ValueError(
                 f"placement: {self.placement} moves plain weights: leave quantization out, or say resident"
->>>>>>> main
             )
         return self
 
