@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
-from kdlm.deepspeed import gathered
+from kdlm.deepspeed import gathered, of_its_own
 from kdlm.methods import Method, Terms
 from kdlm.models import FrozenCopy, Predictor, view, whole
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
@@ -68,19 +68,17 @@ class Networks(nn.Module):
         """Return the network of a role."""
         return self.averages[name] if name in self.averages else self.role[name]
 
-    def forward(self, advance: Callable[[], Any]) -> Any:
+    def forward(self, advance: Callable[[], Answer]) -> tuple[dict[str, Tensor], Answer]:
         """Run what asks the networks something; in shards they answer nowhere else.
 
-        Of `Terms` the sums by name come first, where wrappers find what goes backward.
+        Returns the sums of terms by name, where wrappers find what goes backward, and the answer.
         """
         answer = advance()
-        if isinstance(answer, Terms):
-            return {name: term.sum for name, term in answer.terms.items()}, answer
-        return answer
+        return {name: term.sum for name, term in answer.terms.items()} if isinstance(answer, Terms) else {}, answer
 
     def ask(self, advance: Callable[[], Answer]) -> Answer:
         """Run what asks the networks something and takes no gradient; what was gathered for it is given up again."""
-        (answer,) = self(lambda: [advance()])
+        _, answer = self(advance)
         if isinstance(self, FSDPModule):
             self.reshard()
         return answer
@@ -112,8 +110,11 @@ class Networks(nn.Module):
 
     def auxiliary_weights(self) -> dict[str, dict[str, Tensor]]:
         """Return the weights of `auxiliary`, gathered where they are sharded; every rank must ask."""
-        states = {name: module.state_dict() for name, module in self.auxiliary().items()}
-        return {name: {key: whole(value) for key, value in state.items()} for name, state in states.items()}
+        weights = {}
+        for name, module in self.auxiliary().items():
+            with gathered(module):
+                weights[name] = {key: of_its_own(whole(value)) for key, value in module.state_dict().items()}
+        return weights
 
     def to(self, *args: Any, **kwargs: Any) -> "Networks":
         for average in self.averages.values():

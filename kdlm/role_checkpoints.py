@@ -130,24 +130,24 @@ class RoleCheckpoints(SealedCheckpoints):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
-        if not _internal_call:
-            return
-        with deepspeed.gathered(self.networks):
-            weights = self.networks.auxiliary_weights()
-            if self.args.should_save:
-                states = {"method": self.method.state_dict()}
-                if hasattr(self.teacher, "state_dict"):
-                    states["teacher"] = self.teacher.state_dict()
-                if self.order is not None:
-                    states["sampler"] = self.order.state_dict()
-                if self.sparsity is not None:
-                    states["sparsity"] = self.sparsity.state_dict()
-                checkpoints.save_auxiliary(Path(output_dir or str(self.args.output_dir)), weights, states)
+        weights = self.networks.auxiliary_weights() if _internal_call else {}
+        if _internal_call and self.args.should_save:
+            states = {"method": self.method.state_dict()}
+            if hasattr(self.teacher, "state_dict"):
+                states["teacher"] = self.teacher.state_dict()
+            if self.order is not None:
+                states["sampler"] = self.order.state_dict()
+            if self.sparsity is not None:
+                states["sparsity"] = self.sparsity.state_dict()
+            folder = Path(output_dir or str(self.args.output_dir))
+            checkpoints.save_auxiliary(folder, weights, states)
 
     def exported_weights(self) -> dict[str, Tensor] | None:
         """As ever, on rank 0 and nothing on others; every rank must ask. An average is whole on every rank already."""
         name = self.method.exported
-        return None if name in self.networks.averages else whole_weights(self.networks, name)
+        if name in self.networks.averages:
+            return None
+        return deepspeed.whole_weights(self, name) if self.is_deepspeed_enabled else whole_weights(self.networks, name)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         prefix = "role.student."
@@ -159,6 +159,7 @@ class RoleCheckpoints(SealedCheckpoints):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
+        deepspeed.require_kind(folder, self.is_deepspeed_enabled)
         if self.is_deepspeed_enabled:  # its engine holds all roles
             deepspeed.load(self.model_wrapped, folder)
             checkpoints.load_auxiliary(folder, self.networks.averages)
@@ -178,7 +179,10 @@ class RoleCheckpoints(SealedCheckpoints):
     def _load_best_model(self) -> None:
         """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""
         folder = Path(str(self.state.best_model_checkpoint))
-        if self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        elif self.is_fsdp_enabled:
             load_weights(folder, self.networks)
             checkpoints.load_auxiliary(folder, self.networks.averages)
         else:

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from kdlm import deepspeed
 from kdlm.models.frozen_copies import whole
 from kdlm.models.prediction import Predictor, backbone, decoder_layers, plain
 from kdlm.signal import Head
@@ -42,12 +43,16 @@ def sharded(load: Callable[..., Any], device: torch.device, *, offload: bool = F
     """
     if ranks() == 1:
         raise ValueError("teacher.placement: sharded needs several ranks, and this is one process: use resident")
+    if deepspeed.asked():
+        model = load().eval().requires_grad_(False)
+        _require_hidden(Predictor(model).reads_hidden)
+        deepspeed.partition(backbone(model), plain(model).get_output_embeddings(), offload=offload)
+        return model
     first = dist.get_rank() == 0
     model = (load() if first else load(device_map={"": "meta"})).eval().requires_grad_(False)
     reads_hidden = torch.tensor(not first or Predictor(model).reads_hidden, device=device)
     dist.broadcast(reads_hidden, 0)
-    if not reads_hidden:
-        raise ValueError("teacher.placement: sharded reads hidden states, and this model's logits are not head(hidden)")
+    _require_hidden(bool(reads_hidden))
     weights, buffers = (model.state_dict(), dict(model.named_buffers())) if first else ({}, {})
     model.to("meta")
     model.tie_weights()
@@ -61,6 +66,11 @@ def sharded(load: Callable[..., Any], device: torch.device, *, offload: bool = F
     if left := [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]:
         raise ValueError(f"teacher.placement: sharded leaves {left[0]} whole on every rank, outside backbone and head")
     return model
+
+
+def _require_hidden(reads_hidden: bool) -> None:
+    if not reads_hidden:
+        raise ValueError("teacher.placement: sharded reads hidden states, and this model's logits are not head(hidden)")
 
 
 def _shard(model: Any, device: torch.device, offload: bool) -> None:

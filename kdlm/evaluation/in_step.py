@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from kdlm.deepspeed import partitioned
+
 
 def in_step(loader: Any, trainer: Any) -> Iterator[tuple[Any, bool]]:
     """Yield the batches of a rank's loader, each with whether it counts.
@@ -14,7 +16,8 @@ def in_step(loader: Any, trainer: Any) -> Iterator[tuple[Any, bool]]:
     or to none. Ranks ask each other before each batch, and only where student or teacher is sharded.
     """
     networks, teacher = getattr(trainer, "networks", None), getattr(trainer, "teacher", None)
-    if not isinstance(networks, FSDPModule) and not getattr(teacher, "in_shards", False):
+    student = isinstance(networks, FSDPModule) or (networks is not None and partitioned(networks))
+    if not student and not getattr(teacher, "in_shards", False):
         yield from ((batch, True) for batch in loader)
         return
     batches, last, accelerator = iter(loader), None, trainer.accelerator

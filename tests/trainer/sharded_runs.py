@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import rows, tiny_model
 from torch import Tensor
 from transformers import TrainingArguments
+from zero_cases import shares, zero
 
 from kdlm import DistillTrainer
 from kdlm.data import Collator, TensorRows
@@ -67,6 +68,8 @@ STRATEGIES: dict[str, Strategy] = {
     "ddp, teacher sharded": Strategy(placement="sharded", shards=frozenset({"teacher"})),
     "fsdp2": Strategy(FSDP2, "sharded", shards_on_cpus, EVERYTHING),
     "fsdp2, sharded checkpoints": Strategy(FSDP2_SHARDED, "sharded", shards_on_cpus, EVERYTHING),
+    "zero2": Strategy({"deepspeed": zero(2)}, "sharded"),
+    "zero3": Strategy({"deepspeed": zero(3)}, "sharded"),
 }
 
 
@@ -152,7 +155,7 @@ def weights(trainer: DistillTrainer) -> dict[str, Tensor]:
     """Return copies of every network's weights, whole; every rank must ask."""
     nets = {**trainer.networks.role, **trainer.networks.averages}
     return {
-        f"{role}.{name}": whole(p.detach()).clone().contiguous()
+        f"{role}.{name}": whole(p).detach().clone().contiguous()
         for role, module in nets.items()
         for name, p in module.named_parameters()
     }
@@ -181,6 +184,8 @@ def check_shares(trainer: DistillTrainer, strategy: str) -> dict[str, tuple[int,
     assert trainer.accelerator.num_processes == ranks, "not as many ranks as were started"
     if ranks > 1:
         assert torch.distributed.get_world_size() == ranks and torch.distributed.get_backend() == "gloo"
+    if trainer.is_deepspeed_enabled:
+        return shares(trainer, ranks)
     found = {}
     for part, tensors in parts(trainer).items():
         found[part] = here, everything = held(tensors)
