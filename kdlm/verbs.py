@@ -45,6 +45,7 @@ def load(args: argparse.Namespace) -> Any:
 
 def train(args: argparse.Namespace) -> int:
     recipe = load(args)
+    from kdlm.plan import settled
     from kdlm.report import pictures
 
     if _staged(args):
@@ -54,7 +55,8 @@ def train(args: argparse.Namespace) -> int:
     from kdlm.run_folder import RunFolder
     from kdlm.train import train
 
-    return int(RunFolder(train(recipe, resume=args.resume, figures=pictures)).stopped)
+    recipe, placement = settled(recipe)
+    return int(RunFolder(train(recipe, resume=args.resume, figures=pictures, placement=placement)).stopped)
 
 
 def _staged(args: argparse.Namespace) -> bool:
@@ -64,9 +66,8 @@ def _staged(args: argparse.Namespace) -> bool:
 
 def report(args: argparse.Namespace) -> int:
     from kdlm.report import report
-    from kdlm.stages import run_folders
 
-    for line in report(run_folders(args.runs), args.output, pngs=args.png, inspect=not args.no_inspect):
+    for line in report(args.runs, args.output, pngs=args.png, inspect=not args.no_inspect):
         print(line)
     return 0
 
