@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdlm.methods.method import Batch, Nets
-from kdlm.methods.structure.insides import InsideMethod
+from kdlm.methods.structure.inside_method import InsideMethod
 from kdlm.methods.tokens import TokenOptions
 from kdlm.models import Ask, Inside
 from kdlm.signal import Rows
