@@ -31,7 +31,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ROOT / "recipes" / "sandbox" / "ernie_tiny"
-ARMS = ("text alone", "plain KD", "MiniLM, text", "MiniLM, KD", "TinyBERT, text", "TinyBERT, KD")
+ARMS = ("text alone", "plain KD", "MiniLM, KD", "TinyBERT, KD", "MiniLM, text", "TinyBERT, text")
 PLANS = {
     "all four": ("general", "general_enhanced", "task_adaptive", "task_specific"),
     "without the first": ("general_enhanced", "task_adaptive", "task_specific"),
@@ -157,7 +157,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    seeds, steps = (1, 3) if args.quick else (3, 100 if args.stages else 300)
+    seeds, steps = (1, 3) if args.quick else (3, 100 if args.stages else 200)
     with tempfile.TemporaryDirectory() as folder:
         found = (stages if args.stages else arms)(seeds, steps, Path(folder))
     means = {name: mean(rows["accuracy"]) for name, rows in found.items()}
