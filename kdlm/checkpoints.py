@@ -20,7 +20,9 @@ NAME = re.compile(r"checkpoint-(\d+)")
 def save_auxiliary(folder: Path, networks: dict[str, dict[str, Tensor]], states: dict[str, dict[str, Tensor]]) -> None:
     """Write the weights beside the student, and the states of what has one by its name, into a checkpoint."""
     if networks or any(states.values()):
-        (folder / AUXILIARY).mkdir(exist_ok=True)
+        (folder / AUXILIARY).mkdir(
+            parents=True, exist_ok=True
+        )  # ranks with shards leave the folder to the first writer
     for name, weights in networks.items():  # hub's function knows tied weights
         pattern = f"{name}{{suffix}}.safetensors"
         huggingface_hub.save_torch_state_dict(

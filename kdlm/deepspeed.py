@@ -6,27 +6,27 @@ parameter at every step; here a step has its boundary, its norms and its turns b
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from torch import Tensor, nn
 
 Active = Callable[[], frozenset[str]]
 """Gives the roles whose turn the current step is."""
 
 
-def refuse(args: Any, roles: int) -> None:
+def refuse(args: Any, student: Any) -> None:
     """Raise ValueError, before a run, for what DeepSpeed would do otherwise than it was asked.
 
     Args:
         args: the TrainingArguments; with a `deepspeed_plugin` where a recipe or accelerate's launcher asks for it.
-        roles: how many networks train.
+        student: as it was loaded.
     """
     config = args.deepspeed_plugin.hf_ds_config
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -40,24 +40,37 @@ def refuse(args: Any, roles: int) -> None:
     for key in ("optimizer", "scheduler"):
         if key in config.config:
             raise ValueError(f"DeepSpeed: leave `{key}` out of its configuration: kdlm's own knows the roles")
-    offloads = config.get_value("zero_optimization.offload_optimizer.device", "none") != "none"
-    if roles > 1 and args.max_grad_norm > 0 and offloads:
+    if isinstance(student, nn.Module) and partitioned(student):
+        raise ValueError("DeepSpeed: the student is partitioned already: load it before the TrainingArguments are made")
+
+
+def settle(plugin: Any, roles: int, *, writes: bool = False) -> None:
+    """Complete DeepSpeed's configuration: who clips, and that ZeRO-3 gives out whole weights to save.
+
+    Args:
+        plugin: accelerate's.
+        roles: how many networks train.
+        writes: whether the student writes text that it trains on.
+
+    Raises ValueError for gradients that nobody could clip as they are to be, and for a writer in partitions.
+    """
+    config = plugin.hf_ds_config.config
+    clipping = config.setdefault("gradient_clipping", 0.0)
+    offloads = plugin.hf_ds_config.get_value("zero_optimization.offload_optimizer.device", "none") != "none"
+    if roles > 1 and clipping and offloads:
         raise ValueError(
             "DeepSpeed: with offload_optimizer it clips all networks to one norm, and this method trains several, each "
             "with its own: set training.max_grad_norm: 0, or leave offload_optimizer out"
         )
-
-
-def settle(plugin: Any, roles: int) -> None:
-    """Complete DeepSpeed's configuration: who clips, and that ZeRO-3 gives out whole weights to save."""
-    config = plugin.hf_ds_config.config
-    config["gradient_clipping"] = 0.0 if roles > 1 else config.get("gradient_clipping", "auto")
+    config["gradient_clipping"] = clipping if roles == 1 else 0.0
     if plugin.hf_ds_config.is_zero3():
+        if writes:
+            raise ValueError("DeepSpeed: under ZeRO-3 the student cannot write what it trains on: use ZeRO-2")
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
-class RoleSteps(DeepSpeedEngineWrapper):
-    """Runs backward passes and steps of an engine whose parameter groups are tagged `role`.
+class RoleSteps:
+    """Runs an engine whose parameter groups are tagged `role`, in the place of accelerate's DeepSpeedEngineWrapper.
 
     Args:
         engine: DeepSpeed's, around the parent of all roles.
@@ -66,7 +79,8 @@ class RoleSteps(DeepSpeedEngineWrapper):
     """
 
     def __init__(self, engine: Any, active: Active, limits: Mapping[str, float]):
-        super().__init__(engine)
+        require_partitions(engine)
+        self.engine = engine
         self.active, self.limits = active, limits
         self.norms: dict[str, Tensor] = {}
         engine.optimizer.optimizer.register_step_pre_hook(self._hold)
@@ -82,6 +96,11 @@ class RoleSteps(DeepSpeedEngineWrapper):
         self.engine.step()
         if (gradients := getattr(optimizer, "grad_partitions_flat_buffer", None)) is not None:
             gradients.zero_()  # ZeRO-3 would hand a parameter that gets no gradient the one of an earlier step
+
+    def get_global_grad_norm(self) -> float:
+        """Return the norm of the last gradient that DeepSpeed clipped, as accelerate asks for it."""
+        norm = self.engine.get_global_grad_norm()
+        return norm.item() if isinstance(norm, Tensor) else norm
 
     def _hold(self, optimizer: Any, *_: Any) -> None:
         """Leave out the groups whose turn it is not: DeepSpeed has gradients of zero there, which move momentum."""
@@ -123,20 +142,100 @@ def require_partitions(engine: Any) -> None:
         raise ValueError(f"DeepSpeed ZeRO-3 leaves {held} of {total} weights on one of {own} ranks")
 
 
+def asked() -> bool:
+    """Whether this process trains under DeepSpeed: by its TrainingArguments, or by accelerate's launcher."""
+    return _config() is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def _config() -> Any:
+    from transformers.integrations import deepspeed as integration
+
+    weak = integration._hf_deepspeed_config_weak_ref
+    return None if weak is None else weak()
+
+
+@contextmanager
+def loading_whole() -> Iterator[None]:
+    """Have transformers load models as without DeepSpeed: under ZeRO-3 it would partition all of them, teachers too.
+
+    A network is read before its engine is there, and is partitioned when that is made.
+    """
+    from transformers.integrations import deepspeed as integration
+
+    config = _config()
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            integration.set_hf_deepspeed_config(config)
+
+
+def partition(body: nn.Module, head: nn.Module, *, offload: bool = False) -> None:
+    """Let each rank keep its share of every weight of a frozen network: a ZeRO-3 module without optimiser.
+
+    A layer is gathered while it computes and given up again; the head, which others read, is theirs to gather.
+
+    Args:
+        body: what is called; its hooks begin there.
+        head: the output projection, which may share a weight with the body.
+        offload: keep the shares in the host's memory.
+    """
+    import deepspeed
+
+    kind = next(body.parameters()).dtype
+    place = {"offload_param": {"device": "cpu"}} if offload else {}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,  # must be said, and is of no use here
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, **place},
+        "bf16": {"enabled": kind == torch.bfloat16},
+        "fp16": {"enabled": kind == torch.float16},
+    }
+    deepspeed.initialize(model=body, config=config)
+    if not all(hasattr(p, "ds_id") for p in head.parameters()):
+        own: Any = {"remote_device": "cpu"} if offload else {}
+        deepspeed.zero.Init(module=head, config_dict_or_path=config, dtype=kind, **own)
+
+
+def partitioned(module: nn.Module) -> bool:
+    """Whether ZeRO-3 has shared out a network's weights, which answers to all ranks then or to none."""
+    return any(hasattr(p, "ds_id") for p in module.parameters())
+
+
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Have every weight of a network that ZeRO-3 partitions whole on every rank; all must ask. It is to be read only.
-
-    Raises nothing where nothing is partitioned.
-    """
-    partitioned = [p for p in module.parameters() if hasattr(p, "ds_id")]
-    if not partitioned:
+    """Have every weight of a network that ZeRO-3 partitions whole on every rank, to be read; all ranks must ask."""
+    if not partitioned(module):
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(partitioned):
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
         yield
+
+
+def whole_weights(trainer: Any, role: str) -> dict[str, Tensor]:
+    """Return a role's weights in the host's memory of rank 0; every rank must ask, after training."""
+    prefix, state = f"role.{role}.", trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
+    return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
+
+
+def copied(weight: Tensor) -> Tensor:
+    """Return a copy of all of a weight that ZeRO-3 partitions; all ranks must ask."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight]):
+        return weight.detach().clone()
+
+
+def shape_of(weight: Tensor) -> torch.Size:
+    """Return the shape of a weight, also where this rank holds a share of it."""
+    return getattr(weight, "ds_shape", weight.shape)
+
+
+def of_its_own(weight: Tensor) -> Tensor:
+    """Return a weight that is no piece of a larger buffer: DeepSpeed packs them together, and files take whole ones."""
+    return weight if weight.untyped_storage().nbytes() == weight.nbytes else weight.clone()
 
 
 def load(engine: Any, folder: Path) -> None:
@@ -150,20 +249,66 @@ def load(engine: Any, folder: Path) -> None:
     if wrote == dist.get_world_size():
         engine.load_checkpoint(str(folder))
         return
+    _require_pieces_for_all(engine, dist.get_world_size())
     between = folder.parent / f".universal-{step}"
     if dist.get_rank() == 0:
+        shutil.rmtree(between, ignore_errors=True)
         _to_universal(folder / step, between / step)
     dist.barrier()
     engine._config.load_universal_checkpoint = True
     engine.load_checkpoint(str(between))
     engine._config.load_universal_checkpoint = False
+    if engine.zero_optimization_stage() == 3:
+        _as_each_group_was(engine.optimizer, between / step / "zero" / "optimizer_state.pt")
     dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(between)
+
+
+def _require_pieces_for_all(engine: Any, ranks: int) -> None:
+    """Raise ValueError where a rank would hold nothing of a group: DeepSpeed then finds no step count to take up."""
+    if engine.zero_optimization_stage() == 3:
+        return
+    optimizer = engine.optimizer
+    for group, weights, piece in zip(
+        optimizer.param_groups, optimizer.bit16_groups, optimizer.partition_size, strict=True
+    ):
+        if (size := sum(p.numel() for p in weights)) <= (ranks - 1) * piece:
+            raise ValueError(
+                f"DeepSpeed cannot take this checkpoint up on {ranks} ranks: the role {group['role']!r} has a group of "
+                f"{size} weights, and not every rank would have one of them: go on with fewer ranks, or under ZeRO-3"
+            )
 
 
 def _to_universal(source: Path, target: Path) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
-    ds_to_universal.main(
-        SimpleNamespace(input_folder=str(source), output_folder=str(target), inject_missing_state=True, **options)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        ds_to_universal.main(
+            SimpleNamespace(input_folder=str(source), output_folder=str(target), inject_missing_state=True, **options)
+        )
+
+
+def _as_each_group_was(optimizer: Any, path: Path) -> None:
+    """Give each group its own settings and count of steps: DeepSpeed's ZeRO-3 gives all of them those of the first."""
+    saved = torch.load(path, weights_only=False)["optimizer_state_dict"]
+    base, place = optimizer.optimizer, optimizer.sub_group_to_group_id
+    for group, own in zip(base.param_groups, saved["param_groups"], strict=True):
+        group.update({key: value for key, value in own.items() if key != "params"})
+    for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+        own = saved["state"].get(saved["param_groups"][place[number]]["params"][0])
+        if own is not None:
+            base.state[flat]["step"] = own["step"].clone()
+
+
+def require_kind(folder: Path, zero: bool) -> None:
+    """Raise ValueError where a checkpoint of DeepSpeed's is to go on without it, or another with it."""
+    if (folder / "latest").is_file() == zero:
+        return
+    raise ValueError(
+        f"{folder}: saved without DeepSpeed, whose optimiser cannot take it up: go on without training.deepspeed"
+        if zero
+        else f"{folder}: saved under DeepSpeed: go on with training.deepspeed, on any number of ranks (one, too: "
+        "torchrun --nproc-per-node 1)"
     )

@@ -1,5 +1,6 @@
 """DiffusionTrainer: DistillTrainer for denoisers, whose evaluation looks at samples."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class DiffusionTrainer(DistillTrainer):
             places = torch.arange(at, min(count, at + AT_ONCE), device=self.args.device)
             part = condition and {key: value[places.cpu()].to(places.device) for key, value in condition.items()}
             draws = Draws(places, self.args.seed, EVALUATION)
-            parts.append((sampler or self.method.sampler())(network, draws, part).cpu())
+            drawn = partial(sampler or self.method.sampler(), network, draws, part)
+            parts.append(self.networks.ask(drawn).cpu())
         network.train(was_training)
         return torch.cat(parts)
 

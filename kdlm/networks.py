@@ -1,17 +1,20 @@
 """The networks of a run: one parent module for all that trains, and the averages that follow it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
-from kdlm.deepspeed import gathered
+from kdlm.deepspeed import gathered, of_its_own
 from kdlm.methods import Method, Terms
 from kdlm.models import FrozenCopy, Predictor, view, whole
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
+
+Answer = TypeVar("Answer")
 
 
 class Networks(nn.Module):
@@ -65,10 +68,20 @@ class Networks(nn.Module):
         """Return the network of a role."""
         return self.averages[name] if name in self.averages else self.role[name]
 
-    def forward(self, advance: Callable[[], Terms]) -> tuple[dict[str, Tensor], Terms]:
-        """Return the sums of the next terms by name, where wrappers find what goes backward, and the terms."""
-        terms = advance()
-        return {name: term.sum for name, term in terms.terms.items()}, terms
+    def forward(self, advance: Callable[[], Answer]) -> tuple[dict[str, Tensor], Answer]:
+        """Run what asks the networks something; in shards they answer nowhere else.
+
+        Returns the sums of terms by name, where wrappers find what goes backward, and the answer.
+        """
+        answer = advance()
+        return {name: term.sum for name, term in answer.terms.items()} if isinstance(answer, Terms) else {}, answer
+
+    def ask(self, advance: Callable[[], Answer]) -> Answer:
+        """Run what asks the networks something and takes no gradient; what was gathered for it is given up again."""
+        _, answer = self(advance)
+        if isinstance(self, FSDPModule):
+            self.reshard()
+        return answer
 
     def activate(self, active: frozenset[str], trainable: dict[str, set[str]]) -> None:
         """Let gradients reach the active roles only."""
@@ -97,8 +110,11 @@ class Networks(nn.Module):
 
     def auxiliary_weights(self) -> dict[str, dict[str, Tensor]]:
         """Return the weights of `auxiliary`, gathered where they are sharded; every rank must ask."""
-        states = {name: module.state_dict() for name, module in self.auxiliary().items()}
-        return {name: {key: whole(value) for key, value in state.items()} for name, state in states.items()}
+        weights = {}
+        for name, module in self.auxiliary().items():
+            with gathered(module):
+                weights[name] = {key: of_its_own(whole(value)) for key, value in module.state_dict().items()}
+        return weights
 
     def to(self, *args: Any, **kwargs: Any) -> "Networks":
         for average in self.averages.values():

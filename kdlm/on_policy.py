@@ -44,6 +44,7 @@ from kdlm.rollouts import (
     end_ids,
 )
 from kdlm.samples import Sample, described, look
+from kdlm.sharding import whole_on_every_rank
 from kdlm.teachers import LocalTeacher
 from kdlm.trainer import Counts, DistillTrainer
 from kdlm.verifiers import Judge
@@ -95,10 +96,11 @@ class OnPolicyTrainer(DistillTrainer):
             engine = section.engine.build(self.student, tokenizer, self.args.device, copied=section.asynchronous)
         if section.sampling.teacher_share:
             across = "alignment" in self.method.needs
-            if not isinstance(engine, GenerateEngine) or not isinstance(self.teacher, LocalTeacher) or across:
+            local = isinstance(self.teacher, LocalTeacher) and not self.teacher.in_shards
+            if not isinstance(engine, GenerateEngine) or not local or across:
                 raise ValueError(
                     "rollouts.sampling.teacher_share: it takes the engine `generate` and a local teacher with the "
-                    "student's tokenizer"
+                    "student's tokenizer, whole on every rank"
                 )
             if getattr(self.teacher, "sliced", False):
                 raise ValueError(
@@ -191,7 +193,8 @@ class OnPolicyTrainer(DistillTrainer):
     ) -> tuple[list[dict[str, Tensor]], Counts]:
         """Return the micro-batches of the next optimiser step, with the student's text, and their counts."""
         index = self.state.global_step
-        slot = self.rounds.step(epoch_iterator, num_batches, index)
+        with whole_on_every_rank(self.networks):
+            slot = self.rounds.step(epoch_iterator, num_batches, index)
         batches = [] if slot is None else [self._laid_out(slot, place) for place in range(len(slot.micro))]
         if slot is not None:
             written = [one for micro in slot.written for one in micro]
@@ -264,7 +267,8 @@ class OnPolicyTrainer(DistillTrainer):
         drawn_with, vocab = self.section.sampling, getattr(self.method, "vocab", None)
         self.networks.eval()  # without dropout, as the engine draws; a training step switches it on again
         with self.accelerator.autocast():
-            seen = look(self.networks.views, batch, temperature=drawn_with.temperature or 1.0, vocab=vocab)
+            options = {"temperature": drawn_with.temperature or 1.0, "vocab": vocab}
+            seen = self.networks.ask(partial(look, self.networks.views, batch, **options))
         plain = drawn_with.top_p == 1 and not drawn_with.top_k and not drawn_with.teacher_share
         plain = plain and not self.section.informed  # what is looked at was not read with what the engine was told
         if seen.gap is not None and plain and all(one.completion.version == index for one in written):
@@ -302,7 +306,9 @@ class OnPolicyTrainer(DistillTrainer):
     def _evaluate_rollouts(self, dataset: Any) -> dict[str, float]:
         rows = dataset.select(range(min(self.section.eval_prompts, len(dataset))))
         share = Share(rows, self.args.process_index, self.args.world_size)
-        written = self.rounds.complete([share[place] for place in range(len(share))], self.state.global_step, samples=1)
+        asked = [share[place] for place in range(len(share))]
+        with whole_on_every_rank(self.networks):
+            written = self.rounds.complete(asked, self.state.global_step, samples=1)
         size = self.args.eval_batch_size
         parts = [written[at : at + size] for at in range(0, len(written), size)]
         loader = DataLoader(cast("Any", parts), batch_size=None, collate_fn=lambda part: self.batch_of([], part))

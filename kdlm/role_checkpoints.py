@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import PushToHubMixin
 
 from kdlm import checkpoints, deepspeed
 from kdlm.methods import Method
 from kdlm.networks import Networks
+from kdlm.sharded_checkpoints import kind_of, load_optimizer, load_weights, whole_weights
 
 
 class SealedCheckpoints(Trainer):
@@ -23,7 +26,13 @@ class SealedCheckpoints(Trainer):
         """The model being trained."""
         return self.model
 
+    def exported_weights(self) -> dict[str, Tensor] | None:
+        """Return the whole weights of what a finished run hands out, where it is in shards; None elsewhere."""
+        return None
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:  # every rank comes here
+            return
         folder = Path(output_dir or self.args.output_dir or ".")
         student = self.student
         if isinstance(student, PreTrainedModel):
@@ -121,19 +130,24 @@ class RoleCheckpoints(SealedCheckpoints):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
-        if not _internal_call:
-            return
-        with deepspeed.gathered(self.networks):
-            weights = self.networks.auxiliary_weights()
-            if self.args.should_save:
-                states = {"method": self.method.state_dict()}
-                if hasattr(self.teacher, "state_dict"):
-                    states["teacher"] = self.teacher.state_dict()
-                if self.order is not None:
-                    states["sampler"] = self.order.state_dict()
-                if self.sparsity is not None:
-                    states["sparsity"] = self.sparsity.state_dict()
-                checkpoints.save_auxiliary(Path(output_dir or str(self.args.output_dir)), weights, states)
+        weights = self.networks.auxiliary_weights() if _internal_call else {}
+        if _internal_call and self.args.should_save:
+            states = {"method": self.method.state_dict()}
+            if hasattr(self.teacher, "state_dict"):
+                states["teacher"] = self.teacher.state_dict()
+            if self.order is not None:
+                states["sampler"] = self.order.state_dict()
+            if self.sparsity is not None:
+                states["sparsity"] = self.sparsity.state_dict()
+            folder = Path(output_dir or str(self.args.output_dir))
+            checkpoints.save_auxiliary(folder, weights, states)
+
+    def exported_weights(self) -> dict[str, Tensor] | None:
+        """As ever, on rank 0 and nothing on others; every rank must ask. An average is whole on every rank already."""
+        name = self.method.exported
+        if name in self.networks.averages:
+            return None
+        return deepspeed.whole_weights(self, name) if self.is_deepspeed_enabled else whole_weights(self.networks, name)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         prefix = "role.student."
@@ -145,11 +159,12 @@ class RoleCheckpoints(SealedCheckpoints):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
+        deepspeed.require_kind(folder, self.is_deepspeed_enabled)
         if self.is_deepspeed_enabled:  # its engine holds all roles
             deepspeed.load(self.model_wrapped, folder)
             checkpoints.load_auxiliary(folder, self.networks.averages)
-        elif self.is_fsdp_enabled:  # the Trainer has a sharded copy of the parent of all roles
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif self.is_fsdp_enabled or kind_of(folder) != "plain":
+            load_weights(folder, self.networks)
             checkpoints.load_auxiliary(folder, self.networks.averages)
         else:
             self._load_student(resume_from_checkpoint)
@@ -163,8 +178,24 @@ class RoleCheckpoints(SealedCheckpoints):
 
     def _load_best_model(self) -> None:
         """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""
-        self._load_student(str(self.state.best_model_checkpoint))
-        checkpoints.load_auxiliary(Path(str(self.state.best_model_checkpoint)), self.networks.auxiliary())
+        folder = Path(str(self.state.best_model_checkpoint))
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        elif self.is_fsdp_enabled:
+            load_weights(folder, self.networks)
+            checkpoints.load_auxiliary(folder, self.networks.averages)
+        else:
+            self._load_student(str(folder))
+            checkpoints.load_auxiliary(folder, self.networks.auxiliary())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the Trainer's, and what FSDP2 saved or is to take up whatever the ranks were."""
+        if checkpoint is None or (kind_of(Path(checkpoint)) == "plain" and not self.is_fsdp_enabled):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(Path(checkpoint), self.networks, self.optimizer)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_student(self, folder: str) -> None:
         student = self.networks.student

@@ -5,16 +5,19 @@ of its own, and without gradients or optimiser state. Its backbone is the root, 
 head stands beside it: whoever reads the head gathers it, once for each answer.
 """
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from kdlm import deepspeed
 from kdlm.models.frozen_copies import whole
 from kdlm.models.prediction import Predictor, backbone, decoder_layers, plain
 from kdlm.signal import Head
@@ -40,12 +43,16 @@ def sharded(load: Callable[..., Any], device: torch.device, *, offload: bool = F
     """
     if ranks() == 1:
         raise ValueError("teacher.placement: sharded needs several ranks, and this is one process: use resident")
+    if deepspeed.asked():
+        model = load().eval().requires_grad_(False)
+        _require_hidden(Predictor(model).reads_hidden)
+        deepspeed.partition(backbone(model), plain(model).get_output_embeddings(), offload=offload)
+        return model
     first = dist.get_rank() == 0
     model = (load() if first else load(device_map={"": "meta"})).eval().requires_grad_(False)
     reads_hidden = torch.tensor(not first or Predictor(model).reads_hidden, device=device)
     dist.broadcast(reads_hidden, 0)
-    if not reads_hidden:
-        raise ValueError("teacher.placement: sharded reads hidden states, and this model's logits are not head(hidden)")
+    _require_hidden(bool(reads_hidden))
     weights, buffers = (model.state_dict(), dict(model.named_buffers())) if first else ({}, {})
     model.to("meta")
     model.tie_weights()
@@ -59,6 +66,11 @@ def sharded(load: Callable[..., Any], device: torch.device, *, offload: bool = F
     if left := [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]:
         raise ValueError(f"teacher.placement: sharded leaves {left[0]} whole on every rank, outside backbone and head")
     return model
+
+
+def _require_hidden(reads_hidden: bool) -> None:
+    if not reads_hidden:
+        raise ValueError("teacher.placement: sharded reads hidden states, and this model's logits are not head(hidden)")
 
 
 def _shard(model: Any, device: torch.device, offload: bool) -> None:
@@ -91,6 +103,30 @@ def gathered(head: Head) -> Head:
     return Head(weight, bias, head.logit_scale, head.softcap)
 
 
+@contextmanager
+def whole_on_every_rank(networks: nn.Module, *, reshard: bool = True) -> Iterator[None]:
+    """Hold all weights of networks that FSDP2 has sharded on every rank, which may then run them at their own pace.
+
+    For what ranks cannot do in step: drawing text of different lengths, handing weights to an engine. Every rank must
+    come here. Nothing happens to networks that are not sharded.
+
+    Args:
+        reshard: whether layers give their weights up after a forward pass otherwise, as accelerate was told.
+    """
+    parts = [module for module in networks.modules() if isinstance(module, FSDPModule)]
+    if parts:
+        networks(lambda: None)  # FSDP2 knows its root from the first forward pass on
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(reshard and part is not parts[0], recurse=False)
+            part.reshard()
+
+
 def held(tensors: Iterable[Tensor]) -> tuple[int, int]:
     """Return how many elements of some weights this rank holds, and how many there are."""
     weights = list(tensors)
@@ -98,11 +134,25 @@ def held(tensors: Iterable[Tensor]) -> tuple[int, int]:
     return here, sum(w.numel() for w in weights)
 
 
-def require_shards(networks: nn.Module, asked: str) -> None:
-    """Raise ValueError where a launch that asked for sharding left every rank with whole networks."""
-    here, everything = held(networks.parameters())
-    if here == everything:
+def refuse_pretence(accelerator: Any) -> None:
+    """Raise ValueError where FSDP was asked for, by a recipe or by accelerate's launcher, and nothing will be sharded.
+
+    accelerate leaves its plugin out on CPUs, without a word: every rank would train whole networks, as under DDP.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    if getattr(accelerator.state, "fsdp_plugin", None) is None:
         raise ValueError(
-            f"{asked} was asked for, and nothing is sharded: every rank holds all {everything} weights. accelerate "
-            "shards on GPUs only; on a CPU, leave it out (torchrun then runs DDP)"
+            f"training.fsdp: FSDP was asked for, and accelerate does not shard in {ranks()} process(es) on "
+            f"{accelerator.device.type}: start ranks on GPUs, by torchrun or accelerate launch, or leave it out (torchrun "
+            "on a CPU runs DDP)"
         )
+    if not accelerator.is_fsdp2:
+        raise ValueError("training.fsdp_config.version: 1 is not supported: leave it out, or set 2")
+
+
+def require_shards(networks: nn.Module) -> None:
+    """Raise ValueError where ranks under FSDP2 hold whole networks after all."""
+    here, everything = held(networks.parameters())
+    if ranks() > 1 and here == everything:
+        raise ValueError(f"training.fsdp: every rank holds all {everything} weights: nothing is sharded")

@@ -1,5 +1,6 @@
 """`kdlm train`: the only place that assembles a run."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from kdlm.role_checkpoints import HandOver
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samplers import tied
 from kdlm.samples import SampleLog
+from kdlm.sparsity.layers import ABOUT, described_sparsity
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
 from kdlm.verifiers import Judge
@@ -49,7 +51,12 @@ class Assembly:
 
 
 def train(
-    recipe: Recipe, *, resume: bool | str = False, figures: Figures | None = None, stage: HandOver | None = None
+    recipe: Recipe,
+    *,
+    resume: bool | str = False,
+    figures: Figures | None = None,
+    placement: Mapping[str, Any] | None = None,
+    stage: HandOver | None = None,
 ) -> Path:
     """Run a recipe to its end and return the run folder.
 
@@ -58,6 +65,7 @@ def train(
         resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
             names a checkpoint.
         figures: draws a finished run folder, name -> PNG, for the trackers that the run reports to.
+        placement: why the teacher is where it is (`kdlm.plan.settled`), for environment.json.
         stage: what goes on from stage to stage, where the run is one of several in this process, whose process group
             then stays open.
 
@@ -84,7 +92,7 @@ def train(
         print("\n".join(notes), end="\n" if notes else "")
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         print(run.data.report)
-        folder.open(recipe, described(run.data), step)
+        folder.open(recipe, described(run.data), step, placement)
         trainer.add_callback(MetricsFile(folder.metrics))
         trainer.sample_log = SampleLog(folder.path)
         if isinstance(trainer, DiffusionTrainer):
@@ -101,12 +109,13 @@ def train(
         raise ServerUnavailable(f"{error}\n{save_what_is_done(trainer)}") from error
     finally:
         trainer.close()
+    weights = trainer.exported_weights()
     if writes:
         folder.write_results(results)
         if trainer.guards is not None and trainer.guards.stopped is not None:
             print(f"stopped by {trainer.guards.stopped}: no student is handed out; it is in {folder.newest}")
         else:
-            hand_out(recipe, run, folder, results)
+            hand_out(recipe, run, folder, results, weights)
         if figures is not None:
             log_figures(trainer, partial(figures, folder.path))
     if stage is not None:
@@ -124,11 +133,13 @@ def ended(trainer: DistillTrainer, evaluates: bool) -> dict[str, Any]:
     return (final_metrics(trainer) if evaluates else {}) | best_of(trainer)
 
 
-def hand_out(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
-    """Write the student, and say where it is."""
+def hand_out(
+    recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any], weights: dict[str, Any] | None = None
+) -> None:
+    """Write the student, and say where it is; `weights` are those of a student in shards, whole."""
     if "best" in results and results["best"]["step"] is None:
         print(f"note: no checkpoint has a finite {results['best']['metric']}: the student is that of the last step")
-    export(recipe, run, folder, results)
+    export(recipe, run, folder, results, weights)
     print(f"student: {folder.student}")
 
 
@@ -173,11 +184,7 @@ def assemble(recipe: Recipe) -> Assembly:
     args.accelerator_config = AcceleratorConfig(dispatch_batches=False)
     set_seed(recipe.seed)
     tokenizer, data = loaded(recipe)
-    student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
-    if lora is not None:
-        student = adapt(student, lora)
-    if (few_bits := getattr(recipe.student, "quantization_aware", None)) is not None:
-        student = fake_quantise(student, few_bits)
+    student, lora = opened_student(recipe, data), getattr(recipe.student, "lora", None)
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
@@ -210,6 +217,10 @@ def assemble(recipe: Recipe) -> Assembly:
         callbacks=[Display(plan=partial(role_plan, method) if len(method.roles) > 1 else None)],
         **private,
     )
+    if getattr(trainer, "is_fsdp_enabled", False) and not isinstance(trainer, DistillTrainer):
+        raise ValueError(f"training.fsdp: {type(trainer).__name__} is TRL's, and was never run in shards: leave it out")
+    if getattr(trainer, "is_deepspeed_enabled", False) and not isinstance(trainer, DistillTrainer):
+        raise ValueError(f"DeepSpeed: {type(trainer).__name__} is TRL's, and was never run under it: leave it out")
     if recipe.sampler is not None:
         trainer.draw(
             recipe.sampler, documents=data.documents.get("train"), names=getattr(recipe.data, "domain_names", None)
@@ -276,6 +287,14 @@ def other_rows(recipe: Recipe, tokenizer: Any) -> Any:
     return load_data(section, tokenizer, seed=recipe.seed).train
 
 
+def opened_student(recipe: Recipe, data: Data) -> Any:
+    """Return the student as it begins, with its adapters."""
+    student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
+    student = student if lora is None else adapt(student, lora)
+    few_bits = getattr(recipe.student, "quantization_aware", None)
+    return student if few_bits is None else fake_quantise(student, few_bits)
+
+
 def loaded_student(recipe: Recipe, data: Data) -> Any:
     """Return the student as it begins: its weights, or what its section makes of the training rows."""
     section: Any = recipe.student
@@ -309,14 +328,25 @@ def described(data: Data) -> dict[str, Any]:
     return {"fingerprints": data.fingerprints, **data.report.as_dict()}
 
 
-def export(recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any]) -> None:
+def export(
+    recipe: Recipe, run: Assembly, folder: RunFolder, results: dict[str, Any], weights: dict[str, Any] | None = None
+) -> None:
     """Write the student: merged into its base where it was trained by adapters, unless the adapter was asked for.
 
-    An average of such a student is merged already. One of few bits is written with its weights on the grid.
+    An average of such a student is merged already. One of few bits is written with its weights on the grid. Of a
+    student in shards `weights` are put into one that is opened anew, in the host's memory.
     """
     student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
-    if student is run.trainer.student and lora is not None and lora.export == "merged":
+    merged = student is run.trainer.student and lora is not None and lora.export == "merged"
+    if weights is not None:
+        student = opened_student(recipe, run.data)
+        student.load_state_dict(weights)
+        if "classes" in run.data.made_with:
+            student.config = run.trainer.networks.config
+    if merged:
         student = merge(student)
     if getattr(recipe.student, "quantization_aware", None) is not None:
         student = on_the_grid(student)
-    folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))
+    sparse = {} if recipe.sparsity is None else described_sparsity(student, recipe.sparsity)
+    beside = {ABOUT: json.dumps(sparse, indent=1)} if sparse else {}
+    folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results), beside)

@@ -41,7 +41,7 @@ from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.samplers import DrawnRows
-from kdlm.sharding import require_shards
+from kdlm.sharding import refuse_pretence, require_shards
 from kdlm.sparsity import SparsitySection
 from kdlm.sparsity.masking import Masking
 from kdlm.teachers import freeze
@@ -103,9 +103,9 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         check_needs(self.method, self.teacher, self.provides | aligned | told | masked)
         check_sides(self.method, options.get("train_dataset"), options.get("eval_dataset"))
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
-        self.networks = Networks(model, self.method, self.teacher)
         if args.deepspeed_plugin is not None:
-            deepspeed.refuse(args, len(self.networks.role))
+            deepspeed.refuse(args, model)
+        self.networks = Networks(model, self.method, self.teacher)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:
             self.method.vocab = common_vocab(self.networks.views, processing_class)
         if isinstance(self.method, AlignedMethod) and isinstance(data_collator, PairCollator):
@@ -119,10 +119,12 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             processing_class=processing_class,
             **options,
         )
+        refuse_pretence(self.accelerator)
         if hasattr(self.teacher, "to"):
             self.teacher.to(self.args.device)
         if self.is_deepspeed_enabled:
-            deepspeed.settle(self.accelerator.state.deepspeed_plugin, len(self.networks.role))
+            plugin, writes = self.accelerator.state.deepspeed_plugin, "rollouts" in self.method.needs
+            deepspeed.settle(plugin, len(self.networks.role), writes=writes)
         if self.args.n_gpu > 1:
             raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
         self._trainable = trainable_names(self.networks)
@@ -167,6 +169,9 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         """
         if self._prepared:
             return
+        if getattr(self.teacher, "in_shards", False):
+            name = type(self.method).__name__
+            raise ValueError(f"teacher.placement: {name} makes its rows on one rank, and a sharded teacher is of all")
         self.networks.eval()
         context = Preparation(
             self.networks.views,
@@ -310,22 +315,19 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         return self.lr_scheduler
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """The Trainer's; DeepSpeed's engine takes its steps by role, and its checkpoints hold the run's state too."""
-        if not self.is_deepspeed_enabled:
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-            if self.args.fsdp:
-                require_shards(self.networks, "training.fsdp")
-            return prepared
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        engine, limit = self.model_wrapped, self.args.max_grad_norm
-        deepspeed.require_partitions(engine)
-        several = len(self.networks.role) > 1 and limit > 0
-        limits = clipping_limits(self.networks, self.method, limit) if several else {}
-        steps = deepspeed.RoleSteps(engine, lambda: self._active or frozenset(), limits)
-        self.accelerator.deepspeed_engine_wrapped = steps
-        if resume_from_checkpoint is not None:
-            self._load_from_checkpoint(resume_from_checkpoint)
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        """The Trainer's, with what was asked to be sharded; DeepSpeed's engine steps by role and loads all of a run."""
+        zero, resumed = self.is_deepspeed_enabled, resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None if zero else resumed)
+        if self.is_fsdp_enabled:
+            require_shards(self.networks)
+        if zero:
+            several = len(self.networks.role) > 1 and self.args.max_grad_norm > 0
+            limits = clipping_limits(self.networks, self.method, self.args.max_grad_norm) if several else {}
+            steps = deepspeed.RoleSteps(self.model_wrapped, lambda: self._active or frozenset(), limits)
+            self.accelerator.deepspeed_engine_wrapped = steps
+        if zero and resumed is not None:
+            self._load_from_checkpoint(resumed)
+            self._load_optimizer_and_scheduler(resumed)
         return prepared
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:

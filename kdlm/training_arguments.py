@@ -51,6 +51,9 @@ RENAMED = {
 }
 """Names that newer transformers warn about and older ones need: recipes may use either."""
 
+TYPES = {"fsdp": bool | str | None}
+"""Types of fields whose annotation in transformers, made for the command line, leaves out what they take: true."""
+
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 NOT_NEGATIVE = (
     *("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "num_train_epochs", "adam_epsilon"),
@@ -115,7 +118,7 @@ def _fields() -> dict[str, Any]:
     for field in dataclasses.fields(TrainingArguments):
         if field.name in OWNED or not field.init:
             continue
-        annotation = _type_of(annotations[field.name])
+        annotation = TYPES.get(field.name) or _type_of(annotations[field.name])
         default = field.default if field.default is not dataclasses.MISSING else None
         description = re.sub(r"\s+", " ", str(field.metadata.get("help", ""))).strip()
         if field.name in DEFAULTS:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from kdlm.evaluation.in_step import in_step
 from kdlm.evaluation.section import EvaluationSection, unknown
 from kdlm.evaluation.watch import Watch, share_of
 from kdlm.guards.callback import CollapseGuards
@@ -138,17 +139,17 @@ class SummedEvaluation(Trainer):
         sums: dict[str, Tensor] = defaultdict(partial(torch.zeros, (), dtype=torch.float64))  # on the CPU
         units: dict[str, str] = {}
         samples = 0
-        for batch in dataloader:
+        for batch, counts in in_step(dataloader, self):
             batch = self._prepare_inputs(batch)
             with self.accelerator.autocast():
-                terms = self.method.evaluate(self.networks.views, batch, step)
+                terms = self.networks.ask(partial(self.method.evaluate, self.networks.views, batch, step))
             readings = terms.readings()
             readings |= {f"loss/{name}": (term.weight * term.sum, term.unit) for name, term in terms.terms.items()}
             for name, (value, unit) in readings.items():
-                sums[name], units[name] = sums[name] + value.item(), unit
+                sums[name], units[name] = sums[name] + (value.item() if counts else 0.0), unit
             for unit, count in counts_of(self.method, batch).items():
-                sums[f"count/{unit}"] = sums[f"count/{unit}"] + count.item()
-            samples += len(next(iter(batch.values())))
+                sums[f"count/{unit}"] = sums[f"count/{unit}"] + count.item() * counts
+            samples += len(next(iter(batch.values()))) * counts
         totals = {name: value.item() for name, value in self._reduced(dict(sums)).items()}
         means = {name: totals[name] / (totals[f"count/{unit}"] or 1.0) for name, unit in units.items()}
         loss = sum(value for name, value in means.items() if name.startswith("loss/"))

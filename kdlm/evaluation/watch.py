@@ -1,6 +1,8 @@
 """Watch: what a recipe's section `evaluation` asks for, read at every evaluation of any Trainer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from kdlm.data.share import Share
 from kdlm.evaluation.comparison import figures_of, ingredients, possible, refusal, sums_of
 from kdlm.evaluation.generations import Writer
+from kdlm.evaluation.in_step import in_step
 from kdlm.evaluation.section import EvaluationSection
 from kdlm.evaluation.start import start_of
 from kdlm.measuring import Reader
 from kdlm.metrics import gap_closed
 from kdlm.models import Predictor
+from kdlm.sharding import whole_on_every_rank
 from kdlm.verifiers import Judge
 
 
@@ -81,7 +85,12 @@ class Watch:
         if self.writer is None:
             return found
         log = getattr(self.trainer, "sample_log", None) if self.trainer.is_world_process_zero() else None
-        return found | self.writer.figures(self.trainer.state.global_step, log)
+        with whole_on_every_rank(self.trainer.networks) if hasattr(self.trainer, "networks") else nullcontext():
+            return found | self.writer.figures(self.trainer.state.global_step, log)
+
+    def _inside(self, ask: Callable[[], Any]) -> Any:
+        """Ask inside the parent of all networks, which gathers them where they are sharded."""
+        return self.trainer.networks.ask(ask) if hasattr(self.trainer, "networks") else ask()
 
     def read(self, loader: Iterable[Any], names: tuple[str, ...], teacher: Any = ...) -> dict[str, float]:
         """Return metrics by name, and `kl_to_start` where it is asked for; `teacher` in place of the run's."""
@@ -90,10 +99,11 @@ class Watch:
         teacher = (self.teacher if names else None) if teacher is ... else teacher
         reader = Reader(self.student, teacher, names=ingredients(names), vocab=self.vocab, **self.options)
         sums: dict[str, Tensor] = {}
-        for batch in loader:
+        for batch, counts in in_step(loader, self.trainer):
             batch = self.trainer._prepare_inputs(batch)
             with self.trainer.accelerator.autocast():
-                read = sums_of(reader(batch))
+                read = sums_of(self._inside(partial(reader, batch)))
+            read = read if counts else {name: torch.zeros_like(value) for name, value in read.items()}
             sums = {name: value + sums[name] if sums else value for name, value in read.items()}
         told = figures_of(_reduced(sums, self.trainer.accelerator))
         return {name: told[name] for name in (*names, "kl_to_start") if name in told}

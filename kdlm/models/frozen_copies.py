@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from kdlm import deepspeed
+
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
@@ -64,8 +66,10 @@ class FrozenCopy:
 
 
 def whole(value: Tensor) -> Tensor:
-    """Return a tensor that FSDP2 has sharded as each rank's own copy of all of it; every rank must ask."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """Return a tensor that FSDP2 or ZeRO-3 has sharded as each rank's own copy of all of it; every rank must ask."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    return deepspeed.copied(value) if hasattr(value, "ds_id") else value
 
 
 def inside(network: Any) -> nn.Module:

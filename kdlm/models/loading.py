@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import torch
 from pydantic import Field
 
+from kdlm import deepspeed
 from kdlm.models.adapters import Lora
 from kdlm.models.fake_quantised import QuantizationAware
 from kdlm.sandbox import SandboxModel
@@ -252,11 +253,15 @@ class Pruned(StudentOptions):
 
 def open_pretrained(auto: Any, path: str, **options: Any) -> Any:
     """Call `auto.from_pretrained`, and say in one line what is wrong with `path` when it fails."""
+    if path.startswith("stage:"):
+        raise ValueError(f"{path}: names what a stage leaves, and this is one recipe: run the file with `stages`")
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise ValueError(f"{path}: no such model folder{_left_by_a_run(Path(path))}")
     local = Path(path).expanduser()
     try:
-        return _as_it_trains(auto.from_pretrained(str(local) if local.is_dir() else path, **options))
+        with deepspeed.loading_whole():
+            opened = auto.from_pretrained(str(local) if local.is_dir() else path, **options)
+        return _as_it_trains(opened)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: cannot open this model ({auto.__name__}): {reason}") from error

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ class DrawnRows(Trainer):
         sums = torch.zeros(1 + len(names), dtype=torch.float64)
         for batch in share_of(selected(self.train_dataset, places), self.args, collate):
             with self.accelerator.autocast():
-                read = reader(self._prepare_inputs(batch))
+                read = self.networks.ask(partial(reader, self._prepare_inputs(batch)))
             sums += torch.stack([torch.tensor(float(len(read.rows))).double(), *(read.values[n].sum() for n in names)])
         return sums
 

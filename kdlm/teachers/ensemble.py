@@ -73,6 +73,11 @@ class Ensemble:
             self.prefetch = self._prefetch  # only then is the batch made to wait for it
 
     @property
+    def in_shards(self) -> bool:
+        """Whether all ranks must ask it at the same time."""
+        return any(getattr(member, "in_shards", False) for member in self.members)
+
+    @property
     def signals(self) -> frozenset[type]:
         """The kind of signal it answers with."""
         return frozenset({Hidden if self._joins else Mixture})
@@ -94,7 +99,10 @@ class Ensemble:
             batch, rows = own_reading(batch, rows)
         shares = self._shares(batch)
         joins = self._joins
-        wanted = [i for i in range(len(self.members)) if joins or not shares[:, i].isneginf().all()]
+        together = [
+            joins or getattr(member, "in_shards", False) for member in self.members
+        ]  # on every rank, or on none
+        wanted = [i for i, always in enumerate(together) if always or not shares[:, i].isneginf().all()]
         signals = self._ask(wanted, batch, rows)
         wide = torch.float64 if any(_values(s).dtype == torch.float64 for s in signals) else torch.float32
         shares = shares[:, wanted].to(rows.index.device, wide)

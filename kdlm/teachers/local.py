@@ -1,6 +1,7 @@
 """A frozen model on this machine as the teacher."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
+from kdlm.deepspeed import shape_of
 from kdlm.models import Ask, Inside, MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
 from kdlm.section import Section
 from kdlm.sharding import gathered, sharded
@@ -75,7 +77,7 @@ class LocalTeacher:
     @property
     def vocab_size(self) -> int:
         """The number of ids it scores: the rows of its head, padding among them."""
-        return self.model.get_output_embeddings().weight.shape[0]  # pyright: ignore[reportOptionalMemberAccess]
+        return shape_of(self.model.get_output_embeddings().weight)[0]  # pyright: ignore[reportOptionalMemberAccess]
 
     @property
     def num_layers(self) -> int:
@@ -129,6 +131,11 @@ class LocalTeacher:
     def embed(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows width"]:
         """Return the teacher's input embeddings of these tokens, on their device."""
         return self._predict.embed(ids.to(self.device)).to(ids.device)
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether all ranks must ask it at the same time."""
+        return self.computes_on is not None
 
     @property
     def moves(self) -> bool:
@@ -231,17 +238,14 @@ def _build(
         raise ValueError(
             "teacher.placement: auto is settled before a run: `kdlm train` does so, and kdlm.plan.settled(recipe)"
         )
+    own: dict[str, Any] = {"sliced": section.placement == "sliced", "batch_size": section.batch_size}
+    kind = partial(AheadTeacher, **own) if any(own.values()) else LocalTeacher
     if section.placement == "sharded":
-        return LocalTeacher(sharded(section.load, device, offload=section.offload), section.signal, computes_on=device)
+        return kind(sharded(section.load, device, offload=section.offload), section.signal, computes_on=device)
     placed: dict[str, Any] = {} if section.device is None else {"device_map": own_device(section.device)}
     if section.quantization != "none" and not placed:
         placed = {"device_map": {"": str(device)}}
-    sliced = section.placement == "sliced"
-    if sliced or section.batch_size is not None:
-        model = section.load(**placed)
-        teacher = AheadTeacher(model, section.signal, sliced=sliced, batch_size=section.batch_size)
-    else:
-        teacher = LocalTeacher(section.load(**placed), section.signal)
+    teacher = kind(section.load(**placed), section.signal)
     return teacher if placed else teacher.to(device)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from loopback import served, source
 
+from kdlm import recipe, stages
 from kdlm.capture import capture
 from kdlm.check import check
 from kdlm.recipe import load
@@ -17,7 +18,12 @@ from kdlm.train import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 PIPELINES = FOLDER / "pipelines"  # tests/curation has these
-RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES))
+RECIPES = sorted(
+    path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES) and path.parent.name != "accelerate"
+)
+FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES))
+STAGED = [path for path in FILES if "\nstages:\n" in path.read_text()]
+RECIPES = [path for path in FILES if path not in STAGED]
 REWARDED = [
     *("student={name: sandbox, model: code-student-tiny}", "teacher={name: sandbox, model: code-teacher-tiny}"),
     *("rollouts.sampling.max_new_tokens=4", "data.train.0.limit=8", "data.eval.0.limit=2"),
@@ -52,6 +58,7 @@ TINY = {
         "student.layers=1",
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
+    "replaced": ["student.source.model=code-teacher-tiny"],
     "kd_aif": ["data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}", "data.eval.0.limit=2"],
     "step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}", "data.eval_rows=2"],
     "transfer_bytes": ["student.source.model=code-teacher-tiny", "method.layers=[[1, 0]]"],
@@ -64,6 +71,8 @@ WEIGHED = "data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: lev
 ENCODERS = ["student.path=sandbox:masked-student", "student.num_labels=10"]
 ENCODERS += ["teacher.path=sandbox:masked-teacher", "teacher.num_labels=10"]
 AFTER = {
+    "acm/gates": ["student={name: adaptive, source: {name: sandbox, model: code-teacher}}"],
+    "acm/whole": ["student={name: adaptive, source: {name: sandbox, model: code-teacher}}"],
     "draft/align": [PRETRAINED, "data.train.0.path=sandbox:arithmetic/train"],
     "draft/distillspec": [PRETRAINED],
     "chain/student": ["teacher={name: sandbox, model: code-teacher}"],
@@ -120,15 +129,23 @@ def test_a_recipe_passes_the_check_without_a_network(path):
     assert on_hub == any("not looked at here" in line and "huggingface.co" in line for line in said)
 
 
+@pytest.mark.parametrize("path", STAGED, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_every_stage_of_a_file_passes_the_check_without_a_network(path):
+    run = stages.load(path)
+    said = stages.check(run)
+    assert all(any(line.startswith(f"stage {stage.name}: ") for line in said) for stage in run.stages)
+    assert not any("note: " in line for line in said)
+
+
 def test_every_recipe_has_a_row_in_the_table_and_every_row_a_recipe():
     rows = re.findall(r"^\| \[[^]]+\]\(([^)]+\.yaml)\)", (FOLDER / "README.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == [str(path.relative_to(FOLDER)) for path in RECIPES]
+    assert sorted(rows) == [str(path.relative_to(FOLDER)) for path in FILES]
 
 
 def test_every_recipe_says_on_top_what_it_is_for_and_writes_into_a_folder_of_its_own():
-    for path in RECIPES:
+    for path in FILES:
         assert path.read_text().splitlines()[1].startswith("# "), path
-    folders = [load(path).run_dir for path in RECIPES]
+    folders = [(stages if path in STAGED else recipe).load(path).run_dir for path in FILES]
     assert len(set(folders)) == len(folders)
 
 

@@ -1,10 +1,12 @@
 """The same few steps by one process and by several ranks, sharded in every way: for tests and benchmarks.
 
-`sharded_runs.py FOLDER METHOD STRATEGY` is one rank (see `forks.on_ranks`), or all there is. The global batch is eight
+`sharded_runs.py FOLDER STRATEGY METHOD...` is one rank (see `forks.on_ranks`), or all there is: one run after the other,
+each in a folder of its method. With `save` and a step, or `resume` and a run's folder and a step, in place of a single
+method's further ones: a run that leaves a checkpoint, or goes on from it. The global batch is eight
 rows, whatever the ranks; of the second step's rows the first half has no token to train on, and so have the ranks that
 read it. Rank 0 leaves the loss of every step and every network's weights, and each rank what it held.
 
-A way to shard is a row of STRATEGIES: what TrainingArguments get, how the teacher is placed, and what a rank does first.
+A way to shard is a row of STRATEGIES: what TrainingArguments get, how the teacher is placed, what a rank does first.
 """
 
 import json
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import rows, tiny_model
 from torch import Tensor
 from transformers import TrainingArguments
+from zero_cases import shares, zero
 
 from kdlm import DistillTrainer
 from kdlm.data import Collator, TensorRows
@@ -65,6 +68,8 @@ STRATEGIES: dict[str, Strategy] = {
     "ddp, teacher sharded": Strategy(placement="sharded", shards=frozenset({"teacher"})),
     "fsdp2": Strategy(FSDP2, "sharded", shards_on_cpus, EVERYTHING),
     "fsdp2, sharded checkpoints": Strategy(FSDP2_SHARDED, "sharded", shards_on_cpus, EVERYTHING),
+    "zero2": Strategy({"deepspeed": zero(2)}, "sharded"),
+    "zero3": Strategy({"deepspeed": zero(3)}, "sharded"),
 }
 
 
@@ -150,7 +155,7 @@ def weights(trainer: DistillTrainer) -> dict[str, Tensor]:
     """Return copies of every network's weights, whole; every rank must ask."""
     nets = {**trainer.networks.role, **trainer.networks.averages}
     return {
-        f"{role}.{name}": whole(p.detach()).clone().contiguous()
+        f"{role}.{name}": whole(p).detach().clone().contiguous()
         for role, module in nets.items()
         for name, p in module.named_parameters()
     }
@@ -179,6 +184,8 @@ def check_shares(trainer: DistillTrainer, strategy: str) -> dict[str, tuple[int,
     assert trainer.accelerator.num_processes == ranks, "not as many ranks as were started"
     if ranks > 1:
         assert torch.distributed.get_world_size() == ranks and torch.distributed.get_backend() == "gloo"
+    if trainer.is_deepspeed_enabled:
+        return shares(trainer, ranks)
     found = {}
     for part, tensors in parts(trainer).items():
         found[part] = here, everything = held(tensors)
@@ -224,17 +231,36 @@ def finish() -> None:
     os._exit(0)
 
 
-def main(folder: Path, method: str, strategy: str) -> None:
+def one_run(folder: Path, strategy: str, method: str, *, save: int = 0, resume: Path | None = None) -> None:
+    """Train, check what this rank holds, and leave what came of it; text is evaluated too."""
+    folder.mkdir(exist_ok=True)
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": save} if save else {}
+    trainer = made(folder, method, strategy, **options)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    held_here = check_shares(trainer, strategy)
+    (folder / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(held_here))
+    evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    check_shares(trainer, strategy)  # what evaluation gathered is given up
+    if trainer.is_world_process_zero():
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    left_by(trainer, folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def main(folder: Path, strategy: str, *words: str) -> None:
     if (before := STRATEGIES[strategy].before) is not None:
         before()
-    trainer = made(folder, method, strategy)
-    trainer.train()
-    rank = trainer.args.process_index
-    (folder / f"rank-{rank}.json").write_text(json.dumps(check_shares(trainer, strategy)))
-    left_by(trainer, folder)
+    match words:
+        case (method, "save", step):
+            one_run(folder, strategy, method, save=int(step))
+        case (method, "resume", checkpoint):
+            one_run(folder, strategy, method, resume=Path(checkpoint))
+        case methods:
+            for method in methods:
+                one_run(folder / method, strategy, method)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(Path(sys.argv[1]), *sys.argv[2:])
     finish()

@@ -1,6 +1,6 @@
 """Runs that are the same on any number of ranks, under DeepSpeed and without it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from transformers import TrainingArguments
 
 from kdlm import DistillTrainer
 from kdlm.data import Collator
+from kdlm.deepspeed import shape_of
 from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import EmaOf, HiddenKD, LogitKD, Method, Step, Taid, Term, Terms, Trainable
+from kdlm.sharding import sharded
+from kdlm.teachers import LocalTeacher
 
 LENGTHS = [5, 11, 3, 17, 8, 2, 13, 9]
 STEPS = 4
@@ -21,12 +24,14 @@ STAGES = (1, 2, 3)
 
 
 class Critic(Method):
-    """A critic scores the student's hidden states, both move at every step, and an average follows the student."""
+    """A critic scores the student's hidden states, both move at every step or in turns, an average follows."""
 
     ema = 0.9
 
     def __init__(self, taking_turns: bool = False):
-        made = Trainable(make=lambda student, teacher: nn.Linear(student.hidden_size, 1), learning_rate=0.02)
+        made = Trainable(
+            make=lambda student, teacher: nn.Linear(student.hidden_size, 1, bias=False), learning_rate=0.02
+        )
         self.taking_turns = taking_turns
         self.own = {"student": Trainable(), "critic": made, "average": EmaOf("student", decay=0.9)}
 
@@ -43,11 +48,9 @@ class Critic(Method):
         return frozenset({both[step % 2]} if self.taking_turns else both)
 
     def losses(self, nets, batch, active, step: Step) -> Terms:
-        signal = nets["student"](batch, kept_rows(batch["labels"]))
-        score = nets["critic"](signal.hidden).squeeze(-1)
-        return Terms(
-            {"score": Term((score - 1).square().sum()), "size": Term(signal.hidden.square().sum(), weight=0.1)}
-        )
+        hidden = nets["student"](batch, kept_rows(batch["labels"])).hidden
+        score = (nets["critic"](hidden).squeeze(-1) - 1).square().sum()
+        return Terms({"score": Term(score), "size": Term(hidden.square().sum(), weight=0.1)})
 
     def evaluate(self, nets, batch, step: Step) -> Terms:
         return self.losses(nets, batch, frozenset(), step)
@@ -62,15 +65,24 @@ class InTwo(LogitKD):
             yield Terms({"half": Term(whole.terms["token_loss"].sum, weight=0.5)}, more=more)
 
 
-METHODS = {
-    "logit_kd": lambda: LogitKD([ForwardKL()]),
-    "lora": lambda: LogitKD([ForwardKL()]),
+def _logit_kd() -> LogitKD:
+    return LogitKD([ForwardKL()])
+
+
+CASES: dict[str, Callable[[], Method]] = {
+    "logit_kd": _logit_kd,
+    "lora": _logit_kd,
     "in_two": lambda: InTwo([ForwardKL()]),
+    "accumulated": _logit_kd,
+    "a rank without tokens": _logit_kd,
+    "a sharded teacher": lambda: HiddenKD([ForwardKL()], layers=[(0, 1), (1, 2)]),
     "taid": Taid,
     "hidden_kd": lambda: HiddenKD([ForwardKL()], layers=[(0, 1), (1, 2)]),
     "critic": Critic,
     "turns": lambda: Critic(taking_turns=True),
 }
+ALONE = {"accumulated": "logit_kd", "a sharded teacher": "hidden_kd"}
+"""The case that one process runs in place of another."""
 
 
 def zero(stage: int) -> dict[str, Any]:
@@ -80,27 +92,71 @@ def zero(stage: int) -> dict[str, Any]:
     return {"zero_optimization": sharing, **dict.fromkeys(auto, "auto")}
 
 
-def made(folder: Path, case: str, ranks: int, stage: int | None = None, **options: Any) -> DistillTrainer:
-    """A trainer whose optimiser step takes all eight rows, whatever the number of ranks."""
-    accumulated = options.pop("accumulated", 1)
-    data = options.pop("data", None) or rows(LENGTHS)
+def data(case: str) -> list[dict[str, Any]]:
+    """Eight rows, read in order; in one case the half that the last of two ranks reads has no token to train on."""
+    made: list[dict[str, Any]] = list(rows(LENGTHS))
+    if case == "a rank without tokens":
+        made[4:] = [{**row, "labels": [-100] * row["length"]} for row in made[4:]]
+    return made
+
+
+def made(
+    folder: Path, case: str, ranks: int, stage: int | None = None, rows_of: str | None = None, **options: Any
+) -> DistillTrainer:
+    """A trainer whose optimiser step takes all eight rows (of another case), whatever the number of ranks."""
+    parts = 2 if case == "accumulated" else 1
     args = TrainingArguments(
-        output_dir=str(folder / case), report_to="none", use_cpu=True, max_steps=options.pop("steps", STEPS), seed=3,
-        per_device_train_batch_size=8 // ranks // accumulated, gradient_accumulation_steps=accumulated,
+        output_dir=str(folder / case), report_to="none", use_cpu=True, max_steps=STEPS, seed=3,
+        per_device_train_batch_size=8 // ranks // parts, gradient_accumulation_steps=parts,
         per_device_eval_batch_size=2, learning_rate=0.01, optim="adamw_torch", adam_epsilon=1e-4, weight_decay=0.1,
-        lr_scheduler_type="linear", max_grad_norm=options.pop("max_grad_norm", 0.5), logging_steps=1, disable_tqdm=True,
-        deepspeed=None if stage is None else zero(stage), **{"save_strategy": "no", **options},
+        lr_scheduler_type="linear", max_grad_norm=0.5, logging_steps=1, disable_tqdm=True,
+        train_sampling_strategy="sequential", deepspeed=None if stage is None else zero(stage),
+        **{"save_strategy": "no", **options},
     )  # fmt: skip
-    student = tiny_model(1)
+    student: Any = tiny_model(1)
+    torch.manual_seed(6)  # of adapters and projectors
     if case == "lora":
-        torch.manual_seed(6)
         student = get_peft_model(student, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    teacher: Any = tiny_model(2, hidden=24, layers=3)
+    if case == "a sharded teacher":
+        model = teacher
+        teacher = LocalTeacher(sharded(lambda: model, args.device), computes_on=args.device)
     return DistillTrainer(
-        student, tiny_model(2, hidden=24, layers=3), args, method=METHODS[case](), train_dataset=data,
+        student, teacher, args, method=CASES[case](), train_dataset=data(rows_of or case),
         eval_dataset=rows([4, 9, 6], seed=7), data_collator=Collator(0, layout="padded"),
     )  # fmt: skip
 
 
+def shares(trainer: DistillTrainer, ranks: int) -> dict[str, tuple[int, int]]:
+    """Return the elements of student (and all beside it), teacher and optimiser on this rank, and of all there are.
+
+    Raises AssertionError where this is not a run of so many ranks that share what its stage shares.
+    """
+    assert trainer.accelerator.num_processes == torch.distributed.get_world_size() == ranks
+    assert torch.distributed.get_backend() == "gloo"
+    engine: Any = trainer.model_wrapped
+    cut = engine.zero_optimization_stage() == 3
+    found = {"student": _share(trainer.networks.parameters(), ranks, cut)}
+    if isinstance(trainer.teacher, LocalTeacher):
+        found["teacher"] = _share(trainer.teacher.model.parameters(), ranks, trainer.teacher.in_shards)
+    roles = [(trainer.networks.role[role], keys) for role, keys in trainer._trainable.items()]
+    trained = sum(shape_of(role.get_parameter(key)).numel() for role, keys in roles for key in keys)
+    moments = [v.numel() for s in engine.optimizer.optimizer.state.values() for k, v in s.items() if "exp_avg" in k]
+    assert 0 < sum(moments) <= 2 * trained / ranks + 64 * len(moments), f"{sum(moments)} of 2 x {trained} moments"
+    return found | {"optimiser": (sum(moments), 2 * trained)}
+
+
+def _share(parameters: Any, ranks: int, cut: bool) -> tuple[int, int]:
+    here = everything = 0
+    for p in parameters:
+        own = p.ds_tensor.numel() if cut else p.numel()
+        everything += shape_of(p).numel()
+        assert own == (-(-p.ds_numel // ranks) if cut else shape_of(p).numel()) and (not cut or p.numel() == 0)
+        here += own
+    return here, everything
+
+
 def curve(trainer: DistillTrainer) -> list[float]:
-    """The losses that were logged."""
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    """The losses that were logged, and last the evaluation's, which all ranks must ask for."""
+    logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return [*logged, trainer.evaluate()["eval_loss"]]

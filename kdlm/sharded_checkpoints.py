@@ -1,0 +1,135 @@
+"""Weights and optimiser of a checkpoint, whoever saved it: one process, DDP, or FSDP2 in pieces or in one.
+
+accelerate writes what FSDP2 holds as one file (FULL_STATE_DICT, here `consolidated`) or as each rank's pieces
+(SHARDED_STATE_DICT, `sharded`: torch's distributed checkpoint), and reads each only as it was written. Here any of them
+is read into any run, whatever its ranks: names and shapes are those of whole weights in all three.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
+
+from kdlm import checkpoints
+from kdlm.sharding import ranks
+
+WEIGHTS, OPTIMIZER = "pytorch_model_fsdp", "optimizer"
+"""Names that accelerate gives: `NAME_0/` in pieces, `NAME.bin` in one."""
+
+
+def kind_of(folder: Path) -> Literal["plain", "consolidated", "sharded"]:
+    """Return how a checkpoint holds its weights; `plain` is not FSDP2's."""
+    if (folder / f"{WEIGHTS}_0").is_dir():
+        return "sharded"
+    return "consolidated" if (folder / f"{WEIGHTS}.bin").is_file() else "plain"
+
+
+def load_weights(folder: Path, networks: nn.Module) -> None:
+    """Read the weights of all roles that train. Every rank must ask.
+
+    Raises ValueError where the checkpoint has none for a weight, or more than there is a place for.
+    """
+    kind = kind_of(folder)
+    if kind == "sharded":
+        state: dict[str, Any] = {"model": get_model_state_dict(networks)}
+        dcp.load(state, storage_reader=dcp.FileSystemReader(folder / f"{WEIGHTS}_0"), no_dist=ranks() == 1)
+        set_model_state_dict(networks, state["model"])
+        return
+    state = {}
+    if _reads(networks):
+        opened = torch.load(folder / f"{WEIGHTS}.bin", weights_only=True) if kind == "consolidated" else _plain(folder)
+        state = _complete(opened, networks, folder)
+    set_model_state_dict(networks, state, options=_whole(networks))
+
+
+def load_optimizer(folder: Path, networks: nn.Module, optimizer: Any) -> None:
+    """Read the optimiser's state, of the roles that have one so far. Every rank must ask."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # below accelerate's wrapper
+    kind = kind_of(folder)
+    if kind == "sharded":
+        reader = dcp.FileSystemReader(folder / f"{OPTIMIZER}_0")
+        saved = reader.read_metadata().state_dict_metadata
+        state = get_optimizer_state_dict(networks, optimizer)
+        # A role that has not moved yet has no state, and gets none.
+        state["state"] = {
+            k: v for k, v in state["state"].items() if any(n.startswith(f"optimizer.state.{k}.") for n in saved)
+        }
+        dcp.load({"optimizer": state}, storage_reader=reader, no_dist=ranks() == 1)
+        set_optimizer_state_dict(networks, optimizer, state)
+        return
+    state = {}
+    if _reads(networks):
+        name = f"{OPTIMIZER}.bin" if kind == "consolidated" else f"{OPTIMIZER}.pt"
+        state = torch.load(folder / name, map_location="cpu", weights_only=True)
+        state = state if kind == "consolidated" else _by_name(state, networks, optimizer)
+    set_optimizer_state_dict(networks, optimizer, state, options=_whole(networks))
+
+
+def whole_weights(networks: nn.Module, role: str) -> dict[str, Tensor] | None:
+    """Return a role's weights in the host's memory of rank 0, and nothing elsewhere; None where nothing is sharded.
+
+    Every rank must ask.
+    """
+    if not isinstance(networks, FSDPModule):
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    prefix, state = f"role.{role}.", get_model_state_dict(networks, options=options)
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _reads(networks: nn.Module) -> bool:
+    """Whether this rank opens a file of whole weights: for sharded networks rank 0 does, and hands it round."""
+    return not isinstance(networks, FSDPModule) or torch.distributed.get_rank() == 0
+
+
+def _whole(networks: nn.Module) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=isinstance(networks, FSDPModule))
+
+
+def _plain(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint that was saved without FSDP2, by the names that `Networks` has for them."""
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder}: it holds adapters alone, saved without FSDP: resume it without FSDP, or start anew"
+        )
+    found = {f"role.student.{k}": v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+    for file in (folder / checkpoints.AUXILIARY).glob("*.safetensors"):
+        found |= {f"role.{file.stem}.{k}": v for k, v in load_file(file).items()}
+    return found
+
+
+def _complete(state: dict[str, Tensor], networks: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """Return the networks' own entries, a tied weight that is stored once under all of its names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in networks.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for alike in names.values():
+        if (known := next((name for name in alike if name in state), None)) is not None:
+            state |= {name: state[known] for name in alike}
+    wanted = networks.state_dict().keys()
+    if missing := [name for name in wanted if name not in state]:
+        raise ValueError(f"{folder}: no weights for {missing[0]} (and {len(missing) - 1} more): it is of another run")
+    if foreign := [k for k in state if k not in wanted and k.startswith("role.student.")]:
+        raise ValueError(
+            f"{folder}: no place for its {foreign[0]} (and {len(foreign) - 1} more): it is of another model"
+        )
+    return {name: state[name] for name in wanted}
+
+
+def _by_name(state: dict[str, Any], networks: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """Return an optimiser's state by the parameters' names instead of their places."""
+    names = {id(parameter): name for name, parameter in networks.named_parameters()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    groups = [{**group, "params": [order[place] for place in group["params"]]} for group in state["param_groups"]]
+    return {"state": {order[place]: values for place, values in state["state"].items()}, "param_groups": groups}
