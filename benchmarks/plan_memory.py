@@ -1,10 +1,13 @@
-"""Memory that `kdlm plan` predicts beside memory that `kdlm train` takes, on a CPU, for six set-ups.
+"""Memory that `kdlm plan` predicts beside memory that `kdlm train` takes, on a CPU, for seven set-ups.
 
     python benchmarks/plan_memory.py [--quick] [--check]
 
-Full fine-tuning, LoRA, eager logits (a dense signal and all rows at once), a cached teacher, a long sequence, and that
-with activation checkpointing. Models are made from configurations, with random weights: 24 M and 37 M of them, 16,000
-tokens, fp32, one thread. Rows are bytes of text, all of the greatest length but one in eight. Each run is two
+Full fine-tuning, LoRA, eager logits (a dense signal and all rows at once), a cached teacher, one that answers two
+micro-batches in one turn (`placement: sliced`), a long sequence, and that with activation checkpointing. A CPU has no
+memory apart for a sliced teacher to leave: as a stand-in its weights lie on disk while they rest, so that the process
+holds what a device would; the plan is told so. Models are made from configurations, with random weights: 24 M and 37 M
+of them, 16,000 tokens, fp32, one thread.
+Rows are bytes of text, all of the greatest length but one in eight. Each run is two
 optimiser steps in a process of its own, measured in two ways:
 
 - resident: `kdlm train`, the peak of the resident set beyond what it is after the same run with tiny models. glibc is
@@ -25,6 +28,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +45,13 @@ SETUPS: dict[str, dict[str, Any]] = {
     "eager": {"method.chunk_rows": 4096, "teacher.signal": "dense"},
     "cached": {"teacher": "cached"},
     "long": LONG,
+    "sliced": {
+        **{"teacher.placement": "sliced", "teacher.batch_size": 4},
+        **{"training.per_device_train_batch_size": 2, "training.gradient_accumulation_steps": 2},
+    },
     "checkpointing": LONG | {"training.gradient_checkpointing": True},
 }
-QUICK = ("lora", "eager")
+QUICK = ("lora", "sliced")
 ENVIRONMENT = {
     **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""},
     **{"HF_HUB_OFFLINE": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
@@ -101,12 +109,39 @@ def write_inputs(folder: Path) -> None:
     (folder / "rows.jsonl").write_text("".join(f"{row}\n" for row in rows))
 
 
+def rest_on_disk(folder: Path) -> None:
+    """Let the weights of a sliced teacher lie in files while they rest: nothing else of it is in this process."""
+    import torch
+
+    from kdlm.teachers import ahead, placement
+
+    class OnDisk(placement.Shelf):
+        def _rest(self, parameter: Any) -> Any:
+            weight = parameter.data.contiguous()
+            file = folder / f"weight-{id(parameter)}"
+            weight.numpy().tofile(file)
+            return file, weight.shape, weight.dtype
+
+        def fetch(self) -> None:
+            for parameter, (file, shape, dtype) in self._resting:
+                parameter.data = torch.empty(shape, dtype=dtype)
+                with file.open("rb") as opened:
+                    opened.readinto(parameter.data.numpy().data.cast("B"))
+
+        def put_back(self) -> None:
+            for parameter, (_, _, dtype) in self._resting:
+                parameter.data = torch.empty(0, dtype=dtype)
+
+    ahead.Shelf = OnDisk
+
+
 def resident(setup: str, folder: Path) -> dict[str, Any]:
     """Train by the command's own function; return the peak of the resident set and the pace of the last step."""
     from loss_memory_cpu import resident
 
     from kdlm.train import train
 
+    rest_on_disk(folder)
     train(recipe_of(setup, folder, "resident", tiny=True))
     gc.collect()
     before = resident("VmRSS")
@@ -124,6 +159,7 @@ def allocated(setup: str, folder: Path) -> dict[str, Any]:
     from kdlm.plan import device, predict
     from kdlm.train import assemble
 
+    rest_on_disk(folder)
     recipe = recipe_of(setup, folder, "allocated")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         trainer = assemble(recipe).trainer
@@ -140,7 +176,7 @@ def allocated(setup: str, folder: Path) -> dict[str, Any]:
         "optimiser": sizes(states),
         "teacher weights": sizes([] if teacher is None else teacher.parameters()),
     }
-    found = predict(recipe, device("cpu"))
+    found = predict(recipe, replace(device("cpu"), apart=True))
     predicted = found.as_dict()["memory"] | {"tensors": found.tensors, "tokens_per_second": found.tokens_per_second}
     return {"allocated": peak, "parts": parts | {"rest": peak - sum(parts.values())}, "predicted": predicted}
 

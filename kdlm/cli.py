@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
         verb(verbs.pack, "compress what tuning changed in a model"),
         verb(verbs.merge, "add packs or tuned models to a base"),
     )
+    _pruned(verb(verbs.sparsify, "prune a model without training it; store a sparse one"))
     verb(
         verbs.eval_,
         "evaluate student, teacher and baselines on the same tasks",
@@ -187,6 +188,19 @@ def _add_up(packed: argparse.ArgumentParser, merged: argparse.ArgumentParser) ->
     merged.add_argument("--any-base", action="store_true", help="put packs on a base that they were not made for")
     for each in (packed, merged):
         each.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where to write")
+
+
+def _pruned(pruned: argparse.ArgumentParser) -> None:
+    """Add what `kdlm sparsify` takes."""
+    pruned.add_argument("model", help="hub id, folder, or sandbox:code-teacher")
+    pruned.add_argument("--share", type=share, help="share of the weights of linear layers that goes, the smallest")
+    pruned.add_argument("--pattern", help="n:m keeps n of m neighbours: 2:4 (default: any weight may go)")
+    pruned.add_argument(
+        "--scope", choices=["row", "layer", "global"], help="within what weights are ranked (default: layer)"
+    )
+    pruned.add_argument("--compress", action="store_true", help="write bits and values, for storage alone")
+    pruned.add_argument("--expand", action="store_true", help="give back the plain folder of a compressed one")
+    pruned.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

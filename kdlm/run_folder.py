@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 PACKAGES = ("kdlm", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "bitsandbytes", "triton")
 
 
+MAY_CHANGE = ("training.", "run_dir", "guards", "teacher.placement", "teacher.device", "teacher.batch_size")
+"""Keys that a resumed run may have with other values: where the teacher is does not change what is learnt."""
+
+
 class RunFolder:
     """`recipe.yaml`, `environment.json`, `data.json`, `metrics.jsonl`, `checkpoint-*/`, `results.json`, `student/`."""
 
@@ -62,7 +66,7 @@ class RunFolder:
 
     def _compare(self, described: Path, recipe: Recipe) -> None:
         changed = changes(load(described), recipe)
-        if wrong := [key for key in changed if not key.startswith(("training.", "run_dir", "guards"))]:
+        if wrong := [key for key in changed if not key.startswith(MAY_CHANGE)]:
             before, now = changed[wrong[0]]
             raise ValueError(
                 f"{wrong[0]}: {now!r} differs from {before!r} of the run in {self.path}"
@@ -81,20 +85,29 @@ class RunFolder:
         """Whether a guard ended the run."""
         return "stopped" in json.loads((self.path / "results.json").read_text())
 
-    def open(self, recipe: Recipe, data: Mapping[str, Any], step: int) -> None:
-        """Create the folder, write what the run is, and cut the metrics back to `step`."""
+    def open(
+        self, recipe: Recipe, data: Mapping[str, Any], step: int, placement: Mapping[str, Any] | None = None
+    ) -> None:
+        """Create the folder, write what the run is and where its teacher is, and cut the metrics back to `step`."""
         write_text(self.path / "recipe.yaml", resolved(recipe))
-        write_text(self.path / "environment.json", json.dumps(environment(), indent=1))
+        ran_on = environment() | ({} if placement is None else {"teacher_placement": placement})
+        write_text(self.path / "environment.json", json.dumps(ran_on, indent=1))
         write_text(self.path / "data.json", json.dumps(data, indent=1, default=str))
         if self.metrics.exists():
             lines = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
             write_text(self.metrics, "".join(f"{line}\n" for line in lines))
 
-    def export(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", card: str) -> None:
+    def export(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None",
+        card: str,
+        beside: Mapping[str, str] | None = None,
+    ) -> None:
         """Write the student as a folder that its kind opens (a plain Hugging Face one of a transformers model).
 
         A student that is a set of images is there to be seen too (see `draw`), where Pillow is installed. It replaces
-        an older one in one move.
+        an older one in one move. `beside` are texts that are written with it, by file name.
         """
         incoming, outgoing = self.path / ".student.incoming", self.path / ".student.outgoing"
         for leftover in (incoming, outgoing):
@@ -107,7 +120,8 @@ class RunFolder:
             draw(model, incoming)
         if tokenizer is not None:
             tokenizer.save_pretrained(incoming)
-        (incoming / "README.md").write_text(card, encoding="utf-8")
+        for name, text in {"README.md": card, **(beside or {})}.items():
+            (incoming / name).write_text(text, encoding="utf-8")
         flush(incoming)
         if self.student.exists():
             os.replace(self.student, outgoing)
@@ -174,6 +188,7 @@ def model_card(recipe: Recipe, data: str, results: Mapping[str, Any]) -> str:
         ("teacher", teacher),
         ("method", _summary(recipe.method)),
         ("losses", losses),
+        *([] if recipe.sparsity is None else [("sparsity", recipe.sparsity.describe())]),
         ("optimiser steps", f"{results.get('steps', '?')}"),
         ("checkpoint", chosen),
         ("seed", f"{recipe.seed}"),

@@ -17,6 +17,7 @@ from kdlm.markdown import table
 from kdlm.mix import Mixture
 from kdlm.recipe import Recipe
 from kdlm.section import Section
+from kdlm.stages import Stages
 
 HEAD = """# Recipe reference
 
@@ -54,6 +55,14 @@ page. A pipeline is YAML 1.2, like a recipe. Where a key takes one of several th
 Any key can be set from the command line: `kdlm generate p.yaml seed=1 steps.0.sampling.0.temperature=0.6`.
 
 """
+STAGES_HEAD = """# Stages reference
+
+Every key of a run of several stages (`kdlm train stages.yaml`), made from the code by `kdlm schema`: mend the code, not
+this page. The file is YAML 1.2, like a recipe; the keys of the recipes are in [theirs](recipe_reference.md).
+From the command line: `kdlm train stages.yaml NAME.training.max_steps=10 NAME.skip=true` change one stage, by its name,
+and `training.max_steps=10` all of them.
+
+"""
 TRAINING = '## <a id="training">'  # the last heading of the reference
 VERSION = re.compile(r"transformers [0-9][\w.+]*")
 WORDS = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "null": "nothing"}
@@ -83,6 +92,7 @@ class Kind:
 
 KINDS = (
     Kind(Recipe, Path("recipes/schema.json"), Path("docs/recipe_reference.md"), HEAD),
+    Kind(Stages, Path("recipes/stages_schema.json"), Path("docs/stages_reference.md"), STAGES_HEAD),
     Kind(Job, Path("eval/schema.json"), Path("docs/job_reference.md"), JOB_HEAD),
     Kind(Comparison, Path("eval/comparison_schema.json"), Path("docs/comparison_reference.md"), COMPARISON_HEAD),
     Kind(Mixture, Path("eval/mixture_schema.json"), Path("docs/mixture_reference.md"), MIXTURE_HEAD),

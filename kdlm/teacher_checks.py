@@ -17,7 +17,7 @@ from kdlm.data.two_readings import PairEncoder
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.looking import opened
 from kdlm.methods import GDSD, AlignedMethod, Method, PolicyMethod, Step, TokenMethod
-from kdlm.models import MaskedStudent
+from kdlm.models import MaskedStudent, TextClassifierStudent
 from kdlm.recipe import Recipe, across
 from kdlm.rollouts import check_engine
 from kdlm.signal import Sampled, TopK
@@ -36,6 +36,10 @@ def masking(recipe: Recipe, method: Method | None) -> Iterator[str]:
         raise ValueError(f"student: {name} is not for masked language models, and this is one: use masked_kd or gdsd")
     if "unmasking" in method.needs and not masked:
         raise ValueError(f"student: {name} is for masked language models: use name: masked_lm")
+    if isinstance(recipe.student, TextClassifierStudent) and isinstance(recipe.data, DataSection):
+        if not method.any_text_model:
+            raise ValueError(f"student: text_classifier predicts no tokens, which {name} wants: use text_classes data")
+        yield "student: a classifier, which learns from the inside of its teacher alone"
     if rollouts is not None:
         check_engine(rollouts, masked=masked)
     if isinstance(method, GDSD) and rollouts is not None:

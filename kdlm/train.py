@@ -1,5 +1,6 @@
 """`kdlm train`: the only place that assembles a run."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from kdlm.role_checkpoints import HandOver
 from kdlm.run_folder import RunFolder, model_card
 from kdlm.samplers import tied
 from kdlm.samples import SampleLog
+from kdlm.sparsity.layers import ABOUT, described_sparsity
 from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
 from kdlm.trainer import DistillTrainer
 from kdlm.verifiers import Judge
@@ -49,7 +51,12 @@ class Assembly:
 
 
 def train(
-    recipe: Recipe, *, resume: bool | str = False, figures: Figures | None = None, stage: HandOver | None = None
+    recipe: Recipe,
+    *,
+    resume: bool | str = False,
+    figures: Figures | None = None,
+    placement: Mapping[str, Any] | None = None,
+    stage: HandOver | None = None,
 ) -> Path:
     """Run a recipe to its end and return the run folder.
 
@@ -58,6 +65,7 @@ def train(
         resume: True goes on from the newest finished checkpoint of `run_dir` (or starts, if there is none); a path
             names a checkpoint.
         figures: draws a finished run folder, name -> PNG, for the trackers that the run reports to.
+        placement: why the teacher is where it is (`kdlm.plan.settled`), for environment.json.
         stage: what goes on from stage to stage, where the run is one of several in this process, whose process group
             then stays open.
 
@@ -84,7 +92,7 @@ def train(
         print("\n".join(notes), end="\n" if notes else "")
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         print(run.data.report)
-        folder.open(recipe, described(run.data), step)
+        folder.open(recipe, described(run.data), step, placement)
         trainer.add_callback(MetricsFile(folder.metrics))
         trainer.sample_log = SampleLog(folder.path)
         if isinstance(trainer, DiffusionTrainer):
@@ -307,7 +315,7 @@ def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> An
     ours = student.get_output_embeddings().weight.shape[0]
     shared = []
     for (key, section), one in zip(sections, built, strict=True) if sections else ():
-        if hasattr(section, "tokenizer"):
+        if hasattr(section, "tokenizer") and hasattr(one, "vocab_size"):
             try:
                 shared.append(shared_vocabulary(tokenizer, section.tokenizer(), ours, one.vocab_size).require())
             except ValueError as error:
@@ -339,4 +347,6 @@ def export(
         student = merge(student)
     if getattr(recipe.student, "quantization_aware", None) is not None:
         student = on_the_grid(student)
-    folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results))
+    sparse = {} if recipe.sparsity is None else described_sparsity(student, recipe.sparsity)
+    beside = {ABOUT: json.dumps(sparse, indent=1)} if sparse else {}
+    folder.export(student, run.tokenizer, model_card(recipe, str(run.data.report), results), beside)

@@ -70,7 +70,9 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
     Raises ValueError when the method needs what the teacher does not provide.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"labels", "images", "samples", "pairs", "preferences", "visual"})
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"labels", "images", "texts", "samples", "pairs", "preferences", "visual"}
+    )
     """What a method may need that is not the teacher's: data may hold any of these."""
 
     def __init__(

@@ -45,6 +45,7 @@ def load(args: argparse.Namespace) -> Any:
 
 def train(args: argparse.Namespace) -> int:
     recipe = load(args)
+    from kdlm.plan import settled
     from kdlm.report import pictures
 
     if _staged(args):
@@ -54,7 +55,8 @@ def train(args: argparse.Namespace) -> int:
     from kdlm.run_folder import RunFolder
     from kdlm.train import train
 
-    return int(RunFolder(train(recipe, resume=args.resume, figures=pictures)).stopped)
+    recipe, placement = settled(recipe)
+    return int(RunFolder(train(recipe, resume=args.resume, figures=pictures, placement=placement)).stopped)
 
 
 def _staged(args: argparse.Namespace) -> bool:
@@ -64,9 +66,8 @@ def _staged(args: argparse.Namespace) -> bool:
 
 def report(args: argparse.Namespace) -> int:
     from kdlm.report import report
-    from kdlm.stages import run_folders
 
-    for line in report(run_folders(args.runs), args.output, pngs=args.png, inspect=not args.no_inspect):
+    for line in report(args.runs, args.output, pngs=args.png, inspect=not args.no_inspect):
         print(line)
     return 0
 
@@ -187,6 +188,26 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
+def sparsify(args: argparse.Namespace) -> int:
+    from kdlm.sparsity import SparsitySection
+    from kdlm.sparsity.verb import expand, sparsify
+
+    asked = {name: getattr(args, name) for name in ("share", "pattern", "scope") if getattr(args, name) is not None}
+    if args.expand and (asked or args.compress):
+        raise ValueError("--expand gives back the plain folder of a compressed one, and takes nothing beside it")
+    if not (asked or args.compress or args.expand):
+        raise ValueError("nothing to do: give --share or --pattern, --compress or --expand")
+    section = SparsitySection(**asked) if asked else None
+    lines = (
+        expand(args.model, args.output)
+        if args.expand
+        else sparsify(args.model, args.output, section, compress=args.compress)
+    )
+    for line in lines:
+        print(line)
+    return 0
+
+
 def eval_(args: argparse.Namespace) -> int:
     job = load(args)
     from kdlm.jobs.verb import run
@@ -239,6 +260,7 @@ VERBS = tuple(
         speculate,
         pack,
         merge,
+        sparsify,
         eval_,
         report,
         audit,

@@ -19,7 +19,7 @@ from kdlm.cli import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["kdlm.capture", "kdlm.train", "kdlm.curation", "kdlm.serve", "kdlm.serve.app", "uvicorn", "httpx2"]
+    ["kdlm.capture", "kdlm.train", "kdlm.stages", "kdlm.curation", "kdlm.serve", "kdlm.serve.app", "uvicorn", "httpx2"]
 )
 
 

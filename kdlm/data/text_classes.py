@@ -1,9 +1,9 @@
-"""Texts with a class each (GLUE and its like): what a recipe says about them, the rows they become, and their batches."""
+"""Texts with a class each (GLUE and its like): what a recipe says of them, their rows, and their batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import datasets
 import torch
@@ -20,8 +20,14 @@ from kdlm.signal import IGNORE_INDEX
 
 AT_ONCE = 1000
 """Texts that are tokenised together."""
-Read = tuple[str, tuple[str, ...], Any]
-"""Of a row: its place, its text or two of them, its label."""
+
+
+class Row(NamedTuple):
+    """A row that was read: its place, its text or both of them as tokens, and its label as it stands there."""
+
+    place: str
+    tokens: dict[str, list[int]]
+    label: Any
 
 
 class TextClassesSection(Section):
@@ -58,18 +64,18 @@ class TextClassesSection(Section):
         """
         splits = {"train": self.train} | ({"eval": self.eval} if self.eval else {})
         report = DataReport([])
-        read = {name: self._read(sources, getattr(report, name)) for name, sources in splits.items()}
-        classes = self.classes or _names(label for _, _, label in read["train"])
-        tables = {name: self._table(rows, classes, tokenizer) for name, rows in read.items()}
+        read = {name: self._read(sources, getattr(report, name), tokenizer) for name, sources in splits.items()}
+        classes = self.classes or _names(row.label for row in read["train"])
+        tables = {name: _table(rows, classes) for name, rows in read.items()}
         report.notes.append(f"classes: {', '.join(classes)}")
-        options = self.model_dump(include={"columns", "max_length"}, mode="json")
+        made = [self.model_dump(include={"columns", "max_length"}, mode="json"), classes]
+        made.append(tokenizer_fingerprint(tokenizer))
         names = {
-            name: fingerprint(*(open_source(one).digest(True) for one in sources), options, classes,
-                              tokenizer_fingerprint(tokenizer))
+            name: fingerprint(*(open_source(one).digest(True) for one in sources), *made)
             for name, sources in splits.items()
-        }  # fmt: skip
-        made = {"classes": list(classes)}
-        return Data(tables["train"], tables.get("eval"), ClassCollator(pad_id(tokenizer)), report, names, made)
+        }
+        collator = ClassCollator(pad_id(tokenizer))
+        return Data(tables["train"], tables.get("eval"), collator, report, names, {"classes": list(classes)})
 
     def look(self) -> list[str]:
         """Return a line for each source. Raises ValueError for one that is not there or lacks a column."""
@@ -100,37 +106,36 @@ class TextClassesSection(Section):
                 )
         return named
 
-    def _read(self, sources: list[Source], reports: list[SourceReport]) -> list[Read]:
-        rows: list[Read] = []
+    def _read(self, sources: list[Source], reports: list[SourceReport], tokenizer: Any) -> list[Row]:
+        read: list[Row] = []
         for source in sources:
             opened, report = open_source(source), SourceReport(source.path, "texts with classes")
             named = self._columns(source, opened.columns)
-            for place, row in islice(opened.read(list(named.values())), source.limit):
-                try:
-                    texts = tuple(_text(row, named[key], key) for key in ("text", "text_pair") if key in named)
-                except Unusable as why:
-                    report.refuse(place, why)
-                    continue
-                report.keep([sum(map(len, texts))], 0, False)
-                rows.append((place, texts, row.get(named["label"])))
+            sides = [named[key] for key in ("text", "text_pair") if key in named]
+            rows = islice(opened.read(list(named.values())), source.limit)
+            while batch := list(islice(rows, AT_ONCE)):
+                usable = []
+                for place, row in batch:
+                    try:
+                        usable.append((place, [_text(row, column) for column in sides], row.get(named["label"])))
+                    except Unusable as why:
+                        report.refuse(place, why)
+                for one in self._tokenised(usable, tokenizer):
+                    report.keep([len(one.tokens["input_ids"])], 0, len(one.tokens["input_ids"]) == self.max_length)
+                    read.append(one)
             if not report.kept:
                 raise ValueError("\n".join([f"data source {source.path!r}: no usable row", *report.lines()]))
-            report.tokens = 0  # they are counted in characters until a tokenizer has seen them
             reports.append(report)
-        return rows
+        return read
 
-    def _table(self, rows: list[Read], classes: list[str], tokenizer: Any) -> datasets.Dataset:
-        columns: dict[str, list[Any]] = {"input_ids": [], "length": []}
-        for start in range(0, len(rows), AT_ONCE):
-            sides = zip(*(texts for _, texts, _ in rows[start : start + AT_ONCE]), strict=True)
-            made = tokenizer(*map(list, sides), truncation=True, max_length=self.max_length)
-            columns["input_ids"] += made["input_ids"]
-            if "token_type_ids" in made:
-                columns.setdefault("token_type_ids", []).extend(made["token_type_ids"])
-            columns["length"] += map(len, made["input_ids"])
-        columns["labels"] = [_number(label, classes, place) for place, _, label in rows]
-        columns["index"] = list(range(len(rows)))
-        return datasets.Dataset.from_dict(columns)
+    def _tokenised(self, rows: list[tuple[str, list[str], Any]], tokenizer: Any) -> Iterator[Row]:
+        if not rows:
+            return
+        texts = [list(side) for side in zip(*(texts for _, texts, _ in rows), strict=True)]
+        made = tokenizer(*texts, truncation=True, max_length=self.max_length)
+        names = [name for name in ("input_ids", "token_type_ids") if name in made]
+        for number, (place, _, label) in enumerate(rows):
+            yield Row(place, {name: made[name][number] for name in names}, label)
 
 
 @dataclass(frozen=True)
@@ -153,13 +158,21 @@ class ClassCollator:
         return torch.tensor([[*one, *[fill] * (length - len(one))] for one in lists])
 
 
-def _text(row: dict[str, Any], column: str, key: str) -> str:
+def _text(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
-        raise Unusable("malformed", f"{column} ({key}) is {type(value).__name__}, not text")
+        raise Unusable("malformed", f"{column} is {type(value).__name__}, not text")
     if not value.strip():
-        raise Unusable("empty", f"{column} ({key}) is empty")
+        raise Unusable("empty", f"{column} is empty")
     return value
+
+
+def _table(rows: list[Row], classes: list[str]) -> datasets.Dataset:
+    """Return the rows as batches want them, and their lengths. Raises ValueError for a label without a class."""
+    columns: dict[str, list[Any]] = {name: [row.tokens[name] for row in rows] for name in rows[0].tokens}
+    columns["length"] = [len(ids) for ids in columns["input_ids"]]
+    columns["labels"] = [_number(row.label, classes, row.place) for row in rows]
+    return datasets.Dataset.from_dict({**columns, "index": list(range(len(rows)))})
 
 
 def _names(labels: Iterator[Any]) -> list[str]:

@@ -162,9 +162,9 @@ class Method:
     needs: frozenset[str] = frozenset()
     """What must be there. Of the teacher: `teacher` (any signal over tokens), `teacher.layers` (its hidden layers),
     `teacher.classes` (a classifier), `teacher.embeddings` (of images and texts), `teacher.masked` (a masked
-    autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `texts` (each with a class), `pairs` (of image and text),
-    `preferences` (two answers to a prompt, one of them rejected: rows that no other method takes), `samples` (of what a
-    denoiser makes), `visual` (images between the tokens). `unmasking`, `teacher.unmasking`:
+    autoencoder), `teacher.denoiser`. Of the data: `labels` (tokens to predict), `images`, `texts` (each with a class),
+    `pairs` (of image and text), `preferences` (two answers to a prompt, one rejected: rows that no other method takes),
+    `samples` (of what a denoiser makes), `visual` (images between the tokens). `unmasking`, `teacher.unmasking`:
     student and teacher are masked language models. `rollouts`: the student's own text, `turns`: several of its turns,
     `reward`: what a verifier says of it, `context`: prompts that the teacher can be told more in (`data.context`),
     `informed`: that the student was told it as it wrote (`rollouts.informed`)."""

@@ -253,6 +253,8 @@ class Pruned(StudentOptions):
 
 def open_pretrained(auto: Any, path: str, **options: Any) -> Any:
     """Call `auto.from_pretrained`, and say in one line what is wrong with `path` when it fails."""
+    if path.startswith("stage:"):
+        raise ValueError(f"{path}: names what a stage leaves, and this is one recipe: run the file with `stages`")
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise ValueError(f"{path}: no such model folder{_left_by_a_run(Path(path))}")
     local = Path(path).expanduser()

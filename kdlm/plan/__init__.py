@@ -4,24 +4,46 @@ import json
 
 from kdlm.plan.advice import Advice, advise, changed, enough
 from kdlm.plan.devices import Device, device
+from kdlm.plan.placement import Placement, as_chosen, placements, settled, table
 from kdlm.plan.prediction import PARTS, Prediction, predict
 from kdlm.plan.report import advice_lines, lines
 from kdlm.recipe import Recipe
 
-__all__ = ["PARTS", "Advice", "Device", "Prediction", "advise", "changed", "device", "enough", "plan", "predict"]
+__all__ = [
+    "PARTS",
+    "Advice",
+    "Device",
+    "Placement",
+    "Prediction",
+    "advise",
+    "changed",
+    "device",
+    "enough",
+    "placements",
+    "plan",
+    "predict",
+    "settled",
+]
 
 
 def plan(recipe: Recipe, gpu: str | None = None, *, as_json: bool = False) -> int:
-    """Print what a recipe will take of a device (None: this machine's) and return 0 where it fits, else 1."""
-    found = predict(recipe, device(gpu))
+    """Print what a recipe will take of a device (None: this machine's) and return 0 where it fits, else 1.
+
+    Where the recipe says `placement: auto`, that is of the first placement that fits, or else of the last.
+    """
+    where = device(gpu)
+    places = list(placements(recipe, where))
+    recipe = as_chosen(recipe, places)
+    found = predict(recipe, where)
     advice = [] if found.fits else advise(recipe, found)
     together, then = enough(recipe, found.device, advice)
     if as_json:
         told = [{"what": one.what, "overrides": one.overrides, "saves": one.saves} for one in advice]
         fitting = None if then is None else {"changes": together, "total": then.total}
-        print(json.dumps(found.as_dict() | {"advice": told, "enough": fitting}, indent=2))
+        said = {one.name: one.as_dict() for one in places}
+        print(json.dumps(found.as_dict() | {"advice": told, "enough": fitting, "placements": said}, indent=2))
     else:
-        print("\n".join(lines(found)))
+        print("\n".join([*lines(found), *table(places)]))
         if not found.fits:
             print("\n".join(advice_lines(advice, together, then)))
     return 0 if found.fits else 1

@@ -58,6 +58,8 @@ def enough(recipe: Recipe, device: Device, advice: list[Advice]) -> tuple[dict[s
     """Return the first changes that together make the run fit, and what is foreseen with them; None: all do not do."""
     together: dict[str, Any] = {}
     for one in advice:
+        if "teacher" in together and any(key.startswith("teacher.") for key in one.changes):
+            continue  # it is another teacher by now
         together |= one.changes
         then = predict(changed(recipe, together), device)
         if then.fits:
@@ -106,12 +108,15 @@ def _of_weights(recipe: Recipe, gpu: bool) -> Iterator[tuple[str, dict[str, Any]
     """Yield what can be changed of the teacher, the optimiser and what is trained."""
     teacher, student = recipe.teacher, recipe.student
     if isinstance(teacher, LocalTeacherSection | SandboxTeacherSection) and teacher.device is None:
+        if gpu and teacher.placement == "resident" and teacher.quantization == "none":
+            yield "the teacher in the host's memory while the student learns", {"teacher.placement": "sliced"}
         if recipe.rollouts is None:
             of = teacher.model_dump(mode="json", exclude_unset=True) | {"name": teacher.name}
             cached = {"name": "cached", "path": "captures/teacher", "of": of}
             yield "capture the teacher's signals first (kdlm capture): the 128 likeliest tokens", {"teacher": cached}
         if gpu and teacher.quantization == "none":
-            yield "a teacher in 4 bits, whose errors are learnt too", {"teacher.quantization": "4bit"}
+            few = {"teacher.quantization": "4bit", "teacher.placement": "resident"}
+            yield "a teacher in 4 bits, whose errors are learnt too (docs/quantisation.md)", few
     optimiser = str(getattr(recipe.training.optim, "value", recipe.training.optim))
     if gpu and optimiser.startswith("adamw_torch"):
         yield "an optimiser with 8 bits of state", {"training.optim": "adamw_bnb_8bit"}

@@ -14,6 +14,8 @@ FRAGMENTATION = 0.06
 """What torch's allocator holds on a GPU beyond the tensors, as a share of them. Assumed, not measured."""
 OF_PEAK, OF_BANDWIDTH = 0.6, 0.8
 """Shares of a GPU's peak that products and passes over memory reach. Assumed, not measured."""
+HOST_LINK = 20e9
+"""Bytes/s from pinned memory of the host to a GPU. Assumed, not measured."""
 LAUNCH = 6e-6
 """Seconds that Python and CUDA take to start an operation. Assumed, not measured."""
 
@@ -29,6 +31,7 @@ class Device:
         kind: `cuda` or `cpu`.
         bf16: whether it computes in bfloat16.
         measured: whether the rates were measured on it, or are its maker's.
+        apart: whether its memory is another than the host's.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Device:
     kind: str = "cuda"
     bf16: bool = True
     measured: bool = False
+    apart: bool = True
 
 
 # Memory: GiB that CUDA gives out, as PyTorch's messages of "total capacity" tell it in public issues; error correction
@@ -112,14 +116,18 @@ def _own_gpu() -> Device:
 
 def cpu() -> Device:
     """Return this machine's processor, its rates measured in about half a second, on as many threads as torch takes."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     a, b = torch.ones(1024, 1024), torch.ones(1024, 1024)
     out = torch.empty(1024, 1024)
     flops = 2 * 1024**3 / _fastest(lambda: torch.mm(a, b, out=out))
     large = torch.ones(1 << 23)
     bandwidth = 2 * large.nbytes / _fastest(lambda: large.mul_(1.0))
     name = f"this machine's CPU ({torch.get_num_threads()} threads)"
-    return Device(name, memory, flops, flops, bandwidth, kind="cpu", bf16=False, measured=True)
+    return Device(name, host_memory(), flops, flops, bandwidth, kind="cpu", bf16=False, measured=True, apart=False)
+
+
+def host_memory() -> int:
+    """Return the bytes of memory that this machine has, without its GPUs'."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _fastest(run, repeats: int = 5) -> float:

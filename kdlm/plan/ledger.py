@@ -117,6 +117,22 @@ class Ledger(TorchDispatchMode):
             self.held[part] += size
             self._storages[key] = reference, size, part
 
+    def set_aside(self, tensor: Tensor) -> None:
+        """Count a tensor's storage no more: it is in other memory, until `bring`."""
+        self._resize(tensor, 0)
+
+    def bring(self, tensor: Tensor) -> None:
+        """Count again what was set aside."""
+        self._resize(tensor, tensor.untyped_storage().nbytes())
+        self._look()
+
+    def _resize(self, tensor: Tensor, size: int) -> None:
+        key = tensor.untyped_storage()._cdata
+        reference, before, part = self._storages[key]
+        self._storages[key] = reference, size, part
+        self.held[part] += size - before
+        self._total += size - before
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func in UNSEEN:
@@ -133,6 +149,8 @@ class Ledger(TorchDispatchMode):
         """Run an operation; where the shape of its result depends on numbers, the largest that it can be is taken."""
         if func is aten.nonzero.default:
             return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        if func is aten.equal.default:
+            return self.holds
         if func is aten._unique2.default:
             same = args[0].new_empty(args[0].numel(), dtype=torch.int64)
             return args[0].new_empty(args[0].numel()), same, same.clone()

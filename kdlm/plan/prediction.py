@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdlm.plan.devices import CONTEXT, FRAGMENTATION, LAUNCH, OF_BANDWIDTH, OF_PEAK, Device, resident
+from kdlm.plan.devices import CONTEXT, FRAGMENTATION, HOST_LINK, LAUNCH, OF_BANDWIDTH, OF_PEAK, Device, resident
 from kdlm.plan.ledger import Work
 from kdlm.plan.settings import Settings
 from kdlm.plan.step import trace
@@ -23,8 +23,8 @@ PARTS = (
     "framework",
 )
 """What memory is told by: the student (and what trains beside it), its gradients, the optimiser's state, what forward
-keeps for backward, buffers and gradients of the losses, the teacher, signals read ahead of the step, the student's own
-text, and Python, libraries and allocator."""
+keeps for backward, buffers and gradients of the losses, the teacher, signals read or made ahead of the step, the
+student's own text, and Python, libraries and allocator."""
 MICRO = ("teacher forward", "student forward", "loss", "backward")
 """Phases of a micro-batch."""
 
@@ -43,6 +43,7 @@ class Prediction:
         seconds: of each phase in an optimiser step, of all its micro-batches; None where a rate of the device is not
             known.
         flops: of an optimiser step.
+        host: bytes of the teacher that rest in the host's memory, and go to the device once in an optimiser step.
     """
 
     device: Device
@@ -53,6 +54,7 @@ class Prediction:
     tokens: int
     seconds: Mapping[str, float] | None
     flops: float
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -98,6 +100,7 @@ class Prediction:
             "memory": {
                 "total": self.total,
                 "fits": self.fits,
+                "host": self.host,
                 "peak": self.peak,
                 "parts": dict(self.parts),
                 "phases": {name: dict(parts) for name, parts in self.phases.items()},
@@ -119,7 +122,7 @@ def predict(recipe: Recipe, device: Device, *, ranks: int = 1) -> Prediction:
 
     before = resident()
     settings = Settings.of(recipe, device)
-    ledger = trace(recipe, settings)
+    ledger, host = trace(recipe, settings)
     phases = {name: {part: found.parts[part] for part in PARTS} for name, found in ledger.phases.items()}
     peak = max(phases, key=lambda name: sum(phases[name].values()))
     tensors = sum(phases[peak].values())
@@ -128,6 +131,8 @@ def predict(recipe: Recipe, device: Device, *, ranks: int = 1) -> Prediction:
     times = {name: settings.accumulation if name in MICRO else 1 for name in works}
     each = {name: _seconds(work, settings) for name, work in works.items()}
     seconds = {name: times[name] * one for name, one in each.items() if one is not None}
+    if host:
+        seconds["moving the teacher"] = host / HOST_LINK
     return Prediction(
         device=device,
         settings=settings,
@@ -135,8 +140,9 @@ def predict(recipe: Recipe, device: Device, *, ranks: int = 1) -> Prediction:
         peak=peak,
         parts={**phases[peak], "framework": framework},
         tokens=settings.batch * settings.length * settings.accumulation * ranks,
-        seconds=seconds if len(seconds) == len(each) else None,
+        seconds=None if None in each.values() else seconds,
         flops=sum(times[name] * work.flops for name, work in works.items()),
+        host=host,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from kdlm.plan.advice import Advice, overrides
-from kdlm.plan.devices import CONTEXT, FRAGMENTATION, GIB, LAUNCH, OF_BANDWIDTH, OF_PEAK
+from kdlm.plan.devices import CONTEXT, FRAGMENTATION, GIB, HOST_LINK, LAUNCH, OF_BANDWIDTH, OF_PEAK
 from kdlm.plan.prediction import PARTS, Prediction
 
 
@@ -22,6 +22,8 @@ def lines(found: Prediction) -> Iterator[str]:
     yield "tensors at the peak of each phase: " + ", ".join(
         f"{name} {size(sum(parts.values()))}" for name, parts in found.phases.items() if name != "start"
     )
+    if found.host:
+        yield f"the teacher rests in the host's memory: {size(found.host)}, which go to the device in every step"
     yield from _pace(found)
 
 
@@ -43,7 +45,7 @@ def _pace(found: Prediction) -> Iterator[str]:
         yield (
             f"assumed, not measured: {OF_PEAK:.0%} of the peak rate and {OF_BANDWIDTH:.0%} of the bandwidth, "
             f"{LAUNCH * 1e6:.0f} µs to start an operation, {size(CONTEXT)} for CUDA, {FRAGMENTATION:.0%} of "
-            "fragmentation"
+            f"fragmentation, {HOST_LINK / 1e9:.0f} GB/s from the host's memory"
         )
 
 
@@ -60,4 +62,5 @@ def advice_lines(advice: list[Advice], together: dict, then: Prediction | None) 
 
 
 def size(number: float) -> str:
+    """Return bytes as one reads them."""
     return f"{number / GIB:.2f} GiB" if number >= GIB / 10 else f"{number / 2**20:.1f} MiB"

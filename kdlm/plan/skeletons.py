@@ -12,6 +12,7 @@ from kdlm.models.adaptive_student import make_adaptive
 from kdlm.signal import Head, Hidden, LogProbs, Rows, Sampled, TopK
 from kdlm.store import HiddenFormat, LogProbsFormat, SampledFormat, TopKFormat
 from kdlm.teachers import (
+    AheadTeacher,
     CachedTeacherSection,
     Ensemble,
     EnsembleSection,
@@ -58,6 +59,7 @@ def skeleton(section: Any) -> Any:
         make_adaptive(model)
     if (kind := getattr(loading, "quantization", "none")) != "none":
         quantise(model, BITS[kind])
+        model.quantization_method = "bitsandbytes"  # adapters on it are told by this to cast the rest to float32
     return model
 
 
@@ -96,7 +98,7 @@ class _Dequantised(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, shape, dtype):
         ctx.shape, ctx.dtype = shape, dtype
-        return nn.functional.linear(x.to(dtype), x.new_empty(shape, dtype=dtype))
+        return nn.functional.linear(x.to(dtype), x.new_empty(shape, dtype=dtype)).to(x.dtype)
 
     @staticmethod
     def backward(ctx, upstream):
@@ -119,7 +121,10 @@ def teacher_of(section: Any, rows: int, ahead: int) -> Any:
             members = [teacher_of(member, rows, ahead) for member in section.members]
             return Ensemble(members, space=section.space)
         case LocalTeacherSection() | SandboxTeacherSection() if section.device in (None, "auto"):
-            return LocalTeacher(skeleton(section), section.signal)
+            model = skeleton(section)
+            if (sliced := section.placement == "sliced") or section.batch_size is not None:
+                return AheadTeacher(model, section.signal, sliced=sliced, batch_size=section.batch_size)
+            return LocalTeacher(model, section.signal)
         case LocalTeacherSection() | SandboxTeacherSection():
             return Elsewhere(section, HiddenFormat(dtype="bfloat16"), rows, 0)
         case ServedTeacherSection():

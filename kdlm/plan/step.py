@@ -25,20 +25,26 @@ from kdlm.plan.optimisers import optimiser_of
 from kdlm.plan.rollouts import Rollouts
 from kdlm.plan.settings import Settings
 from kdlm.plan.skeletons import student_of, teacher_of
+from kdlm.plan.turns import Turns, by_shape
 from kdlm.recipe import Recipe
 from kdlm.signal import Dense
+from kdlm.sparsity.layers import prunable
+from kdlm.teachers import AheadTeacher
 
 
-def trace(recipe: Recipe, settings: Settings) -> Ledger:
-    """Run one optimiser step on fake tensors, as it is once the optimiser has its state, and return what it held.
+def trace(recipe: Recipe, settings: Settings) -> tuple[Ledger, int]:
+    """Run one optimiser step on fake tensors, as it is once the optimiser has its state.
+
+    Return what it held, and the bytes that rest in the host's memory and go to the device in every step.
 
     Raises ValueError where the method looks at numbers that a plan does not have.
     """
     _settle()
     try:
         with _as_there(settings), Fakes(), Ledger() as ledger:
-            _Run(recipe, settings, ledger).step()
-            return ledger
+            run = _Run(recipe, settings, ledger)
+            run.step()
+            return ledger, 0 if run.turns is None else run.turns.moved
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise ValueError(
             f"method: plan cannot follow {recipe.method.name}, whose shapes depend on numbers ({error})"
@@ -52,6 +58,7 @@ def _as_there(settings: Settings) -> Iterator[None]:
         stack.enter_context(catch_warnings(action="ignore", category=FutureWarning))  # transformers' of its own
         if not settings.masked:  # transformers cannot see that sequences are not packed, and would make a mask for it
             stack.enter_context(patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_, **__: None))
+        stack.enter_context(patch("kdlm.teachers.ahead.regrouped", by_shape(settings)))
         if settings.device.kind == "cuda":  # as many rows at once as there; on a CPU they are few, to stay in its cache
             stack.enter_context(patch.dict("kdlm_kernels.distribution.BLOCK", {"cpu": 1 << 24}))
             stack.enter_context(patch("kdlm_kernels.projection._FEW_ROWS", 0))  # a GPU turns no product round
@@ -75,6 +82,7 @@ class _Run:
                 self.start = student_of(recipe.student).requires_grad_(False)  # adapters need none: they have a base
         with ledger.making("teacher weights"):
             teacher = teacher_of(recipe.teacher, settings.rows, settings.accumulation + 1)
+        self.turns = Turns(teacher, settings, ledger) if isinstance(teacher, AheadTeacher) else None
         for record in getattr(teacher, "ahead", ()):
             for tensor in record.values():
                 ledger.move(tensor, "cache")
@@ -83,6 +91,10 @@ class _Run:
         self.networks = Networks(student, self.method, teacher)
         if settings.checkpointing is not None:
             self._checkpoint(student)
+        if recipe.sparsity is not None:
+            with ledger.making("weights"):  # a mask of a byte for each weight
+                layers = prunable(student, recipe.sparsity).values()
+                self.masks = [torch.empty_like(layer.weight, dtype=torch.bool) for layer in layers]
         self.networks.train()
         self.trained = [parameter for parameter in self.networks.parameters() if parameter.requires_grad]
         for parameter in self.trained:
@@ -93,13 +105,19 @@ class _Run:
         """Run the step, phase by phase."""
         settings, ledger = self.settings, self.ledger
         ledger.holds = False
+        batches = [self._batch(settings.batch) for _ in range(settings.accumulation)]
+        if self.turns is not None:
+            self.turns.learn(batches[0], partial(self._ask, batches[0]))
         optimiser = self._primed()
         if self.rollouts is not None:
             self.rollouts.draw()
+        if self.turns is not None:
+            with self._autocast():
+                self.turns.take(batches)
         if settings.accumulation > 1:  # an earlier micro-batch has left its gradients
             self._give_gradients()
         with self._autocast():
-            loss = self._losses()
+            loss = self._losses(batches[-1])
         if loss is not None:
             with ledger.phase("backward", "activations"):
                 loss.backward()
@@ -111,15 +129,22 @@ class _Run:
             optimiser.zero_grad(set_to_none=True)
         if settings.evaluation:
             self.networks.eval()
-            with torch.no_grad(), self._autocast(), ledger.phase("evaluation", "loss"):
+            at_hand = nullcontext() if self.turns is None else self.turns.teacher.at_hand()
+            with torch.no_grad(), self._autocast(), ledger.phase("evaluation", "loss"), at_hand:
                 self.method.evaluate(self._nets("evaluation"), self._batch(settings.evaluation), Step(0, 1))
 
-    def _losses(self) -> Tensor | None:
+    def _ask(self, inputs: dict[str, Tensor]) -> None:
+        """Run the method's losses for what they ask."""
+        advance = phases(
+            partial(self.method.losses, dict(self.networks.views), inputs, self.method.active(0), Step(0, 1))
+        )
+        while advance().more:
+            pass
+
+    def _losses(self, inputs: dict[str, Tensor]) -> Tensor | None:
         """Run the method's losses, and all backward passes but the last; return the loss of that one."""
         self.ledger.fused = self.settings.device.kind == "cuda"
         with self.ledger.phase("loss", "loss"):
-            with self.ledger.making("activations"):
-                inputs = self._batch(self.settings.batch)
             step, active = Step(0, 1), self.method.active(0)
             advance = phases(partial(self.method.losses, self._nets(), inputs, active, step))
             while True:
@@ -179,7 +204,7 @@ class _Run:
     def _nets(self, phase: str = "") -> dict[str, Any]:
         nets: dict[str, Any] = dict(self.networks.views)
         nets["student"] = _Watched(nets["student"], self.ledger, phase or "student forward", "activations")
-        if "teacher" in nets:
+        if "teacher" in nets and (phase or self.turns is None):  # what was answered ahead is only looked up
             nets["teacher"] = _Watched(nets["teacher"], self.ledger, phase or "teacher forward", "teacher activations")
         return nets
 

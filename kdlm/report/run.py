@@ -109,6 +109,19 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     return [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
 
 
+def run_folders(paths: Iterable[str | Path]) -> list[str | Path]:
+    """Return the paths, with the run folders of the stages that have begun in place of that of a run of stages."""
+    found: list[str | Path] = []
+    for path in paths:
+        whole = Path(path) / "stages.yaml"
+        if not whole.is_file():
+            found.append(path)
+            continue
+        names = [stage["name"] for stage in Document.read(whole).data["stages"]]
+        found += [Path(path) / name for name in names if (Path(path) / name / "recipe.yaml").is_file()]
+    return found
+
+
 def read_run(path: Path, name: str = "") -> Run:
     """Read one run folder; what is missing in it becomes a note. Raises ValueError where it holds no recipe."""
     if not (path / "recipe.yaml").is_file():

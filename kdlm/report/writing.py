@@ -10,7 +10,7 @@ from kdlm.report.drawing import bundle, png, write_pngs
 from kdlm.report.evaluation import jobs_of, read_job
 from kdlm.report.figures import figures
 from kdlm.report.page import page
-from kdlm.report.run import Run, read_run, read_runs
+from kdlm.report.run import Run, read_run, read_runs, run_folders
 
 
 def report(
@@ -19,7 +19,8 @@ def report(
     """Write the report of these run folders, and yield a line for each thing that was done.
 
     Args:
-        paths: run folders; also results of `kdlm eval`, a folder or its results.json, which are shown last.
+        paths: run folders, and folders of runs of several stages; also results of `kdlm eval`, a folder or its
+            results.json, which are shown last.
         output: the HTML file.
         pngs: folder that every figure is written to as PNG as well.
         inspect: load student and teacher of finished runs that were not inspected yet, for the heat map and the
@@ -28,7 +29,7 @@ def report(
     Raises ValueError for a folder that is no run, ImportError where vl-convert-python is missing; both before anything
     is written.
     """
-    script = bundle()
+    script, paths = bundle(), run_folders(paths)
     jobs = {str(path): job for path in paths if not _is_run(path) and (job := read_job(Path(path))) is not None}
     runs = read_runs([path for path in paths if str(path) not in jobs])
     if not runs:

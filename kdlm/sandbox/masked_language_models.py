@@ -40,6 +40,15 @@ class Sums:
 
 
 @dataclass(frozen=True)
+class SumDigits(Sums):
+    """The same sums without answers, `07+35=`, each with the tens digit of its answer as the class."""
+
+    def _rows(self, pairs: list[tuple[int, int]]) -> Iterator[dict[str, str]]:
+        for a, b in pairs:
+            yield {"text": f"{a:02d}+{b:02d}=", "label": str((a + b) // 10 % 10)}
+
+
+@dataclass(frozen=True)
 class MaskedModel:
     """A bidirectional model with a mask token (EuroBERT: a Llama whose attention looks both ways), after LLaDA.
 
@@ -159,6 +168,7 @@ ENCODER, SMALL_ENCODER = (
 )
 ENTRIES = (
     ("sums", "sums of two numbers below 100, all of one width", "9000 + 1000 rows", 1, Sums(held_out=10, seed=0)),
+    ("sums-tens", "the same sums, their tens digit as a class", "9000 + 1000 rows", 1, SumDigits(held_out=10, seed=0)),
     ("masked-teacher", "fills in sums", "0.25 M parameters", 75, MaskedModel(BYTES, SHAPE, seed=0, steps=800)),
     ("masked-student", "a smaller one, not trained", "0.04 M parameters", 1, MaskedModel(BYTES, SMALL, seed=1)),
     (

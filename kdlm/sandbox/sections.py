@@ -56,13 +56,14 @@ class SandboxData(Section):
         "entities",
         "tools",
         "sums",
+        "sums-tens",
         "walks",
         "reversals",
         "digits-questions",
     ]
     """The dataset: `code` and `code-written`, the words of `code-teacher-4k`, have a column `text`; the tasks have
-    `prompt`, `completion` and `answer`, `walks` a `solution` too; `code-modules` has `text` and `label`; `tools` has `prompt` and `task`; `digits-questions`
-    has `prompt`, `completion` and `images`."""
+    `prompt`, `completion` and `answer`, `walks` a `solution` too; `code-modules` and `sums-tens` have `text` and
+    `label`; `tools` has `prompt` and `task`; `digits-questions` has `prompt`, `completion` and `images`."""
     file: Literal["train", "eval", "teacher", "demonstrations", "conversations"] = "train"
     """Its file; `teacher`, all that the code teacher read, is in `code` only; `code-written` is `train` alone;
     `demonstrations` and `conversations`, how tasks are solved, are in `tools`."""

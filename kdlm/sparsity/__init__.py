@@ -1,4 +1,4 @@
-"""Sparse students: weights that are pruned by a schedule, stay zero while any method trains, and are exported as such."""
+"""Sparse students: weights are pruned by a schedule, and stay zero while any method trains and when it is done."""
 
 from kdlm.sparsity.section import SparsitySection
 

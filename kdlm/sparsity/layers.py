@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from kdlm.sparsity.masks import Masks, follows
 from kdlm.sparsity.section import SparsitySection
 
+ABOUT = "sparsity.json"
+"""What a folder with a sparse model says of it: `described_sparsity`."""
+
 
 def prunable(model: nn.Module, section: SparsitySection) -> dict[str, nn.Linear]:
     """Return the linear layers that a section names, by their names: by default all but the head.
@@ -46,7 +49,7 @@ def apply(layers: dict[str, nn.Linear], masks: Masks) -> None:
         layers[name].weight.masked_fill_(mask, 0.0)
 
 
-def described(model: nn.Module, section: SparsitySection) -> dict[str, Any]:
+def described_sparsity(model: nn.Module, section: SparsitySection) -> dict[str, Any]:
     """Return what `sparsity.json` says: the pattern, and the share of zeros of each layer, of all, and of the model.
 
     Raises ValueError, naming the layer, where a model does not have the pattern of n:m.

@@ -20,6 +20,8 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
         )
     if isinstance(recipe.student, SyntheticStudent):
         raise ValueError("sparsity: the student is a set of images and has no layers: remove the section")
+    if getattr(recipe.student, "quantization_aware", None) is not None:
+        raise ValueError("sparsity: beside student.quantization_aware it was not tried: remove one of both")
     if recipe.privacy is not None:
         raise ValueError(
             "sparsity: which weights go is read from private rows and not accounted for: remove one of both"
@@ -32,8 +34,4 @@ def looked_at(recipe: Any, method: Method | None) -> Iterator[str]:
         except ValueError:  # which the look at `training` says
             return
         refuse(args, method, section)
-    of = "all linear layers but the head" if not section.modules else ", ".join(section.modules)
-    yield (
-        f"sparsity: {section.target:.0%} of the weights of {of}, {section.pattern}, by {section.criterion} of each "
-        f"{section.scope}, {section.schedule.name}".replace("of each global", "of all together")
-    )
+    yield f"sparsity: {section.describe()}"

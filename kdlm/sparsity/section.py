@@ -118,3 +118,9 @@ class SparsitySection(Section):
     def share_at(self, done: int, total: int) -> float:
         """Return the share of weights that is pruned after `done` of `total` optimiser steps, before the next."""
         return self.schedule.share_at(done, total, self.target)
+
+    def describe(self) -> str:
+        """Return in words what is pruned, how and when."""
+        of = ", ".join(self.modules) or "all linear layers but the head"
+        within = "all together" if self.scope == "global" else f"each {self.scope}"
+        return f"{self.target:.0%} of {of}, {self.pattern}, by {self.criterion} in {within}, {self.schedule.name}"

@@ -2,9 +2,8 @@
 
 from kdlm.stages.looks import check
 from kdlm.stages.planning import plan
-from kdlm.stages.progress import run_folders
 from kdlm.stages.reading import StagedRun, load
 from kdlm.stages.running import train
 from kdlm.stages.sections import Stage, Stages
 
-__all__ = ["Stage", "StagedRun", "Stages", "check", "load", "plan", "run_folders", "train"]
+__all__ = ["Stage", "StagedRun", "Stages", "check", "load", "plan", "train"]

@@ -1,7 +1,6 @@
 """How far a run of stages has come, and whether what lies there is still what later stages were made of."""
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 from kdlm import checkpoints
 from kdlm.recipe import load
@@ -9,7 +8,7 @@ from kdlm.run_folder import changes
 from kdlm.stages import records
 from kdlm.stages.reading import Planned, StagedRun
 from kdlm.stages.records import Record
-from kdlm.yaml_document import Document, Problem, RecipeError
+from kdlm.yaml_document import Problem, RecipeError
 
 WHOLE = "stages.yaml"
 
@@ -83,15 +82,3 @@ def _stale(run: StagedRun, stage: Planned) -> str:
         if any(source.name in one.takes.values() for source in stale) and one not in stale and begun(one):
             stale.append(one)
     return ", ".join(str(one.folder) for one in stale)
-
-
-def run_folders(paths: Iterable[str]) -> list[str]:
-    """Return run folders, with those of the stages that have begun in place of the folder of a run of stages."""
-    found: list[str] = []
-    for path in map(Path, paths):
-        if not (path / WHOLE).is_file():
-            found.append(str(path))
-            continue
-        names = [stage["name"] for stage in Document.read(path / WHOLE).data["stages"]]
-        found += [str(path / name) for name in names if (path / name / "recipe.yaml").is_file()]
-    return found

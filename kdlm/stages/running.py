@@ -88,8 +88,8 @@ def _taken(stage: Planned, done: Mapping[str, Record]) -> Record:
     """Return the record of a stage that begins. Raises RecipeError where an earlier one has not left a role."""
     takes = {key: {"stage": name, "fingerprint": done[name].fingerprint} for key, name in stage.takes.items()}
     carried = {}
-    before = stage.before
-    for role in stage.carry if before is not None else ():
+    before = stage.before or ""
+    for role in stage.carry if before else ():
         fingerprint = done[before].left(role)
         if fingerprint is None:
             why = f"stage {before} has ended and left no {role!r}: what is carried must be said before it runs"

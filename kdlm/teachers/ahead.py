@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
@@ -79,7 +80,8 @@ class AheadTeacher(LocalTeacher):
         sliced: keep the weights in the host's memory, and on the device only while it answers; the head stays there,
             since the losses read it in the student's turn.
         batch_size: sequences it reads at once; None: as many as are asked about at once.
-        options: as of a `LocalTeacher`.
+        options: as of a `LocalTeacher`. A teacher in shards reads as often on every rank as on the one that has most
+            to read, and answers anew on all of them where one is asked what was not foreseen.
     """
 
     def __init__(
@@ -99,7 +101,8 @@ class AheadTeacher(LocalTeacher):
         """How often its weights were brought to the device, or would have been."""
         self._here = False
         self._announced: list[Reading] = []
-        self._answers: list[Answer] = []
+        self.made: list[Answer] = []
+        """What was answered ahead, of each micro-batch of the step."""
         self._wanted: Wanted | None = Wanted()  # of the step that is answered; None: nothing
         self._asked: Wanted | None = None  # of the announced batches, since they were
         self._surprised = False
@@ -135,19 +138,20 @@ class AheadTeacher(LocalTeacher):
         Args:
             asked: every micro-batch, on the student's device, with the rows that losses are taken at.
         """
-        self._answers = []  # before the turn: they are not held beside the new ones
+        self.made = []  # before the turn: they are not held beside the new ones
         if self._announced:
             self._wanted, self._asked = self._asked, None
         self._announced = [_ascending(self._reading(batch, rows)) for batch, rows in asked]
         if self._announced and self._wanted is not None:
-            self._answers = self._all(self._announced, self._wanted)
+            self.made = self._all(self._announced, self._wanted)
 
     @torch.no_grad()
     def with_layers(self, batch: Batch, rows: Rows, layers: Sequence[int]) -> tuple[Hidden | Dense, list[Tensor]]:
         """Return the signal and the outputs of decoder layers `layers` at the kept rows."""
         reading = self._reading(batch, rows)
         number = self._number_of(reading)
-        answer = None if number is None else self._foreseen(number, reading.index, layers)
+        known = not self._most(number is None)
+        answer = self._foreseen(number, reading.index, layers) if known and number is not None else None
         if answer is None:
             answer = self._all([_ascending(reading)], Wanted(frozenset(layers)))[0].at(reading.index, layers)
             assert answer is not None
@@ -183,19 +187,19 @@ class AheadTeacher(LocalTeacher):
 
         None where even what was asked of every token does not have it.
         """
-        asked, answers = Wanted(frozenset(layers)), self._answers
+        asked, answers = Wanted(frozenset(layers)), self.made
         found = answers[number].at(index, layers) if answers else None
-        if found is None:
+        if self._most(found is None):
             known = not answers or answers[number].at(index, ()) is not None
             wanted = (self._wanted or Wanted()) | replace(asked, every=not known)
-            if answers and wanted == self._wanted:
+            if self._most(found is None and bool(answers) and wanted == self._wanted):
                 return None
             if answers and not self._surprised:
                 self._surprised = True
                 logger.info("the teacher was asked what it had not foreseen: it answers the step's batches once more")
-            answers = self._answers = []  # not held beside the new ones
-            self._wanted, self._answers = wanted, self._all(self._announced, wanted)
-            found = self._answers[number].at(index, layers)
+            answers = self.made = []  # not held beside the new ones
+            self._wanted, self.made = wanted, self._all(self._announced, wanted)
+            found = self.made[number].at(index, layers)
         every = self._wanted is not None and self._wanted.every
         self._asked = (self._asked or Wanted()) | replace(asked, every=every)
         return found
@@ -211,7 +215,17 @@ class AheadTeacher(LocalTeacher):
         layers = sorted(wanted.layers)
         with self.at_hand():
             answers = [self._answer(part, layers) for part in parts]
+            for _ in range(self._most(len(parts)) - len(parts)):  # others have more to read, and need this one's shards
+                self._answer(parts[-1], layers)
         return answers if self.batch_size is None else _dealt(answers, readings)
+
+    def _most(self, value: int) -> int:
+        """Return the greatest value of all ranks where they hold a teacher in shards, and so answer together."""
+        if self.computes_on is None:
+            return value
+        greatest = torch.tensor(int(value), device=self.computes_on)
+        dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
+        return int(greatest)
 
     def _answer(self, reading: Reading, layers: list[int]) -> Answer:
         signal, hidden = super().with_layers(reading.inputs, Rows(reading.index, reading.index), layers)

@@ -1,6 +1,7 @@
 """A frozen model on this machine as the teacher."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -237,17 +238,14 @@ def _build(
         raise ValueError(
             "teacher.placement: auto is settled before a run: `kdlm train` does so, and kdlm.plan.settled(recipe)"
         )
+    own: dict[str, Any] = {"sliced": section.placement == "sliced", "batch_size": section.batch_size}
+    kind = partial(AheadTeacher, **own) if any(own.values()) else LocalTeacher
     if section.placement == "sharded":
-        return LocalTeacher(sharded(section.load, device, offload=section.offload), section.signal, computes_on=device)
+        return kind(sharded(section.load, device, offload=section.offload), section.signal, computes_on=device)
     placed: dict[str, Any] = {} if section.device is None else {"device_map": own_device(section.device)}
     if section.quantization != "none" and not placed:
         placed = {"device_map": {"": str(device)}}
-    sliced = section.placement == "sliced"
-    if sliced or section.batch_size is not None:
-        model = section.load(**placed)
-        teacher = AheadTeacher(model, section.signal, sliced=sliced, batch_size=section.batch_size)
-    else:
-        teacher = LocalTeacher(section.load(**placed), section.signal)
+    teacher = kind(section.load(**placed), section.signal)
     return teacher if placed else teacher.to(device)
 
 

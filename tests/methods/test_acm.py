@@ -6,7 +6,7 @@ from weighed_batches import KINDS, STEP, adaptive_networks, gradient, llama, red
 
 from kdlm.losses import ForwardKL
 from kdlm.methods import ACM
-from kdlm.methods.structure.acm import gumbel, worthwhile
+from kdlm.methods.structure.gates import gumbel, worthwhile
 from kdlm.models import Predictor, adaptive_layers
 from kdlm.teachers import LocalTeacher
 

@@ -77,9 +77,7 @@ def test_evaluation_has_the_same_term_and_the_measures() -> None:
     assert {"layers", "kl_to_teacher"} <= means.keys()
 
 
-@pytest.mark.parametrize(
-    ("layers", "said"), [(None, "no replaced layers"), ([2], "out of range: the student has 2 layers")]
-)
+@pytest.mark.parametrize(("layers", "said"), [(None, "no replaced layers"), ([2], "the student has 2 layers")])
 def test_what_cannot_be_matched_is_refused(layers, said) -> None:
     with pytest.raises(ValueError, match=said):
         LayerMatching(layers=layers).losses(nets(llama(3)), batches([[0]])[0], frozenset(), STEP)

@@ -1,6 +1,7 @@
 """A student of few bits answers as the rounded model does, and what lies underneath trains."""
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def test_rounding_what_is_rounded_changes_nothing(whole: Any, bits: int) -> None
 def test_each_bit_brings_it_nearer_to_the_whole_model_and_eight_all_but_there(whole: Any) -> None:
     theirs = whole(IDS).logits
     gaps = [(prepared(whole, bits=bits)(IDS).logits - theirs).norm() / theirs.norm() for bits in (2, 4, 6, 8)]
-    assert all(after < before / 2 for before, after in zip(gaps, gaps[1:], strict=False))
+    assert all(after < before / 2 for before, after in pairwise(gaps))
     assert gaps[-1] < 0.01
 
 

@@ -1,4 +1,4 @@
-"""Queries, keys and values are the model's own: they give its attention, in every layout of projections that is known."""
+"""Queries, keys and values are the model's own: they give its attention, in every known layout of projections."""
 
 from typing import Any
 
@@ -27,6 +27,7 @@ from kdlm.teachers import LocalTeacher
 SIZES = {"vocab_size": 37, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "pad_token_id": 0}
 FEED = {**SIZES, "intermediate_size": 32}
 NO_DROP = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.4}
+ENDS = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
 MODELS = {
     "llama": (AutoModelForCausalLM, LlamaConfig(**FEED, num_key_value_heads=2, initializer_range=0.4)),
     "phi3": (AutoModelForCausalLM, Phi3Config(**FEED, num_key_value_heads=2, initializer_range=0.4)),
@@ -41,8 +42,8 @@ MODELS = {
         DistilBertConfig(vocab_size=37, dim=16, n_layers=3, n_heads=4, hidden_dim=32, initializer_range=0.4),
     ),
     "eurobert": (AutoModelForMaskedLM, EuroBertConfig(**FEED, num_key_value_heads=2, initializer_range=0.4)),
-    "modernbert": (AutoModelForMaskedLM, ModernBertConfig(**FEED, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2, initializer_range=0.4)),
-}  # fmt: skip
+    "modernbert": (AutoModelForMaskedLM, ModernBertConfig(**FEED, **ENDS, initializer_range=0.4)),
+}
 
 
 @pytest.fixture(params=MODELS)

@@ -184,3 +184,22 @@ def test_other_families_are_refused_by_name() -> None:
 
     with pytest.raises(ValueError, match="not of gpt2"):
         hybrid_config(GPT2Config(), [0])
+
+
+def test_what_mamba_2_writes_begins_with_the_size_of_the_values(source) -> None:
+    """Of unit inputs, the root mean square of a head's values is that of what the head writes before the output."""
+    if source.config.model_type == "qwen3":
+        pytest.skip("gated DeltaNet's norm is shared by the heads")
+    student, block = hybrid(source, [1]), source.model.layers[1]
+    inside, x = mixer(student, 1), torch.randn(400, 1, 32)
+    written = {}
+    inside.out_proj.register_forward_pre_hook(lambda module, args: written.update(y=args[0]))
+    with torch.no_grad():
+        x = block.input_layernorm(x)
+        inside(x)
+        bias = block.self_attn.v_proj.bias
+        v = block.self_attn.v_proj(x) - (0 if bias is None else bias)
+    sizes = [
+        one.unflatten(-1, (heads, -1)).square().mean((0, 1, 3)).sqrt() for one, heads in ((v, 2), (written["y"], 4))
+    ]
+    torch.testing.assert_close(sizes[1], sizes[0].repeat_interleave(2), rtol=0.15, atol=0)

@@ -10,7 +10,9 @@ from kdlm.recipe import Recipe
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 GPU = Device("made up", 10**9, half=1e12, single=1e11, bandwidth=1e11)
-CPU = Device("made up too", 10**12, half=1e11, single=1e11, bandwidth=1e10, kind="cpu", bf16=False, measured=True)
+CPU = Device(
+    "made up too", 10**12, half=1e11, single=1e11, bandwidth=1e10, kind="cpu", bf16=False, measured=True, apart=False
+)
 
 
 def folder(path: Path, **sizes: Any) -> str:

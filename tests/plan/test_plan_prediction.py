@@ -36,6 +36,12 @@ def test_weights_gradients_and_state_are_counted_by_the_byte(tmp_path):
     assert found["teacher weights"] == pytest.approx(4 * weights_of(hidden_size=96), rel=0.01)
 
 
+def test_masks_of_a_sparse_student_take_a_byte_for_each_weight_of_its_linear_layers(tmp_path):
+    dense, sparse = (predict(recipe(tmp_path, {"sparsity": one}), CPU) for one in (None, {"share": 0.5}))
+    sizes = {name: one.phases["optimiser step"]["weights"] for name, one in (("dense", dense), ("sparse", sparse))}
+    assert sizes["sparse"] - sizes["dense"] == 2 * (4 * 64 * 64 + 3 * 64 * 128)
+
+
 @pytest.mark.parametrize("key", ["training.per_device_train_batch_size", "data.max_length", "layers"])
 def test_more_of_it_takes_more_memory_and_time(tmp_path, key):
     least = None
@@ -101,6 +107,25 @@ def test_a_teacher_in_4_bits_is_its_head_and_an_eighth_of_the_rest(tmp_path):
     whole, small = (predict(one, GPU).phases["loss"]["teacher weights"] for one in (plain, quantised))
     linear = 2 * (4 * 96 * 96 + 3 * 96 * 128)
     assert whole - small == pytest.approx(2 * linear * (1 - 4.127 / 16), rel=0.01)
+
+
+def test_a_student_of_few_bits_keeps_its_weights_rounded_and_where_they_stay_inside(tmp_path):
+    pytest.importorskip("torchao")
+    plain = recipe(tmp_path, {"training.bf16": False})
+    few = changed(plain, {"student.quantization_aware": {"bits": 4, "group_size": 32}})
+    one, other = (predict(each, CPU).phases["loss"]["activations"] for each in (plain, few))
+    linear = 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    assert other - one == pytest.approx(2 * 4 * linear, rel=0.1)  # a pass keeps two numbers for each weight
+
+
+def test_a_quantised_student_has_the_rest_of_its_weights_in_float32_as_peft_casts_them(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    student = {"name": "pretrained", "path": folder(tmp_path / "whole"), "dtype": "bfloat16", "lora": {"rank": 1}}
+    plain = recipe(tmp_path, {"student": student})
+    small = changed(plain, {"student.quantization": "4bit"})
+    one, other = (predict(each, CPU).phases["loss"]["weights"] for each in (plain, small))
+    linear, rest = 2 * (4 * 64 * 64 + 3 * 64 * 128), 2 * 1000 * 64 + 5 * 64
+    assert one - other == pytest.approx(2 * linear * (1 - 4.127 / 16) - 2 * rest, abs=1000)
 
 
 def test_own_text_needs_a_cache_of_keys_and_values(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from loopback import served, source
 
+from kdlm import recipe, stages
 from kdlm.capture import capture
 from kdlm.check import check
 from kdlm.recipe import load
@@ -20,6 +21,9 @@ PIPELINES = FOLDER / "pipelines"  # tests/curation has these
 RECIPES = sorted(
     path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES) and path.parent.name != "accelerate"
 )
+FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(PIPELINES))
+STAGED = [path for path in FILES if "\nstages:\n" in path.read_text()]
+RECIPES = [path for path in FILES if path not in STAGED]
 REWARDED = [
     *("student={name: sandbox, model: code-student-tiny}", "teacher={name: sandbox, model: code-teacher-tiny}"),
     *("rollouts.sampling.max_new_tokens=4", "data.train.0.limit=8", "data.eval.0.limit=2"),
@@ -43,6 +47,9 @@ TINY = {
     "specs": [PAIRS, "data.eval_rows=2"],
     "hidden_kd": ["method.layers=[[0, 1]]"],
     "masked_kd": ["teacher.path=sandbox:masked-tiny"],
+    "minilm": ["teacher.path=sandbox:masked-tiny", "method.relation_heads=2"],
+    "tinybert": ["teacher.path=sandbox:masked-tiny"],
+    "text_classification": ["teacher={name: text_classifier, path: 'sandbox:code-encoder', num_labels: 8}"],
     "padded": ["teacher.model=code-teacher-tiny-padded"],
     "grpo": REWARDED,
     "rlad": REWARDED,
@@ -51,6 +58,7 @@ TINY = {
         "student.layers=1",
         "student.width={hidden_size: 32, intermediate_size: 64, num_attention_heads: 2, num_key_value_heads: 2}",
     ],
+    "replaced": ["student.source.model=code-teacher-tiny"],
     "kd_aif": ["data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}", "data.eval.0.limit=2"],
     "step_by_step": ["data.train.0={path: 'sandbox:arithmetic/train', domain: label}", "data.eval_rows=2"],
     "transfer_bytes": ["student.source.model=code-teacher-tiny", "method.layers=[[1, 0]]"],
@@ -60,7 +68,11 @@ TINY = {
 PRETRAINED = "student={name: sandbox, model: code-student}"
 SUMS = "data.train.0.path=sandbox:arithmetic/train"
 WEIGHED = "data.train.0={path: 'sandbox:arithmetic/train', columns: {weight: level}}"
+ENCODERS = ["student.path=sandbox:masked-student", "student.num_labels=10"]
+ENCODERS += ["teacher.path=sandbox:masked-teacher", "teacher.num_labels=10"]
 AFTER = {
+    "acm/gates": ["student={name: adaptive, source: {name: sandbox, model: code-teacher}}"],
+    "acm/whole": ["student={name: adaptive, source: {name: sandbox, model: code-teacher}}"],
     "draft/align": [PRETRAINED, "data.train.0.path=sandbox:arithmetic/train"],
     "draft/distillspec": [PRETRAINED],
     "chain/student": ["teacher={name: sandbox, model: code-teacher}"],
@@ -91,6 +103,11 @@ AFTER = {
     "fusion/fuse": ["teacher.members.1={name: sandbox, model: code-teacher-4k}"],
     "further_pretraining/student": ["teacher={name: sandbox, model: code-student}"],
     "demix/run": [PRETRAINED],
+    "ernie_tiny/general_enhanced": ENCODERS,
+    "ernie_tiny/task_adaptive": ENCODERS,
+    "ernie_tiny/task_specific": ENCODERS,
+    "sandbox/text_classification": ["teacher.path=sandbox:code-encoder", "teacher.num_labels=8"],
+    "minilm_assistant/student": ["teacher={name: sandbox, model: code-teacher}"],
     "generations/next": ["teacher.members.0={name: sandbox, model: code-teacher}"],
 }
 """What stands in for the folder that another recipe leaves behind; `tests/train/test_chains.py` runs them in order."""
@@ -108,19 +125,27 @@ def test_a_recipe_passes_the_check_without_a_network(path):
     recipe = load(path, AFTER.get(f"{path.parent.name}/{path.stem}", []))
     said = check(recipe)
     assert any(line.startswith("training: ") for line in said)
-    on_hub = "Qwen/" in path.read_text() or "meta-llama/" in path.read_text()
+    on_hub = any(owner in path.read_text() for owner in ("Qwen/", "meta-llama/", "google/"))
     assert on_hub == any("not looked at here" in line and "huggingface.co" in line for line in said)
+
+
+@pytest.mark.parametrize("path", STAGED, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_every_stage_of_a_file_passes_the_check_without_a_network(path):
+    run = stages.load(path)
+    said = stages.check(run)
+    assert all(any(line.startswith(f"stage {stage.name}: ") for line in said) for stage in run.stages)
+    assert not any("note: " in line for line in said)
 
 
 def test_every_recipe_has_a_row_in_the_table_and_every_row_a_recipe():
     rows = re.findall(r"^\| \[[^]]+\]\(([^)]+\.yaml)\)", (FOLDER / "README.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == [str(path.relative_to(FOLDER)) for path in RECIPES]
+    assert sorted(rows) == [str(path.relative_to(FOLDER)) for path in FILES]
 
 
 def test_every_recipe_says_on_top_what_it_is_for_and_writes_into_a_folder_of_its_own():
-    for path in RECIPES:
+    for path in FILES:
         assert path.read_text().splitlines()[1].startswith("# "), path
-    folders = [load(path).run_dir for path in RECIPES]
+    folders = [(stages if path in STAGED else recipe).load(path).run_dir for path in FILES]
     assert len(set(folders)) == len(folders)
 
 

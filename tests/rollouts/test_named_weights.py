@@ -121,3 +121,15 @@ def test_what_has_no_plain_weights_is_refused() -> None:
     rows = adapted(model("untied"), target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 2]})
     with pytest.raises(ValueError, match=r"embed_tokens .*cannot be merged"):
         list(named_weights(rows))
+
+
+def test_a_student_of_few_bits_is_sent_as_it_answers() -> None:
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from kdlm.models import fake_quantise, on_the_grid
+    from kdlm.models.fake_quantised import QuantizationAware
+
+    student = fake_quantise(model("untied"), QuantizationAware(bits=2, group_size=16))
+    sent = dict(named_weights(student))
+    plain = on_the_grid(copy.deepcopy(student)).state_dict()
+    assert sent.keys() == plain.keys() and all(torch.equal(sent[name], plain[name]) for name in plain)
+    assert not torch.equal(sent["model.layers.0.mlp.up_proj.weight"], student.model.layers[0].mlp.up_proj.weight)

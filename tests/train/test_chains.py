@@ -47,6 +47,14 @@ def test_an_assistant_stands_between_teacher_and_student(capsys) -> None:
     assert results["eval_kl_to_teacher"] > 0
 
 
+def test_teacher_assistant_and_student_are_one_run_of_two_stages() -> None:
+    tiny = ["assistant.student.source.model=code-teacher-tiny", "assistant.student.layers=1", f"assistant.{TEACHER}"]
+    assert run("chain/stages.yaml", *tiny, f"last.{STUDENT}") == 0
+    card = Path("runs/sandbox-chain/last/student/README.md").read_text()
+    assert "| teacher | runs/sandbox-chain/assistant/student |" in card
+    assert json.loads(Path("runs/sandbox-chain/results.json").read_text())["stages"]["last"]["eval_kl_to_teacher"] > 0
+
+
 def test_models_of_two_tokenizers_teach_one_student_after_one_is_moved_to_the_others(capsys) -> None:
     others = [STUDENT, "teacher.members.0.model=code-teacher-tiny"]
     assert cli.main(["check", str(FOLDER / "fusion/fuse.yaml"), *others]) == 2

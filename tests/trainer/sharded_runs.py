@@ -1,8 +1,8 @@
 """The same few steps by one process and by several ranks, sharded in every way: for tests and benchmarks.
 
-`sharded_runs.py FOLDER STRATEGY METHOD...` is one rank (see `forks.on_ranks`), or all there is: one run after the other,
-each in a folder of its method. With `save` and a step, or `resume` and a run's folder and a step, in place of a single
-method's further ones: a run that leaves a checkpoint, or goes on from it. The global batch is eight
+`sharded_runs.py FOLDER STRATEGY METHOD...` is one rank (see `forks.on_ranks`), or all there is: one run after another,
+each in a folder of its method. `FOLDER STRATEGY METHOD save STEP` leaves checkpoints every so many steps, and
+`FOLDER STRATEGY METHOD resume CHECKPOINT` goes on from one. The global batch is eight
 rows, whatever the ranks; of the second step's rows the first half has no token to train on, and so have the ranks that
 read it. Rank 0 leaves the loss of every step and every network's weights, and each rank what it held.
 

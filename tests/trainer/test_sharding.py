@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process comes to, by method."""
     folder = tmp_path_factory.mktemp("one")
-    on_ranks(1, SCRIPT, folder, "one process", *sharded_runs.METHODS)
+    on_ranks(1, SCRIPT, folder, "one process", *sharded_runs.METHODS, seconds=300)
     return folder
 
 
@@ -40,7 +40,7 @@ def test_every_method_takes_the_steps_of_one_process(
     one_process: Path, tmp_path: Path, strategy: str, ranks: int
 ) -> None:
     """Losses, evaluation and weights; in the second step a rank has no token, and evaluation has an odd row."""
-    on_ranks(ranks, SCRIPT, tmp_path, strategy, *sharded_runs.METHODS)
+    on_ranks(ranks, SCRIPT, tmp_path, strategy, *sharded_runs.METHODS, seconds=300)
     for method in sharded_runs.METHODS:
         here, there = sharded_runs.read(tmp_path / method), sharded_runs.read(one_process / method)
         curve, weights = sharded_runs.differences(here, there)

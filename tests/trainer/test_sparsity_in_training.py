@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import on_ranks
 from safetensors.torch import load_file
 from tiny_models import rows, tiny_model
 from torch import nn
@@ -15,7 +16,7 @@ from kdlm.methods import LogitKD, SquareHead
 from kdlm.models import Predictor
 from kdlm.sparsity import SparsitySection
 from kdlm.sparsity.calibration import input_norms
-from kdlm.sparsity.layers import described, prunable
+from kdlm.sparsity.layers import described_sparsity, prunable
 from kdlm.sparsity.masks import follows
 
 HALF = {"share": 0.5}
@@ -64,7 +65,7 @@ def test_pruned_weights_gradients_and_moments_are_zero_after_every_step(argument
     run.callback_handler.callbacks.insert(0, look)  # before the masks are applied again: weights do not drift at all
     run.train()
     assert look.shares == [SparsitySection(**section).share_at(step, 6) for step in range(6)]
-    report = described(run.student, run.sparsity.section)
+    report = described_sparsity(run.student, run.sparsity.section)
     for name, layer in run.sparsity.layers.items():
         assert (
             report["layers"][name] == round(run.sparsity.section.target * layer.weight.numel()) / layer.weight.numel()
@@ -110,8 +111,11 @@ def test_pruning_without_training_is_the_masks_of_step_zero(arguments) -> None:
         assert torch.equal(layer.weight, expected)
 
 
-@pytest.mark.parametrize("section", [RISING, {"pattern": "2:4"},
-                                     {**RISING, "scope": "global"}, {**RISING, "criterion": "wanda"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "section",
+    [RISING, {"pattern": "2:4"}, {**RISING, "scope": "global"}, {**RISING, "criterion": "wanda"}],
+    ids=str,
+)
 def test_a_run_resumed_in_the_middle_of_the_schedule_ends_as_an_unbroken_one(
     arguments, tmp_path: Path, section
 ) -> None:
@@ -196,3 +200,13 @@ def test_frozen_adapted_and_averaged_students_are_refused(arguments) -> None:
     with pytest.raises(ValueError, match=r"sparsity\.schedule: the best checkpoint"):
         made(arguments, RISING, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2, save_strategy="steps",
              save_steps=2)  # fmt: skip
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda"])
+def test_two_ranks_have_one_mask_and_end_as_one_process(tmp_path: Path, criterion: str) -> None:
+    for count in (1, 2):
+        on_ranks(count, Path(__file__).with_name("two_ranks_sparsity.py"), tmp_path, criterion)
+    one, two = (load_file(tmp_path / f"end-{count}") for count in (1, 2))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-6, atol=1e-8)
+        assert torch.equal(two[name] == 0, weight == 0)

@@ -1,7 +1,10 @@
 """Where the teacher lives and how much it reads at once does not show in what is learnt."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from forks import on_ranks
 from tiny_models import rows, tiny_model
 
 from kdlm import DistillTrainer
@@ -57,3 +60,9 @@ def test_the_teachers_batch_does_not_show_in_the_weights(arguments, size, layout
     for name, weight in weights.items():
         torch.testing.assert_close(other[name], weight, rtol=1e-11, atol=1e-11)
     assert seen_too == [pytest.approx(one, rel=1e-9) for one in seen]
+
+
+def test_ranks_that_share_a_teacher_read_equally_often(tmp_path):
+    """A teacher in shards: one rank has seven sequences for it, the other three, and one asks its own."""
+    on_ranks(2, Path(__file__).with_name("two_ranks_ahead.py"), tmp_path)
+    assert (tmp_path / "done-0").exists() and (tmp_path / "done-1").exists()

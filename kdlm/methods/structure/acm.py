@@ -4,18 +4,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdlm.diffusion import Draws
 from kdlm.features import passed, recorded
 from kdlm.losses import count_real, kept_rows, measures_for, real_rows
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import over_sequences
-from kdlm.methods.structure.inside import dense_model, once_only
+from kdlm.methods.structure.gates import adaptive, gumbel, lengths_of, worthwhile
+from kdlm.methods.structure.modules import dense_model, once_only
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.models import adaptive_layers, chosen, noisy
+from kdlm.models import chosen, noisy
 from kdlm.signal import Rows, sequence_of, weights_of
 
 Stage = Literal["learners", "gates", "whole"]
@@ -36,14 +35,16 @@ class ACM(TokenMethod):
         - entropy_weight mean_s H(choices of s) / log(learners + 1)
         - diversity_weight mean_s |share of s - mean share|
 
-    over sequences s. The mean share of a step is not known to one of its micro-batches; its sign against the budget,
-    and the mean in the last term, are those of the step before, so that the gradient does not depend on how a batch is
-    cut (the first step has neither term). A budget of 1 bounds nothing, and has no cost term.
+    over sequences s, at the gates' likeliest choices, which a finished student makes. The mean share of a step is not
+    known to one of its micro-batches; its sign against the budget, and the mean in the last term, are those of the step
+    before, so that the gradient does not depend on how a batch is cut (the first step has neither term). A budget of 1
+    bounds nothing, and has no cost term.
 
     Ours, on purpose: learners are groups of the source's own neurons, where the paper's begin as new layers; the last
     term stands for the mean difference of all pairs of samples, which would depend on the cut, and is subtracted (the
-    text adds it, which would do the reverse of what it is for); H is that of the mean probabilities. Stages, labels and
-    weights are verified in the paper's text by a card of it; its figures are not reproduced, and tau is not given there.
+    text adds it, which would do the reverse of what it is for); H is that of the mean probabilities. Stages, labels
+    and weights are verified in the paper's text by a card of it; its figures are not reproduced, and tau is not given
+    there.
 
     Args:
         losses: token losses of the stage `whole`.
@@ -58,7 +59,7 @@ class ACM(TokenMethod):
     leaves_unused = True  # pyright: ignore[reportAssignmentType]  each stage trains its part, and k = 0 none of it
 
     def __init__(
-        self, losses=(), *, stage: Stage = "whole", tau=0.9, budget=0.5, budget_weight=0.1, entropy_weight=0.05,
+        self, losses=(), *, stage: Stage = "whole", tau=0.7, budget=0.5, budget_weight=0.1, entropy_weight=0.05,
         diversity_weight=0.05, **options,
     ):  # fmt: skip
         super().__init__(losses, **options)
@@ -72,7 +73,7 @@ class ACM(TokenMethod):
         self.mean = torch.tensor(float("nan"))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        sequences = over_sequences(_lengths(batch, real_rows(batch)) > 0, batch)
+        sequences = over_sequences(lengths_of(batch, real_rows(batch)) > 0, batch)
         return super().counts(batch) | {"positions": count_real(batch), "sequences": sequences}
 
     def losses(self, nets: Nets, batch: Batch, active: frozenset[str], step: Step) -> Terms:
@@ -137,11 +138,10 @@ class ACM(TokenMethod):
         gates = [f"{path}.choice" for path in layers]
         with noisy(student.module, noise), recorded(student.module, gates) as logits:
             signal = student(batch, kept)
-        each = [(rows.select(logits[f"{path}.choice"]), noise.get(path)) for path in layers]
-        choices = torch.stack([chosen(z, None if g is None else rows.select(g)) for z, g in each])
-        soft = torch.stack([(z.float() if g is None else z.float() + rows.select(g)).softmax(-1) for z, g in each])
+        each = torch.stack([rows.select(logits[gate]) for gate in gates]).float()
+        choices, soft = chosen(each, None), each.softmax(-1)
         share = next(iter(layers.values())).used(choices).mean((0, 2))
-        number, lengths = rows.select(sequence_of(batch)), _lengths(batch, rows)
+        number, lengths = rows.select(sequence_of(batch)), lengths_of(batch, rows)
         there = lengths.clamp(min=1)
         histogram = soft.new_zeros(len(soft), len(lengths), soft.shape[-1]).index_add_(1, number, soft) / there[:, None]
         entropy = torch.special.entr(histogram.clamp(min=1e-9)).sum(-1).mean(0) / torch.tensor(soft.shape[-1]).log()
@@ -159,49 +159,14 @@ class ACM(TokenMethod):
         )
 
 
-def adaptive(model: Any) -> dict[str, Any]:
-    """Return the adaptive layers of a student by their paths. Raises ValueError where it has none."""
-    if not (layers := adaptive_layers(model)):
-        raise ValueError("method: acm trains a student with adaptive layers: student: {name: adaptive, source: ...}")
-    return layers
-
-
-@torch.no_grad()
-def worthwhile(layer: Any, x: Float[Tensor, "rows hidden"], y: Tensor, tau: float) -> Int[Tensor, "rows"]:
-    """Return the smallest n >= 2 with d(n) / d(n - 1) >= tau, d the distance of h(x, n) to y; else all learners."""
-    distance = (layer.sums(x).float() - y.float()[:, None]).norm(dim=-1)
-    enough = distance[:, 1:] >= tau * distance[:, :-1]
-    return torch.where(enough.any(1), enough.int().argmax(1) + 2, layer.learners)
-
-
-def gumbel(layers: Mapping[str, Any], batch: Batch, step: Step) -> dict[str, Float[Tensor, "batch length choices"]]:
-    """Return noise for every gate: a token's is given by step, layer, its id and its place, however a batch is cut."""
-    ids, mask = batch["input_ids"], batch.get("attention_mask")
-    place = batch["position_ids"] if mask is None and "position_ids" in batch else None
-    if place is None:
-        place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) if mask is None else mask.cumsum(1) - 1
-    draws = Draws((ids + (place.clamp(min=0) << 32)).flatten(), step.seed, step.index)
-    uniform = {path: draws.uniform(f"gate {path}", (layer.learners + 1,)) for path, layer in layers.items()}
-    return {path: -(-u.log()).log().view(*ids.shape, -1) for path, u in uniform.items()}
-
-
-def _lengths(batch: Batch, rows: Rows) -> Int[Tensor, "sequences"]:
-    """Return how many real tokens each sequence has."""
-    number = sequence_of(batch)
-    most = len(batch["weight"]) if "weight" in batch else number.numel()
-    return torch.zeros(most, dtype=torch.long, device=number.device).index_add_(
-        0, rows.select(number), torch.ones_like(rows.index)
-    )
-
-
 class ACMSection(TokenOptions):
     """Train a student of adaptive layers: its learners, its gates, or all of it within a budget of computation."""
 
     method: ClassVar = ACM
     name: Literal["acm"] = "acm"
     stage: Stage = "whole"
-    """`learners` (errors to the teacher's layers, for every number of them), then `gates`, then `whole`, with losses."""
-    tau: float = Field(0.9, gt=0)
+    """`learners` (errors to the teacher's layers, for every number of them), then `gates`, then `whole`."""
+    tau: float = Field(0.7, gt=0)
     """Of `gates`: a token uses no more learners once one of them leaves this share of the error of those before it."""
     budget: float = Field(0.5, gt=0, le=1)
     """Of `whole`: share of the learners that a token should use in mean; 1 bounds nothing."""

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from kdlm.features import fed, passed
+from kdlm.features import fed
 from kdlm.losses import count_real, kept_rows, measures_for, real_rows
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.methods.structure.inside import dense_model, once_only
+from kdlm.methods.structure.modules import once_only
 from kdlm.methods.tokens import TokenMethod, TokenOptions
-from kdlm.models import layer_paths, replaced_layers
-from kdlm.signal import Signal, weights_of
+from kdlm.models import Ask, layer_paths, replaced_layers
+from kdlm.signal import Rows, Signal, weights_of
 
 
 class LayerMatching(TokenMethod):
@@ -64,37 +65,42 @@ class LayerMatching(TokenMethod):
 
     def _match(self, nets: Nets, batch: Batch) -> tuple[Tensor, Signal]:
         """Return the sum over positions of the layers' mean squared difference, and what the teacher says."""
-        student, kept, rows = nets["student"], kept_rows(batch["labels"]), real_rows(batch)
-        module, whose = student.module, dense_model(nets["teacher"])
-        once_only(module)
-        layers = self._chosen(module, whose)
-        ours, theirs = ([layer_paths(one)[layer] for layer in layers] for one in (module, whose))
-        with passed(whose, theirs) as taught:
-            signal = nets["teacher"](batch, kept)
-        home = batch["input_ids"].device
-        given = [(taught[path][0].to(home), taught[path][1].to(home)) for path in theirs]
-        with fed(module, {path: x for path, (x, _) in zip(ours, given, strict=True)}), passed(module, ours) as learnt:
-            student(batch, kept)
+        student, teacher, rows = nets["student"], nets["teacher"], real_rows(batch)
+        once_only(student.module)
+        layers = self._chosen(student, teacher)
+        needed = sorted({*layers, *(layer - 1 for layer in layers if layer)})
+        ask = Ask(layers=needed, embeddings=0 in layers)
+        signal, taught = teacher.inside(batch, rows, ask, kept_rows(batch["labels"]))
+        states = dict(zip(needed, taught.hidden, strict=True)) | {-1: taught.embeddings}
+        paths, shape = layer_paths(student.module), batch["input_ids"].shape
+        given = {paths[layer]: _laid_out(states[layer - 1], rows, shape) for layer in layers}
+        with fed(student.module, given):
+            _, learnt = student.inside(batch, rows, Ask(layers=layers))
         differences = [
-            (_wide(rows.select(learnt[path][1])) - _wide(rows.select(y))).square().mean(-1)
-            for path, (_, y) in zip(ours, given, strict=True)
+            (_wide(ours) - _wide(states[layer])).square().mean(-1)
+            for layer, ours in zip(layers, learnt.hidden, strict=True)
         ]
         return rows.sum(torch.stack(differences).mean(0)), signal
 
     def _chosen(self, student: Any, teacher: Any) -> Sequence[int]:
         """Return the layers to match. Raises ValueError where there are none, or not in both."""
-        layers = replaced_layers(student.config) if self.layers is None else self.layers
+        layers = replaced_layers(student.module.config) if self.layers is None else self.layers
         if not layers:
             raise ValueError("method.layers: the student has no replaced layers (student: {name: replaced}); name some")
         for what, model in (("student", student), ("teacher", teacher)):
-            if (most := len(layer_paths(model))) <= max(layers):
-                raise ValueError(f"method.layers: {list(layers)} is out of range: the {what} has {most} layers")
-        ours, theirs = (one.config.get_text_config().hidden_size for one in (student, teacher))
-        if ours != theirs:
+            if model.num_layers <= max(layers):
+                raise ValueError(f"method.layers: {list(layers)}: the {what} has {model.num_layers} layers")
+        if student.hidden_size != teacher.hidden_size:
             raise ValueError(
-                f"method: layers of width {ours} cannot be given the states of a teacher of width {theirs}"
+                f"method: layers of width {student.hidden_size} cannot be given the states of a teacher of width "
+                f"{teacher.hidden_size}"
             )
         return layers
+
+
+def _laid_out(x: Float[Tensor, "rows width"], rows: Rows, shape: torch.Size) -> Float[Tensor, "batch length width"]:
+    """Return states at their positions of the batch, zeros where there is padding."""
+    return x.new_zeros(shape.numel(), x.shape[-1]).index_copy(0, rows.index, x).view(*shape, -1)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from kdlm.losses import Apart, relation_kl
 from kdlm.methods.method import Batch, Nets
-from kdlm.methods.structure.insides import InsideMethod, of_one_direction
+from kdlm.methods.structure.inside_method import InsideMethod, of_one_direction
 from kdlm.methods.tokens import TokenOptions
 from kdlm.models import Ask, Inside, Projections
 from kdlm.signal import Rows
@@ -21,8 +21,8 @@ class MiniLM(InsideMethod):
     tokens; relations are summed. v2 relates queries, keys and values each to themselves, in `relation_heads` heads that
     both widths are cut into, whatever heads the models have. v1 has the attention, `qk`, and `vv`, in the models' own
     heads, which have to be as many. Widths are free. Queries and keys are those before rotary embedding: where a model
-    has it, `qk` is what its attention would be if all tokens stood at one place. In causal models a token is related to
-    itself and what is before it. Grouped keys and values are cut after they are put side by side; `qk` repeats the keys.
+    has it, `qk` is what its attention would be were all tokens at one place. In causal models a token is related to
+    itself and what is before it. Grouped keys and values are cut as they stand side by side; `qk` repeats the keys.
 
     Args:
         losses: on predictions, added to the relations.
@@ -84,7 +84,7 @@ class MiniLM(InsideMethod):
 
 
 class MiniLMSection(TokenOptions):
-    """Match how one layer relates the tokens of a text to one another (MiniLM v1 and v2); losses on predictions beside."""
+    """Match how one layer relates the tokens of a text to one another (MiniLM v1, v2); losses on predictions beside."""
 
     method: ClassVar = MiniLM
     name: Literal["minilm"] = "minilm"

@@ -71,16 +71,17 @@ class SquareHead(TokenMethod):
     def _match(self, nets: Nets, batch: Batch, step: Step, *, measured: bool = False) -> Terms:
         real, kept = real_rows(batch), kept_rows(batch["labels"], weights_of(batch))
         layers = range(_common_depth(nets["student"], nets["teacher"]))
-        teacher, targets = nets["teacher"].with_layers(batch, real, layers)
-        student, hidden = nets["student"].with_layers(batch, real, layers)
+        theirs, targets = nets["teacher"].with_layers(batch, real, layers)
+        ours, hidden = nets["student"].with_layers(batch, real, layers)
         errors = torch.stack([relative_error(*pair) for pair in zip(hidden, targets, strict=True)]).sum(0)
         matched = real.sum(errors)
         terms = {"squarehead": Term(matched, "positions", self.weight)}
         metrics = {"squarehead": (matched.detach(), "positions")}
         if self.token_losses or measured:
             where = torch.searchsorted(real.index, kept.index)  # what is trained on is among the real tokens
-            measures = measures_for(type(teacher)) if measured else ()
-            logits = self.compare(take(student, where), take(teacher, where), kept, step, measures)
+            student: Any = take(ours, where)
+            measures = measures_for(type(theirs)) if measured else ()
+            logits = self.compare(student, take(theirs, where), kept, step, measures)
             terms |= logits.terms if self.token_losses else {}
             metrics |= logits.metrics
         return Terms(terms, metrics)

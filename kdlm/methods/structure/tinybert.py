@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdlm.losses import Apart, score_mse
 from kdlm.methods.method import Batch, Nets
-from kdlm.methods.structure.insides import InsideMethod, of_one_direction
+from kdlm.methods.structure.inside_method import InsideMethod, of_one_direction
 from kdlm.methods.tokens import TokenOptions
 from kdlm.models import Ask, Inside, Projections
 from kdlm.roles import Role, Trainable
@@ -126,7 +126,7 @@ def _heads(apart: Apart, *sides: Projections) -> list[tuple[Tensor, Tensor]]:
 
 
 class TinyBERTSection(TokenOptions):
-    """Match attention scores, hidden states and embeddings of mapped layers (TinyBERT); losses on predictions beside."""
+    """Match attention scores, hidden states, embeddings of mapped layers (TinyBERT); losses on predictions beside."""
 
     method: ClassVar = TinyBERT
     name: Literal["tinybert"] = "tinybert"

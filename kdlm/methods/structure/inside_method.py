@@ -38,6 +38,7 @@ class InsideMethod(TokenMethod):
 
     needs = frozenset({"teacher.layers"})
     any_text_model = True
+    paced_by = "positions"
     weighs = True
 
     def __init__(self, losses: Sequence[Loss] = (), **options: Any):
@@ -69,6 +70,9 @@ class InsideMethod(TokenMethod):
     def evaluate(self, nets: Nets, batch: Batch, step: Step) -> Terms:
         """Give the step's own terms, and all that can be said of predictions."""
         return self._match(nets, batch, step, EVALUATION, measured=True)
+
+    def summarised(self, means: dict[str, float]) -> dict[str, float]:
+        return self.of_classes.summarised(means)
 
     def _match(self, nets: Nets, batch: Batch, step: Step, draw: int, *, measured: bool = False) -> Terms:
         seen = self._seen(nets, batch, step.seed, draw)

@@ -1,0 +1,145 @@
+"""Where the teacher can be, what each place takes of the device, and which one `placement: auto` comes to."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdlm.plan.advice import advise, changed, enough, overrides
+from kdlm.plan.devices import Device, device, host_memory
+from kdlm.plan.prediction import Prediction, predict
+from kdlm.plan.report import size
+from kdlm.recipe import Recipe
+from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection
+
+CHOSEN = ("resident", "sliced")
+"""What `placement: auto` chooses from, the fastest first."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A place for the teacher.
+
+    Attributes:
+        name: of the table.
+        changes: keys of the recipe that put the teacher there.
+        found: what is foreseen of the student's device.
+        moves: what moves in an optimiser step, in words.
+        host: bytes of the host's memory that the ranks of this machine need for it together.
+        host_memory: bytes that there are.
+        pace: tokens/s, None where the teacher's own is not known.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+    found: Prediction
+    moves: str
+    host: int
+    host_memory: int
+    pace: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.found.fits and self.host <= self.host_memory
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures, in bytes."""
+        figures = {"device": self.found.total, "teacher": self.found.parts["teacher weights"], "host": self.host}
+        return figures | {"fits": self.fits, "tokens_per_second": self.pace}
+
+
+def placements(recipe: Recipe, where: Device) -> Iterator[Placement]:
+    """Yield the places of a teacher that is a model of this machine, each planned; none of any other teacher.
+
+    On a CPU there is one memory, and so no other place in it.
+    """
+    teacher, ranks = recipe.teacher, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not isinstance(teacher, LocalTeacherSection | SandboxTeacherSection):
+        return
+    here = {"teacher.placement": "resident", "teacher.device": None}
+    for name, changes in (("resident", here), ("sliced", here | {"teacher.placement": "sliced"})):
+        if name == "resident" or (where.apart and teacher.quantization == "none"):
+            found = predict(changed(recipe, changes), where)
+            moves = f"the teacher's {size(found.host)} to the device" if found.host else "nothing"
+            host = found.host * ranks
+            yield Placement(name, changes, found, moves, host, host_memory(), found.tokens_per_second)
+    if "teacher.layers" in recipe.method.build(recipe.losses, None).needs:  # which only a model at hand gives
+        return
+    if where.apart:
+        yield _elsewhere(recipe, where, "next GPU", here | {"teacher.device": "next"})
+    given = teacher.model_dump(include={"path", "model", "revision", "dtype"})
+    of = {"name": "pretrained" if "path" in given else "sandbox", **given}
+    yield _elsewhere(recipe, where, "served", {"teacher": {"name": "served", "url": "http://127.0.0.1:8100", "of": of}})
+
+
+def _elsewhere(recipe: Recipe, where: Device, name: str, changes: Mapping[str, Any]) -> Placement:
+    found = predict(changed(recipe, changes), where)
+    return Placement(name, changes, found, "hidden states of the kept tokens", 0, host_memory())
+
+
+def table(places: list[Placement]) -> Iterator[str]:
+    """Yield a line for each place: the peak of the student's device, and the teacher's part of it."""
+    if not places:
+        return
+    yield "the teacher's placement, each planned with the rest as it is; memory of the student's device:"
+    yield f"  {'':<10}{'total':>12}{'teacher':>12}{'tokens/s':>10}  {'':<14}moves in a step"
+    for one in places:
+        fits = "fits" if one.fits else "does not fit"
+        host = f", {size(one.host)} rest in the host's memory" if one.host else ""
+        columns = f"{size(one.found.total):>12}{size(one.found.parts['teacher weights']):>12}"
+        pace = "?" if one.pace is None else f"{one.pace:,.0f}"
+        yield f"  {one.name:<10}{columns}{pace:>10}  {fits:<14}{one.moves}{host}"
+
+
+def as_chosen(recipe: Recipe, places: list[Placement]) -> Recipe:
+    """Return a recipe whose `auto` is the first placement that fits, or else the last; as it is without `auto`."""
+    if getattr(recipe.teacher, "placement", None) != "auto" or not places:
+        return recipe
+    of_it = [one for one in places if one.name in CHOSEN]
+    return changed(recipe, next((one for one in of_it if one.fits), of_it[-1]).changes)
+
+
+def settled(recipe: Recipe) -> tuple[Recipe, dict[str, Any] | None]:
+    """Return a recipe in which `teacher.placement: auto` is a placement, and the figures that led to it.
+
+    As it is, without figures, where it does not say `auto`. The ranks of a run agree on what the first one foresees.
+
+    Raises ValueError where nothing fits, with what would, and where the run cannot be planned.
+    """
+    if getattr(recipe.teacher, "placement", None) != "auto":
+        return recipe, None
+    where = device("cpu" if recipe.training.model_dump().get("use_cpu") else None)
+    try:
+        places = [one for one in placements(recipe, where) if one.name in CHOSEN]
+    except ValueError as error:
+        raise ValueError(f"teacher.placement: auto needs a plan ({error}): say {' or '.join(CHOSEN)}") from error
+    if not places:
+        raise ValueError(f"teacher.placement: auto is for text models: say {' or '.join(CHOSEN)}")
+    chosen = _agreed(recipe, next((one.name for one in places if one.fits), None))
+    if chosen is None:
+        raise ValueError(_nothing_fits(recipe, places))
+    print("\n".join([f"teacher.placement: auto: {chosen}, on {where.name}, {size(where.memory)}", *table(places)]))
+    facts = {"placement": chosen, "device": where.name, "memory": where.memory}
+    facts |= {"foreseen": {one.name: one.as_dict() for one in places}}
+    return changed(recipe, {"teacher.placement": chosen}), facts
+
+
+def _agreed(recipe: Recipe, name: str | None) -> str | None:
+    """Return what the first rank has chosen: each measures its own process, and may be on the other side of a limit."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return name
+    from accelerate.utils import broadcast_object_list
+
+    _ = recipe.training.build(output_dir=str(recipe.run_dir)).device  # joins the ranks
+    return broadcast_object_list([name])[0]
+
+
+def _nothing_fits(recipe: Recipe, places: list[Placement]) -> str:
+    now = places[-1]
+    advice = advise(changed(recipe, now.changes), now.found)
+    together, then = enough(changed(recipe, now.changes), now.found.device, advice)
+    lines = [f"teacher.placement: auto: nothing fits into {size(now.found.device.memory)}", *table(places)]
+    lines += [f"  saves {size(one.saves)}: {one.what}: {one.overrides}" for one in advice]
+    fits = {**now.changes, **together} if then is not None else {}
+    lines += [f"this would fit: {overrides(fits)}"] if fits else ["or a teacher that is served (kdlm serve)"]
+    return "\n".join(lines)
