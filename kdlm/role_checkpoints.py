@@ -197,7 +197,8 @@ class RoleCheckpoints(SealedCheckpoints):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         load_optimizer(Path(checkpoint), self.networks, self.optimizer)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        scheduler: Any = self.lr_scheduler
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_student(self, folder: str) -> None:
         student = self.networks.student
