@@ -84,7 +84,8 @@ def whole_weights(networks: nn.Module, role: str) -> dict[str, Tensor] | None:
     if not isinstance(networks, FSDPModule):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    prefix, state = f"role.{role}.", get_model_state_dict(networks, options=options)
+    prefix = f"role.{role}."
+    state: dict[str, Any] = get_model_state_dict(networks, options=options)
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
