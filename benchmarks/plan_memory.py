@@ -51,7 +51,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     },
     "checkpointing": LONG | {"training.gradient_checkpointing": True},
 }
-QUICK = ("lora", "sliced")
+QUICK = ("lora", "eager")
 ENVIRONMENT = {
     **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""},
     **{"HF_HUB_OFFLINE": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},

@@ -214,9 +214,8 @@ class AheadTeacher(LocalTeacher):
         parts = readings if self.batch_size is None else regrouped(readings, self.batch_size)
         layers = sorted(wanted.layers)
         with self.at_hand():
-            answers = [self._answer(part, layers) for part in parts]
-            for _ in range(self._most(len(parts)) - len(parts)):  # others have more to read, and need this one's shards
-                self._answer(parts[-1], layers)
+            others = self._most(len(parts)) - len(parts)  # agreed on before the first: shards are gathered in each
+            answers = [self._answer(part, layers) for part in [*parts, *[parts[-1]] * others]][: len(parts)]
         return answers if self.batch_size is None else _dealt(answers, readings)
 
     def _most(self, value: int) -> int:

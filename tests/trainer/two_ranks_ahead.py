@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     rank = dist.get_rank()
     assert dist.get_world_size() == 2
     teacher, plain = AheadTeacher(sharded(load, CPU), batch_size=2, computes_on=CPU), LocalTeacher(load())
-    here, everything = held(teacher.model)
+    here, everything = held(teacher.model.parameters())
     assert here <= everything / 2 + 200, (here, everything)
     batches = [Collator(0)(rows(lengths, seed=rank)) for lengths in LENGTHS[rank]]
     for _ in range(2):
