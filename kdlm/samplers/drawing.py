@@ -92,7 +92,7 @@ class DrawnRows(Trainer):
         vocab = getattr(self.method, "vocab", None)
         reader = Reader(nets["student"], nets.get("teacher") if first else None, names=names, vocab=vocab)
         self.networks.eval()  # a training step switches dropout on again
-        sums = torch.stack([self._summed(reader, names, places) for places in order.slices.values()])
+        sums = torch.stack([self._measured(reader, names, places) for places in order.slices.values()])
         sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         means = broadcast(sums[:, 1:] / sums[:, :1].clamp(min=1)).cpu().numpy()
         if first:
@@ -100,7 +100,7 @@ class DrawnRows(Trainer):
         self._window.began += time.perf_counter() - began
         return gaps_of(means[:, 0], order.teacher)  # pyright: ignore[reportArgumentType]
 
-    def _summed(self, reader: Reader, names: tuple[str, ...], places: np.ndarray) -> Tensor:
+    def _measured(self, reader: Reader, names: tuple[str, ...], places: np.ndarray) -> Tensor:
         """Return this rank's tokens of some rows, and the sum of each measure over them."""
         collate: Any = self.data_collator
         if reader.teacher is None and isinstance(collate, Prefetched):
