@@ -11,7 +11,16 @@ from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
 from kdlm.deepspeed import shape_of
-from kdlm.models import Ask, Inside, MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
+from kdlm.models import (
+    Ask,
+    Inside,
+    MaskedLanguageModel,
+    Predictor,
+    Pretrained,
+    Sandbox,
+    VisionLanguage,
+    tensor_parallel,
+)
 from kdlm.section import Section
 from kdlm.sharding import gathered, sharded
 from kdlm.signal import Dense, Head, Hidden, Rows
@@ -135,7 +144,7 @@ class LocalTeacher:
     @property
     def in_shards(self) -> bool:
         """Whether all ranks must ask it at the same time."""
-        return self.computes_on is not None
+        return self.computes_on is not None or tensor_parallel(self.model) > 0
 
     @property
     def moves(self) -> bool:
