@@ -277,7 +277,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
                 means[name] = means[name] + value.detach() / counts[unit]
         self._computed.update(terms.terms)
         self._count = counts[self.method.paced_by]
-        return loss * self.data_ranks  # data parallelism averages gradients; the count is global
+        return cast("Tensor", loss) * self.data_ranks  # data parallelism averages gradients; the count is global
 
     def _after_step(self) -> None:
         """Move what moves once per optimiser step: averages and the method's schedule."""

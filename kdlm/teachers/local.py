@@ -18,6 +18,7 @@ from kdlm.models import (
     Predictor,
     Pretrained,
     Sandbox,
+    Sliced,
     VisionLanguage,
     tensor_parallel,
 )
@@ -234,6 +235,8 @@ class LocalOptions(Section):
             raise ValueError(
                 f"placement: {self.placement} moves plain weights: leave quantization out, or say resident"
             )
+        if getattr(self, "tensor_parallel", False) and (self.placement != "resident" or self.device is not None):
+            raise ValueError("tensor_parallel: slices stay where they are: leave placement and device out")
         return self
 
 
@@ -258,7 +261,7 @@ def _build(
     return teacher if placed else teacher.to(device)
 
 
-class LocalTeacherSection(Pretrained, LocalOptions):
+class LocalTeacherSection(Sliced, Pretrained, LocalOptions):
     """A frozen model from a hub id or a local folder."""
 
     name: Literal["local"] = "local"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -268,7 +271,7 @@ class LocalTeacherSection(Pretrained, LocalOptions):
         return _build(self, device)
 
 
-class SandboxTeacherSection(Sandbox, LocalOptions):
+class SandboxTeacherSection(Sliced, Sandbox, LocalOptions):
     """A frozen model that kdlm builds on this machine."""
 
     def build(self, device: torch.device) -> LocalTeacher:
