@@ -52,6 +52,7 @@ TINY = {
     "padded": ["teacher.model=code-teacher-tiny-padded"],
     "grpo": REWARDED,
     "rlad": REWARDED,
+    "sparse": ["student.model=code-teacher-tiny"],
     "pruned": [
         "student.source.model=code-teacher-tiny",
         "student.layers=1",

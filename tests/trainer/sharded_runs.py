@@ -240,7 +240,8 @@ def one_run(folder: Path, strategy: str, method: str, *, save: int = 0, resume: 
     held_here = check_shares(trainer, strategy)
     (folder / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(held_here))
     evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
-    check_shares(trainer, strategy)  # what evaluation gathered is given up
+    if not trainer.is_deepspeed_enabled:  # which keeps for a while what it will need again
+        check_shares(trainer, strategy)  # what evaluation gathered is given up
     if trainer.is_world_process_zero():
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
     left_by(trainer, folder)
