@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sharded_verbs
 import torch
 import two_ranks_slices
 from forks import on_ranks
@@ -13,10 +14,11 @@ from safetensors.torch import load_file
 from tiny_models import rows, tiny_model
 from transformers import AutoModelForCausalLM
 
-from kdlm import DistillTrainer, parallelism
+from kdlm import DistillTrainer, cli, parallelism
 from kdlm.data import Collator
 from kdlm.methods import LogitKD
 from kdlm.networks import Networks
+from kdlm.teachers import SandboxTeacherSection
 
 SCRIPT = Path(two_ranks_slices.__file__)
 TOLERANCE = 1e-12
@@ -100,3 +102,58 @@ def test_a_sliced_teacher_wants_a_sliced_student(arguments: Any) -> None:
     data = {"train_dataset": rows([4, 5]), "data_collator": Collator(0, layout="padded")}
     with pytest.raises(ValueError, match="the teacher is sliced over ranks and the student is not"):
         DistillTrainer(tiny_model(1), sliced(tiny_model(2)), arguments(), method=LogitKD(), **data)
+
+
+# --- from a recipe --------------------------------------------------------------------------------------------------
+
+RECIPE = """
+student: {name: sandbox, model: code-student-tiny, tensor_parallel: SLICED}
+teacher: {name: sandbox, model: code-teacher-tiny, tensor_parallel: SLICED}
+data: {train: [{path: "sandbox:code/train", limit: 2}], eval: [{path: "sandbox:code/eval", limit: 1}], max_length: 64}
+method: {name: logit_kd}
+losses: [{name: forward_kl}, {name: cross_entropy, weight: 0.1}]
+training: {max_steps: 3, per_device_train_batch_size: 4, logging_steps: 1, save_strategy: "no", use_cpu: true}
+"""
+
+
+def written(folder: Path, *, tensor_parallel: bool) -> Path:
+    """Write the recipe into a new folder, which its run goes into too."""
+    folder.mkdir()
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("SLICED", str(tensor_parallel).lower()) + f"run_dir: {folder / 'run'}\n")
+    return recipe
+
+
+def test_a_recipe_slices_both_models_and_hands_out_the_student_of_one_process(tmp_path: Path) -> None:
+    script = Path(sharded_verbs.__file__)
+    students, losses = [], []
+    for ranks in (1, 2):
+        recipe = written(tmp_path / str(ranks), tensor_parallel=ranks == 2)
+        on_ranks(ranks, script, recipe.parent, str(recipe))
+        students.append(load_file(recipe.parent / "run" / "student" / "model.safetensors"))
+        losses.append(json.loads((recipe.parent / "run" / "results.json").read_text())["eval_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert students[0].keys() == students[1].keys()
+    for name, weight in students[0].items():  # float32, after three steps of AdamW
+        torch.testing.assert_close(students[1][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_slices_of_one_process_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", str(written(tmp_path / "alone", tensor_parallel=True))]) == 2
+    assert "tensor_parallel: slices are for several ranks" in capsys.readouterr().err
+
+
+def test_cut_sequences_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
+    assert cli.main(["train", str(written(tmp_path / "cut", tensor_parallel=False))]) == 2
+    assert "parallelism_config.cp_size: context parallelism cuts every sequence" in capsys.readouterr().err
+    assert not (tmp_path / "cut" / "run").exists()
+
+
+@pytest.mark.parametrize("keys", [{"placement": "sliced"}, {"device": "cpu"}])
+def test_a_sliced_teacher_stays_where_it_is(keys: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="tensor_parallel: slices stay where they are"):
+        SandboxTeacherSection.model_validate({"model": "code-teacher-tiny", "tensor_parallel": True, **keys})
