@@ -31,12 +31,12 @@ METHODS = {
 }
 
 
-def save_models(folder: Path, *, tied: bool) -> None:
+def save_models(folder: Path, *, tied: bool, teacher_ids: int) -> None:
     """Write a student and a teacher of a few thousand weights in fp64; 61 ids do not divide by two."""
-    for seed, name, hidden, layers in ((1, "student", 16, 2), (2, "teacher", 24, 3)):
+    for seed, name, ids, hidden, layers in ((1, "student", VOCAB, 16, 2), (2, "teacher", teacher_ids, 24, 3)):
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=VOCAB, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+            vocab_size=ids, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
             num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
             initializer_range=0.3, tie_word_embeddings=tied,
         )  # fmt: skip
