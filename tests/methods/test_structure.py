@@ -272,3 +272,19 @@ def test_the_trainer_takes_both_kinds_of_student(tmp_path: Any) -> None:
         trainer.train()
         assert trainer.evaluate()["eval_kl_to_teacher"] > 0
         assert "projectors" in trainer.networks.auxiliary()
+
+
+def test_autocast_rounds_what_is_compared_and_not_the_comparison() -> None:
+    """Heads and states that differ by less than bfloat16 tells apart are compared as in float32."""
+    x, y = (one.float() for one in heads(0, 64))
+    near = tuple((one * (1 + 1e-3 * torch.randn(one.shape))) for one in (x, y))
+    for compare in (relation_kl, score_mse):
+        exact = compare((x, y), near, REAL, causal=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = compare((x, y), near, REAL, causal=True)
+        torch.testing.assert_close(found, exact)
+    method, rows = TinyBERT(attention=0.0, embeddings=0.0), batch()
+    networks = nets(llama(1), llama(1), method)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = parts(method, {**networks, "projectors": networks["projectors"].float()}, rows)["hidden"]
+    assert found.dtype == torch.float32
