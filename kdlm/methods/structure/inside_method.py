@@ -102,6 +102,8 @@ class InsideMethod(TokenMethod):
             hidden = masked(texts, texts.hidden(seed, draw), student.mask_id)
             weight = {} if texts.weight is None else {"weight": texts.weight}
             return Seen(hidden.batch | weight, hidden.rows, hidden.weights)
+        if student.tells_classes and self.token_losses:
+            raise ValueError("losses: the student tells classes, and these texts have none: leave losses out")
         return Seen(batch, None if student.tells_classes else kept_rows(labels, weights_of(batch)))
 
     def _comparable(self, nets: Nets, batch: Batch, listens: bool) -> bool:
