@@ -254,6 +254,14 @@ def test_a_teacher_that_answers_ahead_is_asked_about_texts_with_classes_too(tmp_
     assert torch.equal(*ended)
 
 
+def test_texts_of_a_padding_free_batch_do_not_see_each_other_in_a_classifier() -> None:
+    """transformers keeps them apart by their positions in causal models alone."""
+    method = TinyBERT()
+    networks = nets(bert(1), masked_lm(2, hidden=16), method) | {"teacher": freeze(bert(2)).view}
+    whole = total(method, networks, [batch()])
+    torch.testing.assert_close(total(method, networks, [batch(layout="padding_free")]), whole, rtol=1e-9, atol=1e-12)
+
+
 def test_a_classifier_learns_classes_beside_the_inside_and_is_judged() -> None:
     method = TinyBERT([ForwardKL()])
     networks = nets(bert(1), bert(2), method)
