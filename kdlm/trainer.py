@@ -221,7 +221,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         for batch in batches:
             read: Any = self._prepare_inputs(batch)
             read = read["theirs"] if "chunks" in read else read  # a teacher with a tokenizer of its own
-            asked.append((read, kept_rows(read["labels"])))
+            if read["labels"].dim() > 1:  # else classes of texts, and no token is predicted
+                asked.append((read, kept_rows(read["labels"])))
         with self.accelerator.autocast():
             self.teacher.answer_ahead(asked)
 

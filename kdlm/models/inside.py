@@ -5,7 +5,7 @@ of the projections: before rotary embedding, and before the norm that some model
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,9 +94,16 @@ def stack_of(body: Any) -> tuple[nn.Module, str]:
 
 
 def attends_backwards(body: Any) -> bool:
-    """Whether a transformer's tokens see only what is before them: what its first layer's attention says."""
+    """Whether a transformer's tokens see only what is before them: what the attention of its first layer with one says.
+
+    Raises ValueError where no layer has attention.
+    """
     owner, name = stack_of(body)
-    return bool(_attention(getattr(owner, name)[0])[0].is_causal)
+    layers = list(getattr(owner, name))
+    for layer in layers[:-1]:
+        with suppress(ValueError):  # another mixer stands for attention there
+            return bool(_attention(layer)[0].is_causal)
+    return bool(_attention(layers[-1])[0].is_causal)
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,11 @@ class Recorded:
         found = [rows.select(self.kept[layer, name]) for name in names]
         if len(found) == 1:
             found = list(found[0].split([heads * size, kv_heads * size, kv_heads * size], -1))
+        if found[0].shape[-1] != heads * size:
+            raise ValueError(
+                f"layer {layer}: its projection gives {found[0].shape[-1]} numbers for {heads} heads of {size}: there "
+                "is more in it than queries (a gate), and attention cannot be compared"
+            )
         return Projections(found[0], found[1], found[2], heads, kv_heads)
 
 

@@ -61,6 +61,12 @@ class Masking(TrainerCallback):
         return hook
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        last = self.section.share_at(state.max_steps - 1, state.max_steps)
+        if state.max_steps and last < self.section.target:
+            raise ValueError(
+                f"sparsity.schedule: in {state.max_steps} steps it comes to {last:g} and not to {self.section.target:g}: "
+                "leave levels out, or train longer"
+            )
         self._advance(state, control)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -143,6 +143,8 @@ def test_methods_read_it_by_its_hidden_states(folder) -> None:
         ({"learners": 5}, "student.learners: 48 neurons are not divided by 5"),
         ({"layers": [2]}, "student.layers: .2."),
         ({"layers": []}, "student.layers"),
+        ({"lora": {}}, "lora: learners are parts of weights"),
+        ({"quantization_aware": {}}, "quantization_aware: learners are parts of weights"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(folder, options, said) -> None:
