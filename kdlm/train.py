@@ -235,6 +235,8 @@ def assemble(recipe: Recipe) -> Assembly:
         trainer.guard(recipe.guards)
     if recipe.sparsity is not None:
         trainer.sparsify(recipe.sparsity)
+    if (balance := getattr(recipe.student, "router_balance", None)) is not None:
+        trainer.balance_routers(balance)
     if "classes" in data.made_with:
         name_classes(trainer, data.made_with["classes"])
     for callback in (PrinterCallback, ProgressCallback):

@@ -42,6 +42,7 @@ from kdlm.parallelism import refuse_beside_slices, refuse_cuts, refuse_with_slic
 from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
+from kdlm.router_balance import RouterBalance
 from kdlm.samplers import DrawnRows
 from kdlm.sharding import refuse_pretence, require_shards
 from kdlm.sparsity import SparsitySection
@@ -76,6 +77,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         {"labels", "images", "texts", "samples", "pairs", "preferences", "visual"}
     )
     """What a method may need that is not the teacher's: data may hold any of these."""
+    balance: RouterBalance | None = None
+    """What keeps the routers of a mixture of experts in balance."""
 
     def __init__(
         self,
@@ -166,6 +169,13 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         self.sparsity = Masking(self, section)
         self.add_callback(self.sparsity)
 
+    def balance_routers(self, weight: float) -> None:
+        """Add a balance loss of a mixture of experts' routers, with this weight. To be called before training.
+
+        Raises ValueError where the student is none.
+        """
+        self.balance = RouterBalance(self.networks.student, weight)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, after the method has prepared its rows."""
         self.prepare()
@@ -246,6 +256,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             self.guards.note(inputs)
         step = self._step()
         advance = phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
+        advance = advance if self.balance is None else self.balance.beside(advance, inputs)
         while True:
             sums, terms = model(advance)
             terms = terms.given_out(sums)

@@ -24,7 +24,6 @@ from kdlm.models.loading import (
     Loading,
     Pretrained,
     PretrainedStudent,
-    Pruned,
     Sandbox,
     SandboxStudent,
     Sliced,
@@ -36,6 +35,8 @@ from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoder
 from kdlm.models.masked_language_models import MaskedLanguageModel, MaskedStudent
 from kdlm.models.modes import evaluating
 from kdlm.models.prediction import Predictor, layer_paths, mask_id_of, tensor_parallel
+from kdlm.models.prediction import Predictor, layer_paths, mask_id_of
+from kdlm.models.pruned import Pruned
 from kdlm.models.replaced import Replaced
 from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
