@@ -47,6 +47,8 @@ class SealedCheckpoints(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, seal, and only then delete old checkpoints."""
+        # Whether the best checkpoint is this one the Trainer asks by its folder, before FSDP2's pieces make it.
+        (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -195,7 +197,8 @@ class RoleCheckpoints(SealedCheckpoints):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         load_optimizer(Path(checkpoint), self.networks, self.optimizer)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        scheduler: Any = self.lr_scheduler
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_student(self, folder: str) -> None:
         student = self.networks.student

@@ -144,8 +144,8 @@ def refuse_pretence(accelerator: Any) -> None:
     if getattr(accelerator.state, "fsdp_plugin", None) is None:
         raise ValueError(
             f"training.fsdp: FSDP was asked for, and accelerate does not shard in {ranks()} process(es) on "
-            f"{accelerator.device.type}: start ranks on GPUs, by torchrun or accelerate launch, or leave it out (torchrun "
-            "on a CPU runs DDP)"
+            f"{accelerator.device.type}: start ranks on GPUs, by torchrun or accelerate launch, or leave it "
+            "out (torchrun on a CPU runs DDP)"
         )
     if not accelerator.is_fsdp2:
         raise ValueError("training.fsdp_config.version: 1 is not supported: leave it out, or set 2")

@@ -129,6 +129,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
         self._trainable = trainable_names(self.networks)
         self._active: frozenset[str] | None = None
+        self._zero: deepspeed.RoleSteps | None = None
         self._means: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # this rank's share of the step's means
         self._followed: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # as they are, and not logged
         self._count = torch.zeros(())  # of what is trained on in the step, by all ranks
@@ -239,8 +240,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             loss = self._reduce(terms, num_items_in_batch)
             if not terms.more:
                 return (loss, None) if return_outputs else loss
-            if self.is_deepspeed_enabled:  # which would step here
-                self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=False)
+            if self._zero is not None:  # DeepSpeed would step here
+                self._zero.backward(loss, sync_gradients=False)
             else:
                 self.accelerator.backward(loss)
 
@@ -323,8 +324,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         if zero:
             several = len(self.networks.role) > 1 and self.args.max_grad_norm > 0
             limits = clipping_limits(self.networks, self.method, self.args.max_grad_norm) if several else {}
-            steps = deepspeed.RoleSteps(self.model_wrapped, lambda: self._active or frozenset(), limits)
-            self.accelerator.deepspeed_engine_wrapped = steps
+            self._zero = deepspeed.RoleSteps(self.model_wrapped, lambda: self._active or frozenset(), limits)
+            self.accelerator.deepspeed_engine_wrapped = cast("Any", self._zero)
         if zero and resumed is not None:
             self._load_from_checkpoint(resumed)
             self._load_optimizer_and_scheduler(resumed)
@@ -333,8 +334,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if len(self.networks.role) == 1:
             return super()._clip_grad_norm(model)
-        if self.is_deepspeed_enabled:  # it has made its step by now
-            norms = self.accelerator.deepspeed_engine_wrapped.norms
+        if self._zero is not None:  # DeepSpeed has made its step by now
+            norms = self._zero.norms
         else:
             self.accelerator.unscale_gradients()
             norms = clip_by_role(self.networks, self.method, self._active or frozenset(), self.args.max_grad_norm)

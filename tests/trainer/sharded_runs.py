@@ -1,8 +1,8 @@
 """The same few steps by one process and by several ranks, sharded in every way: for tests and benchmarks.
 
-`sharded_runs.py FOLDER STRATEGY METHOD...` is one rank (see `forks.on_ranks`), or all there is: one run after the other,
-each in a folder of its method. With `save` and a step, or `resume` and a run's folder and a step, in place of a single
-method's further ones: a run that leaves a checkpoint, or goes on from it. The global batch is eight
+`sharded_runs.py FOLDER STRATEGY METHOD...` is one rank (see `forks.on_ranks`), or all there is: one run after another,
+each in a folder of its method. `FOLDER STRATEGY METHOD save STEP` leaves checkpoints every so many steps, and
+`FOLDER STRATEGY METHOD resume CHECKPOINT` goes on from one. The global batch is eight
 rows, whatever the ranks; of the second step's rows the first half has no token to train on, and so have the ranks that
 read it. Rank 0 leaves the loss of every step and every network's weights, and each rank what it held.
 
@@ -240,7 +240,8 @@ def one_run(folder: Path, strategy: str, method: str, *, save: int = 0, resume: 
     held_here = check_shares(trainer, strategy)
     (folder / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(held_here))
     evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
-    check_shares(trainer, strategy)  # what evaluation gathered is given up
+    if not trainer.is_deepspeed_enabled:  # which keeps for a while what it will need again
+        check_shares(trainer, strategy)  # what evaluation gathered is given up
     if trainer.is_world_process_zero():
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
     left_by(trainer, folder)

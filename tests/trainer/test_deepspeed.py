@@ -19,7 +19,10 @@ from zero_cases import ALONE, CASES, curve, data, made, zero
 from kdlm import DistillTrainer, checkpoints, deepspeed
 from kdlm.sandbox import build
 
-pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+pytestmark = [
+    pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed"),
+    pytest.mark.timeout(600),  # ranks import for most of it
+]
 SCRIPT = Path(__file__).with_name("ranks_zero.py")
 HANGS = 280.0
 """Seconds after which ranks are taken to hang; on a busy machine they need most of them to import."""

@@ -149,10 +149,10 @@ def shares(trainer: DistillTrainer, ranks: int) -> dict[str, tuple[int, int]]:
 def _share(parameters: Any, ranks: int, cut: bool) -> tuple[int, int]:
     here = everything = 0
     for p in parameters:
-        own = p.ds_tensor.numel() if cut else p.numel()
         everything += shape_of(p).numel()
-        assert own == (-(-p.ds_numel // ranks) if cut else shape_of(p).numel()) and (not cut or p.numel() == 0)
-        here += own
+        here += (own := p.ds_tensor.numel() if cut else p.numel())
+        assert own == (-(-p.ds_numel // ranks) if cut else p.numel()), f"{own} of {shape_of(p)}"
+        assert not cut or p.numel() == 0, f"{shape_of(p)} is still whole"
     return here, everything
 
 

@@ -7,6 +7,7 @@ import pytest
 import sharded_runs
 import torch
 from forks import on_ranks
+from safetensors.torch import load_file
 from tiny_models import tiny_model
 from transformers import TrainingArguments
 
@@ -23,7 +24,7 @@ TOLERANCE = 1e-5
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process comes to, by method."""
     folder = tmp_path_factory.mktemp("one")
-    on_ranks(1, SCRIPT, folder, "one process", *sharded_runs.METHODS)
+    on_ranks(1, SCRIPT, folder, "one process", *sharded_runs.METHODS, seconds=300)
     return folder
 
 
@@ -40,7 +41,7 @@ def test_every_method_takes_the_steps_of_one_process(
     one_process: Path, tmp_path: Path, strategy: str, ranks: int
 ) -> None:
     """Losses, evaluation and weights; in the second step a rank has no token, and evaluation has an odd row."""
-    on_ranks(ranks, SCRIPT, tmp_path, strategy, *sharded_runs.METHODS)
+    on_ranks(ranks, SCRIPT, tmp_path, strategy, *sharded_runs.METHODS, seconds=300)
     for method in sharded_runs.METHODS:
         here, there = sharded_runs.read(tmp_path / method), sharded_runs.read(one_process / method)
         curve, weights = sharded_runs.differences(here, there)
@@ -89,3 +90,39 @@ def test_a_sharded_teacher_needs_ranks() -> None:
 def test_a_placement_that_cannot_be_is_refused(keys: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SandboxTeacherSection.model_validate({"model": "code-teacher-tiny", **keys})
+
+
+@pytest.mark.slow
+def test_kdlm_train_hands_out_the_best_student_of_shards(tmp_path: Path) -> None:
+    """Adapters merged, in pieces until then: the plain model folder of one process."""
+    students = []
+    for ranks in (1, 2):
+        sharding = {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}} if ranks > 1 else {}
+        recipe = {
+            "student": {"name": "sandbox", "model": "code-student-tiny", "dtype": "float32", "lora": {"rank": 4}},
+            "teacher": {"name": "sandbox", "model": "code-teacher-tiny", "dtype": "float32"},
+            "data": {
+                "train": [{"path": "sandbox:code/train", "limit": 3}],
+                "eval": [{"path": "sandbox:code/eval", "limit": 1}],
+                "max_length": 64,
+            },
+            "method": {"name": "logit_kd"},
+            "losses": [{"name": "forward_kl"}],
+            "training": {
+                **{"max_steps": 2, "per_device_train_batch_size": 8 // ranks, "use_cpu": True, "logging_steps": 1},
+                **{"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "learning_rate": 1e-3},
+                **{"load_best_model_at_end": True, "metric_for_best_model": "loss"},
+                **sharding,
+            },
+            "run_dir": str(tmp_path / f"run-{ranks}"),
+        }
+        recipe["teacher"] |= {"placement": "sharded"} if ranks > 1 else {}
+        (tmp_path / f"{ranks}.yaml").write_text(json.dumps(recipe))
+        words = (tmp_path, str(tmp_path / f"{ranks}.yaml"))
+        on_ranks(ranks, SCRIPT.with_name("sharded_verbs.py"), *words, seconds=300)
+        students.append(load_file(tmp_path / f"run-{ranks}" / "student" / "model.safetensors"))
+    assert students[0].keys() == students[1].keys()
+    for name, weight in students[0].items():
+        torch.testing.assert_close(
+            students[1][name], weight, rtol=TOLERANCE, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
