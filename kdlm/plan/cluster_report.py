@@ -14,7 +14,7 @@ def lines(spread: Spread) -> Iterator[str]:
     settings = rank.settings
     yield (
         f"{cluster.gpus} x {rank.device.name}, {size(rank.device.memory)} each, on {cluster.nodes} machine(s); "
-        f"{settings.batch} sequences of {settings.length} tokens on each, {settings.accumulation} times an optimiser step"
+        f"{settings.batch} sequences of {settings.length} tokens on each, {settings.accumulation} times a step"
     )
     teacher = f", teacher {spread.placement}" if spread.placement else ""
     yield f"{spread.strategy.name}{teacher}; peak of a GPU's memory, {rank.peak}:"
@@ -50,8 +50,8 @@ def _pace(spread: Spread) -> Iterator[str]:
     )
     rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in LINKS.items())
     yield (
-        f"assumed, not measured: {OF_PEAK:.0%} of the peak rate, {OF_BANDWIDTH:.0%} of the bandwidth, {OF_LINK:.0%} of the "
-        f"links, in GB/s of a GPU: {rates}; {FRAGMENTATION:.0%} of fragmentation"
+        f"assumed, not measured: {OF_PEAK:.0%} of the peak rate, {OF_BANDWIDTH:.0%} of the bandwidth, "
+        f"{FRAGMENTATION:.0%} of fragmentation, {OF_LINK:.0%} of the links, in GB/s of a GPU: {rates}"
     )
 
 
