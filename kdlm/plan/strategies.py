@@ -40,8 +40,7 @@ def strategy_of(recipe: Recipe) -> Strategy:
     """Return the strategy that a recipe's training arguments come to; accelerate's launcher may ask for another."""
     given: Any = recipe.training
     if given.deepspeed:
-        config = (
-            given.deepspeed if isinstance(given.deepspeed, Mapping) else json.loads(Path(given.deepspeed).read_text())
-        )
+        said = given.deepspeed
+        config = said if isinstance(said, Mapping) else json.loads(Path(said).read_text())
         return STRATEGIES[f"zero{config['zero_optimization']['stage']}"]
     return STRATEGIES["fsdp2" if given.fsdp else "ddp"]
