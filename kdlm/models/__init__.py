@@ -35,7 +35,6 @@ from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoder
 from kdlm.models.masked_language_models import MaskedLanguageModel, MaskedStudent
 from kdlm.models.modes import evaluating
 from kdlm.models.prediction import Predictor, layer_paths, mask_id_of, tensor_parallel
-from kdlm.models.prediction import Predictor, layer_paths, mask_id_of
 from kdlm.models.pruned import Pruned
 from kdlm.models.replaced import Replaced
 from kdlm.models.retokenised import Retokenised
