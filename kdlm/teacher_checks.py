@@ -63,8 +63,9 @@ def capacity(recipe: Recipe, method: Method | None) -> Iterator[str]:
         return
     sizes = {}
     for key, model in (("student", recipe.student), *teachers_of(recipe.teacher)):
+        read: Any = getattr(model, "config", None)
         try:
-            config, _ = opened(model.config, model)  # pyright: ignore[reportAttributeAccessIssue]
+            config = opened(read, model)[0] if callable(read) else None
             sizes[key] = None if config is None else capacity_gap.parameters(config)
         except (AttributeError, ValueError, ImportError):  # of another kind; what is wrong is said elsewhere
             sizes[key] = None
