@@ -12,7 +12,7 @@ from transformers import Trainer
 from kdlm import deepspeed
 from kdlm.methods import Method
 from kdlm.networks import Networks, clip_by_role, clipping_limits, schedule_by_role, split_by_role, trainable_names
-from kdlm.sharding import refuse_pretence, require_shards
+from kdlm.sharding import refuse_pretence, require_shards, settle
 
 
 class ShardedTraining(Trainer):
@@ -30,9 +30,18 @@ class ShardedTraining(Trainer):
     def __init__(self, **options: Any):
         super().__init__(**options)
         refuse_pretence(self.accelerator)
+        settle(self.accelerator)
+        for average in self.networks.averages.values():
+            average.to(self.args.device)  # FSDP2 moves what it shards, and the Trainer then nothing
         if self.is_deepspeed_enabled:
             plugin, writes = self.accelerator.state.deepspeed_plugin, "rollouts" in self.method.needs
-            deepspeed.settle(plugin, len(self.networks.role), writes=writes)
+            limit = self.args.max_grad_norm
+            deepspeed.settle(plugin, len(self.networks.role), limit=limit, writes=writes)
+        if self.method.runs_parts and self.is_fsdp_enabled:
+            raise ValueError(
+                f"training.fsdp: {type(self.method).__name__} runs parts of a layer by themselves, and FSDP2 gathers "
+                "whole layers: use DeepSpeed or data parallelism"
+            )
         if self.args.n_gpu > 1:
             raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
         self._trainable = trainable_names(self.networks)
