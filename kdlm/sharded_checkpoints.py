@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from kdlm import checkpoints
 from kdlm.sharding import ranks
@@ -66,14 +67,14 @@ def load_optimizer(folder: Path, networks: nn.Module, optimizer: Any) -> None:
             k: v for k, v in state["state"].items() if any(n.startswith(f"optimizer.state.{k}.") for n in saved)
         }
         dcp.load({"optimizer": state}, storage_reader=reader, no_dist=ranks() == 1)
-        set_optimizer_state_dict(networks, optimizer, state)
+        set_optimizer_state_dict(networks, optimizer, state, options=StateDictOptions(strict=False))
         return
     state = {}
     if _reads(networks):
         name = f"{OPTIMIZER}.bin" if kind == "consolidated" else f"{OPTIMIZER}.pt"
         state = torch.load(folder / name, map_location="cpu", weights_only=True)
         state = state if kind == "consolidated" else _by_name(state, networks, optimizer)
-    set_optimizer_state_dict(networks, optimizer, state, options=_whole(networks))
+    set_optimizer_state_dict(networks, optimizer, state, options=_whole(networks, strict=False))
 
 
 def whole_weights(networks: nn.Module, role: str) -> dict[str, Tensor] | None:
@@ -81,10 +82,11 @@ def whole_weights(networks: nn.Module, role: str) -> dict[str, Tensor] | None:
 
     Every rank must ask.
     """
-    if not isinstance(networks, FSDPModule):
+    if not isinstance(networks, FSDPModule) and not any(isinstance(p, DTensor) for p in networks.parameters()):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    prefix, state = f"role.{role}.", get_model_state_dict(networks, options=options)
+    prefix = f"role.{role}."
+    state: dict[str, Any] = get_model_state_dict(networks, options=options)
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -93,8 +95,9 @@ def _reads(networks: nn.Module) -> bool:
     return not isinstance(networks, FSDPModule) or torch.distributed.get_rank() == 0
 
 
-def _whole(networks: nn.Module) -> StateDictOptions:
-    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=isinstance(networks, FSDPModule))
+def _whole(networks: nn.Module, *, strict: bool = True) -> StateDictOptions:
+    shared = isinstance(networks, FSDPModule)
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=shared, strict=strict)
 
 
 def _plain(folder: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments
 
 from kdlm import deepspeed
@@ -22,7 +23,7 @@ from kdlm.evaluation.summed import SummedEvaluation
 from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
-from kdlm.models import mask_id_of
+from kdlm.models import mask_id_of, tensor_parallel
 from kdlm.networks import (
     Networks,
     check_answers,
@@ -37,9 +38,11 @@ from kdlm.networks import (
     split_by_role,
     trainable_names,
 )
+from kdlm.parallelism import refuse_beside_slices, refuse_cuts, refuse_with_slices
 from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
+from kdlm.router_balance import RouterBalance
 from kdlm.samplers import DrawnRows
 from kdlm.sharding import refuse_pretence, require_shards
 from kdlm.sparsity import SparsitySection
@@ -74,6 +77,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         {"labels", "images", "texts", "samples", "pairs", "preferences", "visual"}
     )
     """What a method may need that is not the teacher's: data may hold any of these."""
+    balance: RouterBalance | None = None
+    """What keeps the routers of a mixture of experts in balance."""
 
     def __init__(
         self,
@@ -105,7 +110,9 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         if args.deepspeed_plugin is not None:
             deepspeed.refuse(args, model)
+        refuse_cuts(args, model)
         self.networks = Networks(model, self.method, self.teacher)
+        refuse_beside_slices(args, self.networks, self.teacher, self.method.needs)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:
             self.method.vocab = common_vocab(self.networks.views, processing_class)
         if isinstance(self.method, AlignedMethod) and isinstance(data_collator, PairCollator):
@@ -145,6 +152,11 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         return self.networks.student
 
     @property
+    def data_ranks(self) -> int:
+        """How many ranks read rows of their own: under tensor parallelism all read the same."""
+        return 1 if tensor_parallel(self.student) else self.accelerator.num_processes
+
+    @property
     def exported(self) -> Any:
         """The network that a finished run hands out: the student, or what the method says in its place."""
         return self.networks.module_of(self.method.exported)
@@ -156,6 +168,13 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         """
         self.sparsity = Masking(self, section)
         self.add_callback(self.sparsity)
+
+    def balance_routers(self, weight: float) -> None:
+        """Add a balance loss of a mixture of experts' routers, with this weight. To be called before training.
+
+        Raises ValueError where the student is none.
+        """
+        self.balance = RouterBalance(self.networks.student, weight)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, after the method has prepared its rows."""
@@ -173,6 +192,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         if getattr(self.teacher, "in_shards", False):
             name = type(self.method).__name__
             raise ValueError(f"teacher.placement: {name} makes its rows on one rank, and a sharded teacher is of all")
+        refuse_with_slices(self.student, type(self.method).__name__)
         self.networks.eval()
         context = Preparation(
             self.networks.views,
@@ -223,7 +243,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         if not units:
             return {}
         totals = torch.stack([torch.stack([c[unit].to(device) for c in counted]).sum() for unit in units])
-        return dict(zip(units, self.accelerator.reduce(totals, reduction="sum"), strict=True))
+        totals = totals if self.data_ranks == 1 else self.accelerator.reduce(totals, reduction="sum")
+        return dict(zip(units, totals, strict=True))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Counts | None = None
@@ -235,6 +256,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             self.guards.note(inputs)
         step = self._step()
         advance = phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
+        advance = advance if self.balance is None else self.balance.beside(advance, inputs)
         while True:
             sums, terms = model(advance)
             terms = terms.given_out(sums)
@@ -268,7 +290,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
                 means[name] = means[name] + value.detach() / counts[unit]
         self._computed.update(terms.terms)
         self._count = counts[self.method.paced_by]
-        return loss * self.accelerator.num_processes  # data parallelism averages gradients; the count is global
+        return cast("Tensor", loss) * self.data_ranks  # data parallelism averages gradients; the count is global
 
     def _after_step(self) -> None:
         """Move what moves once per optimiser step: averages and the method's schedule."""
@@ -278,13 +300,13 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         self.networks.move_averages(self._active or frozenset(), step.index)
         self.networks.take_snapshots(step.index)
         self.method.stepped(step, means)
-        self._window.add(self._means, self._count / self.accelerator.num_processes)
+        self._window.add(self._means, self._count / self.data_ranks)
         self._means.clear()
         self._followed.clear()
 
     def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum each value over the ranks, in one message."""
-        if not values or self.accelerator.num_processes == 1:
+        if not values or self.data_ranks == 1:
             return values
         names = sorted(values)
         stacked = torch.stack([values[name].to(self.args.device, torch.float64) for name in names])
@@ -331,6 +353,12 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             self._load_from_checkpoint(resumed)
             self._load_optimizer_and_scheduler(resumed)
         return prepared
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Begin with rank 0's copy of what tensor parallelism leaves whole; the ranks' gradients to it are the same."""
+        for parameter in model.parameters():
+            if not isinstance(parameter, DTensor):
+                torch.distributed.broadcast(parameter.data, src=0)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if len(self.networks.role) == 1:

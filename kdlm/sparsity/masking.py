@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from kdlm.data import Prefetched
 from kdlm.models import Predictor
 from kdlm.packs.quantization import from_bits, to_bits
+from kdlm.parallelism import refuse_with_slices
 from kdlm.sparsity.calibration import input_norms
 from kdlm.sparsity.layers import apply, magnitudes, prunable
 from kdlm.sparsity.masks import Masks, masks_of
@@ -40,6 +41,7 @@ class Masking(TrainerCallback):
                 "sparsity: masks are made of whole weights, and FSDP and DeepSpeed cut them up: use data parallelism "
                 "(torchrun without a sharding configuration)"
             )
+        refuse_with_slices(trainer.networks.student, "sparsity")
         self.trainer, self.section = trainer, section
         self.layers = prunable(trainer.networks.student, section)
         self.student = trainer.networks.views["student"]

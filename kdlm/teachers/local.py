@@ -11,7 +11,17 @@ from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
 from kdlm.deepspeed import shape_of
-from kdlm.models import Ask, Inside, MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
+from kdlm.models import (
+    Ask,
+    Inside,
+    MaskedLanguageModel,
+    Predictor,
+    Pretrained,
+    Sandbox,
+    Sliced,
+    VisionLanguage,
+    tensor_parallel,
+)
 from kdlm.section import Section
 from kdlm.sharding import gathered, sharded
 from kdlm.signal import Dense, Head, Hidden, Rows
@@ -135,7 +145,7 @@ class LocalTeacher:
     @property
     def in_shards(self) -> bool:
         """Whether all ranks must ask it at the same time."""
-        return self.computes_on is not None
+        return self.computes_on is not None or tensor_parallel(self.model) > 0
 
     @property
     def moves(self) -> bool:
@@ -225,6 +235,8 @@ class LocalOptions(Section):
             raise ValueError(
                 f"placement: {self.placement} moves plain weights: leave quantization out, or say resident"
             )
+        if getattr(self, "tensor_parallel", False) and (self.placement != "resident" or self.device is not None):
+            raise ValueError("tensor_parallel: slices stay where they are: leave placement and device out")
         return self
 
 
@@ -249,7 +261,7 @@ def _build(
     return teacher if placed else teacher.to(device)
 
 
-class LocalTeacherSection(Pretrained, LocalOptions):
+class LocalTeacherSection(Sliced, Pretrained, LocalOptions):
     """A frozen model from a hub id or a local folder."""
 
     name: Literal["local"] = "local"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -259,7 +271,7 @@ class LocalTeacherSection(Pretrained, LocalOptions):
         return _build(self, device)
 
 
-class SandboxTeacherSection(Sandbox, LocalOptions):
+class SandboxTeacherSection(Sliced, Sandbox, LocalOptions):
     """A frozen model that kdlm builds on this machine."""
 
     def build(self, device: torch.device) -> LocalTeacher:

@@ -7,6 +7,7 @@ import pytest
 import sharded_runs
 import torch
 from forks import on_ranks
+from safetensors.torch import load_file
 from tiny_models import tiny_model
 from transformers import TrainingArguments
 
@@ -58,11 +59,12 @@ def test_a_checkpoint_goes_on_with_any_number_of_ranks(tmp_path: Path, saved: st
     """Saved on 2 after the first of five steps (one of two networks has not moved), resumed on 4 and on 1."""
     if (saved, method) == ("one process", "lora"):
         pytest.skip("adapters alone are refused under FSDP, see below")
-    on_ranks(1 if saved == "one process" else 2, SCRIPT, tmp_path, saved, method, "save", "1")
-    unbroken, checkpoint = sharded_runs.read(tmp_path), tmp_path / "run" / "checkpoint-1"
+    on_ranks(1 if saved == "one process" else 2, SCRIPT, tmp_path, saved, "save", "1", method)
+    unbroken = sharded_runs.read(tmp_path / method)
     for ranks, strategy in ((4, "fsdp2, sharded checkpoints"), (1, "one process")):
-        on_ranks(ranks, SCRIPT, (again := tmp_path / str(ranks)), strategy, method, "resume", str(checkpoint))
-        curve, weights = sharded_runs.differences(sharded_runs.read(again), unbroken)
+        (again := tmp_path / str(ranks)).mkdir()
+        on_ranks(ranks, SCRIPT, again, strategy, "resume", str(tmp_path), "1", method)
+        curve, weights = sharded_runs.differences(sharded_runs.read(again / method), unbroken)
         assert curve < TOLERANCE and weights < TOLERANCE, f"{ranks} ranks: {curve:.1e} {weights:.1e}"
 
 
@@ -89,3 +91,39 @@ def test_a_sharded_teacher_needs_ranks() -> None:
 def test_a_placement_that_cannot_be_is_refused(keys: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SandboxTeacherSection.model_validate({"model": "code-teacher-tiny", **keys})
+
+
+@pytest.mark.slow
+def test_kdlm_train_hands_out_the_best_student_of_shards(tmp_path: Path) -> None:
+    """Adapters merged, in pieces until then: the plain model folder of one process."""
+    students = []
+    for ranks in (1, 2):
+        sharding = {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}} if ranks > 1 else {}
+        recipe = {
+            "student": {"name": "sandbox", "model": "code-student-tiny", "dtype": "float32", "lora": {"rank": 4}},
+            "teacher": {"name": "sandbox", "model": "code-teacher-tiny", "dtype": "float32"},
+            "data": {
+                "train": [{"path": "sandbox:code/train", "limit": 3}],
+                "eval": [{"path": "sandbox:code/eval", "limit": 1}],
+                "max_length": 64,
+            },
+            "method": {"name": "logit_kd"},
+            "losses": [{"name": "forward_kl"}],
+            "training": {
+                **{"max_steps": 2, "per_device_train_batch_size": 8 // ranks, "use_cpu": True, "logging_steps": 1},
+                **{"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "learning_rate": 1e-3},
+                **{"load_best_model_at_end": True, "metric_for_best_model": "loss"},
+                **sharding,
+            },
+            "run_dir": str(tmp_path / f"run-{ranks}"),
+        }
+        recipe["teacher"] |= {"placement": "sharded"} if ranks > 1 else {}
+        (tmp_path / f"{ranks}.yaml").write_text(json.dumps(recipe))
+        words = (tmp_path, str(tmp_path / f"{ranks}.yaml"))
+        on_ranks(ranks, SCRIPT.with_name("sharded_verbs.py"), *words, seconds=300)
+        students.append(load_file(tmp_path / f"run-{ranks}" / "student" / "model.safetensors"))
+    assert students[0].keys() == students[1].keys()
+    for name, weight in students[0].items():
+        torch.testing.assert_close(
+            students[1][name], weight, rtol=TOLERANCE, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
