@@ -7,7 +7,18 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from kdlm.models import Adaptive, Lora, Predictor, Pretrained, adapt, adaptive_layers, chosen, fake_quantise
+from kdlm.models import (
+    Adaptive,
+    Lora,
+    Predictor,
+    Pretrained,
+    Pruned,
+    Replaced,
+    adapt,
+    adaptive_layers,
+    chosen,
+    fake_quantise,
+)
 from kdlm.models.adaptive import AdaptiveMLP
 from kdlm.models.fake_quantised import QuantizationAware
 
@@ -156,6 +167,10 @@ def test_an_adaptive_model_is_not_divided_twice(folder, tmp_path) -> None:
     student(folder).save_pretrained(tmp_path / "left")
     with pytest.raises(ValueError, match="adaptive already"):
         student(tmp_path / "left")
+    source = {"name": "pretrained", "path": str(tmp_path / "left")}
+    for section in (Pruned(source=source, layers=1), Replaced(source=source, layers=[1])):
+        with pytest.raises(ValueError, match=r"student\.source: its layers are adaptive"):
+            section.load()
 
 
 @pytest.mark.parametrize(
