@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
 from kdlm import checkpoints, deepspeed, preference_settings, reward_settings
-from kdlm.check import check
+from kdlm.check import check, refuse_packing
 from kdlm.data import Data, DataSection, ImageTextSection, TextClassesSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
@@ -188,6 +188,8 @@ def assemble(recipe: Recipe) -> Assembly:
     tokenizer, data = loaded(recipe)
     student, lora = opened_student(recipe, data), getattr(recipe.student, "lora", None)
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
+    for key, model in (("student", student), ("teacher", getattr(teacher, "model", None))):
+        refuse_packing(recipe, key, getattr(model, "config", None))  # `check` has not seen what was not there yet
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(tied(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher))

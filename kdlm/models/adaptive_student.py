@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kdlm.models.adaptive import AdaptiveMLP, adaptive_layers
 from kdlm.models.loading import AnySource, StudentOptions
@@ -30,13 +30,6 @@ class Adaptive(StudentOptions):
     """Layers, counted from 0, whose feed-forward part is replaced; by default all."""
     learners: int = Field(4, ge=2)
     """Groups of neurons of equal size; the number of neurons is a multiple of it."""
-
-    @model_validator(mode="after")
-    def _whole_weights(self) -> "Adaptive":
-        for name in ("lora", "quantization_aware"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name}: learners are parts of weights, which it would not reach: leave it out")
-        return self
 
     def config(self) -> Any:
         return described(self.source.config(), self.layers, self.learners)

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from kdlm.models.adaptive import refuse_parts
 from kdlm.section import Section
 
 
@@ -52,8 +53,10 @@ class QuantizationAware(Section):
 def fake_quantise(model: Any, section: QuantizationAware) -> Any:
     """Put fake quantisation into `model`, in place, and return it; names and weights stay what they were.
 
-    Raises ValueError for a name that no layer ends in, and for a group size that does not divide a layer's inputs.
+    Raises ValueError for a name that no layer ends in, for a group size that does not divide a layer's inputs, and for
+    adaptive layers.
     """
+    refuse_parts(model, "quantization_aware")
     configs = section.configs()
     from torchao.quantization import quantize_
     from torchao.quantization.qat import QATConfig, QATStep

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -139,7 +140,8 @@ class Recorded:
 def recording(body: Any, ask: Ask) -> Iterator[Recorded]:
     """Keep what is asked, and no more, of the forward passes in the context.
 
-    Raises ValueError for a layer that there is not, and for attention whose projections have unknown names.
+    Raises ValueError for a layer that there is not, for attention whose projections have unknown names, and for
+    reentrant gradient checkpointing around it.
     """
     recorded = Recorded(ask, [])
     if not (ask.layers or ask.attention or ask.embeddings):
@@ -202,7 +204,14 @@ def _heads(module: Any) -> tuple[int, int, int]:
 
 
 def _output(kept: dict[Any, Any], key: Any) -> Any:
+    graph = torch.is_grad_enabled()
+
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        if graph and not torch.is_grad_enabled():
+            raise ValueError(
+                "training.gradient_checkpointing_kwargs: use_reentrant: true runs layers without a graph, and what is "
+                "read inside them would have no gradient: set it to false"
+            )
         kept[key] = output[0] if isinstance(output, tuple) else output
 
     return hook

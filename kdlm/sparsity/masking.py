@@ -64,8 +64,8 @@ class Masking(TrainerCallback):
         last = self.section.share_at(state.max_steps - 1, state.max_steps)
         if state.max_steps and last < self.section.target:
             raise ValueError(
-                f"sparsity.schedule: in {state.max_steps} steps it comes to {last:g} and not to {self.section.target:g}"
-                ": leave levels out, or train longer"
+                f"sparsity.schedule: in {state.max_steps} steps it comes to {last:g} and not to "
+                f"{self.section.target:g}: leave levels out, or train longer"
             )
         self._advance(state, control)
 

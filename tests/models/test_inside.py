@@ -199,3 +199,16 @@ def test_a_model_whose_first_layer_is_no_attention_is_causal_too_and_gated_queri
     assert student.causal
     with pytest.raises(ValueError, match="layer 2: its projection gives 32 numbers for 4 heads of 4"):
         student.inside(batch(), real_rows(batch()), Ask(attention=(2,)))
+
+
+def test_checkpointing_that_runs_layers_without_a_graph_is_refused_where_one_is_read_inside() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**FEED)).train()
+    rows, student = real_rows(batch()), Predictor(model)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    _, inside = student.inside(batch(), rows, Ask(attention=(0,)), rows)
+    inside.attention[0].q.sum().backward()
+    assert model.model.layers[0].self_attn.q_proj.weight.grad is not None
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    student.inside(batch(), rows, Ask(layers=(0,)), rows)
+    with pytest.raises(ValueError, match="use_reentrant: true runs layers without a graph"):
+        student.inside(batch(), rows, Ask(attention=(0,)), rows)
