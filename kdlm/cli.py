@@ -54,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
         verbs.plan, "predict memory and time of a run", "kdlm plan recipe.yaml [--gpu GPU] [--json] [key=value ...]"
     )
     planned.add_argument("--gpu", help="H100, cpu, '24 GiB, 165 TFLOP/s, 1008 GB/s' ... (default: this machine's)")
+    planned.add_argument("--gpus", type=int, help="so many of them: a table of strategies and places of the teacher")
+    planned.add_argument("--per-node", type=int, help="of which each machine has so many (default: 8)")
     planned.add_argument("--json", action="store_true", help="for programs")
     drawn = verb(
         verbs.sample, "sample the student of a finished or running run", "kdlm sample recipe.yaml [key=value ...]"

@@ -26,6 +26,7 @@ from kdlm.models.loading import (
     PretrainedStudent,
     Sandbox,
     SandboxStudent,
+    Sliced,
     device_of,
     named,
     telling_files,
@@ -33,7 +34,7 @@ from kdlm.models.loading import (
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
 from kdlm.models.masked_language_models import MaskedLanguageModel, MaskedStudent
 from kdlm.models.modes import evaluating
-from kdlm.models.prediction import Predictor, layer_paths, mask_id_of
+from kdlm.models.prediction import Predictor, layer_paths, mask_id_of, tensor_parallel
 from kdlm.models.pruned import Pruned
 from kdlm.models.replaced import Replaced
 from kdlm.models.retokenised import Retokenised
@@ -99,6 +100,7 @@ __all__ = [
     "Replaced",
     "Retokenised",
     "Sandbox",
+    "Sliced",
     "SyntheticImages",
     "SyntheticStudent",
     "TextClassifier",
@@ -126,6 +128,7 @@ __all__ = [
     "read_head",
     "replaced_layers",
     "telling_files",
+    "tensor_parallel",
     "view",
     "whole",
     "without_adapters",

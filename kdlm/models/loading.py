@@ -1,5 +1,6 @@
 """Where a model comes from: a hub id or folder, the sandbox, or a fresh config."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -160,14 +161,36 @@ class StudentOptions(Section):
     the scale of its own `router_aux_loss_coef` (0.01, 0.001), which nothing else here adds."""
 
 
-class PretrainedStudent(Pretrained, StudentOptions):
+class Sliced(Section):
+    """What opens a model may slice it over ranks."""
+
+    tensor_parallel: bool = False
+    """Slice every layer and the head over all ranks, which then read the same rows, by transformers' own plan for the
+    architecture. For models too wide for one GPU; see docs/sharding.md."""
+
+    def load(self, **extra: Any) -> "PreTrainedModel":
+        """Open the weights, on each rank its slices. Raises ValueError where one process is all there is."""
+        opened: Any = super()
+        if not self.tensor_parallel:
+            return opened.load(**extra)
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        if ranks == 1:
+            raise ValueError("tensor_parallel: slices are for several ranks, and this is one process: leave it out")
+        if getattr(self, "quantization", "none") != "none":
+            raise ValueError("tensor_parallel: slices are of plain weights: leave quantization out")
+        from transformers.distributed import DistributedConfig
+
+        return opened.load(distributed_config=DistributedConfig(tp_size=ranks), **extra)
+
+
+class PretrainedStudent(Sliced, Pretrained, StudentOptions):
     """A checkpoint to train further: hub id or local folder."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Data type of the trained weights; float32 with `training.bf16` is the safe pair. `auto`: the checkpoint's own."""
 
 
-class SandboxStudent(Sandbox, StudentOptions):
+class SandboxStudent(Sliced, Sandbox, StudentOptions):
     """A student architecture that kdlm builds on this machine."""
 
 

@@ -62,6 +62,8 @@ def pruned_config(config: Any, layers: int | list[int] | None, width: "Width") -
     """Return the student's configuration and the kept layers. Raises ValueError where a size cannot be had."""
     if config.model_type not in SUPPORTED:
         raise ValueError(f"student: pruning knows {', '.join(SUPPORTED)}, not {config.model_type}")
+    if getattr(config, "adaptive", None):
+        raise ValueError("student.source: its layers are adaptive, and cannot be cut: take the model they were made of")
     new, keep = copy.deepcopy(config), kept_layers(layers, config.num_hidden_layers)
     new.num_hidden_layers = len(keep)
     if getattr(config, "layer_types", None):

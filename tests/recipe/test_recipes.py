@@ -52,6 +52,7 @@ TINY = {
     "padded": ["teacher.model=code-teacher-tiny-padded"],
     "grpo": REWARDED,
     "rlad": REWARDED,
+    "sliced": ["teacher.model=code-teacher-tiny"],
     "sparse": ["student.model=code-teacher-tiny"],
     "pruned": [
         "student.source.model=code-teacher-tiny",
