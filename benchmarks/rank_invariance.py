@@ -23,6 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,8 @@ def teacher_alone(placement: str, folder: Path) -> None:
     before = psutil.Process().memory_info().rss
     teacher = answered()
     here, everything = held(teacher.model.parameters())
+    dist.barrier()
+    time.sleep(1)  # gloo's threads let the last gather go when they next come to run
     grown = psutil.Process().memory_info().rss - before
     (folder / f"{rank}.json").write_text(json.dumps({"held": here * 4, "bytes": everything * 4, "grown": grown}))
     dist.barrier()

@@ -49,8 +49,13 @@ class SealedCheckpoints(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, seal, and only then delete old checkpoints."""
+        run = Path(self._get_output_dir(trial))
+        folder = run / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.clear(folder)
+        self.accelerator.wait_for_everyone()
         # Whether the best checkpoint is this one the Trainer asks by its folder, before FSDP2's pieces make it.
-        (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -58,8 +63,7 @@ class SealedCheckpoints(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            run = Path(self._get_output_dir(trial))
-            checkpoints.seal(run / f"checkpoint-{self.state.global_step}")
+            checkpoints.seal(folder)
             checkpoints.prune(run, limit, self.state.best_model_checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -184,7 +188,7 @@ class RoleCheckpoints(SealedCheckpoints):
         """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""
         folder = Path(str(self.state.best_model_checkpoint))
         if self.is_deepspeed_enabled:
-            super()._load_best_model()
+            deepspeed.load(self.model_wrapped, folder)  # also where other ranks saved it, before a resume
             checkpoints.load_auxiliary(folder, self.networks.averages)
         elif self.is_fsdp_enabled:
             load_weights(folder, self.networks)

@@ -61,19 +61,22 @@ def capacity(recipe: Recipe, method: Method | None) -> Iterator[str]:
     """
     if method is None or "teacher" not in method.needs:
         return
-    sizes = {}
-    for key, model in (("student", recipe.student), *teachers_of(recipe.teacher)):
-        try:
-            config, _ = opened(model.config, model)  # pyright: ignore[reportAttributeAccessIssue]
-            sizes[key] = None if config is None else capacity_gap.parameters(config)
-        except (AttributeError, ValueError, ImportError):  # of another kind; what is wrong is said elsewhere
-            sizes[key] = None
+    sizes = {key: _size(model) for key, model in (("student", recipe.student), *teachers_of(recipe.teacher))}
     student, teachers = sizes.pop("student"), {key: size for key, size in sizes.items() if size}
     if not student or not teachers:
         return
     yield from capacity_gap.advice(student, teachers)
     if careful := capacity_gap.warning(student, teachers):
         yield f"teacher: note: {careful}"
+
+
+def _size(model: Any) -> int | None:
+    """Return how many weights a causal language model has, None of any other or where it cannot be known here."""
+    try:
+        config, _ = opened(model.config, model) if callable(getattr(model, "config", None)) else (None, "")
+        return None if config is None else capacity_gap.parameters(config)
+    except (ValueError, ImportError):  # what is wrong is said elsewhere
+        return None
 
 
 def signals(recipe: Recipe, method: Method | None) -> Iterator[str]:

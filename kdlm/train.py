@@ -11,7 +11,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
-from kdlm import checkpoints, preference_settings, reward_settings
+from kdlm import checkpoints, deepspeed, preference_settings, reward_settings
 from kdlm.check import check, refuse_packing
 from kdlm.data import Data, DataSection, ImageTextSection, TextClassesSection, load_data
 from kdlm.data.chat import template_text
@@ -87,6 +87,7 @@ def train(
     if stage is not None and checkpoint is None:
         stage.take(trainer.networks)
     writes = trainer.is_world_process_zero()
+    trainer.accelerator.wait_for_everyone()  # until all have seen what the folder holds
     if writes:
         if stage is not None:
             stage.begins()
@@ -316,7 +317,8 @@ def _opened_whole(recipe: Recipe) -> Recipe:
 def loaded_student(recipe: Recipe, data: Data) -> Any:
     """Return the student as it begins: its weights, or what its section makes of the training rows."""
     section: Any = recipe.student
-    return section.load_from(data.train, recipe.seed) if hasattr(section, "load_from") else section.load()
+    with deepspeed.loading_whole():
+        return section.load_from(data.train, recipe.seed) if hasattr(section, "load_from") else section.load()
 
 
 def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> Any:

@@ -3,7 +3,8 @@
 Runs any method on given data. What differs from `transformers.Trainer`: the loss is a sum of named terms, each divided
 by one global count of the whole optimiser step (so that micro-batches, padding, packing and ranks do not change the
 gradient); several networks train under one optimiser, by role; evaluation weighs tokens, not batches
-(`kdlm.evaluation`); checkpoints are sealed and hold the method's state (`kdlm.role_checkpoints`).
+(`kdlm.evaluation`); checkpoints are sealed and hold the method's state (`kdlm.role_checkpoints`); ranks may hold shares
+of everything (`kdlm.sharded_training`).
 """
 
 from collections import defaultdict
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments
 
 from kdlm import deepspeed
@@ -30,13 +30,8 @@ from kdlm.networks import (
     check_needs,
     check_plan,
     check_sides,
-    clip_by_role,
-    clipping_limits,
     common_vocab,
     counts_of,
-    schedule_by_role,
-    split_by_role,
-    trainable_names,
 )
 from kdlm.parallelism import refuse_beside_slices, refuse_cuts, refuse_with_slices
 from kdlm.preparation import prepared_rows
@@ -44,7 +39,7 @@ from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.router_balance import RouterBalance
 from kdlm.samplers import DrawnRows
-from kdlm.sharding import refuse_pretence, require_shards
+from kdlm.sharded_training import ShardedTraining
 from kdlm.sparsity import SparsitySection
 from kdlm.sparsity.masking import Masking
 from kdlm.teachers import freeze
@@ -55,7 +50,7 @@ if TYPE_CHECKING:
 Counts = dict[str, Tensor]
 
 
-class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
+class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoints):
     """Trains a student with a method.
 
     Args:
@@ -126,22 +121,12 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             processing_class=processing_class,
             **options,
         )
-        refuse_pretence(self.accelerator)
         if hasattr(self.teacher, "to"):
             self.teacher.to(self.args.device)
-        if self.is_deepspeed_enabled:
-            plugin, writes = self.accelerator.state.deepspeed_plugin, "rollouts" in self.method.needs
-            deepspeed.settle(plugin, len(self.networks.role), writes=writes)
-        if self.args.n_gpu > 1:
-            raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
-        self._trainable = trainable_names(self.networks)
-        self._active: frozenset[str] | None = None
-        self._zero: deepspeed.RoleSteps | None = None
         self._means: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # this rank's share of the step's means
         self._followed: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # as they are, and not logged
         self._count = torch.zeros(())  # of what is trained on in the step, by all ranks
         self._computed: set[str] = set()  # names of the terms that some step had
-        self._norms: dict[str, Tensor] = {}  # of each role's last gradient
         self._window = Window(self.method.paced_by)
         self._prepared = type(self.method).prepare is Method.prepare
         self.add_callback(_AfterStep(self))
@@ -263,23 +248,13 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             loss = self._reduce(terms, num_items_in_batch)
             if not terms.more:
                 return (loss, None) if return_outputs else loss
-            if self._zero is not None:  # DeepSpeed would step here
-                self._zero.backward(loss, sync_gradients=False)
-            else:
-                self.accelerator.backward(loss)
+            self._backward_within(loss)
 
     def _step(self, index: int | None = None) -> Step:
         """Return where the run stands, or will stand after `index` optimiser steps."""
         epoch, index = int(self.state.epoch or 0), self.state.global_step if index is None else index
         epochs = max(1, int(self.state.num_train_epochs or 1))
         return Step(index, max(1, self.state.max_steps), epoch, self.args.seed, epochs)
-
-    def _activate(self, index: int) -> frozenset[str]:
-        active = self.method.active(index)
-        if active != self._active:
-            self.networks.activate(active, self._trainable)
-            self._active = active
-        return active
 
     def _reduce(self, terms: Terms, counts: Counts) -> Tensor:
         """Return the loss whose gradient, averaged over ranks, is that of the global mean."""
@@ -318,58 +293,6 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             logs |= self._window.readings(self._reduced) | {name: norm.item() for name, norm in self._norms.items()}
             self._window = Window(self.method.paced_by)
         super().log(logs, start_time)
-
-    # Optimiser
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """One optimiser for all roles: the Trainer's own, its groups split and tagged by role."""
-        fresh = self.optimizer is None
-        optimizer: Any = super().create_optimizer(model)
-        if fresh:
-            optimizer.param_groups[:] = split_by_role(optimizer.param_groups, self.networks, self.method)
-        return optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's schedule; where roles take turns, each counts its own steps."""
-        if not self.method.alternates or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        optimizer = optimizer or self.optimizer
-        self.lr_scheduler = schedule_by_role(optimizer, self.method, self.args, num_training_steps)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """The Trainer's, with what was asked to be sharded; DeepSpeed's engine steps by role and loads all of a run."""
-        zero, resumed = self.is_deepspeed_enabled, resume_from_checkpoint
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None if zero else resumed)
-        if self.is_fsdp_enabled:
-            require_shards(self.networks)
-        if zero:
-            several = len(self.networks.role) > 1 and self.args.max_grad_norm > 0
-            limits = clipping_limits(self.networks, self.method, self.args.max_grad_norm) if several else {}
-            self._zero = deepspeed.RoleSteps(self.model_wrapped, lambda: self._active or frozenset(), limits)
-            self.accelerator.deepspeed_engine_wrapped = cast("Any", self._zero)
-        if zero and resumed is not None:
-            self._load_from_checkpoint(resumed)
-            self._load_optimizer_and_scheduler(resumed)
-        return prepared
-
-    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
-        """Begin with rank 0's copy of what tensor parallelism leaves whole; the ranks' gradients to it are the same."""
-        for parameter in model.parameters():
-            if not isinstance(parameter, DTensor):
-                torch.distributed.broadcast(parameter.data, src=0)
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if len(self.networks.role) == 1:
-            return super()._clip_grad_norm(model)
-        if self._zero is not None:  # DeepSpeed has made its step by now
-            norms = self._zero.norms
-        else:
-            self.accelerator.unscale_gradients()
-            norms = clip_by_role(self.networks, self.method, self._active or frozenset(), self.args.max_grad_norm)
-        self._norms |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
-        return torch.stack(list(norms.values())).norm()
 
 
 class _AfterStep(TrainerCallback):

@@ -86,7 +86,7 @@ def strangers(run: Planned) -> list[str]:
         return []
     before, now = load(described), run.recipe
     theirs: Any = before.teacher
-    if getattr(now.teacher, "placement", None) == "auto" and hasattr(theirs, "placement"):  # the run has settled it
+    if getattr(now.teacher, "placement", None) == "auto" and hasattr(theirs, "placement"):  # the run settled it
         before = before.model_copy(update={"teacher": theirs.model_copy(update={"placement": "auto"})})
     if resolved(before) == resolved(now):
         return []

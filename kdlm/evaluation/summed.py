@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from kdlm.deepspeed import cuts_weights
 from kdlm.evaluation.in_step import in_step
 from kdlm.evaluation.section import EvaluationSection, unknown
 from kdlm.evaluation.watch import Watch, share_of
@@ -55,6 +56,11 @@ class SummedEvaluation(Trainer):
         Raises ValueError, naming the key, where student or training arguments do not allow it.
         """
         section.settle(self.args)
+        if section.generations is not None and cuts_weights(self.accelerator):
+            raise ValueError(
+                "evaluation.generations: under ZeRO-3 ranks cannot write texts of different length: use ZeRO-2, or "
+                "leave it out"
+            )
         self._evaluation = section
         if section.reads_text:
             refuse_with_slices(self.networks.student, "evaluation")

@@ -59,7 +59,7 @@ def fake_quantise(model: Any, section: QuantizationAware) -> Any:
     refuse_parts(model, "quantization_aware")
     configs = section.configs()
     from torchao.quantization import quantize_
-    from torchao.quantization.qat import QATConfig
+    from torchao.quantization.qat import QATConfig, QATStep
 
     chosen = _chosen(model, section)
     wrong = {name: layer.in_features for name, layer in chosen.items() if layer.in_features % section.group_size}
@@ -68,7 +68,7 @@ def fake_quantise(model: Any, section: QuantizationAware) -> Any:
         raise ValueError(
             f"student.quantization_aware.group_size: {section.group_size} does not divide the {inputs} inputs of {name}"
         )
-    quantize_(model, QATConfig(**configs, step="prepare"), lambda _, name: name in chosen)
+    quantize_(model, QATConfig(**configs, step=QATStep.PREPARE), lambda _, name: name in chosen)
     return model
 
 

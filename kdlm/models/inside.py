@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from kdlm.signal import Rows
 
@@ -159,6 +160,9 @@ def recording(body: Any, ask: Ask) -> Iterator[Recorded]:
             for part in names:
                 hook = _output(kept, (layer, part))
                 hooks.callback(getattr(module, part).register_forward_hook(hook).remove)
+                if isinstance(modules[layer], FSDPModule):
+                    gather = _gathering(modules[layer])
+                    hooks.callback(getattr(module, part).register_forward_hook(gather).remove)
         if ask.embeddings:
             hooks.callback(modules[0].register_forward_pre_hook(_input(kept), with_kwargs=True).remove)
         yield recorded
@@ -209,6 +213,20 @@ def _output(kept: dict[Any, Any], key: Any) -> Any:
                 "read inside them would have no gradient: set it to false"
             )
         kept[key] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _gathering(layer: Any) -> Any:
+    """Have a layer in shards (FSDP2) whole in the backward pass: it waits for a gradient of its output, and gets none
+    where its projections alone are read."""
+
+    def backward(gradient: Tensor) -> None:
+        layer.unshard()
+
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(backward)
 
     return hook
 

@@ -17,7 +17,8 @@ CLASS_HEADS = ("classifier", "score")
 def prunable(model: nn.Module, section: SparsitySection, *, trains: bool = True) -> dict[str, nn.Linear]:
     """Return the linear layers that a section names, by their names: by default all but the head.
 
-    `trains`: whether their weights have to train; a method that takes turns may have left the student frozen.
+    Args:
+        trains: whether their weights have to train; a method that takes turns may have left the student frozen.
 
     Raises ValueError where there is none, an entry of `modules` names none, or one cannot be pruned.
     """

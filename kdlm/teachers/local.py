@@ -81,7 +81,9 @@ class LocalTeacher:
         return self.model.device if self.computes_on is None else self.computes_on
 
     def fingerprint(self) -> str:
-        """Return what tells its weights from others."""
+        """Return what tells its weights from others. Raises ValueError where no rank has them whole."""
+        if self.in_shards:
+            raise ValueError("teacher.placement: a sharded teacher has no fingerprint: use resident")
         return fingerprint_of(self.model)
 
     @property
@@ -124,8 +126,7 @@ class LocalTeacher:
         wanted = None if predicted is None else _moved(predicted, away)
         signal, inside = self._predict.inside(there, _moved(rows, away), ask, wanted)
         if isinstance(signal, Hidden):
-            whole = signal.head if self.computes_on is None else gathered(signal.head)
-            signal = Hidden(signal.hidden.to(home), self._head_on(home, whole))
+            signal = Hidden(signal.hidden.to(home), self._head_on(home, self._whole(signal.head)))
             if self._dense:
                 signal = Dense(signal.head.logits(signal.hidden))
         elif signal is not None:
@@ -158,6 +159,10 @@ class LocalTeacher:
         if self.moves:
             self.model.to(device)  # pyright: ignore[reportArgumentType]  transformers' decorator hides the signature
         return self
+
+    def _whole(self, head: Head) -> Head:
+        """Return the head with all of its weights on this rank."""
+        return head if self.computes_on is None else gathered(head)
 
     def _head_on(self, device: torch.device, head: Head) -> Head:
         """Return the head on the student's device; a teacher that lives elsewhere keeps one copy of it there."""

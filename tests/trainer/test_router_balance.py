@@ -56,7 +56,7 @@ def gradient(collated: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
 
         def advance(batch=batch):
             student.module.base_model(
-                **{name: value for name, value in batch.items() if name != "labels"}, use_cache=False
+                **{name: value for name, value in batch.items() if name not in ("labels", "weight")}, use_cache=False
             )
             return Terms({})
 
@@ -86,6 +86,14 @@ def test_the_gradient_is_the_same_however_rows_are_batched_padded_or_laid_end_to
         for ours, theirs in zip(gradient(batches), apart, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert apart[1].abs().max() > 0
+
+
+def test_a_row_of_weight_two_counts_as_two_rows():
+    padded = Collator(0)
+    weighed = [row | {"weight": float(2 if number == 1 else 1)} for number, row in enumerate(rows())]
+    twice = [*rows(), rows()[1]]
+    for ours, theirs in zip(gradient([padded(weighed)]), gradient([padded(twice)]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def trained(tmp_path, *, weight: float | None, checkpointing: bool = False) -> tuple[DistillTrainer, dict]:

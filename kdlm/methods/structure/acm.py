@@ -63,6 +63,7 @@ class ACM(TokenMethod):
         diversity_weight=0.05, **options,
     ):  # fmt: skip
         super().__init__(losses, **options)
+        self.runs_parts = stage != "whole"
         self.stage, self.tau, self.budget = stage, tau, budget
         self.budget_weight, self.entropy_weight, self.diversity_weight = budget_weight, entropy_weight, diversity_weight
         self.needs = frozenset({"labels", "teacher"} if any(loss.needs_teacher for loss in losses) else {"labels"})
