@@ -14,6 +14,7 @@ from transformers.utils import PushToHubMixin
 
 from kdlm import checkpoints, deepspeed
 from kdlm.methods import Method
+from kdlm.models import tensor_parallel
 from kdlm.networks import Networks
 from kdlm.sharded_checkpoints import kind_of, load_optimizer, load_weights, whole_weights
 
@@ -31,18 +32,19 @@ class SealedCheckpoints(Trainer):
         return None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.args.should_save:  # every rank comes here
+        writes, student = self.args.should_save, self.student
+        if not writes and not tensor_parallel(student):  # every rank comes here, to gather slices or for nothing
             return
         folder = Path(output_dir or self.args.output_dir or ".")
-        student = self.student
         if isinstance(student, PreTrainedModel):
             # Not by the names of an older release, which resuming would not find in the model.
-            student.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+            options: Any = {"save_original_format": False, "is_main_process": writes}
+            student.save_pretrained(folder, state_dict=state_dict, **options)
         elif hasattr(student, "save_pretrained"):
             student.save_pretrained(folder, state_dict=state_dict)
         else:
             checkpoints.save_module(student, folder)
-        if self.processing_class is not None:
+        if self.processing_class is not None and writes:
             self.processing_class.save_pretrained(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

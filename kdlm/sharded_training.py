@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from kdlm import deepspeed
@@ -79,6 +80,12 @@ class ShardedTraining(Trainer):
             self._load_from_checkpoint(resumed)
             self._load_optimizer_and_scheduler(resumed)
         return prepared
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Begin with rank 0's copy of what tensor parallelism leaves whole; the ranks' gradients to it are the same."""
+        for parameter in model.parameters():
+            if not isinstance(parameter, DTensor):
+                torch.distributed.broadcast(parameter.data, src=0)
 
     def _activate(self, index: int) -> frozenset[str]:
         active = self.method.active(index)

@@ -23,7 +23,7 @@ from kdlm.evaluation.summed import SummedEvaluation
 from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
-from kdlm.models import mask_id_of
+from kdlm.models import mask_id_of, tensor_parallel
 from kdlm.networks import (
     Networks,
     check_answers,
@@ -33,9 +33,11 @@ from kdlm.networks import (
     common_vocab,
     counts_of,
 )
+from kdlm.parallelism import refuse_beside_slices, refuse_cuts, refuse_with_slices
 from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
+from kdlm.router_balance import RouterBalance
 from kdlm.samplers import DrawnRows
 from kdlm.sharded_training import ShardedTraining
 from kdlm.sparsity import SparsitySection
@@ -70,6 +72,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         {"labels", "images", "texts", "samples", "pairs", "preferences", "visual"}
     )
     """What a method may need that is not the teacher's: data may hold any of these."""
+    balance: RouterBalance | None = None
+    """What keeps the routers of a mixture of experts in balance."""
 
     def __init__(
         self,
@@ -101,7 +105,9 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         if args.deepspeed_plugin is not None:
             deepspeed.refuse(args, model)
+        refuse_cuts(args, model)
         self.networks = Networks(model, self.method, self.teacher)
+        refuse_beside_slices(args, self.networks, self.teacher, self.method.needs)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:
             self.method.vocab = common_vocab(self.networks.views, processing_class)
         if isinstance(self.method, AlignedMethod) and isinstance(data_collator, PairCollator):
@@ -131,6 +137,11 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         return self.networks.student
 
     @property
+    def data_ranks(self) -> int:
+        """How many ranks read rows of their own: under tensor parallelism all read the same."""
+        return 1 if tensor_parallel(self.student) else self.accelerator.num_processes
+
+    @property
     def exported(self) -> Any:
         """The network that a finished run hands out: the student, or what the method says in its place."""
         return self.networks.module_of(self.method.exported)
@@ -142,6 +153,13 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         """
         self.sparsity = Masking(self, section)
         self.add_callback(self.sparsity)
+
+    def balance_routers(self, weight: float) -> None:
+        """Add a balance loss of a mixture of experts' routers, with this weight. To be called before training.
+
+        Raises ValueError where the student is none.
+        """
+        self.balance = RouterBalance(self.networks.student, weight)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, after the method has prepared its rows."""
@@ -159,6 +177,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         if getattr(self.teacher, "in_shards", False):
             name = type(self.method).__name__
             raise ValueError(f"teacher.placement: {name} makes its rows on one rank, and a sharded teacher is of all")
+        refuse_with_slices(self.student, type(self.method).__name__)
         self.networks.eval()
         context = Preparation(
             self.networks.views,
@@ -197,7 +216,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         for batch in batches:
             read: Any = self._prepare_inputs(batch)
             read = read["theirs"] if "chunks" in read else read  # a teacher with a tokenizer of its own
-            asked.append((read, kept_rows(read["labels"])))
+            if read["labels"].dim() > 1:  # else classes of texts, and no token is predicted
+                asked.append((read, kept_rows(read["labels"])))
         with self.accelerator.autocast():
             self.teacher.answer_ahead(asked)
 
@@ -208,7 +228,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         if not units:
             return {}
         totals = torch.stack([torch.stack([c[unit].to(device) for c in counted]).sum() for unit in units])
-        return dict(zip(units, self.accelerator.reduce(totals, reduction="sum"), strict=True))
+        totals = totals if self.data_ranks == 1 else self.accelerator.reduce(totals, reduction="sum")
+        return dict(zip(units, totals, strict=True))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Counts | None = None
@@ -220,6 +241,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
             self.guards.note(inputs)
         step = self._step()
         advance = phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
+        advance = advance if self.balance is None else self.balance.beside(advance, inputs)
         while True:
             sums, terms = model(advance)
             terms = terms.given_out(sums)
@@ -243,7 +265,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
                 means[name] = means[name] + value.detach() / counts[unit]
         self._computed.update(terms.terms)
         self._count = counts[self.method.paced_by]
-        return loss * self.accelerator.num_processes  # data parallelism averages gradients; the count is global
+        return cast("Tensor", loss) * self.data_ranks  # data parallelism averages gradients; the count is global
 
     def _after_step(self) -> None:
         """Move what moves once per optimiser step: averages and the method's schedule."""
@@ -253,13 +275,13 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         self.networks.move_averages(self._active or frozenset(), step.index)
         self.networks.take_snapshots(step.index)
         self.method.stepped(step, means)
-        self._window.add(self._means, self._count / self.accelerator.num_processes)
+        self._window.add(self._means, self._count / self.data_ranks)
         self._means.clear()
         self._followed.clear()
 
     def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum each value over the ranks, in one message."""
-        if not values or self.accelerator.num_processes == 1:
+        if not values or self.data_ranks == 1:
             return values
         names = sorted(values)
         stacked = torch.stack([values[name].to(self.args.device, torch.float64) for name in names])

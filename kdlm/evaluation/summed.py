@@ -22,7 +22,9 @@ from kdlm.guards.callback import CollapseGuards
 from kdlm.guards.section import GuardsSection
 from kdlm.losses import kept_rows
 from kdlm.methods import Method
+from kdlm.models import tensor_parallel
 from kdlm.networks import Networks, counts_of
+from kdlm.parallelism import refuse_with_slices
 from kdlm.progress import Window
 from kdlm.samples import SampleLog
 from kdlm.signal import Rows
@@ -61,6 +63,7 @@ class SummedEvaluation(Trainer):
             )
         self._evaluation = section
         if section.reads_text:
+            refuse_with_slices(self.networks.student, "evaluation")
             nets, vocab = self.networks.views, getattr(self.method, "vocab", None)
             teacher = nets.get("teacher")
             self._watch = Watch(section, self, nets["student"], teacher, vocab=vocab, other=other, judge=judge)
@@ -70,6 +73,7 @@ class SummedEvaluation(Trainer):
 
         Raises ValueError, naming the key, for what cannot be read in this run.
         """
+        refuse_with_slices(self.networks.student, "guards")
         self.guards = CollapseGuards(self, section)
         self.add_callback(self.guards)
 
@@ -113,7 +117,7 @@ class SummedEvaluation(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         if any(dataset is own for own in (splits.values() if isinstance(splits, dict) else [splits])):
             dataset = self._evaluation.chosen(dataset)
-        return share_of(dataset, self.args, self.data_collator)
+        return share_of(dataset, self.args, self.data_collator, all_alike=tensor_parallel(self.networks.student) > 0)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's; the time it takes is not counted into the pace of training."""

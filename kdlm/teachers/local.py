@@ -11,7 +11,17 @@ from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
 from kdlm.deepspeed import shape_of
-from kdlm.models import Ask, Inside, MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
+from kdlm.models import (
+    Ask,
+    Inside,
+    MaskedLanguageModel,
+    Predictor,
+    Pretrained,
+    Sandbox,
+    Sliced,
+    VisionLanguage,
+    tensor_parallel,
+)
 from kdlm.section import Section
 from kdlm.sharding import gathered, sharded
 from kdlm.signal import Dense, Head, Hidden, Rows
@@ -136,7 +146,7 @@ class LocalTeacher:
     @property
     def in_shards(self) -> bool:
         """Whether all ranks must ask it at the same time."""
-        return self.computes_on is not None
+        return self.computes_on is not None or tensor_parallel(self.model) > 0
 
     @property
     def moves(self) -> bool:
@@ -230,6 +240,8 @@ class LocalOptions(Section):
             raise ValueError(
                 f"placement: {self.placement} moves plain weights: leave quantization out, or say resident"
             )
+        if getattr(self, "tensor_parallel", False) and (self.placement != "resident" or self.device is not None):
+            raise ValueError("tensor_parallel: slices stay where they are: leave placement and device out")
         return self
 
 
@@ -254,7 +266,7 @@ def _build(
     return teacher if placed else teacher.to(device)
 
 
-class LocalTeacherSection(Pretrained, LocalOptions):
+class LocalTeacherSection(Sliced, Pretrained, LocalOptions):
     """A frozen model from a hub id or a local folder."""
 
     name: Literal["local"] = "local"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -264,7 +276,7 @@ class LocalTeacherSection(Pretrained, LocalOptions):
         return _build(self, device)
 
 
-class SandboxTeacherSection(Sandbox, LocalOptions):
+class SandboxTeacherSection(Sliced, Sandbox, LocalOptions):
     """A frozen model that kdlm builds on this machine."""
 
     def build(self, device: torch.device) -> LocalTeacher:

@@ -1,8 +1,8 @@
 """The same few steps by one process and by several ranks, sharded in every way: for tests and benchmarks.
 
 `sharded_runs.py FOLDER STRATEGY METHOD...` is one rank (see `forks.on_ranks`), or all there is: one run after another,
-each in a folder of its method. `FOLDER STRATEGY METHOD save STEP` leaves checkpoints every so many steps, and
-`FOLDER STRATEGY METHOD resume CHECKPOINT` goes on from one. The global batch is eight
+each in a folder of its method. `FOLDER STRATEGY save STEP METHOD...` leaves checkpoints every so many steps, and
+`FOLDER STRATEGY resume SAVED STEP METHOD...` goes on from those in the folder SAVED. The global batch is eight
 rows, whatever the ranks; of the second step's rows the first half has no token to train on, and so have the ranks that
 read it. Rank 0 leaves the loss of every step and every network's weights, and each rank what it held.
 
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import rows, tiny_model
 from torch import Tensor
 from transformers import TrainingArguments
-from zero_cases import shares, zero
+from zero_cases import as_a_rank, shares, zero
 
 from kdlm import DistillTrainer
 from kdlm.data import Collator, TensorRows
@@ -69,8 +69,9 @@ STRATEGIES: dict[str, Strategy] = {
     "ddp, teacher sharded": Strategy(placement="sharded", shards=frozenset({"teacher"})),
     "fsdp2": Strategy(FSDP2, "sharded", shards_on_cpus, EVERYTHING),
     "fsdp2, sharded checkpoints": Strategy(FSDP2_SHARDED, "sharded", shards_on_cpus, EVERYTHING),
-    "zero2": Strategy({"deepspeed": zero(2)}, "sharded"),
-    "zero3": Strategy({"deepspeed": zero(3)}, "sharded"),
+    "zero1": Strategy({"deepspeed": zero(1)}, "sharded", as_a_rank),
+    "zero2": Strategy({"deepspeed": zero(2)}, "sharded", as_a_rank),
+    "zero3": Strategy({"deepspeed": zero(3)}, "sharded", as_a_rank),
 }
 
 
@@ -167,7 +168,8 @@ INSIDE: dict[str, Callable[..., DistillTrainer]] = {
 def made(folder: Path, method: str, strategy: str, **options: Any) -> DistillTrainer:
     """Return the trainer of a row, on this rank."""
     how = STRATEGIES[strategy]
-    return {**METHODS, **INSIDE}[method](arguments(folder, how, **options), how.placement)
+    placement = how.placement if os.environ.get("WORLD_SIZE", "1") != "1" else "resident"  # shards are of several
+    return {**METHODS, **INSIDE}[method](arguments(folder, how, **options), placement)
 
 
 def weights(trainer: DistillTrainer) -> dict[str, Tensor]:
@@ -271,10 +273,12 @@ def main(folder: Path, strategy: str, *words: str) -> None:
     if (before := STRATEGIES[strategy].before) is not None:
         before()
     match words:
-        case (method, "save", step):
-            one_run(folder, strategy, method, save=int(step))
-        case (method, "resume", checkpoint):
-            one_run(folder, strategy, method, resume=Path(checkpoint))
+        case ("save", step, *methods):
+            for method in methods:
+                one_run(folder / method, strategy, method, save=int(step))
+        case ("resume", saved, step, *methods):
+            for method in methods:
+                one_run(folder / method, strategy, method, resume=Path(saved, method, "run", f"checkpoint-{step}"))
         case methods:
             for method in methods:
                 one_run(folder / method, strategy, method)

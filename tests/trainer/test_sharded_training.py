@@ -82,11 +82,12 @@ def test_a_checkpoint_goes_on_with_any_number_of_ranks(tmp_path: Path, saved: st
     """Saved on 2 after the first of five steps (one of two networks has not moved), resumed on 4 and on 1."""
     if (saved, method) == ("one process", "lora"):
         pytest.skip("adapters alone are refused under FSDP, see below")
-    on_ranks(1 if saved == "one process" else 2, SCRIPT, tmp_path, saved, method, "save", "1")
-    unbroken, checkpoint = sharded_runs.read(tmp_path), tmp_path / "run" / "checkpoint-1"
+    on_ranks(1 if saved == "one process" else 2, SCRIPT, tmp_path, saved, "save", "1", method)
+    unbroken = sharded_runs.read(tmp_path / method)
     for ranks, strategy in ((4, "fsdp2, sharded checkpoints"), (1, "one process")):
-        on_ranks(ranks, SCRIPT, (again := tmp_path / str(ranks)), strategy, method, "resume", str(checkpoint))
-        curve, weights = sharded_runs.differences(sharded_runs.read(again), unbroken)
+        (again := tmp_path / str(ranks)).mkdir()
+        on_ranks(ranks, SCRIPT, again, strategy, "resume", str(tmp_path), "1", method)
+        curve, weights = sharded_runs.differences(sharded_runs.read(again / method), unbroken)
         assert curve < TOLERANCE and weights < TOLERANCE, f"{ranks} ranks: {curve:.1e} {weights:.1e}"
 
 

@@ -118,6 +118,7 @@ class ACM(TokenMethod):
         values, metrics = [], []
         for path, layer in layers.items():
             x, y = (rows.select(part.to(home)) for part in seen[path])
+            x = x.to(layer.up_proj.weight.dtype)  # a teacher may be stored in less
             if self.stage == "learners":
                 errors = (layer.sums(x).float() - y.float()[:, None]).square().mean(-1)
                 values.append(errors.mean(1))
