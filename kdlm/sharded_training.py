@@ -12,12 +12,24 @@ from transformers import Trainer
 
 from kdlm import deepspeed
 from kdlm.methods import Method
-from kdlm.networks import Networks, clip_by_role, clipping_limits, schedule_by_role, split_by_role, trainable_names
+from kdlm.models import tensor_parallel
+from kdlm.networks import (
+    Networks,
+    clip_by_role,
+    clipping_limits,
+    counts_of,
+    schedule_by_role,
+    split_by_role,
+    trainable_names,
+)
 from kdlm.sharding import refuse_pretence, require_shards, settle
+
+Counts = dict[str, Tensor]
+"""Of each unit, how many items an optimiser step has."""
 
 
 class ShardedTraining(Trainer):
-    """The part of a `DistillTrainer` that prepares networks for the ranks, and steps them by role.
+    """The part of a `DistillTrainer` that counts over the ranks, prepares networks for them, and steps those by role.
 
     Raises ValueError for a launch that would not do what was asked of it.
     """
@@ -47,6 +59,29 @@ class ShardedTraining(Trainer):
             raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
         self._trainable = trainable_names(self.networks)
         self._norms: dict[str, Tensor] = {}  # of each role's last gradient
+
+    @property
+    def data_ranks(self) -> int:
+        """How many ranks read rows of their own: under tensor parallelism all read the same."""
+        return 1 if tensor_parallel(self.networks.student) else self.accelerator.num_processes
+
+    def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sum each value over the ranks, in one message."""
+        if not values or self.data_ranks == 1:
+            return values
+        names = sorted(values)
+        stacked = torch.stack([values[name].to(self.args.device, torch.float64) for name in names])
+        return dict(zip(names, self.accelerator.reduce(stacked, reduction="sum"), strict=True))
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Counts:
+        """Count every unit over all micro-batches of the optimiser step and all ranks."""
+        counted = [counts_of(self.method, batch) for batch in batch_samples]
+        units = sorted(counted[0]) if counted else []
+        if not units:
+            return {}
+        totals = torch.stack([torch.stack([c[unit].to(device) for c in counted]).sum() for unit in units])
+        totals = totals if self.data_ranks == 1 else self.accelerator.reduce(totals, reduction="sum")
+        return dict(zip(units, totals, strict=True))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One optimiser for all roles: the Trainer's own, its groups split and tagged by role."""

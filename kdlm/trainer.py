@@ -23,7 +23,7 @@ from kdlm.evaluation.summed import SummedEvaluation
 from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
-from kdlm.models import mask_id_of, tensor_parallel
+from kdlm.models import mask_id_of
 from kdlm.networks import (
     Networks,
     check_answers,
@@ -31,7 +31,6 @@ from kdlm.networks import (
     check_plan,
     check_sides,
     common_vocab,
-    counts_of,
 )
 from kdlm.parallelism import refuse_beside_slices, refuse_cuts, refuse_with_slices
 from kdlm.preparation import prepared_rows
@@ -39,15 +38,13 @@ from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
 from kdlm.router_balance import RouterBalance
 from kdlm.samplers import DrawnRows
-from kdlm.sharded_training import ShardedTraining
+from kdlm.sharded_training import Counts, ShardedTraining
 from kdlm.sparsity import SparsitySection
 from kdlm.sparsity.masking import Masking
 from kdlm.teachers import freeze
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Counts = dict[str, Tensor]
 
 
 class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoints):
@@ -137,11 +134,6 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         return self.networks.student
 
     @property
-    def data_ranks(self) -> int:
-        """How many ranks read rows of their own: under tensor parallelism all read the same."""
-        return 1 if tensor_parallel(self.student) else self.accelerator.num_processes
-
-    @property
     def exported(self) -> Any:
         """The network that a finished run hands out: the student, or what the method says in its place."""
         return self.networks.module_of(self.method.exported)
@@ -221,16 +213,6 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         with self.accelerator.autocast():
             self.teacher.answer_ahead(asked)
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Counts:
-        """Count every unit over all micro-batches of the optimiser step and all ranks."""
-        counted = [counts_of(self.method, batch) for batch in batch_samples]
-        units = sorted(counted[0]) if counted else []
-        if not units:
-            return {}
-        totals = torch.stack([torch.stack([c[unit].to(device) for c in counted]).sum() for unit in units])
-        totals = totals if self.data_ranks == 1 else self.accelerator.reduce(totals, reduction="sum")
-        return dict(zip(units, totals, strict=True))
-
     def compute_loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Counts | None = None
     ) -> Any:
@@ -278,14 +260,6 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         self._window.add(self._means, self._count / self.data_ranks)
         self._means.clear()
         self._followed.clear()
-
-    def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sum each value over the ranks, in one message."""
-        if not values or self.data_ranks == 1:
-            return values
-        names = sorted(values)
-        stacked = torch.stack([values[name].to(self.args.device, torch.float64) for name in names])
-        return dict(zip(names, self.accelerator.reduce(stacked, reduction="sum"), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the named losses' means since the last log, and the pace in trained tokens per second."""

@@ -179,9 +179,11 @@ class _Averaged(LogitKD):
 
 
 def test_averages_are_where_a_rank_computes_though_the_trainer_moves_nothing(arguments, monkeypatch) -> None:
+    args = arguments()
+    assert args.device.type == "cpu"
     monkeypatch.setattr(TrainingArguments, "device", torch.device("meta"))
     monkeypatch.setattr(TrainingArguments, "place_model_on_device", False)  # as under FSDP2
-    run = DistillTrainer(tiny_model(1), None, arguments(), method=_Averaged([CrossEntropy()]))
+    run = DistillTrainer(tiny_model(1), None, args, method=_Averaged([CrossEntropy()]))
     assert all(p.is_meta for p in run.networks.averages["average"].parameters())
     assert not any(p.is_meta for p in run.networks.parameters())
 
