@@ -40,5 +40,5 @@ def in_step(loader: Any, trainer: Any) -> Iterator[tuple[Any, bool]]:
 
 def _of_others(loader: Any) -> Any:
     """Return a batch of the first row of all ranks, for a rank that has no row; None where there is none."""
-    rows = getattr(getattr(loader, "dataset", None), "rows", ())
+    rows: Any = getattr(getattr(loader, "dataset", None), "rows", ())
     return loader.collate_fn([rows[0]]) if len(rows) else None
