@@ -116,6 +116,12 @@ def rest_on_disk(folder: Path) -> None:
     from kdlm.teachers import ahead, placement
 
     class OnDisk(placement.Shelf):
+        def __init__(self, model: Any, device: Any, stay: Any = ()) -> None:
+            stay = [one for one in stay if one is not None]
+            for one in stay:  # a file is read into one storage, which would stay with it; on a GPU `to` copies
+                one.data = one.data.clone()
+            super().__init__(model, device, stay)
+
         def _rest(self, parameter: Any) -> Any:
             weight = parameter.data.contiguous()
             file = folder / f"weight-{id(parameter)}"

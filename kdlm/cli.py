@@ -54,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
         verbs.plan, "predict memory and time of a run", "kdlm plan recipe.yaml [--gpu GPU] [--json] [key=value ...]"
     )
     planned.add_argument("--gpu", help="H100, cpu, '24 GiB, 165 TFLOP/s, 1008 GB/s' ... (default: this machine's)")
+    planned.add_argument("--gpus", type=int, help="so many of them: a table of strategies and places of the teacher")
+    planned.add_argument("--per-node", type=int, help="of which each machine has so many (default: 8)")
     planned.add_argument("--json", action="store_true", help="for programs")
     drawn = verb(
         verbs.sample, "sample the student of a finished or running run", "kdlm sample recipe.yaml [key=value ...]"
@@ -71,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
     sources = "kdlm mix mixture.yaml [key=value ...]"
     verb(verbs.mix, "find the weights of a recipe's training sources", sources, reads="kdlm.mix:Mixture")
     starter = verb(verbs.init, "write a recipe for a teacher and a student")
-    starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")
+    several = "hub id, folder, or sandbox:code-teacher; of several the one whose size suits the student best"
+    starter.add_argument("--teacher", nargs="+", required=True, help=several)
     starter.add_argument("--student", required=True, help="hub id, folder, or sandbox:code-student")
     starter.add_argument("--data", required=True, help="hub id, folder or file, or sandbox:code")
     starter.add_argument("--output", default="recipe.yaml", help="where to write it (default: %(default)s)")

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from kdlm import checkpoints
 from kdlm.sharding import ranks
@@ -93,7 +94,7 @@ def whole_weights(networks: nn.Module, role: str) -> dict[str, Tensor] | None:
 
     Every rank must ask.
     """
-    if not isinstance(networks, FSDPModule):
+    if not isinstance(networks, FSDPModule) and not any(isinstance(p, DTensor) for p in networks.parameters()):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     prefix = f"role.{role}."

@@ -102,12 +102,18 @@ def mix(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     recipe = load(args)
+    if args.per_node is not None and args.gpus is None:
+        raise ValueError("--per-node is of many GPUs: say how many, --gpus 64")
     if _staged(args):
-        from kdlm.stages import plan
-    else:
-        from kdlm.plan import plan
+        if args.gpus is not None:
+            raise ValueError("--gpus is for one recipe: plan the stages one by one")
+        from kdlm.stages import plan as plan_stages
 
-    return plan(recipe, args.gpu, as_json=args.json)
+        return plan_stages(recipe, args.gpu, as_json=args.json)
+    from kdlm.plan import Cluster, plan
+
+    cluster = None if args.gpus is None else Cluster(args.gpus, args.per_node or 8)
+    return plan(recipe, args.gpu, cluster=cluster, as_json=args.json)
 
 
 def capture(args: argparse.Namespace) -> int:

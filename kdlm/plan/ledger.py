@@ -40,11 +40,13 @@ class Phase:
     Attributes:
         peak: the most bytes held at once.
         parts: by part, at that moment.
+        moments: bytes by part whenever something was freed: where the peak is if some parts are smaller than here.
     """
 
     peak: int = 0
     parts: Counter[str] = field(default_factory=Counter)
     work: Work = field(default_factory=Work)
+    moments: list[Counter[str]] = field(default_factory=list)
 
 
 class Fakes(FakeTensorMode):
@@ -81,17 +83,20 @@ class Ledger(TorchDispatchMode):
         self.phases: dict[str, Phase] = {}
         self._phase = Phase()
         self._total = 0
+        self._grown = False
         self._storages: dict[int, tuple[Any, int, str]] = {}
 
     @contextmanager
     def phase(self, name: str, part: str) -> Iterator[None]:
         """Count what is done under a phase, and what is made under a part; then go back to those before."""
         before = self._phase, self.part
+        self._remember()
         self._phase, self.part = self.phases.setdefault(name, Phase()), part
         self._look()
         try:
             yield
         finally:
+            self._remember()
             self._phase, self.part = before
 
     @contextmanager
@@ -105,8 +110,12 @@ class Ledger(TorchDispatchMode):
 
     def add(self, size: int, part: str) -> None:
         """Count a peak of this phase in which a part holds so many bytes more than what is alive."""
-        if size and self._total + size > self._phase.peak:
-            self._phase.peak, self._phase.parts = self._total + size, self.held + Counter({part: size})
+        if not size:
+            return
+        held = self.held + Counter({part: size})
+        self._phase.moments.append(held)
+        if self._total + size > self._phase.peak:
+            self._phase.peak, self._phase.parts = self._total + size, held
 
     def move(self, tensor: Tensor, part: str) -> None:
         """Count a tensor's storage under another part from now on."""
@@ -129,6 +138,8 @@ class Ledger(TorchDispatchMode):
     def _resize(self, tensor: Tensor, size: int) -> None:
         key = tensor.untyped_storage()._cdata
         reference, before, part = self._storages[key]
+        if size < before:
+            self._remember()
         self._storages[key] = reference, size, part
         self.held[part] += size - before
         self._total += size - before
@@ -141,7 +152,8 @@ class Ledger(TorchDispatchMode):
             return self.holds if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
         out = self._answered(func, args, kwargs)
         made = [leaf for leaf in tree_iter(out) if isinstance(leaf, Tensor)]
-        new = sum([self._track(tensor) for tensor in made])
+        part = "copies" if func is aten._to_copy.default and self._is_weight(args[0]) else self.part
+        new = sum([self._track(tensor, part) for tensor in made])
         self._count(func, args, kwargs, out, new)
         return out
 
@@ -158,27 +170,44 @@ class Ledger(TorchDispatchMode):
             args = args[0], [part for index in args[1] for part in _as_integers(index)]
         return func(*args, **kwargs)
 
-    def _track(self, tensor: Tensor) -> int:
+    def _is_weight(self, tensor: Tensor) -> bool:
+        """Whether mixed precision copies a weight of the student, for its forward and backward pass."""
+        known = self._storages.get(tensor.untyped_storage()._cdata)
+        return self.part == "activations" and known is not None and known[2] == "weights"
+
+    def _track(self, tensor: Tensor, part: str) -> int:
         """Count a storage that is new; return its bytes."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._storages:
             return 0
         size = storage.nbytes()
-        self._storages[key] = weakref.ref(storage, lambda _: self._free(key)), size, self.part
-        self.held[self.part] += size
+        if self.fused and self.part == "loss":
+            self._remember()  # before it, as it is left out
+        self._storages[key] = weakref.ref(storage, lambda _: self._free(key)), size, part
+        self.held[part] += size
         self._total += size
         self._look()
         return size
 
     def _free(self, key: int) -> None:
+        self._remember()
         _, size, part = self._storages.pop(key)
         self.held[part] -= size
         self._total -= size
 
     def _look(self) -> None:
-        if self._total > self._phase.peak and not (self.fused and self.part == "loss"):
+        if self.fused and self.part == "loss":
+            return
+        self._grown = True
+        if self._total > self._phase.peak:
             self._phase.peak, self._phase.parts = self._total, self.held.copy()
+
+    def _remember(self) -> None:
+        """Keep what is held before it becomes less."""
+        if self._grown:
+            self._phase.moments.append(self.held.copy())
+            self._grown = False
 
     def _count(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any, new: int) -> None:
         """Add the work of an operation: views do none."""

@@ -8,12 +8,16 @@ from typing import Any
 from kdlm.plan.advice import advise, changed, enough, overrides
 from kdlm.plan.devices import Device, device, host_memory
 from kdlm.plan.prediction import Prediction, predict
+from kdlm.plan.ranks import per_rank
 from kdlm.plan.report import size
+from kdlm.plan.strategies import strategy_of
 from kdlm.recipe import Recipe
 from kdlm.teachers import LocalTeacherSection, SandboxTeacherSection
 
-CHOSEN = ("resident", "sliced")
-"""What `placement: auto` chooses from, the fastest first."""
+CHOSEN = ("resident", "sliced", "sharded")
+"""What `placement: auto` chooses from; in shards only where ranks share nothing less."""
+ELSEWHERE = ("next GPU", "served")
+"""Where a teacher's own time is not that of the student's device."""
 
 
 @dataclass(frozen=True)
@@ -51,30 +55,49 @@ class Placement:
 def placements(recipe: Recipe, where: Device) -> Iterator[Placement]:
     """Yield the places of a teacher that is a model of this machine, each planned; none of any other teacher.
 
-    On a CPU there is one memory, and so no other place in it.
+    Of several ranks (WORLD_SIZE), a place is what each of them takes, and shards are a place too. On a CPU there is one
+    memory, and so no other place in it.
     """
-    teacher, ranks = recipe.teacher, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here, ranks = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    strategy, shards = strategy_of(recipe), None
+    for name, changes, alone in planned(recipe, where):
+        found = per_rank(alone, ranks, strategy)
+        if name == "resident" and ranks > 1 and shardable(recipe):
+            of_a_rank = per_rank(alone, ranks, strategy, sharded_teacher=True)
+            moves, sharded = "the teacher's layers, from rank to rank", changes | {"teacher.placement": "sharded"}
+            shards = Placement("sharded", sharded, of_a_rank, moves, 0, host_memory())
+        if name in ELSEWHERE:
+            yield Placement(name, changes, found, "hidden states of the kept tokens", 0, host_memory())
+            continue
+        moves = f"the teacher's {size(found.host)} to the device" if found.host else "nothing"
+        yield Placement(name, changes, found, moves, found.host * here, host_memory(), found.tokens_per_second)
+    if shards is not None:
+        yield shards
+
+
+def planned(recipe: Recipe, where: Device) -> Iterator[tuple[str, dict[str, Any], Prediction]]:
+    """Yield a name, changes of the recipe and what one process takes with them, for each place that is no sharing."""
+    teacher = recipe.teacher
     if not isinstance(teacher, LocalTeacherSection | SandboxTeacherSection):
         return
-    here = {"teacher.placement": "resident", "teacher.device": None}
-    for name, changes in (("resident", here), ("sliced", here | {"teacher.placement": "sliced"})):
-        if name == "resident" or (where.apart and teacher.quantization == "none"):
-            found = predict(changed(recipe, changes), where)
-            moves = f"the teacher's {size(found.host)} to the device" if found.host else "nothing"
-            host = found.host * ranks
-            yield Placement(name, changes, found, moves, host, host_memory(), found.tokens_per_second)
-    if "teacher.layers" in recipe.method.build(recipe.losses, None).needs:  # which only a model at hand gives
-        return
-    if where.apart:
-        yield _elsewhere(recipe, where, "next GPU", here | {"teacher.device": "next"})
-    given = teacher.model_dump(include={"path", "model", "revision", "dtype"})
-    of = {"name": "pretrained" if "path" in given else "sandbox", **given}
-    yield _elsewhere(recipe, where, "served", {"teacher": {"name": "served", "url": "http://127.0.0.1:8100", "of": of}})
+    resident = {"teacher.placement": "resident", "teacher.device": None, "teacher.offload": False}
+    places: list[tuple[str, dict[str, Any]]] = [("resident", resident)]
+    if where.apart and teacher.quantization == "none":
+        places.append(("sliced", resident | {"teacher.placement": "sliced"}))
+    if "teacher.layers" not in recipe.method.build(recipe.losses, None).needs:  # which only a model at hand gives
+        if where.apart:
+            places.append(("next GPU", resident | {"teacher.device": "next"}))
+        given = teacher.model_dump(include={"path", "model", "revision", "dtype"})
+        of = {"name": "pretrained" if "path" in given else "sandbox", **given}
+        places.append(("served", {"teacher": {"name": "served", "url": "http://127.0.0.1:8100", "of": of}}))
+    for name, changes in places:
+        yield name, changes, predict(changed(recipe, changes), where)
 
 
-def _elsewhere(recipe: Recipe, where: Device, name: str, changes: Mapping[str, Any]) -> Placement:
-    found = predict(changed(recipe, changes), where)
-    return Placement(name, changes, found, "hidden states of the kept tokens", 0, host_memory())
+def shardable(recipe: Recipe) -> bool:
+    """Whether a recipe's teacher can be sharded among ranks."""
+    drawn_by_it = recipe.rollouts is not None and recipe.rollouts.sampling.teacher_share > 0
+    return getattr(recipe.teacher, "quantization", None) == "none" and not drawn_by_it
 
 
 def table(places: list[Placement]) -> Iterator[str]:
@@ -118,7 +141,8 @@ def settled(recipe: Recipe) -> tuple[Recipe, dict[str, Any] | None]:
     chosen = _agreed(recipe, next((one.name for one in places if one.fits), None))
     if chosen is None:
         raise ValueError(_nothing_fits(recipe, places))
-    print("\n".join([f"teacher.placement: auto: {chosen}, on {where.name}, {size(where.memory)}", *table(places)]))
+    if int(os.environ.get("RANK", "0")) == 0:
+        print("\n".join([f"teacher.placement: auto: {chosen}, on {where.name}, {size(where.memory)}", *table(places)]))
     facts = {"placement": chosen, "device": where.name, "memory": where.memory}
     facts |= {"foreseen": {one.name: one.as_dict() for one in places}}
     return changed(recipe, {"teacher.placement": chosen}), facts
@@ -136,8 +160,9 @@ def _agreed(recipe: Recipe, name: str | None) -> str | None:
 
 def _nothing_fits(recipe: Recipe, places: list[Placement]) -> str:
     now = places[-1]
-    advice = advise(changed(recipe, now.changes), now.found)
-    together, then = enough(changed(recipe, now.changes), now.found.device, advice)
+    there = changed(recipe, now.changes)
+    advice = advise(there, predict(there, now.found.device))  # of one process, as all changes are planned
+    together, then = enough(there, now.found.device, advice)
     lines = [f"teacher.placement: auto: nothing fits into {size(now.found.device.memory)}", *table(places)]
     lines += [f"  saves {size(one.saves)}: {one.what}: {one.overrides}" for one in advice]
     fits = {**now.changes, **together} if then is not None else {}

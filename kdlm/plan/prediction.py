@@ -1,13 +1,13 @@
 """Prediction: what a recipe will take of a device's memory, part by part, and of time."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdlm.plan.devices import CONTEXT, FRAGMENTATION, HOST_LINK, LAUNCH, OF_BANDWIDTH, OF_PEAK, Device, resident
 from kdlm.plan.ledger import Work
 from kdlm.plan.settings import Settings
-from kdlm.plan.step import trace
+from kdlm.plan.step import Traced, trace
 from kdlm.recipe import Recipe
 
 PARTS = (
@@ -15,16 +15,20 @@ PARTS = (
     "gradients",
     "optimiser",
     "activations",
+    "copies",
     "loss",
     "teacher weights",
     "teacher activations",
     "cache",
     "rollouts",
+    "gathered",
+    "communication",
     "framework",
 )
 """What memory is told by: the student (and what trains beside it), its gradients, the optimiser's state, what forward
-keeps for backward, buffers and gradients of the losses, the teacher, signals read or made ahead of the step, the
-student's own text, and Python, libraries and allocator."""
+keeps for backward, its weights in half precision beside those in single, buffers and gradients of the losses, the
+teacher, signals read or made ahead of the step, the student's own text, what a rank gathers of others' shares, buffers
+in which ranks sum gradients, and Python, libraries and allocator."""
 MICRO = ("teacher forward", "student forward", "loss", "backward")
 """Phases of a micro-batch."""
 
@@ -43,7 +47,7 @@ class Prediction:
         seconds: of each phase in an optimiser step, of all its micro-batches; None where a rate of the device is not
             known.
         flops: of an optimiser step.
-        host: bytes of the teacher that rest in the host's memory, and go to the device once in an optimiser step.
+        traced: what it was foreseen from.
     """
 
     device: Device
@@ -54,7 +58,35 @@ class Prediction:
     tokens: int
     seconds: Mapping[str, float] | None
     flops: float
-    host: int = 0
+    traced: Traced = field(repr=False)
+
+    @property
+    def host(self) -> int:
+        """Bytes of the teacher that rest in the host's memory, and go to the device once in an optimiser step."""
+        return self.traced.host
+
+    @property
+    def student_flops(self) -> float:
+        """Model FLOPs of the student in an optimiser step: forward and backward, nothing that is computed twice.
+
+        A backward pass is two forward passes, or one where few of the weights are trained.
+        """
+        student = self.traced.student
+        forward = self._forward("student forward") + 2 * student.head * self.settings.rows * self.settings.accumulation
+        return forward * (3 if 2 * student.trained > student.everything else 2)
+
+    @property
+    def teacher_flops(self) -> float:
+        """FLOPs of the teacher's forward pass in an optimiser step, where it is done here."""
+        if (teacher := self.traced.teacher) is None:
+            return 0.0
+        ahead = self.traced.phases.get("teacher's turn")
+        body = self._forward("teacher forward") if ahead is None else ahead.work.flops
+        return body + 2 * teacher.head * self.settings.rows * self.settings.accumulation
+
+    def _forward(self, phase: str) -> float:
+        found = self.traced.phases.get(phase)
+        return 0.0 if found is None else found.work.flops * self.settings.accumulation
 
     @property
     def total(self) -> int:
@@ -122,17 +154,16 @@ def predict(recipe: Recipe, device: Device, *, ranks: int = 1) -> Prediction:
 
     before = resident()
     settings = Settings.of(recipe, device)
-    ledger, host = trace(recipe, settings)
-    phases = {name: {part: found.parts[part] for part in PARTS} for name, found in ledger.phases.items()}
-    peak = max(phases, key=lambda name: sum(phases[name].values()))
-    tensors = sum(phases[peak].values())
-    framework = before if device.kind == "cpu" else int(CONTEXT + FRAGMENTATION * tensors)
-    works = {name: found.work for name, found in ledger.phases.items() if name not in ("start", "evaluation")}
+    traced = trace(recipe, settings)
+    phases = {name: {part: found.parts[part] for part in PARTS} for name, found in traced.phases.items()}
+    peak = largest(phases)
+    framework = before if device.kind == "cpu" else on_gpu(phases[peak])
+    works = {name: found.work for name, found in traced.phases.items() if name not in ("start", "evaluation")}
     times = {name: settings.accumulation if name in MICRO else 1 for name in works}
     each = {name: _seconds(work, settings) for name, work in works.items()}
     seconds = {name: times[name] * one for name, one in each.items() if one is not None}
-    if host:
-        seconds["moving the teacher"] = host / HOST_LINK
+    if traced.host:
+        seconds["moving the teacher"] = traced.host / HOST_LINK
     return Prediction(
         device=device,
         settings=settings,
@@ -142,8 +173,18 @@ def predict(recipe: Recipe, device: Device, *, ranks: int = 1) -> Prediction:
         tokens=settings.batch * settings.length * settings.accumulation * ranks,
         seconds=None if None in each.values() else seconds,
         flops=sum(times[name] * work.flops for name, work in works.items()),
-        host=host,
+        traced=traced,
     )
+
+
+def largest(phases: Mapping[str, Mapping[str, int]]) -> str:
+    """Return the phase that needs the most."""
+    return max(phases, key=lambda name: sum(phases[name].values()))
+
+
+def on_gpu(parts: Mapping[str, int]) -> int:
+    """Return what a GPU needs beyond the tensors of these parts."""
+    return int(CONTEXT + FRAGMENTATION * sum(parts.values()))
 
 
 def _seconds(work: Work, settings: Settings) -> float | None:

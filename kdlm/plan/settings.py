@@ -65,7 +65,8 @@ class Settings:
         given = recipe.training
         bf16 = device.bf16 if given.bf16 is None else given.bf16
         half = torch.float16 if given.fp16 else torch.bfloat16 if bf16 else None
-        args = given.model_copy(update={"use_cpu": True, "bf16": False, "fp16": False}).build(output_dir="plan")
+        alone = {"use_cpu": True, "bf16": False, "fp16": False, "fsdp": None, "fsdp_config": None, "deepspeed": None}
+        args = given.model_copy(update=alone).build(output_dir="plan")
         data, batch, length = recipe.data, args.per_device_train_batch_size, recipe.data.max_length
         if recipe.rollouts is not None:
             batch *= recipe.rollouts.sampling.samples_per_prompt

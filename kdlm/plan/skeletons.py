@@ -153,6 +153,8 @@ class Elsewhere:
             dtype = getattr(torch, form.dtype) if form.dtype != "float8" else torch.bfloat16
             self.head = Head(torch.empty(config.vocab_size, config.hidden_size, dtype=dtype))
         self.ahead = [self._record(rows) for _ in range(ahead)]
+        self.size = sum(tensor.nbytes for tensor in self._record(rows).values())
+        """Bytes of a micro-batch's signals."""
 
     @property
     def signals(self) -> frozenset[type]:

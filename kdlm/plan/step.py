@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -20,11 +21,12 @@ from kdlm.losses import chunked, forward_kl, plan_chunks
 from kdlm.methods import Method, Step, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.networks import Networks
-from kdlm.plan.ledger import Fakes, Ledger
+from kdlm.plan.ledger import Fakes, Ledger, Phase
 from kdlm.plan.optimisers import optimiser_of
 from kdlm.plan.rollouts import Rollouts
 from kdlm.plan.settings import Settings
-from kdlm.plan.skeletons import student_of, teacher_of
+from kdlm.plan.sizes import Weights
+from kdlm.plan.skeletons import Elsewhere, student_of, teacher_of
 from kdlm.plan.turns import Turns, by_shape
 from kdlm.recipe import Recipe
 from kdlm.signal import Dense
@@ -32,10 +34,29 @@ from kdlm.sparsity.layers import prunable
 from kdlm.teachers import AheadTeacher
 
 
-def trace(recipe: Recipe, settings: Settings) -> tuple[Ledger, int]:
-    """Run one optimiser step on fake tensors, as it is once the optimiser has its state.
+@dataclass(frozen=True)
+class Traced:
+    """What was seen of an optimiser step.
 
-    Return what it held, and the bytes that rest in the host's memory and go to the device in every step.
+    Attributes:
+        phases: what each held, and did.
+        student: the sizes of all that trains, of which the student is the largest.
+        teacher: those of a teacher whose model is here.
+        host: bytes of the teacher that rest in the host's memory and go to the device in every step.
+        signal: bytes that come from elsewhere, another GPU, a server or disk, for each micro-batch.
+        reads: sequences that the teacher reads at once; None: those of a micro-batch.
+    """
+
+    phases: dict[str, Phase]
+    student: Weights
+    teacher: Weights | None
+    host: int
+    signal: int
+    reads: int | None
+
+
+def trace(recipe: Recipe, settings: Settings) -> Traced:
+    """Run one optimiser step on fake tensors, as it is once the optimiser has its state.
 
     Raises ValueError where the method looks at numbers that a plan does not have.
     """
@@ -44,7 +65,7 @@ def trace(recipe: Recipe, settings: Settings) -> tuple[Ledger, int]:
         with _as_there(settings), Fakes(), Ledger() as ledger:
             run = _Run(recipe, settings, ledger)
             run.step()
-            return ledger, 0 if run.turns is None else run.turns.moved
+            return run.traced()
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise ValueError(
             f"method: plan cannot follow {recipe.method.name}, whose shapes depend on numbers ({error})"
@@ -100,12 +121,21 @@ class _Run:
         for parameter in self.trained:
             parameter.register_post_accumulate_grad_hook(lambda p: ledger.move(p.grad, "gradients"))
         self.rollouts = None if recipe.rollouts is None else Rollouts(recipe.rollouts, student, settings, ledger)
+        self.sizes = Weights.of(student, self.networks.parameters()), Weights.of_teacher(teacher)
+        self.signal = teacher.size if isinstance(teacher, Elsewhere) else 0
+
+    def traced(self) -> Traced:
+        """Return what was seen."""
+        student, teacher = self.sizes
+        moved, reads = (0, None) if self.turns is None else (self.turns.moved, self.turns.teacher.batch_size)
+        return Traced(self.ledger.phases, student, teacher, moved, self.signal, reads)
 
     def step(self) -> None:
         """Run the step, phase by phase."""
         settings, ledger = self.settings, self.ledger
         ledger.holds = False
-        batches = [self._batch(settings.batch) for _ in range(settings.accumulation)]
+        with ledger.making("activations"):
+            batches = [self._batch(settings.batch) for _ in range(settings.accumulation)]
         if self.turns is not None:
             self.turns.learn(batches[0], partial(self._ask, batches[0]))
         optimiser = self._primed()

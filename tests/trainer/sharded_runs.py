@@ -12,10 +12,11 @@ A way to shard is a row of STRATEGIES: what TrainingArguments get, how the teach
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from kdlm.data import Collator, TensorRows
 from kdlm.diffusion import Karras, MixtureDenoiser, ResidualDenoiser
 from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.losses import CrossEntropy, ForwardKL
-from kdlm.methods import HiddenKD, LogitKD, Taid
+from kdlm.methods import HiddenKD, LogitKD, MiniLM, SquareHead, Taid, TinyBERT
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 from kdlm.models import Lora, adapt
 from kdlm.models.frozen_copies import whole
@@ -94,15 +95,21 @@ def text_rows() -> list[dict[str, Any]]:
 
 def load_teacher(device_map: Any = None, **options: Any) -> Any:
     """Open the teacher, or its shape alone."""
-    made = tiny_model(2, hidden=24, layers=3, vocab=VOCAB, **options)
+    made = tiny_model(2, **{"hidden": 24, "layers": 3, "vocab": VOCAB, **options})
     return made if device_map is None else made.to("meta")
 
 
-def language(method: Callable[[], Any], *, lora: bool = False, tied: bool = False) -> Callable[..., DistillTrainer]:
-    """Return what makes the trainer of a method on text."""
+def language(
+    method: Callable[[], Any],
+    *,
+    lora: bool = False,
+    tied: bool = False,
+    shape: Mapping[str, int] = MappingProxyType({}),
+) -> Callable[..., DistillTrainer]:
+    """Return what makes the trainer of a method on text, with a teacher of a shape."""
 
     def made(args: TrainingArguments, placement: str) -> DistillTrainer:
-        load = partial(load_teacher, tie_word_embeddings=tied)
+        load = partial(load_teacher, tie_word_embeddings=tied, **shape)
         teacher = (
             LocalTeacher(sharded(load, args.device), computes_on=args.device)
             if placement == "sharded"
@@ -136,6 +143,10 @@ def _logit_kd() -> LogitKD:
     return LogitKD([ForwardKL(temperature=2.0), CrossEntropy(weight=0.1)])
 
 
+class Averaged(LogitKD):
+    ema = 0.8
+
+
 METHODS: dict[str, Callable[..., DistillTrainer]] = {
     "logit_kd": language(_logit_kd),
     "logit_kd, tied heads": language(_logit_kd, tied=True),
@@ -144,13 +155,21 @@ METHODS: dict[str, Callable[..., DistillTrainer]] = {
     "lora": language(_logit_kd, lora=True),
     "two networks": turns,
 }
+INSIDE: dict[str, Callable[..., DistillTrainer]] = {
+    "minilm": language(lambda: MiniLM(relation_heads=4)),
+    "minilm, a lower layer": language(lambda: MiniLM(layers=(0, 1), relation_heads=4)),
+    "tinybert": language(TinyBERT),
+    "squarehead": language(lambda: SquareHead([ForwardKL()]), shape={"hidden": 16, "layers": 2}),
+    "an average": language(lambda: Averaged([ForwardKL()])),
+}
+"""What looks inside the networks, or follows them."""
 
 
 def made(folder: Path, method: str, strategy: str, **options: Any) -> DistillTrainer:
     """Return the trainer of a row, on this rank."""
     how = STRATEGIES[strategy]
     placement = how.placement if os.environ.get("WORLD_SIZE", "1") != "1" else "resident"  # shards are of several
-    return METHODS[method](arguments(folder, how, **options), placement)
+    return {**METHODS, **INSIDE}[method](arguments(folder, how, **options), placement)
 
 
 def weights(trainer: DistillTrainer) -> dict[str, Tensor]:
