@@ -122,7 +122,8 @@ def loss_of(folder: Path, method: Any, level: dict[str, Any] | None, rate: float
 
     tokenizer, text = data(folder, sizes.documents)
     student = AutoModelForCausalLM.from_pretrained(folder)
-    teacher = AutoModelForCausalLM.from_pretrained(folder) if "teacher" in method.needs else None
+    taught = any(need.startswith("teacher") for need in method.needs)
+    teacher = AutoModelForCausalLM.from_pretrained(folder) if taught else None
     with tempfile.TemporaryDirectory() as run:
         args = TrainingArguments(
             run, max_steps=sizes.steps, learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=10, seed=seed,
