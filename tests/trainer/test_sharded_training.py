@@ -14,6 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
 from kdlm import DistillTrainer, checkpoints
+from kdlm.evaluation import EvaluationSection, Generations
 from kdlm.evaluation.in_step import in_step
 from kdlm.evaluation.watch import share_of
 from kdlm.losses import CrossEntropy
@@ -214,3 +215,10 @@ def test_shards_are_not_pruned(arguments, kind: str) -> None:
 def test_a_teacher_in_shards_has_no_fingerprint() -> None:
     with pytest.raises(ValueError, match="use resident"):
         LocalTeacher(tiny_model(2), computes_on=torch.device("cpu")).fingerprint()
+
+
+def test_text_is_not_written_under_zero3_at_every_ranks_own_pace(arguments, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdlm.evaluation.summed.cuts_weights", lambda accelerator: True)
+    run = DistillTrainer(tiny_model(1), tiny_model(2), arguments())
+    with pytest.raises(ValueError, match=r"evaluation\.generations: under ZeRO-3"):
+        run.watch(EvaluationSection(generations=Generations(prompts=1)))
