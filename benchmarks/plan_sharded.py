@@ -2,7 +2,7 @@
 
     python benchmarks/plan_sharded.py [--quick] [--check]
 
-Recipes of `plan_memory.py` (random weights: a student of 15 M, a teacher of 25 M, fp32) train for two optimiser steps on
+Recipes of `plan_memory.py` (random weights: a student of 15 M, a teacher of 25 M, fp32) train for two steps on
 one, two and four processes, by each strategy. Each rank asserts that the world is what was started.
 
 - sent: every collective of torch.distributed that the second step makes, seen by a TorchDispatchMode on c10d's
