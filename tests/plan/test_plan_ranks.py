@@ -6,7 +6,7 @@ import pytest
 from recipes_to_plan import GPU, recipe
 
 from kdlm.cli import main
-from kdlm.plan import STRATEGIES, Cluster, Spread, changed, per_rank, placements, predict, sent, strategy_of
+from kdlm.plan import STRATEGIES, Cluster, Spread, per_rank, placements, predict, sent, strategy_of
 from kdlm.recipe import resolved
 
 STATE = {"weights": 4, "optimiser": 8}
@@ -94,12 +94,13 @@ def test_links_between_machines_are_slower_and_time_is_between_the_longer_and_th
 def test_a_recipe_says_its_strategy(tmp_path):
     given = recipe(tmp_path)
     assert strategy_of(given).name == "ddp"
-    assert strategy_of(changed(given, {"training.fsdp": True})).name == "fsdp2"
-    assert strategy_of(changed(given, {"training.deepspeed": {"zero_optimization": {"stage": 2}}})).name == "zero2"
+    for key, value, name in (("fsdp", True, "fsdp2"), ("deepspeed", {"zero_optimization": {"stage": 2}}, "zero2")):
+        training = given.training.model_copy(update={key: value})  # not validated: that would start DeepSpeed
+        assert strategy_of(given.model_copy(update={"training": training})).name == name
 
 
 def test_auto_falls_back_to_shards_where_several_ranks_are_known(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr("kdlm.plan.placement.world", lambda: (4, 4))
     names = {one.name: one for one in placements(recipe(tmp_path), GPU)}
     assert list(names) == ["resident", "sliced", "next GPU", "served", "sharded"]
     sharded, resident = (names[name].found.phases["loss"]["teacher weights"] for name in ("sharded", "resident"))
@@ -109,7 +110,7 @@ def test_auto_falls_back_to_shards_where_several_ranks_are_known(tmp_path, monke
 def test_the_command_tells_every_way_to_spread_a_run(tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text(resolved(recipe(tmp_path)))
-    assert main(["plan", str(path), "--gpu", "h100", "--gpus", "16", "--json", "training.fsdp=true"]) == 0
+    assert main(["plan", str(path), "--gpu", "h100", "--gpus", "16", "--json", "--strategy", "fsdp2"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["chosen"]["strategy"] == "fsdp2" and len(told["spreads"]) == 5 * 6
     assert {one["placement"] for one in told["spreads"]} == {
