@@ -5,7 +5,8 @@
 Rows are method x strategy x ranks (`tests/trainer/sharded_runs.py` has both tables): six AdamW steps in fp32 on the
 same global batch of eight, clipped, one step in which a rank has no token to train on. Each rank asserts that the world
 is what was started and that it holds its share of every tensor; a row gives the largest relative difference to one
-process of a step's loss, and of a tensor's weights at the end.
+process of a step's loss, and of a tensor's weights at the end. Checkpoints: what two ranks saved after three of the
+six steps goes on with four and with one, to the same end.
 
 Memory: a teacher of 30 M weights (122 MB in fp32), whole on every rank, and sharded: what a rank's resident set has
 grown by, beyond its start, when it has answered three batches (glibc gives freed blocks beyond 64 KiB back). The gate
@@ -13,7 +14,7 @@ is on what sharding saves a rank, beside the teacher's bytes times (1 - 1 / rank
 shards alone: what it gathers comes on top while it answers, one layer at a time and then the head.
 
 --check exits 1 unless every difference of a loss is at most 1e-5 and what is saved within 15 % of that; --quick takes
-two methods on two ranks. The figure is the largest difference of a loss.
+two methods on two ranks, and no checkpoints. The figure is the largest difference of a loss.
 """
 
 import argparse
@@ -22,13 +23,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
+SCRIPT = TESTS / "trainer" / "sharded_runs.py"
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(TESTS), str(TESTS / "trainer")]
-GATE, MEMORY_GATE = 1e-5, 0.15
+GATE, MEMORY_GATE, SAVED = 1e-5, 0.15, 3
 WIDE = {"hidden": 512, "layers": 6, "vocab": 16_000}
 ENVIRONMENT = {
     **{"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
@@ -36,31 +39,54 @@ ENVIRONMENT = {
 }
 
 
-def rows(quick: bool, folder: Path) -> list[dict[str, Any]]:
-    """Return a row for each method, strategy and number of ranks."""
+def rows(methods: list[str], counts: tuple[int, ...], folder: Path) -> list[dict[str, Any]]:
+    """Return a row for each method, strategy and number of ranks; one process's runs lie in the folder, by method."""
     import sharded_runs
     from forks import on_ranks
 
-    script = Path(sharded_runs.__file__)
-    methods = ["logit_kd", "two networks"] if quick else list(sharded_runs.METHODS)
-    on_ranks(1, script, folder, "one process", *methods, seconds=900)
     found = []
     for strategy in [name for name in sharded_runs.STRATEGIES if name != "one process"]:
-        for ranks in (2,) if quick else (2, 4):
-            here = folder / f"{strategy} {ranks}"
-            here.mkdir()
-            on_ranks(ranks, script, here, strategy, *methods, seconds=900)
-            for method in methods:
-                curve, weights = sharded_runs.differences(
-                    sharded_runs.read(here / method), sharded_runs.read(folder / method)
-                )
-                held = [json.loads((here / method / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
-                shares = {part: max(one[part][0] / one[part][1] for one in held) for part in held[0]}
-                row = {"method": method, "strategy": strategy, "ranks": ranks, "loss": curve, "weights": weights}
-                found.append(row | {"largest_share": shares})
-                told = "  ".join(f"{part} {share:.3f}" for part, share in shares.items())
-                print(f"{method:<22}{strategy:<30}{ranks}  {curve:.1e}  {weights:.1e}   {told}", flush=True)
+        for ranks in counts:
+            (here := folder / f"{strategy} {ranks}").mkdir()
+            on_ranks(ranks, SCRIPT, here, strategy, *methods, seconds=900)
+            found += [compared(here, folder, method, strategy, ranks) for method in methods]
     return found
+
+
+def resumed(methods: list[str], folder: Path) -> list[dict[str, Any]]:
+    """Return a row for each method, strategy and number of ranks that goes on where two ranks have saved."""
+    import sharded_runs
+    from forks import on_ranks
+
+    found = []
+    for strategy in ("ddp", "fsdp2", "fsdp2, sharded checkpoints", "zero1", "zero2", "zero3"):
+        (saved := folder / f"{strategy} saved").mkdir()
+        on_ranks(2, SCRIPT, saved, strategy, "save", str(SAVED), *methods, seconds=900)
+        for ranks in (4, 1):
+            (here := folder / f"{strategy} resumed {ranks}").mkdir()
+            by = (
+                "one process"
+                if ranks == 1 and "deepspeed" not in sharded_runs.STRATEGIES[strategy].options
+                else strategy
+            )
+            on_ranks(ranks, SCRIPT, here, by, "resume", str(saved), str(SAVED), *methods, seconds=900)
+            found += [compared(here, folder, method, strategy, ranks) | {"saved_on": 2} for method in methods]
+    return found
+
+
+def compared(here: Path, alone: Path, method: str, strategy: str, ranks: int) -> dict[str, Any]:
+    """Return how far a run is from one process's, and the largest share that a rank held."""
+    import sharded_runs
+
+    curve, weights = sharded_runs.differences(sharded_runs.read(here / method), sharded_runs.read(alone / method))
+    held = [json.loads((here / method / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
+    shares = {part: max(one[part][0] / one[part][1] for one in held) for part in held[0]}
+    told = "  ".join(f"{part} {share:.3f}" for part, share in shares.items())
+    print(f"{method:<22}{here.name:<40}{curve:.1e}  {weights:.1e}   {told}", flush=True)
+    return {
+        **{"method": method, "strategy": strategy, "ranks": ranks},
+        **{"loss": curve, "weights": weights, "largest_share": shares},
+    }
 
 
 def memory(quick: bool, folder: Path) -> list[dict[str, Any]]:
@@ -133,6 +159,8 @@ def teacher_alone(placement: str, folder: Path) -> None:
     before = psutil.Process().memory_info().rss
     teacher = answered()
     here, everything = held(teacher.model.parameters())
+    dist.barrier()
+    time.sleep(1)  # gloo's threads let the last gather go when they next come to run
     grown = psutil.Process().memory_info().rss - before
     (folder / f"{rank}.json").write_text(json.dumps({"held": here * 4, "bytes": everything * 4, "grown": grown}))
     dist.barrier()
@@ -150,16 +178,25 @@ def main() -> int:
     if args.teacher:
         teacher_alone(args.teacher, args.folder)
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        held = memory(args.quick, Path(folder))
-        found = rows(args.quick, Path(folder))
+    from forks import on_ranks
+    from sharded_runs import METHODS
+
+    methods = ["logit_kd", "two networks"] if args.quick else list(METHODS)
+    with tempfile.TemporaryDirectory() as name:
+        held = memory(args.quick, folder := Path(name))
+        on_ranks(1, SCRIPT, folder, "one process", *methods, seconds=900)
+        found = rows(methods, (2,) if args.quick else (2, 4), folder)
+        again = [] if args.quick else resumed(methods, folder)
     if args.save:
         from machine import described
 
         path = ROOT / "benchmarks" / "results" / "rank_invariance.json"
         gates = {"loss": GATE, "memory": MEMORY_GATE}
         path.write_text(
-            json.dumps({"machine": described(), "gates": gates, "rows": found, "memory": held}, indent=1) + "\n"
+            json.dumps(
+                {"machine": described(), "gates": gates, "rows": found, "resumed": again, "memory": held}, indent=1
+            )
+            + "\n"
         )
     whole = next(row for row in held if row["placement"] == "resident")
     off = max(
@@ -167,9 +204,10 @@ def main() -> int:
         for row in held
         if row is not whole
     )
-    worst = max(row["loss"] for row in found)
+    worst = max(row["loss"] for row in found + again)
     print(f"memory that sharding saves a rank, beside its share (gate {MEMORY_GATE:.0%}): {off:.1%} off")
-    print(f"largest relative difference of a loss, {len(found)} rows (gate {GATE:.0e}): {worst:.1e}")
+    of = f"{len(found)} rows and {len(again)} resumed"
+    print(f"largest relative difference of a loss, {of} (gate {GATE:.0e}): {worst:.1e}")
     return int(args.check and (worst > GATE or off > MEMORY_GATE))
 
 

@@ -154,7 +154,7 @@ def budgets(model: Any, data: Any, plan: Plan, seed: int) -> list[dict[str, Any]
     from kdlm.methods import ACM, LogitKD
     from kdlm.models import adaptive_layers
     from kdlm.models.adaptive_student import described, make_adaptive
-    from kdlm.models.loading import Width
+    from kdlm.models.pruned import Width
     from kdlm.models.pruning import prune
 
     first = copy.deepcopy(model).requires_grad_(True)

@@ -4,7 +4,7 @@
 
 The run of recipes/sandbox/sliced.yaml, five times: a resident teacher that reads the student's micro-batches of 4, one
 whose weights rest between its turns (`placement: sliced`), both again reading the 16 sequences of a step at once
-(`batch_size`), and one behind `kdlm serve` on the same core. Each run is a process of its own on one thread, in turn;
+(`batch_size`), and one behind `kdlm serve` beside it. Each run is a process of its own on one thread, in turn;
 nothing is evaluated or saved. The pace is that of the second half of the steps.
 
 On a CPU the host's memory is the device's: a sliced teacher moves nothing, and what it costs beside a resident one is
@@ -73,10 +73,12 @@ def environment() -> dict[str, str]:
 @contextmanager
 def serving(teacher: str) -> Iterator[None]:
     """Serve the teacher in a process of its own while the context is open."""
-    words = ("serve", f"sandbox:{teacher}", "--port", str(PORT), "--device", "cpu")
+    words = ("serve", "--model", f"sandbox:{teacher}", "--port", str(PORT), "--device", "cpu")
     server = subprocess.Popen(command(*words), env=environment(), stdout=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        while True:
+            if server.poll() is not None:
+                raise RuntimeError(f"kdlm serve ended with exit code {server.returncode}")
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{PORT}/v1/info", timeout=1).close()
                 break

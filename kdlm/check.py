@@ -87,6 +87,7 @@ def _text(recipe: Recipe, method: Method | None) -> tuple[tuple[str, Iterable[st
         ("data", teacher_checks.second_reading(recipe, method)),
         ("teacher", teacher_checks.captured(recipe)),
         ("teacher", teacher_checks.ensemble(recipe)),
+        ("teacher", teacher_checks.capacity(recipe, method)),
         ("data", _data(recipe, method)),
     )
 
@@ -211,15 +212,27 @@ def _student(recipe: Recipe, method: Method | None) -> Iterator[str]:
     config, why_not = opened(student.config, student)
     if config is None:
         yield f"student: not looked at here ({why_not})"
-    elif getattr(recipe.data, "packing", "none") != "none" and replaced_layers(config):
-        raise ValueError(
-            f"data.packing: {recipe.data.packing} lays sequences end to end, and the student has layers whose state "
-            "does not end with a sequence: set packing: none"
-        )
+    if getattr(student, "router_balance", None) is not None:
+        if recipe.privacy is not None or reward_settings.in_trl(recipe) or preference_settings.by_preferences(recipe):
+            raise ValueError("student.router_balance: not with privacy, nor with a method that TRL's trainers run")
+        if config is not None and not getattr(config.get_text_config(), "num_experts_per_tok", None):
+            raise ValueError("student.router_balance: the student is no mixture of experts: remove it")
     for key, model in (("student", student), *teachers_of(recipe.teacher)):
+        if hasattr(model, "config"):
+            refuse_packing(recipe, key, opened(model.config, model)[0])
         yield from _needs_of_loading(key, model)
     if few_bits is not None:
         few_bits.configs()
+
+
+def refuse_packing(recipe: Recipe, key: str, config: Any) -> None:
+    """Raise ValueError where sequences are laid end to end, and a model has layers whose state would run on."""
+    packing = getattr(recipe.data, "packing", "none")
+    if packing != "none" and hasattr(config, "get_text_config") and replaced_layers(config):
+        raise ValueError(
+            f"data.packing: {packing} lays sequences end to end, and the {key} has layers whose state does not end "
+            "with a sequence: set packing: none"
+        )
 
 
 def _targets(recipe: Recipe) -> Iterator[str]:

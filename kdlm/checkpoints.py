@@ -78,6 +78,13 @@ def seal(folder: Path) -> None:
     write_text(folder / MANIFEST, json.dumps(entries, indent=1))
 
 
+def clear(folder: Path) -> None:
+    """Delete what lies where a checkpoint is to be written: a run that was killed there may have had more ranks."""
+    if folder.is_dir():
+        (folder / MANIFEST).unlink(missing_ok=True)  # from here on it is no checkpoint
+        shutil.rmtree(folder)
+
+
 def verify(folder: Path) -> None:
     """Raise ValueError naming the file when a checkpoint is not what was sealed."""
     if not (folder / MANIFEST).is_file():
@@ -110,5 +117,4 @@ def prune(run: Path, keep: int | None, best: str | None) -> None:
     spared = {p for p in finished(run)[-keep:]} | ({Path(best)} if best else set())
     for folder in finished(run):
         if folder not in spared:
-            (folder / MANIFEST).unlink()  # from here on it is no checkpoint
-            shutil.rmtree(folder)
+            clear(folder)

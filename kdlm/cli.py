@@ -75,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
     sources = "kdlm mix mixture.yaml [key=value ...]"
     verb(verbs.mix, "find the weights of a recipe's training sources", sources, reads="kdlm.mix:Mixture")
     starter = verb(verbs.init, "write a recipe for a teacher and a student")
-    starter.add_argument("--teacher", required=True, help="hub id, folder, or sandbox:code-teacher")
+    several = "hub id, folder, or sandbox:code-teacher; of several the one whose size suits the student best"
+    starter.add_argument("--teacher", nargs="+", required=True, help=several)
     starter.add_argument("--student", required=True, help="hub id, folder, or sandbox:code-student")
     starter.add_argument("--data", required=True, help="hub id, folder or file, or sandbox:code")
     starter.add_argument("--output", default="recipe.yaml", help="where to write it (default: %(default)s)")

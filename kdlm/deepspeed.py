@@ -44,18 +44,19 @@ def refuse(args: Any, student: Any) -> None:
         raise ValueError("DeepSpeed: the student is partitioned already: load it before the TrainingArguments are made")
 
 
-def settle(plugin: Any, roles: int, *, writes: bool = False) -> None:
+def settle(plugin: Any, roles: int, *, limit: float = 0.0, writes: bool = False) -> None:
     """Complete DeepSpeed's configuration: who clips, and that ZeRO-3 gives out whole weights to save.
 
     Args:
         plugin: accelerate's.
         roles: how many networks train.
+        limit: what gradients are clipped to, where the configuration does not say it.
         writes: whether the student writes text that it trains on.
 
     Raises ValueError for gradients that nobody could clip as they are to be, and for a writer in partitions.
     """
     config = plugin.hf_ds_config.config
-    clipping = config.setdefault("gradient_clipping", 0.0)
+    clipping = config.setdefault("gradient_clipping", limit)
     offloads = plugin.hf_ds_config.get_value("zero_optimization.offload_optimizer.device", "none") != "none"
     if roles > 1 and clipping and offloads:
         raise ValueError(
@@ -67,6 +68,12 @@ def settle(plugin: Any, roles: int, *, writes: bool = False) -> None:
         if writes:
             raise ValueError("DeepSpeed: under ZeRO-3 the student cannot write what it trains on: use ZeRO-2")
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+
+
+def cuts_weights(accelerator: Any) -> bool:
+    """Whether a run is one of ZeRO-3."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return plugin is not None and plugin.hf_ds_config.is_zero3()
 
 
 class RoleSteps:
@@ -119,7 +126,8 @@ def clip_by_role(optimizer: Any, active: frozenset[str], limits: Mapping[str, fl
         role = optimizer.param_groups[number if place is None else place[number]]["role"]
         if role in active:
             shares[role] += gradients
-    squares = torch.stack([sum((x.float().square().sum() for x in of), torch.zeros(())) for of in shares.values()])
+    nothing = torch.zeros((), device=optimizer.device)  # what a rank may have of a small role
+    squares = torch.stack([sum((x.float().square().sum() for x in of), nothing) for of in shares.values()])
     dist.all_reduce(squares, group=optimizer.dp_process_group)
     norms = dict(zip(shares, squares.sqrt() / optimizer.loss_scale, strict=True))
     for name, gradients in shares.items():

@@ -66,6 +66,8 @@ METRICS = {
     "fgsm_accuracy": _share("accuracy under FGSM"),
     "cw_accuracy": _share("accuracy under Carlini and Wagner"),
     "cw_distance": Metric("distance that misleads", "", 1),
+    "router_balance": Metric("imbalance of the routers", "", -1),
+    "expert_load": Metric("load of the busiest expert", "times its share", -1),
     "loss": Metric("training objective", "", -1),
     "tokens_per_second": Metric("throughput", "tokens/s", 1),
     "images_per_second": Metric("throughput", "images/s", 1),

@@ -6,12 +6,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
 from kdlm.deepspeed import gathered, of_its_own
 from kdlm.methods import Method, Terms
-from kdlm.models import FrozenCopy, Predictor, view, whole
+from kdlm.models import FrozenCopy, Predictor, tensor_parallel, view, whole
 from kdlm.roles import EmaOf, Role, SnapshotOf, Trainable
 
 Answer = TypeVar("Answer")
@@ -141,6 +142,16 @@ class Networks(nn.Module):
         named = {name for module in self.role.values() for name in getattr(module, "_no_split_modules", None) or ()}
         return sorted(named & {type(module).__name__ for module in self.modules()})
 
+    @property
+    def tp_size(self) -> int | None:
+        return tensor_parallel(self.student) or None
+
+    _tp_size = tp_size
+
+    @property
+    def is_distributed_loading_by_transformers(self) -> bool:
+        return tensor_parallel(self.student) > 0
+
     def tie_weights(self) -> None:
         if hasattr(self.student, "tie_weights"):
             self.student.tie_weights()
@@ -223,8 +234,23 @@ def clip_by_role(networks: Networks, method: Method, active: frozenset[str], def
     """Clip each active role's gradient to its own norm; return the norms before clipping."""
     norms, limits = {}, clipping_limits(networks, method, default)
     for name in sorted(active):
-        norms[name] = whole(nn.utils.clip_grad_norm_(networks.role[name].parameters(), limits[name]).detach())
+        norms[name] = _clipped([p for p in networks.role[name].parameters() if p.grad is not None], limits[name])
     return norms
+
+
+def _clipped(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """Clip to one norm, also where some weights are sliced over ranks and others are not; return it."""
+    sliced = [isinstance(p.grad, DTensor) for p in parameters]
+    if all(sliced) or not any(sliced):
+        return whole(nn.utils.clip_grad_norm_(parameters, limit).detach())
+    kinds = [
+        [p for p, is_sliced in zip(parameters, sliced, strict=True) if is_sliced is kind] for kind in (True, False)
+    ]
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+    norm = torch.stack(norms).norm()
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    return norm.detach()
 
 
 def clipping_limits(networks: Networks, method: Method, default: float) -> dict[str, float]:

@@ -14,6 +14,7 @@ from transformers.utils import PushToHubMixin
 
 from kdlm import checkpoints, deepspeed
 from kdlm.methods import Method
+from kdlm.models import tensor_parallel
 from kdlm.networks import Networks
 from kdlm.sharded_checkpoints import kind_of, load_optimizer, load_weights, whole_weights
 
@@ -31,24 +32,30 @@ class SealedCheckpoints(Trainer):
         return None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.args.should_save:  # every rank comes here
+        writes, student = self.args.should_save, self.student
+        if not writes and not tensor_parallel(student):  # every rank comes here, to gather slices or for nothing
             return
         folder = Path(output_dir or self.args.output_dir or ".")
-        student = self.student
         if isinstance(student, PreTrainedModel):
             # Not by the names of an older release, which resuming would not find in the model.
-            student.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+            options: Any = {"save_original_format": False, "is_main_process": writes}
+            student.save_pretrained(folder, state_dict=state_dict, **options)
         elif hasattr(student, "save_pretrained"):
             student.save_pretrained(folder, state_dict=state_dict)
         else:
             checkpoints.save_module(student, folder)
-        if self.processing_class is not None:
+        if self.processing_class is not None and writes:
             self.processing_class.save_pretrained(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, seal, and only then delete old checkpoints."""
+        run = Path(self._get_output_dir(trial))
+        folder = run / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.clear(folder)
+        self.accelerator.wait_for_everyone()
         # Whether the best checkpoint is this one the Trainer asks by its folder, before FSDP2's pieces make it.
-        (Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -56,8 +63,7 @@ class SealedCheckpoints(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            run = Path(self._get_output_dir(trial))
-            checkpoints.seal(run / f"checkpoint-{self.state.global_step}")
+            checkpoints.seal(folder)
             checkpoints.prune(run, limit, self.state.best_model_checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -182,7 +188,7 @@ class RoleCheckpoints(SealedCheckpoints):
         """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""
         folder = Path(str(self.state.best_model_checkpoint))
         if self.is_deepspeed_enabled:
-            super()._load_best_model()
+            deepspeed.load(self.model_wrapped, folder)  # also where other ranks saved it, before a resume
             checkpoints.load_auxiliary(folder, self.networks.averages)
         elif self.is_fsdp_enabled:
             load_weights(folder, self.networks)

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from kdlm import checkpoints
 from kdlm.sharding import ranks
@@ -74,6 +75,18 @@ def load_optimizer(folder: Path, networks: nn.Module, optimizer: Any) -> None:
         state = torch.load(folder / name, map_location="cpu", weights_only=True)
         state = state if kind == "consolidated" else _by_name(state, networks, optimizer)
     set_optimizer_state_dict(networks, optimizer, state, options=_whole(networks, strict=False))
+    _forget_others(networks, optimizer, [*state.get("state", {})])
+
+
+def _forget_others(networks: nn.Module, optimizer: Any, known: list[str]) -> None:
+    """Leave no state to a role that had not moved: torch makes a first one, of zeros that count as a step, for all."""
+    if isinstance(networks, FSDPModule):
+        torch.distributed.broadcast_object_list(told := [known], 0)
+        known = told[0]
+    moved = set(known)
+    for name, parameter in networks.named_parameters():
+        if name not in moved:
+            optimizer.state.pop(parameter, None)
 
 
 def whole_weights(networks: nn.Module, role: str) -> dict[str, Tensor] | None:
@@ -81,7 +94,7 @@ def whole_weights(networks: nn.Module, role: str) -> dict[str, Tensor] | None:
 
     Every rank must ask.
     """
-    if not isinstance(networks, FSDPModule):
+    if not isinstance(networks, FSDPModule) and not any(isinstance(p, DTensor) for p in networks.parameters()):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     prefix = f"role.{role}."

@@ -8,6 +8,7 @@ head stands beside it: whoever reads the head gathers it, once for each answer.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -149,6 +150,24 @@ def refuse_pretence(accelerator: Any) -> None:
         )
     if not accelerator.is_fsdp2:
         raise ValueError("training.fsdp_config.version: 1 is not supported: leave it out, or set 2")
+    if accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "training.fsdp_config.cpu_ram_efficient_loading: kdlm looks at every network before it is sharded, and so "
+            "needs its weights on every rank: leave it out, or set false"
+        )
+
+
+def settle(accelerator: Any) -> None:
+    """Have FSDP2 leave what networks return as it is, and sum gradients in float32, under mixed precision too.
+
+    accelerate casts both to bfloat16: a loss that is a sum over thousands of tokens would keep three of its digits, and
+    so would the count that it is divided by.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
+        )
 
 
 def require_shards(networks: nn.Module) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor
 
 IGNORE_INDEX = -100
 """The label of a token that is not trained on (torch's own default)."""
@@ -103,22 +105,38 @@ class Head:
         bias: added to the product, or None.
         logit_scale: factor on the logits (Cohere's `logit_scale`, 1 / Granite's `logits_scaling`).
         softcap: `final_logit_softcapping` of Gemma-2 and its kin: `cap * tanh(logits / cap)`, or None.
+        group: the ranks of tensor parallelism, all with the same rows, over which weight and bias are sliced: DTensors
+            of which each rank holds some token ids. None where this rank has them all.
     """
 
     weight: Float[Tensor, "vocab hidden"]
     bias: Float[Tensor, "vocab"] | None = None
     logit_scale: float = 1.0
     softcap: float | None = None
+    group: ProcessGroup | None = None
 
     @property
     def vocab_size(self) -> int:
         return self.weight.shape[0]
 
+    def whole(self) -> "Head":
+        """Return the head with all ids on this rank; every rank of `group` must ask."""
+        if self.group is None:
+            return self
+        weight, bias = _gathered(self.weight), None if self.bias is None else _gathered(self.bias)
+        return replace(self, weight=weight, bias=bias, group=None)
+
+    def slice(self) -> "Head":
+        """Return this rank's slice of a sliced head, without communication."""
+        weight, bias = _local(self.weight), None if self.bias is None else _local(self.bias)
+        return replace(self, weight=weight, bias=bias)
+
     def cut(self, vocab: int) -> "Head":
-        """Return the head of the first `vocab` ids: views, no copy."""
+        """Return the head of the first `vocab` ids: views, no copy; of a sliced head all ids are gathered."""
         if vocab == self.vocab_size:
             return self
-        return replace(self, weight=self.weight[:vocab], bias=None if self.bias is None else self.bias[:vocab])
+        of = self.whole()
+        return replace(of, weight=of.weight[:vocab], bias=None if of.bias is None else of.bias[:vocab])
 
     def to(self, device: torch.device) -> "Head":
         """Return the head on a device; itself where it is there."""
@@ -137,9 +155,18 @@ class Head:
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         """Project: the whole `[rows, vocab]` tensor. The chunked losses exist to avoid calling this on all rows."""
-        weight = self.weight.to(hidden.dtype)
-        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        of = self.whole()
+        weight, bias = of.weight.to(hidden.dtype), None if of.bias is None else of.bias.to(hidden.dtype)
         return self.transform(torch.nn.functional.linear(hidden, weight, bias))
+
+
+def _gathered(x: Tensor) -> Tensor:
+    """Return all of a slice: the ranks' rows are the same, so each keeps its part of the gradient as it is."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def _local(x: Tensor) -> Tensor:
+    return x.to_local() if isinstance(x, DTensor) else x
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from kdlm import capacity_gap
+from kdlm.capacity_gap import parameters
 from kdlm.data import Source
 from kdlm.data.byte_order import is_of_bytes
 from kdlm.data.forms import recognise
@@ -72,11 +72,12 @@ class Plan:
     with_teacher: bool = True
 
 
-def write_recipe(teacher: str, student: str, data: str, output: Path, *, force: bool = False) -> list[str]:
+def write_recipe(teachers: list[str], student: str, data: str, output: Path, *, force: bool = False) -> list[str]:
     """Write a recipe and return what was found, a line each.
 
     Args:
-        teacher, student: hub id, folder, or `sandbox:code-teacher`.
+        teachers: hub ids, folders, or `sandbox:code-teacher`; of several the one whose size suits the student best.
+        student: said likewise.
         data: hub id, folder, file, or `sandbox:code`.
         output: the file to write.
         force: replace it if it is there.
@@ -86,8 +87,13 @@ def write_recipe(teacher: str, student: str, data: str, output: Path, *, force: 
     if output.exists() and not force:
         raise ValueError(f"{output}: there already; give another --output, or --force to replace it")
     source, form = look_at_data(data)
-    large, small = look_at(teacher), look_at(student)
+    small, candidates = look_at(student), {teacher: look_at(teacher) for teacher in teachers}
+    sizes = {name: model.parameters for name, model in candidates.items()}
+    teacher = capacity_gap.nearest(small.parameters, sizes)
+    large, said = candidates[teacher], capacity_gap.advice(small.parameters, sizes) if len(teachers) > 1 else []
     plan = choose(large, small)
+    if careful := capacity_gap.warning(small.parameters, sizes):
+        plan.warnings.append(careful)
     if form == "chat" and plan.method["name"] in ACROSS and not getattr(large.tokenizer, "chat_template", None):
         plan.warnings.append(
             "the data is chat but the teacher's tokenizer has no chat template: set data.teacher_chat_template"
@@ -105,6 +111,7 @@ def write_recipe(teacher: str, student: str, data: str, output: Path, *, force: 
     found = [f"teacher: {teacher}, {large.size}", f"student: {student}, {small.size}", f"data: {data}, {form} rows"]
     return [
         *found,
+        *said,
         *plan.why,
         *(f"warning: {line}" for line in plan.warnings),
         f"wrote {output}; next: kdlm check {output}",
@@ -116,17 +123,7 @@ def look_at(given: str) -> Model:
     model = named(given)
     config, tokenizer = model.config(), model.tokenizer()
     text = config.get_text_config()
-    return Model(given, tokenizer, text.vocab_size, count(config), getattr(text, "max_position_embeddings", None))
-
-
-def count(config: Any) -> int:
-    """Return the number of parameters that a configuration makes, without allocating them."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()
-    return sum(parameter.numel() for parameter in model.parameters())
+    return Model(given, tokenizer, text.vocab_size, parameters(config), getattr(text, "max_position_embeddings", None))
 
 
 def look_at_data(given: str) -> tuple[dict[str, Any], str]:

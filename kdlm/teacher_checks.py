@@ -6,6 +6,7 @@ Before all that: whether the student is of the kind, causal or masked, that meth
 from collections.abc import Iterator
 from typing import Any
 
+from kdlm import capacity_gap
 from kdlm.data import DataSection
 from kdlm.data.alignment import Aligner
 from kdlm.data.forms import recognise
@@ -51,6 +52,31 @@ def masking(recipe: Recipe, method: Method | None) -> Iterator[str]:
             )
     if masked:
         yield f"student: masked, {name} hides tokens of its text"
+
+
+def capacity(recipe: Recipe, method: Method | None) -> Iterator[str]:
+    """Say how much larger a teacher is than the student, and note one that is too large (arXiv 2311.07052).
+
+    Only where both are causal language models of transformers whose configurations can be opened here.
+    """
+    if method is None or "teacher" not in method.needs:
+        return
+    sizes = {key: _size(model) for key, model in (("student", recipe.student), *teachers_of(recipe.teacher))}
+    student, teachers = sizes.pop("student"), {key: size for key, size in sizes.items() if size}
+    if not student or not teachers:
+        return
+    yield from capacity_gap.advice(student, teachers)
+    if careful := capacity_gap.warning(student, teachers):
+        yield f"teacher: note: {careful}"
+
+
+def _size(model: Any) -> int | None:
+    """Return how many weights a causal language model has, None of any other or where it cannot be known here."""
+    try:
+        config, _ = opened(model.config, model) if callable(getattr(model, "config", None)) else (None, "")
+        return None if config is None else capacity_gap.parameters(config)
+    except (ValueError, ImportError):  # what is wrong is said elsewhere
+        return None
 
 
 def signals(recipe: Recipe, method: Method | None) -> Iterator[str]:

@@ -11,8 +11,8 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
-from kdlm import checkpoints, preference_settings, reward_settings
-from kdlm.check import check
+from kdlm import checkpoints, deepspeed, preference_settings, reward_settings
+from kdlm.check import check, refuse_packing
 from kdlm.data import Data, DataSection, ImageTextSection, TextClassesSection, load_data
 from kdlm.data.chat import template_text
 from kdlm.data.vocabulary import intersection, shared_vocabulary
@@ -22,6 +22,7 @@ from kdlm.methods.diffusion.method import DiffusionMethod
 from kdlm.models import adapt, check_classes, fake_quantise, merge, on_the_grid
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
+from kdlm.parallelism import refuse_cuts, refuse_with_slices
 from kdlm.preference_settings import by_preferences
 from kdlm.privacy.trainer import PrivateOnPolicyTrainer, PrivateTrainer
 from kdlm.progress import Display, MetricsFile, log_figures
@@ -86,6 +87,7 @@ def train(
     if stage is not None and checkpoint is None:
         stage.take(trainer.networks)
     writes = trainer.is_world_process_zero()
+    trainer.accelerator.wait_for_everyone()  # until all have seen what the folder holds
     if writes:
         if stage is not None:
             stage.begins()
@@ -186,11 +188,16 @@ def assemble(recipe: Recipe) -> Assembly:
     tokenizer, data = loaded(recipe)
     student, lora = opened_student(recipe, data), getattr(recipe.student, "lora", None)
     teacher = None if recipe.teacher is None else recipe.teacher.build(args.device)
+    for key, model in (("student", student), ("teacher", getattr(teacher, "model", None))):
+        refuse_packing(recipe, key, getattr(model, "config", None))  # `check` has not seen what was not there yet
     if isinstance(teacher, CachedTeacher):
         teacher.made_with = data.made_with
     method = recipe.method.build(tied(recipe.losses, recipe.sampler), common_ids(recipe, tokenizer, student, teacher))
     if lora is not None:
         lora.check_export(averaged=method.exported != "student")
+    refuse_cuts(args, student)
+    if in_trl(recipe) or by_preferences(recipe):
+        refuse_with_slices(student, f"method: {recipe.method.name}")
     judge = None if recipe.verifier is None else Judge(recipe.verifier)
     private = {} if recipe.privacy is None else {"privacy": recipe.privacy}
     kind: Any = PrivateTrainer if private else DistillTrainer
@@ -231,6 +238,8 @@ def assemble(recipe: Recipe) -> Assembly:
         trainer.guard(recipe.guards)
     if recipe.sparsity is not None:
         trainer.sparsify(recipe.sparsity)
+    if (balance := getattr(recipe.student, "router_balance", None)) is not None:
+        trainer.balance_routers(balance)
     if "classes" in data.made_with:
         name_classes(trainer, data.made_with["classes"])
     for callback in (PrinterCallback, ProgressCallback):
@@ -290,15 +299,26 @@ def other_rows(recipe: Recipe, tokenizer: Any) -> Any:
 def opened_student(recipe: Recipe, data: Data) -> Any:
     """Return the student as it begins, with its adapters."""
     student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
+    for key in ("lora", "quantization_aware"):
+        if getattr(recipe.student, key, None) is not None:
+            refuse_with_slices(student, f"student.{key}")
     student = student if lora is None else adapt(student, lora)
     few_bits = getattr(recipe.student, "quantization_aware", None)
     return student if few_bits is None else fake_quantise(student, few_bits)
 
 
+def _opened_whole(recipe: Recipe) -> Recipe:
+    """Return the recipe with a student that one rank can open."""
+    if not getattr(recipe.student, "tensor_parallel", False):
+        return recipe
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"tensor_parallel": False})})
+
+
 def loaded_student(recipe: Recipe, data: Data) -> Any:
     """Return the student as it begins: its weights, or what its section makes of the training rows."""
     section: Any = recipe.student
-    return section.load_from(data.train, recipe.seed) if hasattr(section, "load_from") else section.load()
+    with deepspeed.loading_whole():
+        return section.load_from(data.train, recipe.seed) if hasattr(section, "load_from") else section.load()
 
 
 def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> Any:
@@ -339,7 +359,7 @@ def export(
     student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
     merged = student is run.trainer.student and lora is not None and lora.export == "merged"
     if weights is not None:
-        student = opened_student(recipe, run.data)
+        student = opened_student(_opened_whole(recipe), run.data)
         student.load_state_dict(weights)
         if "classes" in run.data.made_with:
             student.config = run.trainer.networks.config

@@ -3,7 +3,8 @@
 Runs any method on given data. What differs from `transformers.Trainer`: the loss is a sum of named terms, each divided
 by one global count of the whole optimiser step (so that micro-batches, padding, packing and ranks do not change the
 gradient); several networks train under one optimiser, by role; evaluation weighs tokens, not batches
-(`kdlm.evaluation`); checkpoints are sealed and hold the method's state (`kdlm.role_checkpoints`).
+(`kdlm.evaluation`); checkpoints are sealed and hold the method's state (`kdlm.role_checkpoints`); ranks may hold shares
+of everything (`kdlm.sharded_training`).
 """
 
 from collections import defaultdict
@@ -22,26 +23,23 @@ from kdlm.evaluation.summed import SummedEvaluation
 from kdlm.losses import ForwardKL, kept_rows
 from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
-from kdlm.models import mask_id_of
+from kdlm.models import mask_id_of, tensor_parallel
 from kdlm.networks import (
     Networks,
     check_answers,
     check_needs,
     check_plan,
     check_sides,
-    clip_by_role,
-    clipping_limits,
     common_vocab,
     counts_of,
-    schedule_by_role,
-    split_by_role,
-    trainable_names,
 )
+from kdlm.parallelism import refuse_beside_slices, refuse_cuts, refuse_with_slices
 from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
+from kdlm.router_balance import RouterBalance
 from kdlm.samplers import DrawnRows
-from kdlm.sharding import refuse_pretence, require_shards
+from kdlm.sharded_training import ShardedTraining
 from kdlm.sparsity import SparsitySection
 from kdlm.sparsity.masking import Masking
 from kdlm.teachers import freeze
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
 Counts = dict[str, Tensor]
 
 
-class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
+class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoints):
     """Trains a student with a method.
 
     Args:
@@ -74,6 +72,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         {"labels", "images", "texts", "samples", "pairs", "preferences", "visual"}
     )
     """What a method may need that is not the teacher's: data may hold any of these."""
+    balance: RouterBalance | None = None
+    """What keeps the routers of a mixture of experts in balance."""
 
     def __init__(
         self,
@@ -105,7 +105,9 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         check_answers(self.teacher, options.get("train_dataset"), options.get("eval_dataset"))
         if args.deepspeed_plugin is not None:
             deepspeed.refuse(args, model)
+        refuse_cuts(args, model)
         self.networks = Networks(model, self.method, self.teacher)
+        refuse_beside_slices(args, self.networks, self.teacher, self.method.needs)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:
             self.method.vocab = common_vocab(self.networks.views, processing_class)
         if isinstance(self.method, AlignedMethod) and isinstance(data_collator, PairCollator):
@@ -119,22 +121,12 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             processing_class=processing_class,
             **options,
         )
-        refuse_pretence(self.accelerator)
         if hasattr(self.teacher, "to"):
             self.teacher.to(self.args.device)
-        if self.is_deepspeed_enabled:
-            plugin, writes = self.accelerator.state.deepspeed_plugin, "rollouts" in self.method.needs
-            deepspeed.settle(plugin, len(self.networks.role), writes=writes)
-        if self.args.n_gpu > 1:
-            raise ValueError("several GPUs in one process are not supported: start with torchrun or accelerate launch")
-        self._trainable = trainable_names(self.networks)
-        self._active: frozenset[str] | None = None
-        self._zero: deepspeed.RoleSteps | None = None
         self._means: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # this rank's share of the step's means
         self._followed: dict[str, Tensor] = defaultdict(partial(torch.zeros, ()))  # as they are, and not logged
         self._count = torch.zeros(())  # of what is trained on in the step, by all ranks
         self._computed: set[str] = set()  # names of the terms that some step had
-        self._norms: dict[str, Tensor] = {}  # of each role's last gradient
         self._window = Window(self.method.paced_by)
         self._prepared = type(self.method).prepare is Method.prepare
         self.add_callback(_AfterStep(self))
@@ -143,6 +135,11 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
     def student(self) -> Any:
         """The model being trained, as it was handed in."""
         return self.networks.student
+
+    @property
+    def data_ranks(self) -> int:
+        """How many ranks read rows of their own: under tensor parallelism all read the same."""
+        return 1 if tensor_parallel(self.student) else self.accelerator.num_processes
 
     @property
     def exported(self) -> Any:
@@ -156,6 +153,13 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         """
         self.sparsity = Masking(self, section)
         self.add_callback(self.sparsity)
+
+    def balance_routers(self, weight: float) -> None:
+        """Add a balance loss of a mixture of experts' routers, with this weight. To be called before training.
+
+        Raises ValueError where the student is none.
+        """
+        self.balance = RouterBalance(self.networks.student, weight)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, after the method has prepared its rows."""
@@ -173,6 +177,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         if getattr(self.teacher, "in_shards", False):
             name = type(self.method).__name__
             raise ValueError(f"teacher.placement: {name} makes its rows on one rank, and a sharded teacher is of all")
+        refuse_with_slices(self.student, type(self.method).__name__)
         self.networks.eval()
         context = Preparation(
             self.networks.views,
@@ -211,7 +216,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         for batch in batches:
             read: Any = self._prepare_inputs(batch)
             read = read["theirs"] if "chunks" in read else read  # a teacher with a tokenizer of its own
-            asked.append((read, kept_rows(read["labels"])))
+            if read["labels"].dim() > 1:  # else classes of texts, and no token is predicted
+                asked.append((read, kept_rows(read["labels"])))
         with self.accelerator.autocast():
             self.teacher.answer_ahead(asked)
 
@@ -222,7 +228,8 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         if not units:
             return {}
         totals = torch.stack([torch.stack([c[unit].to(device) for c in counted]).sum() for unit in units])
-        return dict(zip(units, self.accelerator.reduce(totals, reduction="sum"), strict=True))
+        totals = totals if self.data_ranks == 1 else self.accelerator.reduce(totals, reduction="sum")
+        return dict(zip(units, totals, strict=True))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Counts | None = None
@@ -234,29 +241,20 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             self.guards.note(inputs)
         step = self._step()
         advance = phases(partial(self.method.losses, self.networks.views, inputs, self._activate(step.index), step))
+        advance = advance if self.balance is None else self.balance.beside(advance, inputs)
         while True:
             sums, terms = model(advance)
             terms = terms.given_out(sums)
             loss = self._reduce(terms, num_items_in_batch)
             if not terms.more:
                 return (loss, None) if return_outputs else loss
-            if self._zero is not None:  # DeepSpeed would step here
-                self._zero.backward(loss, sync_gradients=False)
-            else:
-                self.accelerator.backward(loss)
+            self._backward_within(loss)
 
     def _step(self, index: int | None = None) -> Step:
         """Return where the run stands, or will stand after `index` optimiser steps."""
         epoch, index = int(self.state.epoch or 0), self.state.global_step if index is None else index
         epochs = max(1, int(self.state.num_train_epochs or 1))
         return Step(index, max(1, self.state.max_steps), epoch, self.args.seed, epochs)
-
-    def _activate(self, index: int) -> frozenset[str]:
-        active = self.method.active(index)
-        if active != self._active:
-            self.networks.activate(active, self._trainable)
-            self._active = active
-        return active
 
     def _reduce(self, terms: Terms, counts: Counts) -> Tensor:
         """Return the loss whose gradient, averaged over ranks, is that of the global mean."""
@@ -267,7 +265,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
                 means[name] = means[name] + value.detach() / counts[unit]
         self._computed.update(terms.terms)
         self._count = counts[self.method.paced_by]
-        return loss * self.accelerator.num_processes  # data parallelism averages gradients; the count is global
+        return cast("Tensor", loss) * self.data_ranks  # data parallelism averages gradients; the count is global
 
     def _after_step(self) -> None:
         """Move what moves once per optimiser step: averages and the method's schedule."""
@@ -277,13 +275,13 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
         self.networks.move_averages(self._active or frozenset(), step.index)
         self.networks.take_snapshots(step.index)
         self.method.stepped(step, means)
-        self._window.add(self._means, self._count / self.accelerator.num_processes)
+        self._window.add(self._means, self._count / self.data_ranks)
         self._means.clear()
         self._followed.clear()
 
     def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum each value over the ranks, in one message."""
-        if not values or self.accelerator.num_processes == 1:
+        if not values or self.data_ranks == 1:
             return values
         names = sorted(values)
         stacked = torch.stack([values[name].to(self.args.device, torch.float64) for name in names])
@@ -295,52 +293,6 @@ class DistillTrainer(SummedEvaluation, DrawnRows, RoleCheckpoints):
             logs |= self._window.readings(self._reduced) | {name: norm.item() for name, norm in self._norms.items()}
             self._window = Window(self.method.paced_by)
         super().log(logs, start_time)
-
-    # Optimiser
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """One optimiser for all roles: the Trainer's own, its groups split and tagged by role."""
-        fresh = self.optimizer is None
-        optimizer: Any = super().create_optimizer(model)
-        if fresh:
-            optimizer.param_groups[:] = split_by_role(optimizer.param_groups, self.networks, self.method)
-        return optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's schedule; where roles take turns, each counts its own steps."""
-        if not self.method.alternates or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        optimizer = optimizer or self.optimizer
-        self.lr_scheduler = schedule_by_role(optimizer, self.method, self.args, num_training_steps)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """The Trainer's, with what was asked to be sharded; DeepSpeed's engine steps by role and loads all of a run."""
-        zero, resumed = self.is_deepspeed_enabled, resume_from_checkpoint
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None if zero else resumed)
-        if self.is_fsdp_enabled:
-            require_shards(self.networks)
-        if zero:
-            several = len(self.networks.role) > 1 and self.args.max_grad_norm > 0
-            limits = clipping_limits(self.networks, self.method, self.args.max_grad_norm) if several else {}
-            self._zero = deepspeed.RoleSteps(self.model_wrapped, lambda: self._active or frozenset(), limits)
-            self.accelerator.deepspeed_engine_wrapped = cast("Any", self._zero)
-        if zero and resumed is not None:
-            self._load_from_checkpoint(resumed)
-            self._load_optimizer_and_scheduler(resumed)
-        return prepared
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if len(self.networks.role) == 1:
-            return super()._clip_grad_norm(model)
-        if self._zero is not None:  # DeepSpeed has made its step by now
-            norms = self._zero.norms
-        else:
-            self.accelerator.unscale_gradients()
-            norms = clip_by_role(self.networks, self.method, self._active or frozenset(), self.args.max_grad_norm)
-        self._norms |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
-        return torch.stack(list(norms.values())).norm()
 
 
 class _AfterStep(TrainerCallback):

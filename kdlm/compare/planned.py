@@ -85,6 +85,9 @@ def strangers(run: Planned) -> list[str]:
     if not described.is_file():
         return []
     before, now = load(described), run.recipe
+    theirs: Any = before.teacher
+    if getattr(now.teacher, "placement", None) == "auto" and hasattr(theirs, "placement"):  # the run settled it
+        before = before.model_copy(update={"teacher": theirs.model_copy(update={"placement": "auto"})})
     if resolved(before) == resolved(now):
         return []
     changed = ", ".join(differences(before.model_dump(mode="json"), now.model_dump(mode="json")))

@@ -94,10 +94,12 @@ def child(path: str, overrides: Sequence[str], threads: int, here: str) -> None:
         os.dup2(log.fileno(), 2)
     import torch
 
+    from kdlm.plan import settled
     from kdlm.train import train
 
     torch.set_num_threads(threads)
-    train(recipe, resume=True)
+    recipe, placement = settled(recipe)
+    train(recipe, resume=True, placement=placement)
     if fresh:
         taken = {"wall": time.perf_counter() - began, "cpu": time.process_time() - worked}
         write_text(folder / SECONDS, json.dumps(taken))

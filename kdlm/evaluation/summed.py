@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from kdlm.deepspeed import cuts_weights
 from kdlm.evaluation.in_step import in_step
 from kdlm.evaluation.section import EvaluationSection, unknown
 from kdlm.evaluation.watch import Watch, share_of
@@ -21,7 +22,9 @@ from kdlm.guards.callback import CollapseGuards
 from kdlm.guards.section import GuardsSection
 from kdlm.losses import kept_rows
 from kdlm.methods import Method
+from kdlm.models import tensor_parallel
 from kdlm.networks import Networks, counts_of
+from kdlm.parallelism import refuse_with_slices
 from kdlm.progress import Window
 from kdlm.samples import SampleLog
 from kdlm.signal import Rows
@@ -53,8 +56,14 @@ class SummedEvaluation(Trainer):
         Raises ValueError, naming the key, where student or training arguments do not allow it.
         """
         section.settle(self.args)
+        if section.generations is not None and cuts_weights(self.accelerator):
+            raise ValueError(
+                "evaluation.generations: under ZeRO-3 ranks cannot write texts of different length: use ZeRO-2, or "
+                "leave it out"
+            )
         self._evaluation = section
         if section.reads_text:
+            refuse_with_slices(self.networks.student, "evaluation")
             nets, vocab = self.networks.views, getattr(self.method, "vocab", None)
             teacher = nets.get("teacher")
             self._watch = Watch(section, self, nets["student"], teacher, vocab=vocab, other=other, judge=judge)
@@ -64,6 +73,7 @@ class SummedEvaluation(Trainer):
 
         Raises ValueError, naming the key, for what cannot be read in this run.
         """
+        refuse_with_slices(self.networks.student, "guards")
         self.guards = CollapseGuards(self, section)
         self.add_callback(self.guards)
 
@@ -107,7 +117,7 @@ class SummedEvaluation(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         if any(dataset is own for own in (splits.values() if isinstance(splits, dict) else [splits])):
             dataset = self._evaluation.chosen(dataset)
-        return share_of(dataset, self.args, self.data_collator)
+        return share_of(dataset, self.args, self.data_collator, all_alike=tensor_parallel(self.networks.student) > 0)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's; the time it takes is not counted into the pace of training."""

@@ -135,9 +135,9 @@ def spelt_by(processing_class: Any) -> Any:
     return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
 
 
-def share_of(rows: Any, args: Any, collator: Any) -> DataLoader:
-    """Return batches of this rank's share of the rows, none of them twice."""
-    if args.world_size > 1:
+def share_of(rows: Any, args: Any, collator: Any, *, all_alike: bool = False) -> DataLoader:
+    """Return batches of this rank's share of the rows, none of them twice; or of all rows, where ranks read alike."""
+    if args.world_size > 1 and not all_alike:
         rows = Share(rows, args.process_index, args.world_size)
     own = torch.Generator()  # a loader draws a seed; the run's own numbers are left alone
     return DataLoader(rows, batch_size=args.eval_batch_size, collate_fn=collator, generator=own)

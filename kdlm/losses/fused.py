@@ -14,6 +14,7 @@ from kdlm.losses.jsd import JSD, generalised_jsd
 from kdlm.losses.kl import ForwardKL, ReverseKL, forward_kl, reverse_kl
 from kdlm.losses.mixture import AlphaMixture, alpha_mixture
 from kdlm.losses.skew import SkewKL, SkewReverseKL, skew_kl, skew_reverse_kl
+from kdlm.losses.slices import sliced
 from kdlm.losses.taid import TowardsTeacher, taid_kl
 from kdlm.losses.tvd import TVD, total_variation
 from kdlm.losses.vocabulary import Vocab
@@ -96,10 +97,12 @@ def fused(
         return None
     terms += [Term(_AS_TERMS[name], 0.0) for name in measures if name in _AS_TERMS]
     others = [name for name in measures if name not in _AS_TERMS]
+    ids = student.vocab_size
+    student, teacher, call["group"] = sliced(student, teacher)
     source, head = (student.hidden, student.head) if isinstance(student, Hidden) else (student.logits, None)
     if isinstance(teacher, TopK | Sampled):
         known = isinstance(teacher, TopK) or all(term.name in _OF_SAMPLES for term in terms)
-        if not known or vocab not in (None, student.vocab_size) or not set(others) <= set(_OF_FEW):
+        if not known or vocab not in (None, ids) or not set(others) <= set(_OF_FEW):
             return None
         if isinstance(teacher, TopK) and teacher.draws is not None and any(term.name == "forward_kl" for term in terms):
             if any(term.name not in _OF_SAMPLES for term in terms):

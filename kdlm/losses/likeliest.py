@@ -12,6 +12,7 @@ from torch import Tensor
 from kdlm.losses import vocabulary
 from kdlm.losses.distributions import log_probs
 from kdlm.losses.loss import TeacherRows
+from kdlm.losses.slices import sliced
 from kdlm.losses.sweep import sweep
 from kdlm.losses.vocabulary import Vocab
 from kdlm.signal import Dense, Hidden, Mixture, Signal, TopK
@@ -77,10 +78,11 @@ def told_of_likeliest(
     if not isinstance(teacher, Hidden | Dense):
         given = "no teacher" if teacher is None else f"a {type(teacher).__name__} signal"
         raise ValueError(f"the teacher's log-probability of any token is wanted: Dense or Hidden, got {given}")
-    source, head = (teacher.hidden, teacher.head) if isinstance(teacher, Hidden) else (teacher.logits, None)
+    ours, _, group = sliced(teacher, None)
+    source, head = (ours.hidden, ours.head) if isinstance(ours, Hidden) else (ours.logits, None)
     ids = likeliest(student, None, min(count, student.vocab_size), chunk_rows=chunk_rows)[0].ids.to(source.device)
     known = ids < teacher.vocab_size
-    call: dict[str, Any] = {"chunk_rows": chunk_rows, "impl": impl}
+    call: dict[str, Any] = {"chunk_rows": chunk_rows, "impl": impl, "group": group}
     log_p, _ = linear_logprobs(source, head, ids.where(known, 0), **call)
     return TopK(ids, log_p.masked_fill(~known, -torch.inf))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdlm.losses.distributions import log_probs as log_softmax
 from kdlm.losses.measures import label_log_p
+from kdlm.losses.slices import sliced
 from kdlm.losses.sweep import sweep
 from kdlm.losses.vocabulary import Vocab, label_places, whole
 from kdlm.signal import Dense, Hidden, LogProbs, Mixture, Signal, TopK
@@ -29,8 +30,9 @@ def token_log_probs(
     are made again in backward. The vocabulary is whole because that is what tokens are drawn from. Raises ValueError
     for a label outside of it.
     """
-    source, head = (student.hidden, student.head) if isinstance(student, Hidden) else (student.logits, None)
-    call: dict[str, Any] = {"temperature": temperature, "chunk_rows": chunk_rows, "impl": impl}
+    ours, _, group = sliced(student, None)
+    source, head = (ours.hidden, ours.head) if isinstance(ours, Hidden) else (ours.logits, None)
+    call: dict[str, Any] = {"temperature": temperature, "chunk_rows": chunk_rows, "impl": impl, "group": group}
     log_probs, entropy = linear_logprobs(source, head, labels[:, None], **call)
     return log_probs[:, 0], entropy
 

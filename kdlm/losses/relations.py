@@ -100,7 +100,8 @@ def _by_heads(
     one = partial(compare, causal=causal)
     if step < len(sides):
         one = partial(checkpoint, one, use_reentrant=False)
-    parts = [one(*(x[i : i + step] for x in flat), real[sides[i : i + step]]) for i in range(0, len(sides), step)]
+    with torch.autocast(real.device.type, enabled=False):  # products in bfloat16 would lose what differs
+        parts = [one(*(x[i : i + step] for x in flat), real[sides[i : i + step]]) for i in range(0, len(sides), step)]
     if not parts:
         return flat[0].sum(-1).view(sequences, length)
     return torch.cat(parts).view(sequences, heads, length).mean(1).masked_fill(~real, 0.0)  # pyright: ignore[reportArgumentType]

@@ -19,7 +19,7 @@ from kdlm_kernels.sweep import Job
 from kdlm_kernels.sweep import sweep as run
 from torch import Tensor
 
-from kdlm.losses import vocabulary
+from kdlm.losses import slices, vocabulary
 from kdlm.losses.blend import Blend
 from kdlm.losses.vocabulary import Vocab, cut
 from kdlm.signal import Dense, Head, Hidden, Mixture, Sampled, Signal, TopK
@@ -42,7 +42,7 @@ def sweep(
     if impl == "triton":
         what = "a mixture of teachers" if isinstance(teacher, Mixture) else "this loss"
         raise ValueError(f"impl='triton': {what} has no kernel, use impl='auto' or impl='torch'")
-    teacher = vocabulary.narrow_teacher(teacher, vocab)
+    student, teacher = slices.whole(student), vocabulary.narrow_teacher(slices.whole(teacher), vocab)
     hidden = (teacher.hidden.detach(), as_head(teacher.head)) if isinstance(teacher, Hidden) else None
     head = student.head if isinstance(student, Hidden) else None
     blend = Blend(teacher, vocab) if isinstance(teacher, Mixture) else None

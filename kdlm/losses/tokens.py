@@ -15,11 +15,25 @@ from kdlm.signal import IGNORE_INDEX, Rows, summed, weights_of
 
 def kept_rows(labels: Int[Tensor, "batch length"], weights: Float[Tensor, "batch length"] | None = None) -> Rows:
     """Return the positions whose next token is trained on, with that token and, by `weights_of`, its weight."""
-    following = torch.full_like(labels, IGNORE_INDEX)
-    following[:, :-1] = labels[:, 1:]
-    index = (following != IGNORE_INDEX).flatten().nonzero().squeeze(-1)
-    rows = Rows(index, following.flatten().index_select(0, index))
+    rows = rows_of(following(labels))
     return rows if weights is None else replace(rows, weights=rows.of_labels(weights))
+
+
+def following(labels: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
+    """Return the label of the token after each position, IGNORE_INDEX at the end.
+
+    It is taken from whole sequences. In a part of one, cut out for a rank of its own, the label of what follows the
+    part's last token is elsewhere.
+    """
+    shifted = torch.full_like(labels, IGNORE_INDEX)
+    shifted[:, :-1] = labels[:, 1:]
+    return shifted
+
+
+def rows_of(shifted: Int[Tensor, "batch length"]) -> Rows:
+    """Return the rows that labels shifted by `following` name, in whole sequences or in parts of them."""
+    index = (shifted != IGNORE_INDEX).flatten().nonzero().squeeze(-1)
+    return Rows(index, shifted.flatten().index_select(0, index))
 
 
 def count_kept(

@@ -180,6 +180,8 @@ class Method:
     """The unit whose number per second is the pace of a run."""
     ema: float | None = None
     """Decay of an average of the student, the role `average`, which a finished run hands out; None keeps none."""
+    runs_parts: bool = False
+    """Whether it runs parts of a layer by themselves: of layers in shards (FSDP2) nobody gathers those."""
     follows: tuple[str, ...] = ()
     """Names of the terms, metrics or `followed` sums whose global mean `stepped` wants after every optimiser step."""
 

@@ -18,6 +18,7 @@ from kdlm.compare.running import made
 from kdlm.compare.sections import Candidate
 from kdlm.data import DataSection
 from kdlm.mix.sections import Mixture
+from kdlm.plan import settled
 from kdlm.progress import Display
 from kdlm.recipe import Recipe, load
 from kdlm.train import assemble
@@ -93,7 +94,7 @@ class Proxies:
     def __init__(self, mixture: Mixture, recipe: Recipe, folders: Sequence[Path]):
         self.metric = mixture.metric
         training = recipe.training.model_copy(update={"report_to": "none"})
-        run = assemble(recipe.model_copy(update={"training": training}))
+        run = assemble(settled(recipe.model_copy(update={"training": training}))[0])
         self.trainer = run.trainer
         self.trainer.remove_callback(Display)
         self.sizes = np.array([float(report.sequences) for report in run.data.report.train])

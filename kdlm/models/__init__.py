@@ -24,9 +24,9 @@ from kdlm.models.loading import (
     Loading,
     Pretrained,
     PretrainedStudent,
-    Pruned,
     Sandbox,
     SandboxStudent,
+    Sliced,
     device_of,
     named,
     telling_files,
@@ -34,7 +34,8 @@ from kdlm.models.loading import (
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
 from kdlm.models.masked_language_models import MaskedLanguageModel, MaskedStudent
 from kdlm.models.modes import evaluating
-from kdlm.models.prediction import Predictor, layer_paths, mask_id_of
+from kdlm.models.prediction import Predictor, layer_paths, mask_id_of, tensor_parallel
+from kdlm.models.pruned import Pruned
 from kdlm.models.replaced import Replaced
 from kdlm.models.retokenised import Retokenised
 from kdlm.models.synthetic import SyntheticImages, SyntheticStudent, load_synthetic
@@ -99,6 +100,7 @@ __all__ = [
     "Replaced",
     "Retokenised",
     "Sandbox",
+    "Sliced",
     "SyntheticImages",
     "SyntheticStudent",
     "TextClassifier",
@@ -126,6 +128,7 @@ __all__ = [
     "read_head",
     "replaced_layers",
     "telling_files",
+    "tensor_parallel",
     "view",
     "whole",
     "without_adapters",

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from kdlm.diffusion import Denoiser
+from kdlm.models.adaptive import refuse_parts
 from kdlm.models.frozen_copies import FrozenCopy
 from kdlm.models.prediction import mask_id_of
 from kdlm.section import Section
@@ -46,8 +47,9 @@ def adapt(model: Any, lora: Lora) -> Any:
     """Return `model` with fresh adapters; only they (and `modules_to_save`) are trainable.
 
     A language model comes back inside PEFT's wrapper. A denoiser stays what it is, with adapters in it, and its
-    checkpoints hold both.
+    checkpoints hold both. Raises ValueError for names that no module has, and for adaptive layers.
     """
+    refuse_parts(model, "lora")
     from peft import get_peft_model, inject_adapter_in_model, prepare_model_for_kbit_training
 
     if getattr(model, "quantization_method", None) is not None:

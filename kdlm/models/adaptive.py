@@ -118,3 +118,9 @@ def noisy(model: nn.Module, noise: Mapping[str, Tensor]) -> Iterator[None]:
 def adaptive_layers(model: nn.Module) -> dict[str, AdaptiveMLP]:
     """Return the adaptive layers of a model by their paths."""
     return {path: module for path, module in model.named_modules() if isinstance(module, AdaptiveMLP)}
+
+
+def refuse_parts(model: nn.Module, key: str) -> None:
+    """Raise ValueError for a model with adaptive layers: what goes onto whole layers does not reach the learners."""
+    if adaptive_layers(model):
+        raise ValueError(f"student.{key}: the layers are adaptive, and learners are parts of weights: leave it out")

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from kdlm.models.adaptive import refuse_parts
 from kdlm.section import Section
 
 
@@ -52,11 +53,13 @@ class QuantizationAware(Section):
 def fake_quantise(model: Any, section: QuantizationAware) -> Any:
     """Put fake quantisation into `model`, in place, and return it; names and weights stay what they were.
 
-    Raises ValueError for a name that no layer ends in, and for a group size that does not divide a layer's inputs.
+    Raises ValueError for a name that no layer ends in, for a group size that does not divide a layer's inputs, and for
+    adaptive layers.
     """
+    refuse_parts(model, "quantization_aware")
     configs = section.configs()
     from torchao.quantization import quantize_
-    from torchao.quantization.qat import QATConfig
+    from torchao.quantization.qat import QATConfig, QATStep
 
     chosen = _chosen(model, section)
     wrong = {name: layer.in_features for name, layer in chosen.items() if layer.in_features % section.group_size}
@@ -65,7 +68,7 @@ def fake_quantise(model: Any, section: QuantizationAware) -> Any:
         raise ValueError(
             f"student.quantization_aware.group_size: {section.group_size} does not divide the {inputs} inputs of {name}"
         )
-    quantize_(model, QATConfig(**configs, step="prepare"), lambda _, name: name in chosen)
+    quantize_(model, QATConfig(**configs, step=QATStep.PREPARE), lambda _, name: name in chosen)
     return model
 
 

@@ -30,6 +30,8 @@ def hybrid_config(config: Any, layers: Sequence[int]) -> Any:
     kind, total = config.model_type, config.num_hidden_layers
     if kind not in (*MAMBA2, *GATED_DELTA):
         raise ValueError(f"student: layers of {', '.join((*MAMBA2, *GATED_DELTA))} can be replaced, not of {kind}")
+    if getattr(config, "adaptive", None):
+        raise ValueError("student.source: its layers are adaptive: take the model they were made of")
     if len(set(layers)) < len(layers) or not all(0 <= layer < total for layer in layers):
         raise ValueError(f"student.layers: {list(layers)} must be distinct indices from 0 to {total - 1}")
     sliding = kind == "mistral" and config.sliding_window is not None

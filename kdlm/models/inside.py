@@ -5,12 +5,14 @@ of the projections: before rotary embedding, and before the norm that some model
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from kdlm.signal import Rows
 
@@ -94,9 +96,16 @@ def stack_of(body: Any) -> tuple[nn.Module, str]:
 
 
 def attends_backwards(body: Any) -> bool:
-    """Whether a transformer's tokens see only what is before them: what its first layer's attention says."""
+    """Whether a transformer's tokens see only what is before them: what the attention of its first layer with one says.
+
+    Raises ValueError where no layer has attention.
+    """
     owner, name = stack_of(body)
-    return bool(_attention(getattr(owner, name)[0])[0].is_causal)
+    layers = list(getattr(owner, name))
+    for layer in layers[:-1]:
+        with suppress(ValueError):  # another mixer stands for attention there
+            return bool(_attention(layer)[0].is_causal)
+    return bool(_attention(layers[-1])[0].is_causal)
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,11 @@ class Recorded:
         found = [rows.select(self.kept[layer, name]) for name in names]
         if len(found) == 1:
             found = list(found[0].split([heads * size, kv_heads * size, kv_heads * size], -1))
+        if found[0].shape[-1] != heads * size:
+            raise ValueError(
+                f"layer {layer}: its projection gives {found[0].shape[-1]} numbers for {heads} heads of {size}: there "
+                "is more in it than queries (a gate), and attention cannot be compared"
+            )
         return Projections(found[0], found[1], found[2], heads, kv_heads)
 
 
@@ -126,7 +140,8 @@ class Recorded:
 def recording(body: Any, ask: Ask) -> Iterator[Recorded]:
     """Keep what is asked, and no more, of the forward passes in the context.
 
-    Raises ValueError for a layer that there is not, and for attention whose projections have unknown names.
+    Raises ValueError for a layer that there is not, for attention whose projections have unknown names, and for
+    reentrant gradient checkpointing around it.
     """
     recorded = Recorded(ask, [])
     if not (ask.layers or ask.attention or ask.embeddings):
@@ -145,6 +160,9 @@ def recording(body: Any, ask: Ask) -> Iterator[Recorded]:
             for part in names:
                 hook = _output(kept, (layer, part))
                 hooks.callback(getattr(module, part).register_forward_hook(hook).remove)
+                if isinstance(modules[layer], FSDPModule):
+                    gather = _gathering(modules[layer])
+                    hooks.callback(getattr(module, part).register_forward_hook(gather).remove)
         if ask.embeddings:
             hooks.callback(modules[0].register_forward_pre_hook(_input(kept), with_kwargs=True).remove)
         yield recorded
@@ -186,8 +204,29 @@ def _heads(module: Any) -> tuple[int, int, int]:
 
 
 def _output(kept: dict[Any, Any], key: Any) -> Any:
+    graph = torch.is_grad_enabled()
+
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        if graph and not torch.is_grad_enabled():
+            raise ValueError(
+                "training.gradient_checkpointing_kwargs: use_reentrant: true runs layers without a graph, and what is "
+                "read inside them would have no gradient: set it to false"
+            )
         kept[key] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _gathering(layer: Any) -> Any:
+    """Have a layer in shards (FSDP2) whole in the backward pass: it waits for a gradient of its output, and gets none
+    where its projections alone are read."""
+
+    def backward(gradient: Tensor) -> None:
+        layer.unshard()
+
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(backward)
 
     return hook
 

@@ -1,5 +1,6 @@
-"""Where a model comes from: a hub id or folder, the sandbox, a fresh config, or a larger model pruned down."""
+"""Where a model comes from: a hub id or folder, the sandbox, or a fresh config."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -148,19 +149,6 @@ def named(given: str, **options: Any) -> Pretrained | Sandbox:
     return Sandbox.model_validate({"model": name, **options})
 
 
-class Width(Section):
-    """Sizes of a width-pruned student; what is left out keeps the source's size."""
-
-    hidden_size: int | None = Field(None, ge=1)
-    """Width of the residual stream."""
-    intermediate_size: int | None = Field(None, ge=1)
-    """Neurons of each feed-forward layer."""
-    num_attention_heads: int | None = Field(None, ge=1)
-    """Query heads; must be a multiple of the key-value heads."""
-    num_key_value_heads: int | None = Field(None, ge=1)
-    """Key-value heads."""
-
-
 class StudentOptions(Section):
     """What can be asked of any student."""
 
@@ -168,16 +156,41 @@ class StudentOptions(Section):
     """Train adapters instead of all weights."""
     quantization_aware: QuantizationAware | None = None
     """Train all weights as they will be after rounding to a few bits."""
+    router_balance: float | None = Field(None, gt=0)
+    """Weight of a balance loss of the routers beside the method's losses, where the student is a mixture of experts: on
+    the scale of its own `router_aux_loss_coef` (0.01, 0.001), which nothing else here adds."""
 
 
-class PretrainedStudent(Pretrained, StudentOptions):
+class Sliced(Section):
+    """What opens a model may slice it over ranks."""
+
+    tensor_parallel: bool = False
+    """Slice every layer and the head over all ranks, which then read the same rows, by transformers' own plan for the
+    architecture. For models too wide for one GPU; see docs/sharding.md."""
+
+    def load(self, **extra: Any) -> "PreTrainedModel":
+        """Open the weights, on each rank its slices. Raises ValueError where one process is all there is."""
+        opened: Any = super()
+        if not self.tensor_parallel:
+            return opened.load(**extra)
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        if ranks == 1:
+            raise ValueError("tensor_parallel: slices are for several ranks, and this is one process: leave it out")
+        if getattr(self, "quantization", "none") != "none":
+            raise ValueError("tensor_parallel: slices are of plain weights: leave quantization out")
+        from transformers.distributed import DistributedConfig
+
+        return opened.load(distributed_config=DistributedConfig(tp_size=ranks), **extra)
+
+
+class PretrainedStudent(Sliced, Pretrained, StudentOptions):
     """A checkpoint to train further: hub id or local folder."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Data type of the trained weights; float32 with `training.bf16` is the safe pair. `auto`: the checkpoint's own."""
 
 
-class SandboxStudent(Sandbox, StudentOptions):
+class SandboxStudent(Sliced, Sandbox, StudentOptions):
     """A student architecture that kdlm builds on this machine."""
 
 
@@ -221,34 +234,6 @@ class Fresh(StudentOptions):
 
     def describe(self) -> str:
         return f"fresh {self.config_from} {self.sizes or ''}".strip()
-
-
-class Pruned(StudentOptions):
-    """A student cut from a larger model: some of its layers, and the strongest channels, neurons and heads of each."""
-
-    name: Literal["pruned"] = "pruned"
-    source: AnySource
-    """The model to cut from, usually the teacher."""
-    layers: int | list[int] | None = None
-    """Layers to keep: a number (spread evenly, first and last kept) or their indices; by default all."""
-    width: Width = Field(default_factory=Width)  # pyright: ignore[reportArgumentType]
-    """Sizes to cut to."""
-
-    def config(self) -> Any:
-        from kdlm.models.pruning import pruned_config
-
-        return pruned_config(self.source.config(), self.layers, self.width)[0]
-
-    def load(self) -> "PreTrainedModel":
-        from kdlm.models.pruning import prune
-
-        return prune(self.source.load(), self.layers, self.width)
-
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        return self.source.tokenizer()
-
-    def describe(self) -> str:
-        return f"pruned from {self.source.describe()}"
 
 
 def open_pretrained(auto: Any, path: str, **options: Any) -> Any:

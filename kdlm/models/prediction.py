@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
@@ -150,7 +151,24 @@ def head(model: LanguageModel) -> Head:
         layer = layer.original_module if layer.disable_adapters else layer.modules_to_save[layer.active_adapter]
     config = plain(model).config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(layer.weight, getattr(layer, "bias", None), scale, softcap, _group_of(model, layer.weight))
+
+
+def _group_of(model: LanguageModel, weight: Tensor) -> ProcessGroup | None:
+    """Return the ranks over which transformers' tensor parallelism has sliced a head by token ids; None of a whole one.
+
+    FSDP2's slices look alike, and belong to ranks with other rows.
+    """
+    if not tensor_parallel(model) or not isinstance(weight, DTensor) or not weight.placements[0].is_shard(0):
+        return None
+    return weight.device_mesh.get_group()
+
+
+def tensor_parallel(model: Any) -> int:
+    """Return over how many ranks transformers has sliced a model's layers as it was loaded; 0 of any other network."""
+    size = getattr(plain(model), "tp_size", None) or 1
+    return size if size > 1 else 0
 
 
 def _head_explains_logits(model: LanguageModel) -> bool:

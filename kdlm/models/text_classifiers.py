@@ -98,11 +98,21 @@ class TextClassifierSource(MaskedLanguageModel):
             torch.manual_seed(self.seed)
             if self.sizes:
                 dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
-                return AutoModelForSequenceClassification.from_config(self.config(), dtype=dtype)
+                return self._padded(AutoModelForSequenceClassification.from_config(self.config(), dtype=dtype))
             options = {"revision": self.revision, "ignore_mismatched_sizes": bool(classes), **classes}
-            return open_pretrained(
-                AutoModelForSequenceClassification, self.location(), **options, **self.options(), **extra
+            return self._padded(
+                open_pretrained(
+                    AutoModelForSequenceClassification, self.location(), **options, **self.options(), **extra
+                )
             )
+
+    def _padded(self, model: Any) -> "PreTrainedModel":
+        """Tell a decoder, which judges a text by its last token, what batches are padded with."""
+        if hasattr(model, "score"):
+            tokenizer = self.tokenizer()
+            pad = getattr(tokenizer, "pad_token_id", None)
+            model.config.get_text_config().pad_token_id = getattr(tokenizer, "eos_token_id", 0) if pad is None else pad
+        return model
 
     def config(self) -> Any:
         """Return the configuration: sizes, without weights. Raises ValueError for a value that it does not have."""

@@ -146,7 +146,8 @@ def settled(recipe: Recipe) -> tuple[Recipe, dict[str, Any] | None]:
     chosen = _agreed(recipe, next((one.name for one in places if one.fits), None))
     if chosen is None:
         raise ValueError(_nothing_fits(recipe, places))
-    print("\n".join([f"teacher.placement: auto: {chosen}, on {where.name}, {size(where.memory)}", *table(places)]))
+    if int(os.environ.get("RANK", "0")) == 0:
+        print("\n".join([f"teacher.placement: auto: {chosen}, on {where.name}, {size(where.memory)}", *table(places)]))
     facts = {"placement": chosen, "device": where.name, "memory": where.memory}
     facts |= {"foreseen": {one.name: one.as_dict() for one in places}}
     return changed(recipe, {"teacher.placement": chosen}), facts

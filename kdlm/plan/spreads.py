@@ -56,7 +56,8 @@ def _places(recipe: Recipe, where: Device) -> Iterator[tuple[Prediction, dict[st
     if not places:
         yield predict(recipe, where), {"placement": getattr(recipe.teacher, "name", None)}
         return
-    resident = places["resident"]
+    resident, teacher = places["resident"], recipe.teacher
+    assert teacher is not None  # or it would have no places
     for name, alone in places.items():
         place: dict[str, Any] = {"placement": name}
         if name == "next GPU" and resident.traced.teacher is not None:
@@ -67,7 +68,7 @@ def _places(recipe: Recipe, where: Device) -> Iterator[tuple[Prediction, dict[st
             yield resident, {"placement": "sharded"}
     if "served" in places:
         kept = {"name": "top_k", "k": CACHED, "tail_draws": 0}
-        of = recipe.teacher.model_dump(mode="json", exclude_unset=True) | {"name": recipe.teacher.name}
+        of = teacher.model_dump(mode="json", exclude_unset=True) | {"name": teacher.name}
         of = {key: value for key, value in of.items() if key not in ("placement", "offload", "batch_size", "device")}
         cached = {"name": "cached", "path": "captures/teacher", "of": of, "format": kept}
         yield predict(changed(recipe, {"teacher": cached}), where), {"placement": "cached"}

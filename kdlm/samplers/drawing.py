@@ -18,6 +18,7 @@ from kdlm.measuring import Reader
 from kdlm.methods import AlignedMethod, Method
 from kdlm.models import Predictor
 from kdlm.networks import Networks
+from kdlm.parallelism import refuse_with_slices
 from kdlm.progress import Window
 from kdlm.samplers.ddk import DomainGaps, DomainOrder, gaps_of
 from kdlm.samplers.order import Order, selected
@@ -49,6 +50,7 @@ class DrawnRows(Trainer):
         """
         if not hasattr(self.train_dataset, "__len__"):
             raise ValueError("sampler: a stream has no rows to choose from: use data.streaming: false")
+        refuse_with_slices(self.networks.student, "sampler")
         if hasattr(self, "privacy"):
             raise ValueError("sampler: DP-SGD draws rows by chance, which its promise rests on")
         if getattr(self.args, "train_sampling_strategy", "random") != "random":
@@ -92,7 +94,7 @@ class DrawnRows(Trainer):
         vocab = getattr(self.method, "vocab", None)
         reader = Reader(nets["student"], nets.get("teacher") if first else None, names=names, vocab=vocab)
         self.networks.eval()  # a training step switches dropout on again
-        sums = torch.stack([self._summed(reader, names, places) for places in order.slices.values()])
+        sums = torch.stack([self._measured(reader, names, places) for places in order.slices.values()])
         sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         means = broadcast(sums[:, 1:] / sums[:, :1].clamp(min=1)).cpu().numpy()
         if first:
@@ -100,7 +102,7 @@ class DrawnRows(Trainer):
         self._window.began += time.perf_counter() - began
         return gaps_of(means[:, 0], order.teacher)  # pyright: ignore[reportArgumentType]
 
-    def _summed(self, reader: Reader, names: tuple[str, ...], places: np.ndarray) -> Tensor:
+    def _measured(self, reader: Reader, names: tuple[str, ...], places: np.ndarray) -> Tensor:
         """Return this rank's tokens of some rows, and the sum of each measure over them."""
         collate: Any = self.data_collator
         if reader.teacher is None and isinstance(collate, Prefetched):

@@ -10,10 +10,15 @@ from kdlm.sparsity.section import SparsitySection
 
 ABOUT = "sparsity.json"
 """What a folder with a sparse model says of it: `described_sparsity`."""
+CLASS_HEADS = ("classifier", "score")
+"""What transformers calls the head of a classifier, which is no output embedding."""
 
 
-def prunable(model: nn.Module, section: SparsitySection) -> dict[str, nn.Linear]:
+def prunable(model: nn.Module, section: SparsitySection, *, trains: bool = True) -> dict[str, nn.Linear]:
     """Return the linear layers that a section names, by their names: by default all but the head.
+
+    Args:
+        trains: whether their weights have to train; a method that takes turns may have left the student frozen.
 
     Raises ValueError where there is none, an entry of `modules` names none, or one cannot be pruned.
     """
@@ -23,7 +28,11 @@ def prunable(model: nn.Module, section: SparsitySection) -> dict[str, nn.Linear]
             "student.lora out)"
         )
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    every = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head}
+    every = {
+        name: one
+        for name, one in model.named_modules()
+        if isinstance(one, nn.Linear) and one is not head and name.split(".")[0] not in CLASS_HEADS
+    }
     ends = section.modules
     chosen = {name: one for name, one in every.items() if not ends or any(_ends(name, end) for end in ends)}
     for end in ends:
@@ -32,7 +41,7 @@ def prunable(model: nn.Module, section: SparsitySection) -> dict[str, nn.Linear]
     if not chosen:
         raise ValueError(f"sparsity: {type(model).__name__} has no linear layers but its head")
     for name, layer in chosen.items():
-        if not layer.weight.is_floating_point() or not layer.weight.requires_grad:
+        if not layer.weight.is_floating_point() or (trains and not layer.weight.requires_grad):
             raise ValueError(f"sparsity: the weight of {name} is quantised or frozen: leave it out by sparsity.modules")
     return chosen
 
@@ -54,7 +63,7 @@ def described_sparsity(model: nn.Module, section: SparsitySection) -> dict[str, 
 
     Raises ValueError, naming the layer, where a model does not have the pattern of n:m.
     """
-    layers = prunable(model, section)
+    layers = prunable(model, section, trains=False)
     zeros = {name: int((layer.weight == 0).sum()) for name, layer in layers.items()}
     if section.kept_of is not None:
         for name, layer in layers.items():

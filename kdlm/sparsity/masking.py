@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from kdlm.data import Prefetched
 from kdlm.models import Predictor
 from kdlm.packs.quantization import from_bits, to_bits
+from kdlm.parallelism import refuse_with_slices
 from kdlm.sparsity.calibration import input_norms
 from kdlm.sparsity.layers import apply, magnitudes, prunable
 from kdlm.sparsity.masks import Masks, masks_of
@@ -40,6 +41,7 @@ class Masking(TrainerCallback):
                 "sparsity: masks are made of whole weights, and FSDP and DeepSpeed cut them up: use data parallelism "
                 "(torchrun without a sharding configuration)"
             )
+        refuse_with_slices(trainer.networks.student, "sparsity")
         self.trainer, self.section = trainer, section
         self.layers = prunable(trainer.networks.student, section)
         self.student = trainer.networks.views["student"]
@@ -59,6 +61,12 @@ class Masking(TrainerCallback):
         return hook
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        last = self.section.share_at(state.max_steps - 1, state.max_steps)
+        if state.max_steps and last < self.section.target:
+            raise ValueError(
+                f"sparsity.schedule: in {state.max_steps} steps it comes to {last:g} and not to "
+                f"{self.section.target:g}: leave levels out, or train longer"
+            )
         self._advance(state, control)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

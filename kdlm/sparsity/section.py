@@ -51,9 +51,9 @@ class Cubic(Section):
     def share_at(self, done: int, total: int, target: float) -> float:
         """Return the share of weights that is pruned after `done` of `total` optimiser steps, before the next."""
         begin, end = int(self.start * total), int(self.end * total)
-        if done >= end:
-            return target
-        pruned = (max(done, begin) - begin) // self.every * self.every
+        if done < begin or done >= end:
+            return 0.0 if done < begin else target
+        pruned = (done - begin) // self.every * self.every
         return target * (1 - (1 - pruned / (end - begin)) ** 3)
 
 

@@ -48,7 +48,7 @@ def _changed(run: StagedRun, stage: Planned) -> Iterator[Problem]:
     """Yield what is another value in an ended stage's recipe now."""
     before = load(stage.folder / "recipe.yaml")
     for key, (old, new) in changes(before, stage.recipe).items():
-        if not key.startswith(("run_dir", "guards")):
+        if not key.startswith(("run_dir", "guards", "teacher.placement", "teacher.device", "teacher.batch_size")):
             text = (
                 f"{key}: {old!r} -> {new!r}, but the stage has ended with the old value: put it back, choose another "
             )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from kdlm.disk import write_text
+from kdlm.plan import settled
 from kdlm.recipe import resolved
 from kdlm.role_checkpoints import HandOver
 from kdlm.run_folder import RunFolder
@@ -70,7 +71,8 @@ def _train(run: StagedRun, stage: Planned, done: dict[str, Record], figures: Fig
         partial(_begin, run, stage, record),
     )
     try:
-        train_one(stage.recipe, resume=begun(stage), figures=figures, stage=hand_over)
+        recipe, placement = settled(stage.recipe)
+        train_one(recipe, resume=begun(stage), figures=figures, placement=placement, stage=hand_over)
     except RecipeError:
         raise
     except ValueError as error:

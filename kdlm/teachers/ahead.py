@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdlm.models import Ask, Inside
 from kdlm.models.prediction import head
-from kdlm.signal import Dense, Hidden, Rows, take
+from kdlm.signal import Dense, Head, Hidden, Rows, take
 from kdlm.teachers.local import LocalTeacher, check_length, own_reading
 from kdlm.teachers.placement import Shelf
 from kdlm.teachers.regrouping import Reading, dealt, regrouped
@@ -100,6 +100,7 @@ class AheadTeacher(LocalTeacher):
         self.turns = 0
         """How often its weights were brought to the device, or would have been."""
         self._here = False
+        self._gathered: Head | None = None  # of a teacher in shards, as long as its turn
         self._announced: list[Reading] = []
         self.made: list[Answer] = []
         """What was answered ahead, of each micro-batch of the step."""
@@ -128,7 +129,7 @@ class AheadTeacher(LocalTeacher):
         try:
             yield
         finally:
-            self._here = False
+            self._here, self._gathered = False, None
             if self.shelf is not None:
                 self.shelf.put_back()
 
@@ -162,6 +163,12 @@ class AheadTeacher(LocalTeacher):
         """Return what a `LocalTeacher` does, made when it is asked for: of the inside nothing is foreseen."""
         with self.at_hand():
             return super().inside(batch, rows, ask, predicted)
+
+    def _whole(self, head: Head) -> Head:
+        """Return the head with all of its weights, gathered once in a turn, however many times it reads."""
+        if self._gathered is None:
+            self._gathered = super()._whole(head)
+        return self._gathered
 
     # What was announced
 

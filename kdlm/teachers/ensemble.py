@@ -257,7 +257,10 @@ class Ensemble:
             self.space == "log"
             and not isinstance(self.weights, Confidence)
             and all(
-                isinstance(m, LocalTeacher) and m.signals == {Hidden} and head(m.model).softcap is None
+                isinstance(m, LocalTeacher)
+                and m.signals == {Hidden}
+                and head(m.model).softcap is None
+                and head(m.model).group is None
                 for m in self.members
             )
         )

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from kdlm.checkpoints import fingerprint_of
 from kdlm.deepspeed import shape_of
-from kdlm.models import Ask, Inside, MaskedLanguageModel, Predictor, Pretrained, Sandbox, VisionLanguage
+from kdlm.models import (
+    Ask,
+    Inside,
+    MaskedLanguageModel,
+    Predictor,
+    Pretrained,
+    Sandbox,
+    Sliced,
+    VisionLanguage,
+    tensor_parallel,
+)
 from kdlm.section import Section
 from kdlm.sharding import gathered, sharded
 from kdlm.signal import Dense, Head, Hidden, Rows
@@ -71,7 +81,9 @@ class LocalTeacher:
         return self.model.device if self.computes_on is None else self.computes_on
 
     def fingerprint(self) -> str:
-        """Return what tells its weights from others."""
+        """Return what tells its weights from others. Raises ValueError where no rank has them whole."""
+        if self.in_shards:
+            raise ValueError("teacher.placement: a sharded teacher has no fingerprint: use resident")
         return fingerprint_of(self.model)
 
     @property
@@ -114,8 +126,7 @@ class LocalTeacher:
         wanted = None if predicted is None else _moved(predicted, away)
         signal, inside = self._predict.inside(there, _moved(rows, away), ask, wanted)
         if isinstance(signal, Hidden):
-            whole = signal.head if self.computes_on is None else gathered(signal.head)
-            signal = Hidden(signal.hidden.to(home), self._head_on(home, whole))
+            signal = Hidden(signal.hidden.to(home), self._head_on(home, self._whole(signal.head)))
             if self._dense:
                 signal = Dense(signal.head.logits(signal.hidden))
         elif signal is not None:
@@ -135,7 +146,7 @@ class LocalTeacher:
     @property
     def in_shards(self) -> bool:
         """Whether all ranks must ask it at the same time."""
-        return self.computes_on is not None
+        return self.computes_on is not None or tensor_parallel(self.model) > 0
 
     @property
     def moves(self) -> bool:
@@ -148,6 +159,10 @@ class LocalTeacher:
         if self.moves:
             self.model.to(device)  # pyright: ignore[reportArgumentType]  transformers' decorator hides the signature
         return self
+
+    def _whole(self, head: Head) -> Head:
+        """Return the head with all of its weights on this rank."""
+        return head if self.computes_on is None else gathered(head)
 
     def _head_on(self, device: torch.device, head: Head) -> Head:
         """Return the head on the student's device; a teacher that lives elsewhere keeps one copy of it there."""
@@ -225,6 +240,8 @@ class LocalOptions(Section):
             raise ValueError(
                 f"placement: {self.placement} moves plain weights: leave quantization out, or say resident"
             )
+        if getattr(self, "tensor_parallel", False) and (self.placement != "resident" or self.device is not None):
+            raise ValueError("tensor_parallel: slices stay where they are: leave placement and device out")
         return self
 
 
@@ -249,7 +266,7 @@ def _build(
     return teacher if placed else teacher.to(device)
 
 
-class LocalTeacherSection(Pretrained, LocalOptions):
+class LocalTeacherSection(Sliced, Pretrained, LocalOptions):
     """A frozen model from a hub id or a local folder."""
 
     name: Literal["local"] = "local"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -259,7 +276,7 @@ class LocalTeacherSection(Pretrained, LocalOptions):
         return _build(self, device)
 
 
-class SandboxTeacherSection(Sandbox, LocalOptions):
+class SandboxTeacherSection(Sliced, Sandbox, LocalOptions):
     """A frozen model that kdlm builds on this machine."""
 
     def build(self, device: torch.device) -> LocalTeacher:

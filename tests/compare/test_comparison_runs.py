@@ -32,6 +32,18 @@ def wait_for(path: Path, lines: int, seconds: float = 100) -> None:
         time.sleep(0.01)
 
 
+def test_the_teachers_placement_is_settled_in_a_run_as_in_one_that_stands_alone(tmp_path: Path) -> None:
+    compared = comparison(tmp_path)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(file.read_text().replace("code-teacher-tiny}", "code-teacher-tiny, placement: auto}"))
+    (row,) = compare(compared)
+    assert row.failed == {}
+    (row,) = compare(compared)
+    assert row.failed == {}
+    (run,) = planned(compared)
+    assert json.loads((run.folder / "environment.json").read_text())["teacher_placement"]["placement"] == "resident"
+
+
 def test_a_run_has_the_weights_that_it_has_alone_and_is_not_repeated(tmp_path: Path) -> None:
     compared = comparison(tmp_path, seeds=[0, 1], workers=2)
     (row,) = compare(compared)

@@ -131,3 +131,12 @@ def test_layers_that_are_run_a_second_time_are_refused() -> None:
     finally:
         module.activation_checkpointing_disable()
         module.eval()
+
+
+@pytest.mark.parametrize("stage", ["learners", "gates"])
+def test_a_teacher_may_be_of_another_dtype(stage) -> None:
+    """float32 learners of a checkpoint in bfloat16, without autocast."""
+    nets = adaptive_networks()
+    nets["student"].module.float()
+    nets["teacher"] = LocalTeacher(llama(1).bfloat16())
+    assert reduced(ACM(stage=stage), nets, batches([[0, 1, 2]]))[0].isfinite()

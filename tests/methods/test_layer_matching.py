@@ -81,3 +81,11 @@ def test_evaluation_has_the_same_term_and_the_measures() -> None:
 def test_what_cannot_be_matched_is_refused(layers, said) -> None:
     with pytest.raises(ValueError, match=said):
         LayerMatching(layers=layers).losses(nets(llama(3)), batches([[0]])[0], frozenset(), STEP)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_student_and_teacher_may_be_of_two_dtypes(dtypes) -> None:
+    ours, theirs = (llama(1).to(dtype) for dtype in dtypes)
+    networks = {"student": Predictor(ours), "teacher": LocalTeacher(theirs)}
+    assert value(LayerMatching(layers=[0, 1]), networks)[0] < 1e-2
+    assert value(LayerMatching(layers=[0, 1]), nets(llama(2)))[0] > 1

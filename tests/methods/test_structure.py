@@ -9,12 +9,13 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from kdlm.data import Collator
+from kdlm.data.text_classes import ClassCollator
 from kdlm.losses import Apart, ForwardKL, real_rows, relation_kl, score_mse
 from kdlm.methods import MiniLM, Step, Term, TinyBERT
 from kdlm.methods.structure.minilm import MiniLMSection
 from kdlm.methods.structure.tinybert import TinyBERTSection
 from kdlm.models import Predictor, view
-from kdlm.teachers import LocalTeacher, freeze
+from kdlm.teachers import AheadTeacher, LocalTeacher, freeze
 from kdlm.trainer import DistillTrainer
 
 STEP, ACTIVE = Step(3, 10, seed=3), frozenset({"student"})
@@ -228,6 +229,39 @@ def test_a_classifier_learns_the_inside_of_a_masked_model_and_no_label_reaches_i
         parts(TinyBERT([ForwardKL()], attention=0.0), networks, classes)
 
 
+def test_losses_of_a_classifier_on_texts_without_classes_are_not_left_out_in_silence() -> None:
+    method = TinyBERT([ForwardKL()], attention=0.0)
+    with pytest.raises(ValueError, match="the student tells classes, and these texts have none"):
+        parts(method, nets(bert(1), masked_lm(2), method), batch())
+
+
+@pytest.mark.parametrize("placed", [{"sliced": True}, {"batch_size": 2}])
+def test_a_teacher_that_answers_ahead_is_asked_about_texts_with_classes_too(tmp_path: Any, placed: Any) -> None:
+    from transformers import TrainingArguments
+
+    rows = [
+        {"input_ids": row["input_ids"], "labels": number % 3, "index": number}
+        for number, row in enumerate(texts(LENGTHS, given=0))
+    ]
+    ended = []
+    for teacher in (LocalTeacher(masked_lm(2).float()), AheadTeacher(masked_lm(2).float(), **placed)):
+        args = TrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to="none", seed=1,
+                                 disable_tqdm=True, save_strategy="no", per_device_train_batch_size=2)  # fmt: skip
+        trainer = DistillTrainer(bert(1).float(), teacher, args, method=TinyBERT(attention=0.0),
+                                 train_dataset=rows, data_collator=ClassCollator(0))  # fmt: skip
+        trainer.train()
+        ended.append(trainer.student.bert.encoder.layer[1].output.dense.weight)
+    assert torch.equal(*ended)
+
+
+def test_texts_of_a_padding_free_batch_do_not_see_each_other_in_a_classifier() -> None:
+    """transformers keeps them apart by their positions in causal models alone."""
+    method = TinyBERT()
+    networks = nets(bert(1), masked_lm(2, hidden=16), method) | {"teacher": freeze(bert(2)).view}
+    whole = total(method, networks, [batch()])
+    torch.testing.assert_close(total(method, networks, [batch(layout="padding_free")]), whole, rtol=1e-9, atol=1e-12)
+
+
 def test_a_classifier_learns_classes_beside_the_inside_and_is_judged() -> None:
     method = TinyBERT([ForwardKL()])
     networks = nets(bert(1), bert(2), method)
@@ -272,3 +306,19 @@ def test_the_trainer_takes_both_kinds_of_student(tmp_path: Any) -> None:
         trainer.train()
         assert trainer.evaluate()["eval_kl_to_teacher"] > 0
         assert "projectors" in trainer.networks.auxiliary()
+
+
+def test_autocast_rounds_what_is_compared_and_not_the_comparison() -> None:
+    """Heads and states that differ by less than bfloat16 tells apart are compared as in float32."""
+    x, y = (one.float() for one in heads(0, 64))
+    near = tuple((one * (1 + 1e-3 * torch.randn(one.shape))) for one in (x, y))
+    for compare in (relation_kl, score_mse):
+        exact = compare((x, y), near, REAL, causal=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = compare((x, y), near, REAL, causal=True)
+        torch.testing.assert_close(found, exact)
+    method, rows = TinyBERT(attention=0.0, embeddings=0.0), batch()
+    networks = nets(llama(1), llama(1), method)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = parts(method, {**networks, "projectors": networks["projectors"].float()}, rows)["hidden"]
+    assert found.dtype == torch.float32

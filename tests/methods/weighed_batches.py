@@ -214,7 +214,7 @@ def networks_of(method: Method, kind: Kind) -> Batch:
 def reduced(method: Method, nets: Batch, batches: Sequence[Batch], how: str = "losses") -> tuple[torch.Tensor, Batch]:
     """The loss of one optimiser step of these micro-batches and the means beside it, by the trainer's own reducer."""
     alone = SimpleNamespace(num_processes=1, reduce=lambda values, **_: values)
-    run: Any = SimpleNamespace(method=method, accelerator=alone, _computed=set())
+    run: Any = SimpleNamespace(method=method, accelerator=alone, data_ranks=1, _computed=set())
     run._means, run._followed = (defaultdict(lambda: torch.zeros(())) for _ in range(2))
     counts = DistillTrainer._get_num_items_in_batch(run, list(batches), torch.device("cpu"))
     loss = torch.zeros((), dtype=torch.float64)

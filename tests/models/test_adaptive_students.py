@@ -7,8 +7,20 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from kdlm.models import Adaptive, Predictor, Pretrained, adaptive_layers, chosen
+from kdlm.models import (
+    Adaptive,
+    Lora,
+    Predictor,
+    Pretrained,
+    Pruned,
+    Replaced,
+    adapt,
+    adaptive_layers,
+    chosen,
+    fake_quantise,
+)
 from kdlm.models.adaptive import AdaptiveMLP
+from kdlm.models.fake_quantised import QuantizationAware
 
 SIZES = {
     "vocab_size": 37,
@@ -25,6 +37,7 @@ MODELS = {
     "qwen3 with tied head": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True)),
 }
 IDS = torch.arange(1, 11)[None]
+FEW = QuantizationAware(group_size=16)
 
 
 @pytest.fixture(params=MODELS)
@@ -154,3 +167,16 @@ def test_an_adaptive_model_is_not_divided_twice(folder, tmp_path) -> None:
     student(folder).save_pretrained(tmp_path / "left")
     with pytest.raises(ValueError, match="adaptive already"):
         student(tmp_path / "left")
+    source = {"name": "pretrained", "path": str(tmp_path / "left")}
+    for section in (Pruned(source=source, layers=1), Replaced(source=source, layers=[1])):
+        with pytest.raises(ValueError, match=r"student\.source: its layers are adaptive"):
+            section.load()
+
+
+@pytest.mark.parametrize(
+    ("put", "key"), [(lambda it: adapt(it, Lora()), "lora"), (lambda it: fake_quantise(it, FEW), "quantization_aware")]
+)
+def test_what_is_put_on_whole_layers_is_refused_also_on_a_folder_that_was_left(folder, tmp_path, put, key) -> None:
+    student(folder).save_pretrained(tmp_path / "left")
+    with pytest.raises(ValueError, match=rf"student\.{key}: the layers are adaptive"):
+        put(Pretrained(path=str(tmp_path / "left")).load())

@@ -17,10 +17,12 @@ from transformers import (
     LlamaConfig,
     ModernBertConfig,
     Phi3Config,
+    Qwen3Config,
 )
 
 from kdlm.losses import Apart, kept_rows, real_rows
 from kdlm.models import Ask, Lora, Predictor, TextClassifier, adapt, view
+from kdlm.models.hybrids import hybrid
 from kdlm.models.inside import Projections, stack_of
 from kdlm.teachers import LocalTeacher
 
@@ -189,3 +191,24 @@ def test_what_cannot_be_had_is_said() -> None:
     del reader.module.model.layers[0].self_attn
     with pytest.raises(ValueError, match="no projections of queries, keys and values"):
         reader.inside(read, real_rows(read), Ask(attention=(0,)))
+
+
+def test_a_model_whose_first_layer_is_no_attention_is_causal_too_and_gated_queries_are_refused() -> None:
+    source = AutoModelForCausalLM.from_config(Qwen3Config(**FEED, num_key_value_heads=2, head_dim=4)).eval()
+    student = Predictor(hybrid(source, [0, 1]))
+    assert student.causal
+    with pytest.raises(ValueError, match="layer 2: its projection gives 32 numbers for 4 heads of 4"):
+        student.inside(batch(), real_rows(batch()), Ask(attention=(2,)))
+
+
+def test_checkpointing_that_runs_layers_without_a_graph_is_refused_where_one_is_read_inside() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**FEED)).train()
+    rows, student = real_rows(batch()), Predictor(model)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    _, inside = student.inside(batch(), rows, Ask(attention=(0,)), rows)
+    inside.attention[0].q.sum().backward()
+    assert model.model.layers[0].self_attn.q_proj.weight.grad is not None
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    student.inside(batch(), rows, Ask(layers=(0,)), rows)
+    with pytest.raises(ValueError, match="use_reentrant: true runs layers without a graph"):
+        student.inside(batch(), rows, Ask(attention=(0,)), rows)

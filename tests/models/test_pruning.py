@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from kdlm.models import Pruned
-from kdlm.models.loading import Width
+from kdlm.models.pruned import Width
 from kdlm.models.pruning import kept_layers, prune
 
 SIZES = {

@@ -89,6 +89,8 @@ def test_cubic_is_the_papers_polynomial_at_every_pruning_and_rests_at_the_end() 
     for number in range(5):  # s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3 with s_i = 0
         assert shares[10 + 10 * number] == pytest.approx(0.8 - 0.8 * (1 - number / 4) ** 3)
     assert len(set(shares)) == 5 and set(shares[50:]) == {0.8}
+    short = SparsitySection(share=0.8, schedule={"name": "cubic", "start": 0.1, "end": 0.15})
+    assert [short.share_at(step, 10) for step in range(3)] == [0.0, 0.8, 0.8]
 
 
 @pytest.mark.parametrize(

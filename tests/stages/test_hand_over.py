@@ -89,6 +89,12 @@ def test_training_arguments_of_an_ended_stage_count_too_and_of_the_running_one_d
     )
 
 
+def test_where_the_teacher_was_does_not_make_an_ended_stage_another_one(run, file) -> None:
+    """`placement: auto` is settled anew whenever the file is run, and may come to another place."""
+    assert list(ended(load(file, ["general.teacher.placement=auto"]), resume=True)) == list(NAMES)
+    assert list(ended(load(file, ["general.teacher.batch_size=2"]), resume=True)) == list(NAMES)
+
+
 def test_a_students_changed_byte_is_seen(run) -> None:
     weights = run.by_name["enhanced"].folder / "student" / "model.safetensors"
     weights.write_text("weights of enhancec")

@@ -78,6 +78,15 @@ def test_a_stage_may_be_skipped_and_the_run_of_what_was_written_is_the_same(tmp_
     assert "--resume takes no checkpoint here" in capsys.readouterr().err
 
 
+def test_a_teachers_placement_is_settled_for_each_stage_and_anew_when_resumed(tmp_path) -> None:
+    content = first_two(tmp_path / "run")
+    file, run = write(tmp_path / "stages.yaml", content), tmp_path / "run"
+    assert cli.main(["train", str(file), *SHORT, "teacher.placement=auto"]) == 0
+    for name in ("general", "enhanced"):
+        assert json.loads((run / name / "environment.json").read_text())["teacher_placement"]["placement"] == "resident"
+    assert cli.main(["train", str(file), *SHORT, "teacher.placement=auto", "--resume"]) == 0
+
+
 def test_a_stage_that_a_guard_stops_ends_the_run(tmp_path) -> None:
     content = first_two(tmp_path / "run")
     content["stages"][0]["recipe"]["guards"] = {"every": 1, "entropy": {"stop": {"below": 1e9}, "patience": 1}}

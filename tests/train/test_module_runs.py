@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 from kdlm import cli
 from kdlm.finished_run import open_run
 from kdlm.jobs.models import InProcess
-from kdlm.models import adaptive_layers, replaced_layers
+from kdlm.models import Replaced, adaptive_layers, replaced_layers
+from kdlm.sandbox import build
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "sandbox"
 SHORT = [
@@ -44,8 +45,14 @@ def test_a_student_with_replaced_layers_is_handed_out_as_a_model_of_transformers
 
 
 def test_sequences_are_not_laid_end_to_end_where_a_state_would_run_on(capsys) -> None:
-    assert run("check", "replaced.yaml", *SHORT, SOURCE, "data.packing=padding_free") == 2
-    assert "data.packing: padding_free lays sequences end to end" in capsys.readouterr().err
+    assert run("train", "replaced.yaml", *SHORT, SOURCE, "data.packing=padding_free") == 2
+    assert "padding_free lays sequences end to end, and the student has layers" in capsys.readouterr().err
+    source = {"name": "sandbox", "model": "code-teacher-tiny"}
+    build("code-student-tiny")
+    Replaced.model_validate({"source": source, "layers": [1]}).config().save_pretrained("hybrid")
+    teacher = ["teacher={name: local, path: ./hybrid}", "student={name: sandbox, model: code-student-tiny}"]
+    assert run("check", "replaced.yaml", *SHORT[:-1], *teacher, "data.packing=padding_free") == 2
+    assert "padding_free lays sequences end to end, and the teacher has layers" in capsys.readouterr().err
 
 
 def test_three_stages_of_acm_hand_their_student_on_with_its_gates() -> None:

@@ -1,6 +1,7 @@
 """Classifiers of texts through `kdlm train`: what is left, how it is resumed, and what is refused before a run."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 from kdlm.check import check
+from kdlm.data.load import pad_id
+from kdlm.data.text_classes import ClassCollator
+from kdlm.models import TextClassifierStudent, view
 from kdlm.recipe import Recipe, load
+from kdlm.sandbox import build
 from kdlm.train import assemble, train
 
 RECIPE = """
@@ -101,6 +106,21 @@ def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path) -> None:
         check(recipe(tmp_path, *text))
     with pytest.raises(ValueError, match="it tells 4 classes apart, and the data have 3"):
         train(recipe(tmp_path, "student.num_labels=4", "teacher.num_labels=4"))
+
+
+@pytest.mark.parametrize("pad", [None, 7])
+def test_a_decoder_judges_a_text_by_its_last_token_however_it_is_padded(tmp_path: Path, pad: int | None) -> None:
+    """A configuration may name no padding, or another than the tokenizer that batches are padded by."""
+    folder = shutil.copytree(build("code-student-tiny"), tmp_path / "decoder")
+    config = json.loads((folder / "config.json").read_text()) | {"pad_token_id": pad}
+    (folder / "config.json").write_text(json.dumps(config))
+    source = TextClassifierStudent(path=str(folder), num_labels=3)
+    model, rows = view(source.load().eval()), [[11, 12, 13], [21, 22, 23, 24, 25, 26]]
+    collate = ClassCollator(pad_id(source.tokenizer()))
+    both, alone = (
+        model(collate([{"input_ids": ids, "labels": 0, "index": 0} for ids in some])) for some in (rows, rows[:1])
+    )
+    torch.testing.assert_close(both[:1], alone)
 
 
 def test_sizes_make_random_weights_of_a_checkpoints_configuration(tmp_path: Path) -> None:

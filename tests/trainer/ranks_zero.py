@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from zero_cases import CASES, STAGES, curve, made, shares
+from zero_cases import CASES, STAGES, as_a_rank, curve, made, shares
 
 import kdlm.deepspeed
 
@@ -91,9 +91,7 @@ def main(folder: Path, parts: str, ranks: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed calls what torch renames
-    if "WORLD_SIZE" not in os.environ:  # one rank, as `torchrun --nproc-per-node 1` starts it
-        place = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        os.environ |= place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    as_a_rank()
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
     if dist.is_initialized():
         dist.destroy_process_group()

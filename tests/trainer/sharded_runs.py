@@ -1,8 +1,8 @@
 """The same few steps by one process and by several ranks, sharded in every way: for tests and benchmarks.
 
 `sharded_runs.py FOLDER STRATEGY METHOD...` is one rank (see `forks.on_ranks`), or all there is: one run after another,
-each in a folder of its method. `FOLDER STRATEGY METHOD save STEP` leaves checkpoints every so many steps, and
-`FOLDER STRATEGY METHOD resume CHECKPOINT` goes on from one. The global batch is eight
+each in a folder of its method. `FOLDER STRATEGY save STEP METHOD...` leaves checkpoints every so many steps, and
+`FOLDER STRATEGY resume SAVED STEP METHOD...` goes on from those in the folder SAVED. The global batch is eight
 rows, whatever the ranks; of the second step's rows the first half has no token to train on, and so have the ranks that
 read it. Rank 0 leaves the loss of every step and every network's weights, and each rank what it held.
 
@@ -12,10 +12,11 @@ A way to shard is a row of STRATEGIES: what TrainingArguments get, how the teach
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,14 +25,14 @@ from safetensors.torch import load_file, save_file
 from tiny_models import rows, tiny_model
 from torch import Tensor
 from transformers import TrainingArguments
-from zero_cases import shares, zero
+from zero_cases import as_a_rank, shares, zero
 
 from kdlm import DistillTrainer
 from kdlm.data import Collator, TensorRows
 from kdlm.diffusion import Karras, MixtureDenoiser, ResidualDenoiser
 from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.losses import CrossEntropy, ForwardKL
-from kdlm.methods import HiddenKD, LogitKD, Taid
+from kdlm.methods import HiddenKD, LogitKD, MiniLM, SquareHead, Taid, TinyBERT
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 from kdlm.models import Lora, adapt
 from kdlm.models.frozen_copies import whole
@@ -68,8 +69,9 @@ STRATEGIES: dict[str, Strategy] = {
     "ddp, teacher sharded": Strategy(placement="sharded", shards=frozenset({"teacher"})),
     "fsdp2": Strategy(FSDP2, "sharded", shards_on_cpus, EVERYTHING),
     "fsdp2, sharded checkpoints": Strategy(FSDP2_SHARDED, "sharded", shards_on_cpus, EVERYTHING),
-    "zero2": Strategy({"deepspeed": zero(2)}, "sharded"),
-    "zero3": Strategy({"deepspeed": zero(3)}, "sharded"),
+    "zero1": Strategy({"deepspeed": zero(1)}, "sharded", as_a_rank),
+    "zero2": Strategy({"deepspeed": zero(2)}, "sharded", as_a_rank),
+    "zero3": Strategy({"deepspeed": zero(3)}, "sharded", as_a_rank),
 }
 
 
@@ -93,15 +95,21 @@ def text_rows() -> list[dict[str, Any]]:
 
 def load_teacher(device_map: Any = None, **options: Any) -> Any:
     """Open the teacher, or its shape alone."""
-    made = tiny_model(2, hidden=24, layers=3, vocab=VOCAB, **options)
+    made = tiny_model(2, **{"hidden": 24, "layers": 3, "vocab": VOCAB, **options})
     return made if device_map is None else made.to("meta")
 
 
-def language(method: Callable[[], Any], *, lora: bool = False, tied: bool = False) -> Callable[..., DistillTrainer]:
-    """Return what makes the trainer of a method on text."""
+def language(
+    method: Callable[[], Any],
+    *,
+    lora: bool = False,
+    tied: bool = False,
+    shape: Mapping[str, int] = MappingProxyType({}),
+) -> Callable[..., DistillTrainer]:
+    """Return what makes the trainer of a method on text, with a teacher of a shape."""
 
     def made(args: TrainingArguments, placement: str) -> DistillTrainer:
-        load = partial(load_teacher, tie_word_embeddings=tied)
+        load = partial(load_teacher, tie_word_embeddings=tied, **shape)
         teacher = (
             LocalTeacher(sharded(load, args.device), computes_on=args.device)
             if placement == "sharded"
@@ -135,6 +143,10 @@ def _logit_kd() -> LogitKD:
     return LogitKD([ForwardKL(temperature=2.0), CrossEntropy(weight=0.1)])
 
 
+class Averaged(LogitKD):
+    ema = 0.8
+
+
 METHODS: dict[str, Callable[..., DistillTrainer]] = {
     "logit_kd": language(_logit_kd),
     "logit_kd, tied heads": language(_logit_kd, tied=True),
@@ -143,12 +155,21 @@ METHODS: dict[str, Callable[..., DistillTrainer]] = {
     "lora": language(_logit_kd, lora=True),
     "two networks": turns,
 }
+INSIDE: dict[str, Callable[..., DistillTrainer]] = {
+    "minilm": language(lambda: MiniLM(relation_heads=4)),
+    "minilm, a lower layer": language(lambda: MiniLM(layers=(0, 1), relation_heads=4)),
+    "tinybert": language(TinyBERT),
+    "squarehead": language(lambda: SquareHead([ForwardKL()]), shape={"hidden": 16, "layers": 2}),
+    "an average": language(lambda: Averaged([ForwardKL()])),
+}
+"""What looks inside the networks, or follows them."""
 
 
 def made(folder: Path, method: str, strategy: str, **options: Any) -> DistillTrainer:
     """Return the trainer of a row, on this rank."""
     how = STRATEGIES[strategy]
-    return METHODS[method](arguments(folder, how, **options), how.placement)
+    placement = how.placement if os.environ.get("WORLD_SIZE", "1") != "1" else "resident"  # shards are of several
+    return {**METHODS, **INSIDE}[method](arguments(folder, how, **options), placement)
 
 
 def weights(trainer: DistillTrainer) -> dict[str, Tensor]:
@@ -252,10 +273,12 @@ def main(folder: Path, strategy: str, *words: str) -> None:
     if (before := STRATEGIES[strategy].before) is not None:
         before()
     match words:
-        case (method, "save", step):
-            one_run(folder, strategy, method, save=int(step))
-        case (method, "resume", checkpoint):
-            one_run(folder, strategy, method, resume=Path(checkpoint))
+        case ("save", step, *methods):
+            for method in methods:
+                one_run(folder / method, strategy, method, save=int(step))
+        case ("resume", saved, step, *methods):
+            for method in methods:
+                one_run(folder / method, strategy, method, resume=Path(saved, method, "run", f"checkpoint-{step}"))
         case methods:
             for method in methods:
                 one_run(folder / method, strategy, method)

@@ -14,10 +14,12 @@ from ranks_zero import SOME
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from zero_cases import ALONE, CASES, curve, data, made, zero
 
 from kdlm import DistillTrainer, checkpoints, deepspeed
 from kdlm.sandbox import build
+from kdlm.train import loaded_student
 
 pytestmark = [
     pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed"),
@@ -139,6 +141,36 @@ def test_roles_are_not_clipped_to_one_norm_in_the_hosts_memory() -> None:
     deepspeed.settle(SimpleNamespace(hf_ds_config=settings), roles=1)
     with pytest.raises(ValueError, match="clips all networks to one norm"):
         deepspeed.settle(SimpleNamespace(hf_ds_config=settings), roles=2)
+
+
+def test_a_configuration_that_does_not_say_it_clips_as_the_run_does() -> None:
+    config: dict = {"zero_optimization": {"stage": 2}}
+    settings = SimpleNamespace(config=config, get_value=lambda key, default: default, is_zero3=lambda: False)
+    deepspeed.settle(SimpleNamespace(hf_ds_config=settings), roles=1, limit=0.7)
+    assert config["gradient_clipping"] == 0.7
+
+
+def test_a_checkpoint_that_leaves_a_rank_without_a_piece_is_refused() -> None:
+    def engine(stage: int) -> SimpleNamespace:
+        optimizer = SimpleNamespace(
+            param_groups=[{"role": "student"}, {"role": "critic"}],
+            bit16_groups=[[torch.zeros(90)], [torch.zeros(3)]],
+            partition_size=[23, 1],
+        )
+        return SimpleNamespace(zero_optimization_stage=lambda: stage, optimizer=optimizer)
+
+    deepspeed._require_pieces_for_all(engine(3), 4)
+    deepspeed._require_pieces_for_all(engine(2), 3)
+    with pytest.raises(ValueError, match=r"up on 4 ranks: the role 'critic' has a group of 3 weights"):
+        deepspeed._require_pieces_for_all(engine(2), 4)
+
+
+def test_students_are_opened_whole_whatever_makes_them(tmp_path: Path) -> None:
+    kept = arguments(tmp_path)  # from now on transformers partitions what it opens
+    seen = []
+    section = SimpleNamespace(load=lambda: seen.append(is_deepspeed_zero3_enabled()))
+    loaded_student(SimpleNamespace(student=section), None)  # pyright: ignore[reportArgumentType]
+    assert seen == [False] and is_deepspeed_zero3_enabled() and kept is not None
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])

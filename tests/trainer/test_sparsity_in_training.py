@@ -8,7 +8,7 @@ from forks import on_ranks
 from safetensors.torch import load_file
 from tiny_models import rows, tiny_model
 from torch import nn
-from transformers import TrainerCallback
+from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, TrainerCallback
 
 from kdlm import DistillTrainer
 from kdlm.losses import CrossEntropy, ForwardKL
@@ -200,6 +200,24 @@ def test_frozen_adapted_and_averaged_students_are_refused(arguments) -> None:
     with pytest.raises(ValueError, match=r"sparsity\.schedule: the best checkpoint"):
         made(arguments, RISING, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2, save_strategy="steps",
              save_steps=2)  # fmt: skip
+
+
+def test_the_head_of_a_classifier_is_left_out_as_that_of_a_language_model_is() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for config in (BertConfig(vocab_size=61, **sizes), LlamaConfig(vocab_size=61, pad_token_id=0, **sizes)):
+        names = prunable(AutoModelForSequenceClassification.from_config(config), SparsitySection(**HALF))
+        assert names and not {"classifier", "score"} & names.keys()
+
+
+def test_a_student_whose_turn_it_was_not_is_described_all_the_same() -> None:
+    model = tiny_model(1).requires_grad_(False)
+    assert described_sparsity(model, SparsitySection(**HALF))["share"] == 0.0
+
+
+def test_a_run_too_short_for_its_levels_is_refused(arguments) -> None:
+    levels = {"share": 0.7, "schedule": {"name": "levels", "before": [0.3, 0.5]}}
+    with pytest.raises(ValueError, match=r"sparsity\.schedule: in 2 steps it comes to 0\.5 and not to 0\.7"):
+        made(arguments, levels, max_steps=2).train()
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda"])

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from kdlm.data import Collator
 from kdlm.losses import kept_rows, real_rows
 from kdlm.sharding import held, sharded
-from kdlm.teachers import AheadTeacher, LocalTeacher
+from kdlm.teachers import AheadTeacher, LocalTeacher, local
 
 CPU = torch.device("cpu")
 LENGTHS = {0: [[5, 11, 3, 9], [17, 8, 2]], 1: [[4], [6, 7]]}
@@ -30,6 +30,8 @@ def main(folder: Path) -> None:
     teacher, plain = AheadTeacher(sharded(load, CPU), batch_size=2, computes_on=CPU), LocalTeacher(load())
     here, everything = held(teacher.model.parameters())
     assert here <= everything / 2 + 200, (here, everything)
+    gathers, gathered = [], local.gathered
+    local.gathered = lambda head: gathers.append(head) or gathered(head)
     batches = [Collator(0)(rows(lengths, seed=rank)) for lengths in LENGTHS[rank]]
     for _ in range(2):
         teacher.answer_ahead([(batch, kept_rows(batch["labels"])) for batch in batches])
@@ -41,6 +43,7 @@ def main(folder: Path) -> None:
                 ours, theirs = teacher(read, asked), plain(read, asked)
                 torch.testing.assert_close(ours.hidden, theirs.hidden, rtol=1e-11, atol=1e-11)
                 assert torch.equal(ours.head.weight, theirs.head.weight)
+    assert 4 <= len(gathers) == teacher.turns, "the head is gathered once in a turn, not once a reading"
     (folder / f"done-{rank}").touch()
     dist.destroy_process_group()
 

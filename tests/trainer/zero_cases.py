@@ -1,5 +1,6 @@
 """Runs that are the same on any number of ranks, under DeepSpeed and without it."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,13 @@ def zero(stage: int) -> dict[str, Any]:
     sharing = {"stage": stage, "stage3_param_persistence_threshold": 0}
     auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     return {"zero_optimization": sharing, **dict.fromkeys(auto, "auto")}
+
+
+def as_a_rank() -> None:
+    """Give a process that was started alone what `torchrun --nproc-per-node 1` gives its one rank."""
+    if "WORLD_SIZE" not in os.environ:
+        place = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        os.environ |= place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 def data(case: str) -> list[dict[str, Any]]:

@@ -37,8 +37,8 @@ def log_mass(signal: Hidden | Dense, ids: Int[Tensor, "ids"], **options) -> Floa
     """
     one = ids.new_zeros(len(signal.hidden if isinstance(signal, Hidden) else signal.logits))
     if isinstance(signal, Hidden):
-        bias = signal.head.bias
-        few = replace(signal.head, weight=signal.head.weight[ids], bias=None if bias is None else bias[ids])
+        head = signal.head.whole()
+        few = replace(head, weight=head.weight[ids], bias=None if head.bias is None else head.bias[ids])
         among: Hidden | Dense = Hidden(signal.hidden, few)
     else:
         among = Dense(signal.logits[:, ids])

@@ -86,6 +86,16 @@ class Texts:
         return self.trained & (rank < count[:, None])
 
 
+def padded(batch: Batch) -> Batch:
+    """Return the sequences of a batch one a row, for models that see all of a row; as it is where they are so."""
+    if "position_ids" not in batch or "attention_mask" in batch:
+        return batch
+    number = sequence_of(batch)
+    texts = Texts.of({**batch, "index": torch.arange(int(number.max()) + 1, device=number.device)})
+    weight = {} if texts.weight is None else {"weight": texts.weight}
+    return {"input_ids": texts.ids, "attention_mask": texts.attention} | weight
+
+
 @dataclass(frozen=True)
 class Masked:
     """Texts with some tokens hidden.

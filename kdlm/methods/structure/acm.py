@@ -63,6 +63,7 @@ class ACM(TokenMethod):
         diversity_weight=0.05, **options,
     ):  # fmt: skip
         super().__init__(losses, **options)
+        self.runs_parts = stage != "whole"
         self.stage, self.tau, self.budget = stage, tau, budget
         self.budget_weight, self.entropy_weight, self.diversity_weight = budget_weight, entropy_weight, diversity_weight
         self.needs = frozenset({"labels", "teacher"} if any(loss.needs_teacher for loss in losses) else {"labels"})
@@ -117,6 +118,7 @@ class ACM(TokenMethod):
         values, metrics = [], []
         for path, layer in layers.items():
             x, y = (rows.select(part.to(home)) for part in seen[path])
+            x = x.to(layer.up_proj.weight.dtype)  # a teacher may be stored in less
             if self.stage == "learners":
                 errors = (layer.sums(x).float() - y.float()[:, None]).square().mean(-1)
                 values.append(errors.mean(1))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdlm.losses import Loss, count_kept, count_real, kept_rows, measures_for, real_rows
 from kdlm.methods.class_kd import ClassKD
-from kdlm.methods.masked.masking import EVALUATION, Texts, masked
+from kdlm.methods.masked.masking import EVALUATION, Texts, masked, padded
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.tokens import TokenMethod
 from kdlm.models import Ask, Inside
@@ -102,7 +102,11 @@ class InsideMethod(TokenMethod):
             hidden = masked(texts, texts.hidden(seed, draw), student.mask_id)
             weight = {} if texts.weight is None else {"weight": texts.weight}
             return Seen(hidden.batch | weight, hidden.rows, hidden.weights)
-        return Seen(batch, None if student.tells_classes else kept_rows(labels, weights_of(batch)))
+        if not student.tells_classes:
+            return Seen(batch, kept_rows(labels, weights_of(batch)))
+        if self.token_losses:
+            raise ValueError("losses: the student tells classes, and these texts have none: leave losses out")
+        return Seen(batch if student.causal else padded(batch), None)
 
     def _comparable(self, nets: Nets, batch: Batch, listens: bool) -> bool:
         """Whether the teacher predicts what the student does. Raises ValueError where it must and does not."""

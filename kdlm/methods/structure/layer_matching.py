@@ -73,7 +73,8 @@ class LayerMatching(TokenMethod):
         signal, taught = teacher.inside(batch, rows, ask, kept_rows(batch["labels"]))
         states = dict(zip(needed, taught.hidden, strict=True)) | {-1: taught.embeddings}
         paths, shape = layer_paths(student.module), batch["input_ids"].shape
-        given = {paths[layer]: _laid_out(states[layer - 1], rows, shape) for layer in layers}
+        dtype = student.module.dtype
+        given = {paths[layer]: _laid_out(states[layer - 1].to(dtype), rows, shape) for layer in layers}
         with fed(student.module, given):
             _, learnt = student.inside(batch, rows, Ask(layers=layers))
         differences = [

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -106,7 +107,8 @@ def _map(ours: int, theirs: int) -> nn.Linear:
 
 def _error(projector: Any, student: Any, teacher: Any) -> Tensor:
     found = projector(student.to(projector.weight.dtype))  # a bf16 student, fp32 maps
-    return (found - teacher.to(found.dtype)).square().mean(-1)
+    wide = torch.promote_types(found.dtype, torch.float32)  # autocast maps in bfloat16
+    return (found.to(wide) - teacher.to(wide)).square().mean(-1)
 
 
 def _heads(apart: Apart, *sides: Projections) -> list[tuple[Tensor, Tensor]]:
