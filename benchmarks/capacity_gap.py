@@ -2,7 +2,7 @@
 
     python benchmarks/capacity_gap.py [--check] [--quick] [--save]
 
-The law of the capacity gap (arXiv 2311.07052) says about 2.5 times the student's size. Here teachers of 1 to 20 times
+The law of the capacity gap (arXiv 2311.07052) says about 2.5 times the student's size. Here teachers of 1 to 29 times
 that of a student with 30 thousand weights read the standard library, all the same tokens, and each teaches that student
 (random weights, forward KL) for equally many steps. Figures are the held-out cross-entropy of the student in nats per
 token over three seeds, which draw its weights and the order of the text. For each seed a parabola in the logarithm of
@@ -28,7 +28,7 @@ from pruned_students import BATCH, WINDOW, healed, text, unseen
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDENT = (32, 1)
-TEACHERS = {"1x": (32, 1), "2x": (48, 2), "4x": (72, 2), "9x": (96, 3), "20x": (136, 4)}
+TEACHERS = {"1x": (32, 1), "2.6x": (48, 2), "5x": (72, 2), "12x": (96, 3), "29x": (136, 4)}
 """Width and layers of each; the names say roughly how many times the student's size that is."""
 
 

@@ -57,7 +57,10 @@ class RouterBalance:
     def _added(self, terms: Terms, batch: Batch) -> Terms:
         rows, tokens = real_rows(batch), batch["input_ids"].numel()
         if not self.said or any(len(logits) != tokens for logits in self.said.values()):
-            raise ValueError("student.router_balance: this method does not run the student on the batch as it is")
+            raise ValueError(
+                "student.router_balance: this method does not run the student on the batch as it is, or its layers run "
+                "without a graph (training.gradient_checkpointing_kwargs: set use_reentrant: false)"
+            )
         place = sequence_of(batch)
         sequence, trained = rows.select(place), kept_rows(batch["labels"], weights_of(batch))
         weights = torch.zeros(int(place.max()) + 1, device=sequence.device)
