@@ -56,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     planned.add_argument("--gpu", help="H100, cpu, '24 GiB, 165 TFLOP/s, 1008 GB/s' ... (default: this machine's)")
     planned.add_argument("--gpus", type=int, help="so many of them: a table of strategies and places of the teacher")
     planned.add_argument("--per-node", type=int, help="of which each machine has so many (default: 8)")
+    ways = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+    planned.add_argument("--strategy", choices=ways, help="how they share, told in full (default: as the recipe says)")
     planned.add_argument("--json", action="store_true", help="for programs")
     drawn = verb(
         verbs.sample, "sample the student of a finished or running run", "kdlm sample recipe.yaml [key=value ...]"

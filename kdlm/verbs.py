@@ -102,8 +102,8 @@ def mix(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     recipe = load(args)
-    if args.per_node is not None and args.gpus is None:
-        raise ValueError("--per-node is of many GPUs: say how many, --gpus 64")
+    if args.gpus is None and (args.per_node or args.strategy) is not None:
+        raise ValueError("--per-node and --strategy are of many GPUs: say how many, --gpus 64")
     if _staged(args):
         if args.gpus is not None:
             raise ValueError("--gpus is for one recipe: plan the stages one by one")
@@ -113,7 +113,7 @@ def plan(args: argparse.Namespace) -> int:
     from kdlm.plan import Cluster, plan
 
     cluster = None if args.gpus is None else Cluster(args.gpus, args.per_node or 8)
-    return plan(recipe, args.gpu, cluster=cluster, as_json=args.json)
+    return plan(recipe, args.gpu, cluster=cluster, strategy=args.strategy, as_json=args.json)
 
 
 def capture(args: argparse.Namespace) -> int:

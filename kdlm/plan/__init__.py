@@ -39,17 +39,25 @@ __all__ = [
 ]
 
 
-def plan(recipe: Recipe, gpu: str | None = None, *, cluster: Cluster | None = None, as_json: bool = False) -> int:
+def plan(
+    recipe: Recipe,
+    gpu: str | None = None,
+    *,
+    cluster: Cluster | None = None,
+    strategy: str | None = None,
+    as_json: bool = False,
+) -> int:
     """Print what a recipe will take of a device (None: this machine's) and return 0 where it fits, else 1.
 
     Where the recipe says `placement: auto`, that is of the first placement that fits, or else of the last.
 
     Args:
         cluster: many such devices, each of which takes its share.
+        strategy: how they share, of STRATEGIES; None: as the recipe says.
     """
     where = device(gpu)
     if cluster is not None:
-        return plan_cluster(recipe, where, cluster, as_json=as_json)
+        return plan_cluster(recipe, where, cluster, strategy, as_json=as_json)
     places = list(placements(recipe, where))
     recipe = as_chosen(recipe, places)
     found = predict(recipe, where)

@@ -24,6 +24,10 @@ UNSEEN = frozenset({torch.ops.prim.device.default})
 """What reads no numbers and makes none; half of all that is dispatched."""
 
 
+SHARED = ("weights", "gradients", "optimiser", "copies", "teacher weights")
+"""Parts of which each of several ranks may hold its share alone."""
+
+
 @dataclass
 class Work:
     """What a phase does: floating point operations of products, bytes read and written, operations started."""
@@ -40,13 +44,20 @@ class Phase:
     Attributes:
         peak: the most bytes held at once.
         parts: by part, at that moment.
-        moments: bytes by part whenever something was freed: where the peak is if some parts are smaller than here.
+        moments: bytes by part when the most was held with so many of each part that ranks may share out, the key: where
+            the peak is if a rank holds less of these.
     """
 
     peak: int = 0
     parts: Counter[str] = field(default_factory=Counter)
     work: Work = field(default_factory=Work)
-    moments: list[Counter[str]] = field(default_factory=list)
+    moments: dict[tuple[int, ...], Counter[str]] = field(default_factory=dict)
+
+    def remember(self, held: Counter[str]) -> None:
+        """Keep what is held if it is the most with so many of the parts that ranks share out."""
+        key = tuple([held[part] for part in SHARED])
+        if key not in self.moments or sum(held.values()) > sum(self.moments[key].values()):
+            self.moments[key] = held.copy()
 
 
 class Fakes(FakeTensorMode):
@@ -113,7 +124,7 @@ class Ledger(TorchDispatchMode):
         if not size:
             return
         held = self.held + Counter({part: size})
-        self._phase.moments.append(held)
+        self._phase.remember(held)
         if self._total + size > self._phase.peak:
             self._phase.peak, self._phase.parts = self._total + size, held
 
@@ -206,7 +217,7 @@ class Ledger(TorchDispatchMode):
     def _remember(self) -> None:
         """Keep what is held before it becomes less."""
         if self._grown:
-            self._phase.moments.append(self.held.copy())
+            self._phase.remember(self.held)
             self._grown = False
 
     def _count(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any, new: int) -> None:

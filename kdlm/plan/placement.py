@@ -58,7 +58,7 @@ def placements(recipe: Recipe, where: Device) -> Iterator[Placement]:
     Of several ranks (WORLD_SIZE), a place is what each of them takes, and shards are a place too. On a CPU there is one
     memory, and so no other place in it.
     """
-    here, ranks = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    here, ranks = world()
     strategy, shards = strategy_of(recipe), None
     for name, changes, alone in planned(recipe, where):
         found = per_rank(alone, ranks, strategy)
@@ -73,6 +73,11 @@ def placements(recipe: Recipe, where: Device) -> Iterator[Placement]:
         yield Placement(name, changes, found, moves, found.host * here, host_memory(), found.tokens_per_second)
     if shards is not None:
         yield shards
+
+
+def world() -> tuple[int, int]:
+    """Return how many ranks there are on this machine, and in all."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def planned(recipe: Recipe, where: Device) -> Iterator[tuple[str, dict[str, Any], Prediction]]:

@@ -33,9 +33,10 @@ def per_rank(found: Prediction, ranks: int, strategy: Strategy, *, sharded_teach
     share = Share(found, ranks, strategy, sharded_teacher)
     phases = {}
     for name, phase in found.traced.phases.items():
-        moments = [share.of(moment, name) for moment in phase.moments or [phase.parts]]
+        seen = list(phase.moments.values()) or [phase.parts]
+        moments = [share.of(moment, name) for moment in seen]
         if name == "backward":
-            moments.append(share.at_the_end(phase.moments[-1]))
+            moments.append(share.at_the_end(seen[-1]))
         phases[name] = max(moments, key=lambda parts: sum(parts.values()))
     peak = largest(phases)
     framework = found.parts["framework"] if found.device.kind == "cpu" else on_gpu(phases[peak])

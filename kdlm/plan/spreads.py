@@ -10,7 +10,7 @@ from kdlm.plan.cluster import Cluster, Spread
 from kdlm.plan.devices import Device
 from kdlm.plan.placement import planned, shardable
 from kdlm.plan.prediction import Prediction, predict
-from kdlm.plan.strategies import STRATEGIES, strategy_of
+from kdlm.plan.strategies import STRATEGIES, Strategy, strategy_of
 from kdlm.recipe import Recipe
 
 CACHED = 128
@@ -23,10 +23,14 @@ def spreads(recipe: Recipe, where: Device, cluster: Cluster) -> list[Spread]:
     return [Spread(alone, cluster, one, **place) for one in STRATEGIES.values() for alone, place in found]
 
 
-def plan_cluster(recipe: Recipe, where: Device, cluster: Cluster, *, as_json: bool) -> int:
-    """Print what each of many GPUs will take and send, and the table; return 0 where it fits, else 1."""
+def plan_cluster(recipe: Recipe, where: Device, cluster: Cluster, strategy: str | None, *, as_json: bool) -> int:
+    """Print what each of many GPUs will take and send, and the table; return 0 where it fits, else 1.
+
+    Args:
+        strategy: of STRATEGIES, the one that is told in full; None: the recipe's.
+    """
     every = spreads(recipe, where, cluster)
-    own = _own(recipe, every)
+    own = _own(recipe, every, strategy_of(recipe) if strategy is None else STRATEGIES[strategy])
     if as_json:
         told = {"device": where.name, "gpus": cluster.gpus, "per_node": cluster.per_node}
         print(json.dumps(told | {"chosen": own.as_dict(), "spreads": [one.as_dict() for one in every]}, indent=2))
@@ -35,9 +39,9 @@ def plan_cluster(recipe: Recipe, where: Device, cluster: Cluster, *, as_json: bo
     return 0 if own.fits else 1
 
 
-def _own(recipe: Recipe, every: list[Spread]) -> Spread:
+def _own(recipe: Recipe, every: list[Spread], strategy: Strategy) -> Spread:
     """Return what the recipe says; of `placement: auto` the first that fits, or else the last of its choice."""
-    own = [one for one in every if one.strategy is strategy_of(recipe)]
+    own = [one for one in every if one.strategy is strategy]
     named = getattr(recipe.teacher, "placement", None)
     if named == "auto":
         choice = [one for one in own if one.placement in ("resident", "sliced", "sharded")]
