@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import PushToHubMixin
 
-from kdlm import checkpoints, deepspeed
+from kdlm import checkpoints, deepspeed, deepspeed_checkpoints
 from kdlm.methods import Method
 from kdlm.models import tensor_parallel
 from kdlm.networks import Networks
@@ -167,9 +167,9 @@ class RoleCheckpoints(SealedCheckpoints):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoints.verify(folder)
-        deepspeed.require_kind(folder, self.is_deepspeed_enabled)
+        deepspeed_checkpoints.require_kind(folder, self.is_deepspeed_enabled)
         if self.is_deepspeed_enabled:  # its engine holds all roles
-            deepspeed.load(self.model_wrapped, folder)
+            deepspeed_checkpoints.load(self.model_wrapped, folder)
             checkpoints.load_auxiliary(folder, self.networks.averages)
         elif self.is_fsdp_enabled or kind_of(folder) != "plain":
             load_weights(folder, self.networks)
@@ -188,7 +188,7 @@ class RoleCheckpoints(SealedCheckpoints):
         """Take the best checkpoint's networks; the run is over, so its method state is of no more use."""
         folder = Path(str(self.state.best_model_checkpoint))
         if self.is_deepspeed_enabled:
-            deepspeed.load(self.model_wrapped, folder)  # also where other ranks saved it, before a resume
+            deepspeed_checkpoints.load(self.model_wrapped, folder)  # also where other ranks saved it, before a resume
             checkpoints.load_auxiliary(folder, self.networks.averages)
         elif self.is_fsdp_enabled:
             load_weights(folder, self.networks)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from zero_cases import ALONE, CASES, curve, data, made, zero
 
-from kdlm import DistillTrainer, checkpoints, deepspeed
+from kdlm import DistillTrainer, checkpoints, deepspeed, deepspeed_checkpoints
 from kdlm.sandbox import build
 from kdlm.train import loaded_student
 
@@ -159,10 +159,10 @@ def test_a_checkpoint_that_leaves_a_rank_without_a_piece_is_refused() -> None:
         )
         return SimpleNamespace(zero_optimization_stage=lambda: stage, optimizer=optimizer)
 
-    deepspeed._require_pieces_for_all(engine(3), 4)
-    deepspeed._require_pieces_for_all(engine(2), 3)
+    deepspeed_checkpoints._require_pieces_for_all(engine(3), 4)
+    deepspeed_checkpoints._require_pieces_for_all(engine(2), 3)
     with pytest.raises(ValueError, match=r"up on 4 ranks: the role 'critic' has a group of 3 weights"):
-        deepspeed._require_pieces_for_all(engine(2), 4)
+        deepspeed_checkpoints._require_pieces_for_all(engine(2), 4)
 
 
 def test_students_are_opened_whole_whatever_makes_them(tmp_path: Path) -> None:
