@@ -25,6 +25,7 @@ from kdlm.data.load import pad_id
 from kdlm.data.vocabulary import shared_vocabulary
 from kdlm.disk import flush
 from kdlm.losses import kept_rows
+from kdlm.opening import loaded
 from kdlm.recipe import Recipe, across
 from kdlm.sandbox.progress import console
 from kdlm.signal import IGNORE_INDEX, Head, Hidden, Rows, Signal
@@ -44,7 +45,6 @@ from kdlm.store import (
 )
 from kdlm.store.formats import Columns, Format
 from kdlm.teachers import CachedTeacherSection
-from kdlm.train import loaded
 
 Work = tuple[np.ndarray, Asked]
 """Token ids of a sequence, and what is asked of it."""

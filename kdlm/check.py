@@ -13,6 +13,7 @@ from kdlm.evaluation.looks import looked_at
 from kdlm.features import module_at
 from kdlm.guards import looks as guards
 from kdlm.looking import looks_like_hub_id, opened
+from kdlm.matching import TAKES
 from kdlm.methods import Method
 from kdlm.models import (
     ImageClassifierSource,
@@ -21,7 +22,6 @@ from kdlm.models import (
     VisionLanguageStudent,
     replaced_layers,
 )
-from kdlm.networks import TAKES
 from kdlm.privacy import looks as privacy
 from kdlm.recipe import Recipe, reference_column
 from kdlm.samplers import looks as samplers

@@ -12,10 +12,10 @@ from kdlm.data import Data, DataSection, ImageTextSection
 from kdlm.losses import kept_rows
 from kdlm.measuring.measure import moved
 from kdlm.models import DenoiserStudent, PretrainedStudent, VisionLanguageStudent
+from kdlm.opening import common_ids, loaded
 from kdlm.recipe import Recipe, across, load
 from kdlm.run_folder import RunFolder
 from kdlm.teachers import CachedTeacher, SelfTeacherSection
-from kdlm.train import common_ids, loaded
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from kdlm.data import DataSection
 from kdlm.looking import taken_by_trl
+from kdlm.matching import check_sides
 from kdlm.methods import DPO, Method, PreferenceMethod
-from kdlm.networks import check_sides
 from kdlm.recipe import Recipe
 from kdlm.teachers import LocalTeacher, LocalTeacherSection, SandboxTeacherSection
 

@@ -18,8 +18,8 @@ from trl import GRPOTrainer
 from kdlm import checkpoints
 from kdlm.data import Collator
 from kdlm.losses import IGNORE_INDEX, kept_rows, teacher_log_probs
+from kdlm.matching import common_vocab
 from kdlm.models import view
-from kdlm.networks import common_vocab
 from kdlm.progress import memory_gib
 from kdlm.role_checkpoints import SealedCheckpoints
 from kdlm.teachers import freeze

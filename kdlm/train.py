@@ -11,22 +11,21 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging as hf_logging
 
-from kdlm import checkpoints, deepspeed, preference_settings, reward_settings
+from kdlm import checkpoints, preference_settings, reward_settings
 from kdlm.check import check, refuse_packing
-from kdlm.data import Data, DataSection, ImageTextSection, TextClassesSection, load_data
-from kdlm.data.chat import template_text
-from kdlm.data.vocabulary import intersection, shared_vocabulary
+from kdlm.data import Data
 from kdlm.diffusion_trainer import DiffusionTrainer
 from kdlm.guards.course import history_of, refuse_stopped
 from kdlm.methods.diffusion.method import DiffusionMethod
-from kdlm.models import adapt, check_classes, fake_quantise, merge, on_the_grid
+from kdlm.models import check_classes, merge, on_the_grid
 from kdlm.networks import role_plan
 from kdlm.on_policy import OnPolicyTrainer
+from kdlm.opening import common_ids, loaded, opened_student, opened_whole, other_rows
 from kdlm.parallelism import refuse_cuts, refuse_with_slices
 from kdlm.preference_settings import by_preferences
 from kdlm.privacy.trainer import PrivateOnPolicyTrainer, PrivateTrainer
 from kdlm.progress import Display, MetricsFile, log_figures
-from kdlm.recipe import Recipe, across, reference_column
+from kdlm.recipe import Recipe
 from kdlm.remote import ServerUnavailable
 from kdlm.reward_settings import in_trl
 from kdlm.role_checkpoints import HandOver
@@ -34,7 +33,7 @@ from kdlm.run_folder import RunFolder, model_card
 from kdlm.samplers import tied
 from kdlm.samples import SampleLog
 from kdlm.sparsity.layers import ABOUT, described_sparsity
-from kdlm.teachers import CachedTeacher, VisionLanguageTeacherSection, teachers_of
+from kdlm.teachers import CachedTeacher
 from kdlm.trainer import DistillTrainer
 from kdlm.verifiers import Judge
 
@@ -264,85 +263,6 @@ def name_classes(trainer: DistillTrainer, classes: list[str]) -> None:
         config.label2id = {name: number for number, name in enumerate(classes)}
 
 
-def loaded(recipe: Recipe) -> tuple[Any, Data]:
-    """Return the student's tokenizer, where its data are text, or its processor, with images; and the data."""
-    if isinstance(recipe.data, ImageTextSection):
-        processor = recipe.student.processor()
-        if recipe.data.chat_template is not None:
-            processor.chat_template = template_text(recipe.data.chat_template)
-        teacher = recipe.teacher
-        theirs = teacher.processor() if isinstance(teacher, VisionLanguageTeacherSection) else None
-        return processor, recipe.data.load(processor, theirs)
-    if isinstance(recipe.data, TextClassesSection):
-        tokenizer = recipe.student.tokenizer()
-        return tokenizer, recipe.data.load(tokenizer)
-    if not isinstance(recipe.data, DataSection):
-        return None, recipe.data.load(recipe.seed)
-    tokenizer = recipe.student.tokenizer()
-    if recipe.data.chat_template is not None:
-        tokenizer.chat_template = template_text(recipe.data.chat_template)  # the student is saved with what it learnt
-    column = reference_column(recipe)
-    theirs = recipe.teacher.tokenizer() if across(recipe) else None  # pyright: ignore[reportOptionalMemberAccess]
-    return tokenizer, load_data(recipe.data.with_reference(column), tokenizer, theirs, seed=recipe.seed)
-
-
-def other_rows(recipe: Recipe, tokenizer: Any) -> Any:
-    """Return the rows of the text on which forgetting is measured too, read as the data are; None without it."""
-    if recipe.evaluation is None or recipe.evaluation.other is None:
-        return None
-    alone = {"eval": None, "eval_rows": None, "eval_fraction": None, "streaming": False}
-    data: Any = recipe.data  # text: other data have no such evaluation
-    section = data.model_copy(update={"train": recipe.evaluation.other, **alone})
-    return load_data(section, tokenizer, seed=recipe.seed).train
-
-
-def opened_student(recipe: Recipe, data: Data) -> Any:
-    """Return the student as it begins, with its adapters."""
-    student, lora = loaded_student(recipe, data), getattr(recipe.student, "lora", None)
-    for key in ("lora", "quantization_aware"):
-        if getattr(recipe.student, key, None) is not None:
-            refuse_with_slices(student, f"student.{key}")
-    student = student if lora is None else adapt(student, lora)
-    few_bits = getattr(recipe.student, "quantization_aware", None)
-    return student if few_bits is None else fake_quantise(student, few_bits)
-
-
-def _opened_whole(recipe: Recipe) -> Recipe:
-    """Return the recipe with a student that one rank can open."""
-    if not getattr(recipe.student, "tensor_parallel", False):
-        return recipe
-    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"tensor_parallel": False})})
-
-
-def loaded_student(recipe: Recipe, data: Data) -> Any:
-    """Return the student as it begins: its weights, or what its section makes of the training rows."""
-    section: Any = recipe.student
-    with deepspeed.loading_whole():
-        return section.load_from(data.train, recipe.seed) if hasattr(section, "load_from") else section.load()
-
-
-def common_ids(recipe: Recipe, tokenizer: Any, student: Any, teacher: Any) -> Any:
-    """Return the ids that student and teacher, or all its members, share; None where nothing is known of a tokenizer.
-
-    Raises ValueError, naming the teacher, where one cannot be compared.
-    """
-    if not isinstance(recipe.data, DataSection | ImageTextSection) or across(recipe):
-        return None
-    if student.get_output_embeddings() is None:  # a classifier of texts
-        return None
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    sections, built = teachers_of(recipe.teacher), getattr(teacher, "members", [teacher])
-    ours = student.get_output_embeddings().weight.shape[0]
-    shared = []
-    for (key, section), one in zip(sections, built, strict=True) if sections else ():
-        if hasattr(section, "tokenizer") and hasattr(one, "vocab_size"):
-            try:
-                shared.append(shared_vocabulary(tokenizer, section.tokenizer(), ours, one.vocab_size).require())
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
-    return intersection(shared) if shared else None
-
-
 def described(data: Data) -> dict[str, Any]:
     """Return what data.json says: fingerprints of the splits, and what became of every source's rows."""
     return {"fingerprints": data.fingerprints, **data.report.as_dict()}
@@ -359,7 +279,7 @@ def export(
     student, lora = run.trainer.exported, getattr(recipe.student, "lora", None)
     merged = student is run.trainer.student and lora is not None and lora.export == "merged"
     if weights is not None:
-        student = opened_student(_opened_whole(recipe), run.data)
+        student = opened_student(opened_whole(recipe), run.data)
         student.load_state_dict(weights)
         if "classes" in run.data.made_with:
             student.config = run.trainer.networks.config

@@ -21,17 +21,11 @@ from kdlm import deepspeed
 from kdlm.data import ContextCollator, PairCollator, Prefetched, collator_for
 from kdlm.evaluation.summed import SummedEvaluation
 from kdlm.losses import ForwardKL, kept_rows
+from kdlm.matching import check_answers, check_needs, check_sides, common_vocab
 from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Terms, TokenMethod
 from kdlm.methods.method import phases
 from kdlm.models import mask_id_of
-from kdlm.networks import (
-    Networks,
-    check_answers,
-    check_needs,
-    check_plan,
-    check_sides,
-    common_vocab,
-)
+from kdlm.networks import Networks, check_plan
 from kdlm.parallelism import refuse_beside_slices, refuse_cuts, refuse_with_slices
 from kdlm.preparation import prepared_rows
 from kdlm.progress import Window

@@ -8,8 +8,8 @@ from transformers import Trainer, TrainerCallback
 from kdlm.evaluation.comparison import by_default
 from kdlm.evaluation.section import EvaluationSection
 from kdlm.evaluation.watch import Watch, share_of
+from kdlm.matching import common_vocab
 from kdlm.models import view
-from kdlm.networks import common_vocab
 from kdlm.teachers import freeze
 from kdlm.verifiers import Judge
 

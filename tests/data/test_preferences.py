@@ -9,8 +9,8 @@ import torch
 from kdlm.data import Collator, Source
 from kdlm.data.forms import recognise
 from kdlm.inspection import _apart
+from kdlm.matching import check_sides
 from kdlm.methods import LogitKD
-from kdlm.networks import check_sides
 from kdlm.rollouts import prompt_of
 
 ROWS = [

@@ -18,8 +18,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from zero_cases import ALONE, CASES, curve, data, made, zero
 
 from kdlm import DistillTrainer, checkpoints, deepspeed, deepspeed_checkpoints
+from kdlm.opening import loaded_student
 from kdlm.sandbox import build
-from kdlm.train import loaded_student
 
 pytestmark = [
     pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed"),
