@@ -36,7 +36,7 @@ class QuantizationAware(Section):
             from torchao.quantization import ZeroPointDomain
             from torchao.quantization.qat import IntxFakeQuantizeConfig
         except ImportError as error:
-            raise ValueError("student.quantization_aware needs torchao: pip install 'kdlm[quant]'") from error
+            raise ValueError("student.quantization_aware needs torchao: pip install 'kdlm[qat]'") from error
         # torchao 0.18 makes the grid between two ends for whole numbers from 0 and a zero point that is none; with its
         # defaults (signed, a whole zero point) it rounds to a grid that is not the group's.
         ends = {"zero_point_domain": ZeroPointDomain.FLOAT, "zero_point_precision": torch.float32}
