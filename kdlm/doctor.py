@@ -57,6 +57,7 @@ EXTRAS = (
     Package(("math-verify",), "math_verify", "the verifier math", "pip install 'kdlm[verify]'"),
     Package(("jsonschema",), "jsonschema", "the verifier json_schema", "pip install 'kdlm[verify]'"),
     Package(("bitsandbytes",), "bitsandbytes", "8- and 4-bit models", "pip install 'kdlm[quant]'", True),
+    Package(("torchao",), "torchao", "students that learn to be of few bits", "pip install 'kdlm[qat]'"),
     Package(("deepspeed",), "deepspeed", "ZeRO sharding", "pip install 'kdlm[deepspeed]'"),
     Package(("flash-attn",), "flash_attn", "flash_attention_2, CUDA only", "pip install 'kdlm[flash]'", True),
     Package(("lm-eval",), "lm_eval", "kdlm eval", "pip install 'kdlm[eval]'"),
