@@ -42,7 +42,7 @@ def tangent_of(method, student, noised, velocity, share: float) -> torch.Tensor:
 
 
 def of_the_papers(student, noised, velocity, share: float, *, regularised: bool) -> torch.Tensor:
-    """The cards' formulas, in F and with autograd's double-backward derivative of it."""
+    """The formulas, in F and with autograd's double-backward derivative of it."""
     cos, sin = TIMES.cos()[:, None], TIMES.sin()[:, None]
 
     def f_of(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:  # F(x_t / s, t)

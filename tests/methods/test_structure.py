@@ -1,4 +1,4 @@
-"""MiniLM and TinyBERT: what their cards say must hold, on causal and masked models, however a batch is laid out."""
+"""MiniLM and TinyBERT: what must hold, on causal and masked models, however a batch is laid out."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""ERNIE-Tiny's four recipes are its card: whose inside, on which text, and labels in the last stage alone."""
+"""ERNIE-Tiny's four recipes are the paper's stages: whose inside, on which text, and labels in the last stage alone."""
 
 from pathlib import Path
 

@@ -43,7 +43,7 @@ class ACM(TokenMethod):
     Ours, on purpose: learners are groups of the source's own neurons, where the paper's begin as new layers; the last
     term stands for the mean difference of all pairs of samples, which would depend on the cut, and is subtracted (the
     text adds it, which would do the reverse of what it is for); H is that of the mean probabilities. Stages, labels
-    and weights are verified in the paper's text by a card of it; its figures are not reproduced, and tau is not given
+    and weights are as notes of the paper's text have them; its figures are not reproduced, and tau is not given
     there.
 
     Args:

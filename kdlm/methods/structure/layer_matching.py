@@ -23,7 +23,7 @@ class LayerMatching(TokenMethod):
     What one layer lacks does not reach the next, so that all of them learn at once. The term is the squared difference
     of the outputs, in mean over width, layers and all positions; the paper's is a sum of norms over positions, padding
     among them, whose size grows with the length. Token losses, of a second pass in which the student's layers feed one
-    another, may stand beside it: MaTVLM has cross-entropy of weight 1 and forward KL of weight 0.1. From a card of the
+    another, may stand beside it: MaTVLM has cross-entropy of weight 1 and forward KL of weight 0.1. From notes of the
     paper and its released code; formula, gradient and invariance are in our tests.
 
     Args:
