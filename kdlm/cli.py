@@ -5,6 +5,7 @@ traceback), 130 interrupted.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -225,9 +226,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+SPEAK_AS_THEY_ARE_IMPORTED = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
+"""Loggers of libraries that transformers imports, which then tell of kernels that this machine lacks."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     args = parse(sys.argv[1:] if argv is None else argv)
+    for library in SPEAK_AS_THEY_ARE_IMPORTED:
+        logging.getLogger(library).setLevel(logging.ERROR)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a recipe's own losses and teachers are found beside it, as `python -m` does
     debug = args.debug or os.environ.get("KDLM_DEBUG", "") not in ("", "0")

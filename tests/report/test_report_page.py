@@ -258,4 +258,4 @@ def test_kdlm_train_hands_the_figures_down(tmp_path, monkeypatch):
     (tmp_path / "results.json").write_text("{}")
     monkeypatch.setattr("kdlm.train.train", lambda recipe, **options: seen.append(options) or tmp_path)
     assert main(["train", str(ROOT / "recipes" / "quickstart.yaml"), f"run_dir={tmp_path}"]) == 0
-    assert seen == [{"resume": False, "figures": pictures}]
+    assert seen == [{"resume": False, "figures": pictures, "placement": None}]

@@ -20,10 +20,15 @@ def adaptive(model: Any) -> dict[str, Any]:
     return layers
 
 
+def exact(x: Tensor) -> Tensor:
+    """Return a tensor in at least float32, in which errors and choices are taken."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @torch.no_grad()
 def worthwhile(layer: Any, x: Float[Tensor, "rows hidden"], y: Tensor, tau: float) -> Int[Tensor, "rows"]:
     """Return the smallest n >= 2 with d(n) / d(n - 1) >= tau, d the distance of h(x, n) to y; else all learners."""
-    distance = (layer.sums(x).float() - y.float()[:, None]).norm(dim=-1)
+    distance = (exact(layer.sums(x)) - exact(y)[:, None]).norm(dim=-1)
     enough = distance[:, 1:] >= tau * distance[:, :-1]
     return torch.where(enough.any(1), enough.int().argmax(1) + 2, layer.learners)
 
