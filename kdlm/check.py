@@ -218,9 +218,12 @@ def _student(recipe: Recipe, method: Method | None) -> Iterator[str]:
         if config is not None and not getattr(config.get_text_config(), "num_experts_per_tok", None):
             raise ValueError("student.router_balance: the student is no mixture of experts: remove it")
     for key, model in (("student", student), *teachers_of(recipe.teacher)):
-        if hasattr(model, "config"):
-            refuse_packing(recipe, key, opened(model.config, model)[0])
         yield from _needs_of_loading(key, model)
+        try:
+            config = opened(model.config, model)[0] if hasattr(model, "config") else None
+        except ValueError:  # that it cannot be opened is said where a teacher is looked at
+            continue
+        refuse_packing(recipe, key, config)
     if few_bits is not None:
         few_bits.configs()
 
