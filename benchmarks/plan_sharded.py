@@ -220,5 +220,5 @@ if __name__ == "__main__":
             torch.distributed.barrier()
             sys.stdout.flush()
             os._exit(0)
-        sys.exit(0)
-    sys.exit(main())
+    else:
+        sys.exit(main())

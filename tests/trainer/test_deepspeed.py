@@ -196,7 +196,7 @@ def test_accelerate_reads_its_configurations_as_they_are_meant(monkeypatch, name
     assert config["gradient_accumulation_steps"] == config["gradient_clipping"] == "auto"
 
 
-def test_runs_without_it_do_not_import_deepspeed() -> None:
+def test_kdlm_itself_does_not_import_deepspeed() -> None:
     code = (
         "import sys, kdlm.train, kdlm.trainer; from transformers import Trainer; import accelerate, peft;"
         "assert 'deepspeed' not in sys.modules"
