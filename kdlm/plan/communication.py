@@ -28,6 +28,7 @@ def sent(found: Prediction, ranks: int, strategy: Strategy, *, sharded_teacher: 
         amounts = {"gradients": 2 * student.trained * student.item}
     else:
         each = steps if strategy.name in ("zero2", "zero3") else 1  # DeepSpeed sums shares in every micro-batch
+        each *= 1 if strategy.weights else 2  # ZeRO-1 and 2 sum for all ranks (use_multi_rank_bucket_allreduce)
         amounts = {"gradients": each * student.trained * share.compute}
         updated = student.trained  # given round after the step
         again = student.everything if strategy.zero else student.layers  # FSDP2 keeps the rest from forward to backward

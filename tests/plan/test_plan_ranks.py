@@ -59,6 +59,10 @@ def test_bytes_are_those_of_a_ring(alone, ranks):
     assert shards["gradients"] == pytest.approx(share * student.bytes)
     assert shards["weights"] == pytest.approx(share * 4 * (student.everything + student.layers))
     assert shards["teacher"] + shards["teacher's head"] == pytest.approx(share * teacher.bytes)
+    summed = sent(alone, ranks, STRATEGIES["zero2"])  # DeepSpeed sums for all ranks, and gives weights round after it
+    assert summed == {
+        name: pytest.approx(times * share * student.bytes) for name, times in (("gradients", 2), ("weights", 1))
+    }
 
 
 def test_micro_batches_gather_again_and_sum_gradients_once_but_keep_them_whole(tmp_path):
