@@ -27,7 +27,26 @@ MODEL_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "pixel_
 """What any model may be given; a model's own forward may name more (`image_grid_thw`, `pixel_attention_mask` ...)."""
 
 
-class Predictor:
+class TextReader:
+    """What a reader of any model of texts says of its shape."""
+
+    module: Any
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what is before it."""
+        return attends_backwards(backbone(self.module))
+
+    @property
+    def hidden_size(self) -> int:
+        return self.module.config.get_text_config().hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.module.config.get_text_config().num_hidden_layers
+
+
+class Predictor(TextReader):
     """Asks a language model for its last hidden states at the kept rows, and hands them out with the model's head.
 
     The head is not run here: the losses project chunk by chunk, so that `[rows, vocab]` never exists. Models whose
@@ -90,23 +109,15 @@ class Predictor:
         """The token that stands for a hidden one, see `mask_id_of`."""
         return mask_id_of(self.module)
 
-    @property
-    def causal(self) -> bool:
-        """Whether a token sees only what is before it."""
-        return attends_backwards(backbone(self.module))
-
-    @property
-    def hidden_size(self) -> int:
-        return self.module.config.get_text_config().hidden_size
-
-    @property
-    def num_layers(self) -> int:
-        return self.module.config.get_text_config().num_hidden_layers
-
 
 def plain(model: LanguageModel) -> LanguageModel:
     """Return the transformers model below a PEFT wrapper (adapters on its linear layers stay in force)."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def is_text_classifier(model: Any) -> bool:
+    """Whether a network is one of transformers' `...ForSequenceClassification`."""
+    return type(plain(model)).__name__.endswith("ForSequenceClassification")
 
 
 def mask_id_of(model: Any) -> int | None:
@@ -114,7 +125,7 @@ def mask_id_of(model: Any) -> int | None:
 
     None of any other network: a causal model's configuration has none, and a classifier of texts fills nothing in.
     """
-    if type(plain(model)).__name__.endswith("ForSequenceClassification"):
+    if is_text_classifier(model):
         return None
     return getattr(getattr(plain(model), "config", None), "mask_token_id", None)
 

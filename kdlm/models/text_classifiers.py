@@ -6,25 +6,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlm.models.classifiers import Classifier
-from kdlm.models.inside import Ask, Inside, attends_backwards, recording, shortened
+from kdlm.models.inside import Ask, Inside, recording, shortened
 from kdlm.models.loading import open_pretrained
 from kdlm.models.masked_language_models import MaskedLanguageModel
-from kdlm.models.prediction import backbone, inputs_of, plain
+from kdlm.models.prediction import TextReader, backbone, inputs_of
 from kdlm.signal import Dense, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def is_text_classifier(module: nn.Module) -> bool:
-    """Whether a network is one of transformers' `...ForSequenceClassification`."""
-    return type(plain(module)).__name__.endswith("ForSequenceClassification")
-
-
-class TextClassifier(Classifier):
+class TextClassifier(TextReader, Classifier):
     """Asks a classifier of texts for its logits, or for what is inside it, as a `Predictor` is asked."""
 
     provides = frozenset({"teacher.classes", "teacher.layers"})
@@ -59,19 +54,6 @@ class TextClassifier(Classifier):
                 with shortened(body, ask.depth):
                     body(**inputs)
         return signal, recorded.at(rows)
-
-    @property
-    def causal(self) -> bool:
-        """Whether a token sees only what is before it."""
-        return attends_backwards(backbone(self.module))
-
-    @property
-    def hidden_size(self) -> int:
-        return self.module.config.get_text_config().hidden_size
-
-    @property
-    def num_layers(self) -> int:
-        return self.module.config.get_text_config().num_hidden_layers
 
 
 class TextClassifierSource(MaskedLanguageModel):

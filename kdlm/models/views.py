@@ -7,8 +7,8 @@ from torch import nn
 from kdlm.models.classifiers import Classifier, is_image_classifier
 from kdlm.models.dual_encoders import DualEncoder, is_dual_encoder
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, is_masked_autoencoder
-from kdlm.models.prediction import Predictor
-from kdlm.models.text_classifiers import TextClassifier, is_text_classifier
+from kdlm.models.prediction import Predictor, is_text_classifier
+from kdlm.models.text_classifiers import TextClassifier
 
 
 def view(module: nn.Module) -> Any:
