@@ -11,8 +11,8 @@ from kdlm.features import passed, recorded
 from kdlm.losses import count_real, kept_rows, measures_for, real_rows
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import over_sequences
-from kdlm.methods.structure.gates import adaptive, exact, gumbel, lengths_of, worthwhile
-from kdlm.methods.structure.modules import dense_model, once_only
+from kdlm.methods.structure.gates import adaptive, gumbel, lengths_of, worthwhile
+from kdlm.methods.structure.modules import dense_model, exact, once_only
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.models import chosen, noisy
 from kdlm.signal import Rows, sequence_of, weights_of

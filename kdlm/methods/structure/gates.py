@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdlm.diffusion import Draws
 from kdlm.methods.method import Batch, Step
+from kdlm.methods.structure.modules import exact
 from kdlm.models import adaptive_layers
 from kdlm.signal import Rows, sequence_of
 
@@ -18,11 +19,6 @@ def adaptive(model: Any) -> dict[str, Any]:
     if not (layers := adaptive_layers(model)):
         raise ValueError("method: acm trains a student with adaptive layers: student: {name: adaptive, source: ...}")
     return layers
-
-
-def exact(x: Tensor) -> Tensor:
-    """Return a tensor in at least float32, in which errors and choices are taken."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @torch.no_grad()

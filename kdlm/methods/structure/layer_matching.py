@@ -11,7 +11,7 @@ from torch import Tensor
 from kdlm.features import fed
 from kdlm.losses import count_real, kept_rows, measures_for, real_rows
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.methods.structure.modules import once_only
+from kdlm.methods.structure.modules import exact, once_only
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.models import Ask, layer_paths, replaced_layers
 from kdlm.signal import Rows, Signal, weights_of
@@ -78,7 +78,7 @@ class LayerMatching(TokenMethod):
         with fed(student.module, given):
             _, learnt = student.inside(batch, rows, Ask(layers=layers))
         differences = [
-            (_wide(ours) - _wide(states[layer])).square().mean(-1)
+            (exact(ours) - exact(states[layer])).square().mean(-1)
             for layer, ours in zip(layers, learnt.hidden, strict=True)
         ]
         return rows.sum(torch.stack(differences).mean(0)), signal
@@ -102,10 +102,6 @@ class LayerMatching(TokenMethod):
 def _laid_out(x: Float[Tensor, "rows width"], rows: Rows, shape: torch.Size) -> Float[Tensor, "batch length width"]:
     """Return states at their positions of the batch, zeros where there is padding."""
     return x.new_zeros(shape.numel(), x.shape[-1]).index_copy(0, rows.index, x).view(*shape, -1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class LayerMatchingSection(TokenOptions):
