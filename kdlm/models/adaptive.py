@@ -99,7 +99,8 @@ def _rows(layer: Any, x: Tensor, at: slice) -> Tensor:
 
 def chosen(logits: Float[Tensor, "*tokens choices"], noise: Tensor | None) -> Float[Tensor, "*tokens choices"]:
     """Return the choice one-hot, with the gradient of a softmax; `noise` of a Gumbel law draws it (1611.01144)."""
-    soft = (logits.float() if noise is None else logits.float() + noise).softmax(-1)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    soft = (wide if noise is None else wide + noise).softmax(-1)
     hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
     return (hard + (soft - soft.detach())).to(logits.dtype)  # exactly one-hot
 

@@ -115,7 +115,6 @@ def text_networks() -> Batch:
     return nets | {name: Predictor(llama(3)) for name in ("previous", "reference", "old", "average")}
 
 
-@cache
 def adaptive_networks() -> Batch:
     student = make_adaptive(described_as_adaptive(llama(1)))
     for layer in adaptive_layers(student).values():

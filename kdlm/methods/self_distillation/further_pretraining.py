@@ -2,11 +2,11 @@
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from kdlm.losses import CrossEntropy, count_kept, kept_rows, measures_for
+from kdlm.losses.distributions import widen
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import count_sequences, group_rows
 from kdlm.methods.tokens import TokenMethod, TokenOptions
@@ -89,7 +89,7 @@ class FurtherPretraining(TokenMethod):
 def _states(role: str, signal: Signal) -> Tensor:
     """Return last hidden states in at least fp32. Raises ValueError where a model gives logits alone."""
     if isinstance(signal, Hidden):
-        return signal.hidden.to(torch.promote_types(signal.hidden.dtype, torch.float32))
+        return widen(signal.hidden)
     why = "set teacher.signal: hidden" if role == "teacher" and isinstance(signal, Dense) else "it cannot be anchored"
     raise ValueError(f"{role}: further_pretraining reads last hidden states, and this one gives logits: {why}")
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from kdlm.features import passed, recorded
 from kdlm.losses import count_real, kept_rows, measures_for, real_rows
+from kdlm.losses.distributions import widen
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
 from kdlm.methods.sequences import over_sequences
 from kdlm.methods.structure.gates import adaptive, gumbel, lengths_of, worthwhile
-from kdlm.methods.structure.modules import dense_model, exact, once_only
+from kdlm.methods.structure.modules import dense_model, once_only
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.models import chosen, noisy
 from kdlm.signal import Rows, sequence_of, weights_of
@@ -120,12 +121,12 @@ class ACM(TokenMethod):
             x, y = (rows.select(part.to(home)) for part in seen[path])
             x = x.to(layer.up_proj.weight.dtype)  # a teacher may be stored in less
             if self.stage == "learners":
-                errors = (exact(layer.sums(x)) - exact(y)[:, None]).square().mean(-1)
+                errors = (widen(layer.sums(x)) - widen(y)[:, None]).square().mean(-1)
                 values.append(errors.mean(1))
                 metrics.append(errors.detach())
             else:
                 label = worthwhile(layer, x, y, self.tau)
-                values.append(nn.functional.cross_entropy(exact(layer.choice(x)), label, reduction="none"))
+                values.append(nn.functional.cross_entropy(widen(layer.choice(x)), label, reduction="none"))
                 metrics.append(label[:, None] / layer.learners)
         value, shown = rows.sum(torch.stack(values).mean(0)), torch.stack(metrics).mean(0)
         if self.stage == "gates":
@@ -140,7 +141,7 @@ class ACM(TokenMethod):
         gates = [f"{path}.choice" for path in layers]
         with noisy(student.module, noise), recorded(student.module, gates) as logits:
             signal = student(batch, kept)
-        each = exact(torch.stack([rows.select(logits[gate]) for gate in gates]))
+        each = widen(torch.stack([rows.select(logits[gate]) for gate in gates]))
         choices, soft = chosen(each, None), each.softmax(-1)
         share = next(iter(layers.values())).used(choices).mean((0, 2))
         number, lengths = rows.select(sequence_of(batch)), lengths_of(batch, rows)

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdlm.diffusion import Draws
+from kdlm.losses.distributions import widen
 from kdlm.methods.method import Batch, Step
-from kdlm.methods.structure.modules import exact
 from kdlm.models import adaptive_layers
 from kdlm.signal import Rows, sequence_of
 
@@ -24,7 +24,7 @@ def adaptive(model: Any) -> dict[str, Any]:
 @torch.no_grad()
 def worthwhile(layer: Any, x: Float[Tensor, "rows hidden"], y: Tensor, tau: float) -> Int[Tensor, "rows"]:
     """Return the smallest n >= 2 with d(n) / d(n - 1) >= tau, d the distance of h(x, n) to y; else all learners."""
-    distance = (exact(layer.sums(x)) - exact(y)[:, None]).norm(dim=-1)
+    distance = (widen(layer.sums(x)) - widen(y)[:, None]).norm(dim=-1)
     enough = distance[:, 1:] >= tau * distance[:, :-1]
     return torch.where(enough.any(1), enough.int().argmax(1) + 2, layer.learners)
 

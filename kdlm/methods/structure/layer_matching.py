@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kdlm.features import fed
 from kdlm.losses import count_real, kept_rows, measures_for, real_rows
+from kdlm.losses.distributions import widen
 from kdlm.methods.method import Batch, Nets, Step, Term, Terms
-from kdlm.methods.structure.modules import exact, once_only
+from kdlm.methods.structure.modules import once_only
 from kdlm.methods.tokens import TokenMethod, TokenOptions
 from kdlm.models import Ask, layer_paths, replaced_layers
 from kdlm.signal import Rows, Signal, weights_of
@@ -78,7 +79,7 @@ class LayerMatching(TokenMethod):
         with fed(student.module, given):
             _, learnt = student.inside(batch, rows, Ask(layers=layers))
         differences = [
-            (exact(ours) - exact(states[layer])).square().mean(-1)
+            (widen(ours) - widen(states[layer])).square().mean(-1)
             for layer, ours in zip(layers, learnt.hidden, strict=True)
         ]
         return rows.sum(torch.stack(differences).mean(0)), signal

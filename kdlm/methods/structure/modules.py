@@ -2,14 +2,6 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
-
-def exact(x: Tensor) -> Tensor:
-    """Return a tensor in at least float32, in which errors and choices are taken."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
 
 def dense_model(teacher: Any) -> Any:
     """Return the network of a local teacher, whose modules are looked at. Raises ValueError where they cannot be."""

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from kdlm.losses.distributions import widen
 from kdlm.methods.method import Batch, Nets
 from kdlm.methods.structure.inside_method import InsideMethod
 from kdlm.methods.tokens import TokenOptions
@@ -24,8 +25,7 @@ def relative_error(
 
     0 at equality, 1 for a student of zeros; scaling both sides changes nothing. Teachers have no gradient here.
     """
-    wide = torch.promote_types(student.dtype, torch.float32)
-    student, teacher = student.to(wide), teacher.detach().to(wide)
+    student, teacher = widen(student), widen(teacher.detach())
     return (student - teacher).square().mean(-1) / (teacher.square().mean(-1) + EPSILON)
 
 

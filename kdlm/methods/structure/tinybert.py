@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdlm.losses import Apart, score_mse
+from kdlm.losses.distributions import widen
 from kdlm.methods.method import Batch, Nets
 from kdlm.methods.structure.inside_method import InsideMethod, of_one_direction
 from kdlm.methods.tokens import TokenOptions
@@ -106,9 +106,8 @@ def _map(ours: int, theirs: int) -> nn.Linear:
 
 
 def _error(projector: Any, student: Any, teacher: Any) -> Tensor:
-    found = projector(student.to(projector.weight.dtype))  # a bf16 student, fp32 maps
-    wide = torch.promote_types(found.dtype, torch.float32)  # autocast maps in bfloat16
-    return (found.to(wide) - teacher.to(wide)).square().mean(-1)
+    found = widen(projector(student.to(projector.weight.dtype)))  # a bf16 student, fp32 maps; autocast maps in bf16
+    return (found - teacher.to(found.dtype)).square().mean(-1)
 
 
 def _heads(apart: Apart, *sides: Projections) -> list[tuple[Tensor, Tensor]]:
