@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from kdlm import deepspeed
 from kdlm.methods import Method
@@ -40,8 +40,12 @@ class ShardedTraining(Trainer):
     """Whose turn the current step is."""
     _zero: deepspeed.RoleSteps | None = None
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+    def __init__(self, *, args: TrainingArguments, **options: Any):
+        # The Trainer refuses checkpoints of layers in slices, whose optimiser it cannot save. `RoleCheckpoints` does.
+        weights_alone = args.save_only_model
+        args.save_only_model = weights_alone or tensor_parallel(options["model"]) > 0
+        super().__init__(args=args, **options)
+        self.args.save_only_model = weights_alone
         refuse_pretence(self.accelerator)
         settle(self.accelerator)
         for average in self.networks.averages.values():
