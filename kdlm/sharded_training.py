@@ -51,9 +51,8 @@ class ShardedTraining(Trainer):
         for average in self.networks.averages.values():
             average.to(self.args.device)  # FSDP2 moves what it shards, and the Trainer then nothing
         if self.is_deepspeed_enabled:
-            plugin, writes = self.accelerator.state.deepspeed_plugin, "rollouts" in self.method.needs
-            limit = self.args.max_grad_norm
-            deepspeed.settle(plugin, len(self.networks.role), limit=limit, writes=writes)
+            plugin = self.accelerator.state.deepspeed_plugin
+            deepspeed.settle(plugin, len(self.networks.role), limit=self.args.max_grad_norm)
         if self.method.runs_parts and self.is_fsdp_enabled:
             raise ValueError(
                 f"training.fsdp: {type(self.method).__name__} runs parts of a layer by themselves, and FSDP2 gathers "
