@@ -57,13 +57,8 @@ def test_ranks_that_hold_slices_take_the_steps_of_one_process(
         assert (not found["gathered"]) == by_kernel, f"{method}: heads gathered: {found['gathered']}"
 
 
-@pytest.mark.parametrize(
-    ("saved", "resumed"),
-    [
-        pytest.param(2, (2, 1, 4), id="slices"),
-        pytest.param(1, (2,), id="whole", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved", "resumed"), [(2, (2, 1, 4)), (1, (2,))], ids=["slices", "whole"])
 def test_a_checkpoint_of_slices_goes_on_on_any_number_of_ranks(
     tmp_path: Path, saved: int, resumed: tuple[int, ...]
 ) -> None:
@@ -154,7 +149,9 @@ teacher: {name: sandbox, model: code-teacher-tiny, tensor_parallel: SLICED}
 data: {train: [{path: "sandbox:code/train", limit: 2}], eval: [{path: "sandbox:code/eval", limit: 1}], max_length: 64}
 method: {name: logit_kd}
 losses: [{name: forward_kl}, {name: cross_entropy, weight: 0.1}]
-training: {max_steps: 3, per_device_train_batch_size: 4, logging_steps: 1, save_strategy: "no", use_cpu: true}
+training:
+  {max_steps: 3, per_device_train_batch_size: 4, logging_steps: 1, use_cpu: true, eval_strategy: steps, eval_steps: 2,
+   save_steps: 2, load_best_model_at_end: true, metric_for_best_model: loss, greater_is_better: true}
 """
 
 
@@ -166,14 +163,17 @@ def written(folder: Path, *, tensor_parallel: bool) -> Path:
     return recipe
 
 
-def test_a_recipe_slices_both_models_and_hands_out_the_student_of_one_process(tmp_path: Path) -> None:
+def test_a_recipe_slices_both_models_and_hands_out_the_best_student_of_one_process(tmp_path: Path) -> None:
+    """The best is said to be the one of the greater loss, of two steps out of three: a checkpoint of slices is read."""
     script = Path(sharded_verbs.__file__)
     students, losses = [], []
     for ranks in (1, 2):
         recipe = written(tmp_path / str(ranks), tensor_parallel=ranks == 2)
         on_ranks(ranks, script, recipe.parent, str(recipe))
         students.append(load_file(recipe.parent / "run" / "student" / "model.safetensors"))
-        losses.append(json.loads((recipe.parent / "run" / "results.json").read_text())["eval_loss"])
+        results = json.loads((recipe.parent / "run" / "results.json").read_text())
+        assert results["best"]["step"] == 2
+        losses.append(results["eval_loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert students[0].keys() == students[1].keys()
     for name, weight in students[0].items():  # float32, after three steps of AdamW
