@@ -41,16 +41,15 @@ def refuse(args: Any, student: Any) -> None:
         raise ValueError("DeepSpeed: the student is partitioned already: load it before the TrainingArguments are made")
 
 
-def settle(plugin: Any, roles: int, *, limit: float = 0.0, writes: bool = False) -> None:
+def settle(plugin: Any, roles: int, *, limit: float = 0.0) -> None:
     """Complete DeepSpeed's configuration: who clips, and that ZeRO-3 gives out whole weights to save.
 
     Args:
         plugin: accelerate's.
         roles: how many networks train.
         limit: what gradients are clipped to, where the configuration does not say it.
-        writes: whether the student writes text that it trains on.
 
-    Raises ValueError for gradients that nobody could clip as they are to be, and for a writer in partitions.
+    Raises ValueError for gradients that nobody could clip as they are to be.
     """
     config = plugin.hf_ds_config.config
     clipping = config.setdefault("gradient_clipping", limit)
@@ -62,8 +61,6 @@ def settle(plugin: Any, roles: int, *, limit: float = 0.0, writes: bool = False)
         )
     config["gradient_clipping"] = clipping if roles == 1 else 0.0
     if plugin.hf_ds_config.is_zero3():
-        if writes:
-            raise ValueError("DeepSpeed: under ZeRO-3 the student cannot write what it trains on: use ZeRO-2")
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from kdlm.data import ContextCollator
 from kdlm.data.share import Share
 from kdlm.data.turns import Between
+from kdlm.deepspeed import cuts_weights
 from kdlm.disk import write_text
 from kdlm.methods.method import After, Method, Told
 from kdlm.rollout_figures import RolloutFigures
@@ -93,7 +94,12 @@ class OnPolicyTrainer(DistillTrainer):
             raise ValueError("processing_class: the student's tokenizer is needed, for its end token and to read text")
         if engine is None:
             check_engine(section, masked="unmasking" in self.method.needs)
-            engine = section.engine.build(self.student, tokenizer, self.args.device, copied=section.asynchronous)
+            copied = section.asynchronous or cuts_weights(self.accelerator)
+            engine = section.engine.build(self.student, tokenizer, self.args.device, copied=copied)
+        if cuts_weights(self.accelerator):
+            if not isinstance(engine, GenerateEngine) or engine.lives:
+                raise ValueError("rollouts.engine: under ZeRO-3 a copy of the student writes, of the engine `generate`")
+            engine.take(self.student, 0)  # which is whole until DeepSpeed has it
         if section.sampling.teacher_share:
             across = "alignment" in self.method.needs
             local = isinstance(self.teacher, LocalTeacher) and not self.teacher.in_shards

@@ -16,7 +16,14 @@ from kdlm import checkpoints, deepspeed, deepspeed_checkpoints
 from kdlm.methods import Method
 from kdlm.models import tensor_parallel
 from kdlm.networks import Networks
-from kdlm.sharded_checkpoints import kind_of, load_optimizer, load_weights, whole_weights
+from kdlm.sharded_checkpoints import (
+    kind_of,
+    load_optimizer,
+    load_schedule,
+    load_weights,
+    save_in_pieces,
+    whole_weights,
+)
 
 
 class SealedCheckpoints(Trainer):
@@ -138,15 +145,16 @@ class RoleCheckpoints(SealedCheckpoints):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student; into a checkpoint also what belongs to the run and not to the student."""
         super().save_model(output_dir, _internal_call)
-        weights = self.networks.auxiliary_weights() if _internal_call else {}
-        if _internal_call and self.args.should_save:
-            states = {"method": self.method.state_dict()}
+        if not _internal_call:
+            return
+        weights = self.networks.auxiliary_weights()
+        pruned = {} if self.sparsity is None else self.sparsity.state_dict()  # every rank gathers
+        if self.args.should_save:
+            states = {"method": self.method.state_dict(), "sparsity": pruned}
             if hasattr(self.teacher, "state_dict"):
                 states["teacher"] = self.teacher.state_dict()
             if self.order is not None:
                 states["sampler"] = self.order.state_dict()
-            if self.sparsity is not None:
-                states["sparsity"] = self.sparsity.state_dict()
             folder = Path(output_dir or str(self.args.output_dir))
             checkpoints.save_auxiliary(folder, weights, states)
 
@@ -171,7 +179,7 @@ class RoleCheckpoints(SealedCheckpoints):
         if self.is_deepspeed_enabled:  # its engine holds all roles
             deepspeed_checkpoints.load(self.model_wrapped, folder)
             checkpoints.load_auxiliary(folder, self.networks.averages)
-        elif self.is_fsdp_enabled or kind_of(folder) != "plain":
+        elif self._by_names(folder):
             load_weights(folder, self.networks)
             checkpoints.load_auxiliary(folder, self.networks.averages)
         else:
@@ -190,21 +198,33 @@ class RoleCheckpoints(SealedCheckpoints):
         if self.is_deepspeed_enabled:
             deepspeed_checkpoints.load(self.model_wrapped, folder)  # also where other ranks saved it, before a resume
             checkpoints.load_auxiliary(folder, self.networks.averages)
-        elif self.is_fsdp_enabled:
+        elif self._by_names(folder):
             load_weights(folder, self.networks)
             checkpoints.load_auxiliary(folder, self.networks.averages)
         else:
             self._load_student(str(folder))
             checkpoints.load_auxiliary(folder, self.networks.auxiliary())
 
+    def _by_names(self, folder: Path) -> bool:
+        """Whether a checkpoint is read by the names of whole weights, by this run or as it was saved."""
+        return self.is_fsdp_enabled or tensor_parallel(self.networks.student) > 0 or kind_of(folder) != "plain"
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the Trainer's, which would save rank 0's slice of an optimiser where layers are sliced over ranks."""
+        if not tensor_parallel(self.networks.student):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_in_pieces(Path(output_dir), self.networks, self.optimizer)
+        if self.args.should_save:
+            torch.save(cast("Any", self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As the Trainer's, and what FSDP2 saved or is to take up whatever the ranks were."""
-        if checkpoint is None or (kind_of(Path(checkpoint)) == "plain" and not self.is_fsdp_enabled):
+        """As the Trainer's, and what is to be taken up whatever the ranks were."""
+        if checkpoint is None or not self._by_names(Path(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         load_optimizer(Path(checkpoint), self.networks, self.optimizer)
-        scheduler: Any = self.lr_scheduler
-        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        load_schedule(Path(checkpoint) / SCHEDULER_NAME, self.lr_scheduler)
 
     def _load_student(self, folder: str) -> None:
         student = self.networks.student

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from kdlm import deepspeed
 from kdlm.methods import Method
@@ -40,16 +40,19 @@ class ShardedTraining(Trainer):
     """Whose turn the current step is."""
     _zero: deepspeed.RoleSteps | None = None
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+    def __init__(self, *, args: TrainingArguments, **options: Any):
+        # The Trainer refuses checkpoints of layers in slices, whose optimiser it cannot save. `RoleCheckpoints` does.
+        weights_alone = args.save_only_model
+        args.save_only_model = weights_alone or tensor_parallel(options["model"]) > 0
+        super().__init__(args=args, **options)
+        self.args.save_only_model = weights_alone
         refuse_pretence(self.accelerator)
         settle(self.accelerator)
         for average in self.networks.averages.values():
             average.to(self.args.device)  # FSDP2 moves what it shards, and the Trainer then nothing
         if self.is_deepspeed_enabled:
-            plugin, writes = self.accelerator.state.deepspeed_plugin, "rollouts" in self.method.needs
-            limit = self.args.max_grad_norm
-            deepspeed.settle(plugin, len(self.networks.role), limit=limit, writes=writes)
+            plugin = self.accelerator.state.deepspeed_plugin
+            deepspeed.settle(plugin, len(self.networks.role), limit=self.args.max_grad_norm)
         if self.method.runs_parts and self.is_fsdp_enabled:
             raise ValueError(
                 f"training.fsdp: {type(self.method).__name__} runs parts of a layer by themselves, and FSDP2 gathers "

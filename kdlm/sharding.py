@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from kdlm import deepspeed
 from kdlm.models.frozen_copies import whole
@@ -128,11 +128,30 @@ def whole_on_every_rank(networks: nn.Module, *, reshard: bool = True) -> Iterato
             part.reshard()
 
 
+def own(weight: Tensor) -> Tensor:
+    """Return what this rank holds of a weight: its own numbers, not a copy of them."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def part_like(value: Tensor, weight: Tensor) -> Tensor:
+    """Return of a tensor, which every rank has whole, what `own` returns of a weight of its shape."""
+    if not isinstance(weight, DTensor):
+        return value
+    return distribute_tensor(value, weight.device_mesh, weight.placements, src_data_rank=None).to_local().clone()
+
+
+def whole_like(part: Tensor, weight: Tensor) -> Tensor:
+    """Return the whole of what each rank holds a part of, as it does of a weight; every rank must ask."""
+    if not isinstance(weight, DTensor):
+        return part
+    layout = {"shape": weight.shape, "stride": weight.stride()}
+    return DTensor.from_local(part, weight.device_mesh, weight.placements, run_check=False, **layout).full_tensor()
+
+
 def held(tensors: Iterable[Tensor]) -> tuple[int, int]:
     """Return how many elements of some weights this rank holds, and how many there are."""
     weights = list(tensors)
-    here = sum(w.to_local().numel() if isinstance(w, DTensor) else w.numel() for w in weights)
-    return here, sum(w.numel() for w in weights)
+    return sum(own(weight).numel() for weight in weights), sum(weight.numel() for weight in weights)
 
 
 def refuse_pretence(accelerator: Any) -> None:

@@ -16,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from kdlm.models import evaluating
+from kdlm.models import evaluating, whole
 from kdlm.rollouts.engine import Completion, Sampling, check_prompts, end_ids
 from kdlm.section import Section
 
@@ -50,11 +50,18 @@ class GenerateEngine:
         elif self._model is None:
             self._model = copy.deepcopy(student).eval().requires_grad_(False)
         else:
+            self._as_placed(next(student.parameters()))
             with torch.no_grad():
                 for ours, theirs in zip(self._model.parameters(), student.parameters(), strict=True):
-                    ours.copy_(theirs)
+                    ours.copy_(whole(theirs))
                 for ours, theirs in zip(self._model.buffers(), student.buffers(), strict=True):
                     ours.copy_(theirs)
+
+    def _as_placed(self, weight: Tensor) -> None:
+        """Put the copy where the student is by now, in its precision: DeepSpeed moves and casts what it trains."""
+        ours = next(self._model.parameters())
+        if (ours.device, ours.dtype) != (weight.device, weight.dtype):
+            self._model.to(weight.device, weight.dtype)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Completion]:
         if self._model is None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdlm.sharding import own
 from kdlm.sparsity.masks import Masks, follows
 from kdlm.sparsity.section import SparsitySection
 
@@ -47,15 +48,15 @@ def prunable(model: nn.Module, section: SparsitySection, *, trains: bool = True)
 
 
 def magnitudes(layers: dict[str, nn.Linear]) -> dict[str, Tensor]:
-    """Return |w| of each layer."""
-    return {name: layer.weight.detach().abs() for name, layer in layers.items()}
+    """Return |w| of each layer, of the rows that this rank holds."""
+    return {name: own(layer.weight.detach()).abs() for name, layer in layers.items()}
 
 
 @torch.no_grad()
 def apply(layers: dict[str, nn.Linear], masks: Masks) -> None:
     """Set pruned weights to zero, in place."""
     for name, mask in masks.items():
-        layers[name].weight.masked_fill_(mask, 0.0)
+        own(layers[name].weight).masked_fill_(mask, 0.0)
 
 
 def described_sparsity(model: nn.Module, section: SparsitySection) -> dict[str, Any]:

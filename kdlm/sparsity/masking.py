@@ -1,17 +1,21 @@
 """Masking: prunes a student by a schedule while any method trains it, and holds what was pruned at zero."""
 
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from kdlm.data import Prefetched
+from kdlm.deepspeed import cuts_weights
 from kdlm.models import Predictor
 from kdlm.packs.quantization import from_bits, to_bits
 from kdlm.parallelism import refuse_with_slices
+from kdlm.sharding import own, part_like, whole_like
 from kdlm.sparsity.calibration import input_norms
 from kdlm.sparsity.layers import apply, magnitudes, prunable
 from kdlm.sparsity.masks import Masks, masks_of
@@ -25,7 +29,8 @@ class Masking(TrainerCallback):
     the optimiser keeps of a weight (momentum, second moments) is set to zero when it goes. With that, optimisers that
     look at each weight alone leave pruned ones where they are; others (Muon) move them, and the mask takes it back.
 
-    The masks are rank 0's on every rank, and stand in the checkpoints: a resumed run goes on from them.
+    Where ranks hold whole weights, the masks are rank 0's on all of them. Under FSDP2 each rank has those of its own
+    rows, ranked with the rows of all. Whole ones stand in checkpoints: a run goes on from them on any number of ranks.
 
     Args:
         trainer: a `DistillTrainer`; `DistillTrainer.sparsify` makes this of it.
@@ -36,10 +41,10 @@ class Masking(TrainerCallback):
 
     def __init__(self, trainer: Any, section: SparsitySection):
         refuse(trainer.args, trainer.method, section)
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if cuts_weights(trainer.accelerator):
             raise ValueError(
-                "sparsity: masks are made of whole weights, and FSDP and DeepSpeed cut them up: use data parallelism "
-                "(torchrun without a sharding configuration)"
+                "sparsity: masks are of rows of a weight, and ZeRO-3 cuts weights anywhere: use FSDP2, ZeRO-2 or data "
+                "parallelism"
             )
         refuse_with_slices(trainer.networks.student, "sparsity")
         self.trainer, self.section = trainer, section
@@ -51,16 +56,22 @@ class Masking(TrainerCallback):
         self.masks: Masks = {}
         self.share = 0.0
         """What is pruned by now."""
+        self._mask_gradients()  # before DeepSpeed's hooks, which take gradients away
+
+    def _mask_gradients(self) -> None:
         for name, layer in self.layers.items():
-            layer.weight.register_hook(self._masked(name))
+            layer.weight.register_post_accumulate_grad_hook(self._masked(name))
 
     def _masked(self, name: str):
-        def hook(gradient: Tensor) -> Tensor:
-            return gradient.masked_fill(self.masks[name], 0.0) if name in self.masks else gradient
+        def hook(weight: Tensor) -> None:
+            if name in self.masks and weight.grad is not None:
+                own(weight.grad).masked_fill_(self.masks[name], 0.0)
 
         return hook
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._others is not None:  # other parameters have come into the layers
+            self._mask_gradients()
         last = self.section.share_at(state.max_steps - 1, state.max_steps)
         if state.max_steps and last < self.section.target:
             raise ValueError(
@@ -84,15 +95,21 @@ class Masking(TrainerCallback):
             self.trainer.log({"sparsity": share})
             control.should_log = due  # a line of ours takes no other's place
 
+    @property
+    def _others(self) -> Any:
+        """The ranks that hold rows of the layers between them; None where this one has whole layers."""
+        weight = next(iter(self.layers.values())).weight
+        return weight.device_mesh.get_group() if isinstance(weight, DTensor) else None
+
     def prune(self, share: float) -> None:
         """Prune up to this share by the section's criterion, with what the optimiser keeps of pruned weights."""
         scores = magnitudes(self.layers)
         if self.section.criterion == "wanda":
             with self.trainer.accelerator.autocast():
-                norms = input_norms(self.student, self.layers, self._rows())
+                norms = self.trainer.networks.ask(partial(input_norms, self.student, self.layers, self._rows()))
             scores = {name: value * norms[name] for name, value in scores.items()}
-        masks = masks_of(scores, self.masks, self.section, share)
-        if self.trainer.accelerator.num_processes > 1:
+        masks = masks_of(scores, self.masks, self.section, share, self._others)
+        if self._others is None and self.trainer.accelerator.num_processes > 1:
             masks = {name: broadcast(mask.to(torch.uint8)).bool() for name, mask in masks.items()}
         self.masks, self.share = masks, share
         apply(self.layers, self.masks)
@@ -103,8 +120,8 @@ class Masking(TrainerCallback):
         states = {} if self.trainer.optimizer is None else self.trainer.optimizer.state
         for name, mask in self.masks.items():
             for value in states.get(self.layers[name].weight, {}).values():
-                if type(value) is Tensor and value.shape == mask.shape and value.is_floating_point():
-                    value.masked_fill_(mask.to(value.device), 0.0)
+                if type(value) in (Tensor, DTensor) and value.is_floating_point() and own(value).shape == mask.shape:
+                    own(value).masked_fill_(mask.to(value.device), 0.0)
 
     def _rows(self) -> list[dict[str, Tensor]]:
         """Return the batches of the calibration rows, the same on every rank."""
@@ -117,9 +134,9 @@ class Masking(TrainerCallback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the masks, one bit a weight, and their share."""
+        """Return the masks of whole layers, one bit a weight, and their share; every rank must ask."""
         return {"share": torch.tensor(self.share, dtype=torch.float64)} | {
-            f"mask.{name}": to_bits(mask) for name, mask in self.masks.items()
+            f"mask.{name}": to_bits(whole_like(mask, self.layers[name].weight)) for name, mask in self.masks.items()
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -132,7 +149,9 @@ class Masking(TrainerCallback):
         self.share = state["share"].item()
         weights = {name: self.layers[name].weight for name in masks}
         self.masks = {
-            name: from_bits(bits, weights[name].numel()).view_as(weights[name]).to(weights[name].device)
+            name: part_like(
+                from_bits(bits, weights[name].numel()).view(weights[name].shape).to(weights[name].device), weights[name]
+            )
             for name, bits in masks.items()
         }
         apply(self.layers, self.masks)

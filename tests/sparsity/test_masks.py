@@ -1,7 +1,10 @@
 """Which weights go: exact counts, patterns, and what is pruned stays pruned."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from forks import on_ranks
 
 from kdlm.sparsity import SparsitySection
 from kdlm.sparsity.masks import follows, masks_of
@@ -68,6 +71,24 @@ def test_what_is_pruned_stays_pruned_whatever_its_score_becomes(section: dict) -
 def test_equal_scores_go_in_their_order() -> None:
     masks = masks_of({"a": torch.ones(3, 4)}, {}, SparsitySection(share=0.5), 0.5)
     assert masks["a"].flatten().tolist() == [True] * 6 + [False] * 6
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.62, 0.99])
+def test_of_many_equal_scores_the_first_of_the_lowest_go(scope: str, share: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    given = {name: torch.randint(4, (9, 8), generator=generator).float() for name in ("a", "b")}
+    masks = masks_of(given, {}, SparsitySection(share=0.99, scope=scope), share)
+    sets = [[name] for name in given] if scope == "layer" else [[*given]]
+    for names in sets:
+        flat, gone = (torch.cat([of[name].flatten() for name in names]) for of in (given, masks))
+        lowest = flat.argsort(stable=True)[: round(share * len(flat))]
+        assert torch.equal(gone, torch.zeros_like(gone).index_fill(0, lowest, True))
+
+
+@pytest.mark.timeout(300)  # ranks import for most of it
+def test_ranks_with_some_rows_each_have_the_masks_of_all_rows(tmp_path: Path) -> None:
+    on_ranks(4, Path(__file__).with_name("ranks_masks.py"), tmp_path, seconds=280)
 
 
 def test_rows_that_groups_do_not_fit_are_refused_by_name() -> None:

@@ -24,6 +24,7 @@ from cpu_sharding import shards_on_cpus
 from safetensors.torch import load_file, save_file
 from tiny_models import rows, tiny_model
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 from zero_cases import as_a_rank, shares, zero
 
@@ -36,7 +37,9 @@ from kdlm.methods import HiddenKD, LogitKD, MiniLM, SquareHead, Taid, TinyBERT
 from kdlm.methods.diffusion.distribution_matching import DistributionMatching
 from kdlm.models import Lora, adapt
 from kdlm.models.frozen_copies import whole
-from kdlm.sharding import held, sharded
+from kdlm.sharding import held, own, sharded
+from kdlm.sparsity import SparsitySection
+from kdlm.sparsity.section import Cubic
 from kdlm.teachers import LocalTeacher
 
 GLOBAL_BATCH, STEPS, VOCAB = 8, 6, 64
@@ -165,11 +168,30 @@ INSIDE: dict[str, Callable[..., DistillTrainer]] = {
 """What looks inside the networks, or follows them."""
 
 
+def sparse(section: dict[str, Any], made: Callable[..., DistillTrainer]) -> Callable[..., DistillTrainer]:
+    """Return what makes the trainer of a student that is pruned step by step, up to the fourth of six."""
+
+    def pruned(args: TrainingArguments, placement: str) -> DistillTrainer:
+        trainer = made(args, placement)
+        trainer.sparsify(SparsitySection(**section, schedule=Cubic(end=0.8, every=1)))
+        return trainer
+
+    return pruned
+
+
+SPARSE: dict[str, Callable[..., DistillTrainer]] = {
+    "sparse, layers": sparse({"share": 0.7}, METHODS["hidden_kd"]),
+    "sparse, global": sparse({"share": 0.7, "scope": "global"}, METHODS["logit_kd, tied heads"]),
+    "sparse, 2:4": sparse({"pattern": "2:4"}, INSIDE["squarehead"]),
+    "sparse, wanda": sparse({"share": 0.6, "criterion": "wanda", "scope": "row"}, METHODS["logit_kd"]),
+}
+
+
 def made(folder: Path, method: str, strategy: str, **options: Any) -> DistillTrainer:
     """Return the trainer of a row, on this rank."""
     how = STRATEGIES[strategy]
     placement = how.placement if os.environ.get("WORLD_SIZE", "1") != "1" else "resident"  # shards are of several
-    return {**METHODS, **INSIDE}[method](arguments(folder, how, **options), placement)
+    return {**METHODS, **INSIDE, **SPARSE}[method](arguments(folder, how, **options), placement)
 
 
 def weights(trainer: DistillTrainer) -> dict[str, Tensor]:
@@ -218,6 +240,18 @@ def check_shares(trainer: DistillTrainer, strategy: str) -> dict[str, tuple[int,
     return found
 
 
+def check_masks(trainer: DistillTrainer, strategy: str) -> None:
+    """Raise AssertionError unless this rank has masks of what it holds, and zeros there: weights and moments alike."""
+    optimizer: Any = trainer.optimizer
+    for name, mask in trainer.sparsity.masks.items():
+        weight = trainer.sparsity.layers[name].weight
+        assert isinstance(weight, DTensor) == strategy.startswith("fsdp2")
+        assert mask.shape == own(weight).shape and (own(weight)[mask] == 0).all(), name
+        if not trainer.is_deepspeed_enabled:  # which has moments of many weights in a row
+            for key in ("exp_avg", "exp_avg_sq"):
+                assert (own(optimizer.state[weight][key])[mask] == 0).all(), f"{name}: {key}"
+
+
 def share_of(tensor: Tensor, rank: int, ranks: int) -> int:
     chunks = torch.arange(len(tensor)).chunk(ranks)
     return len(chunks[rank]) * tensor.numel() // len(tensor) if rank < len(chunks) else 0
@@ -259,6 +293,8 @@ def one_run(folder: Path, strategy: str, method: str, *, save: int = 0, resume: 
     trainer = made(folder, method, strategy, **options)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     held_here = check_shares(trainer, strategy)
+    if trainer.sparsity is not None:
+        check_masks(trainer, strategy)
     (folder / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(held_here))
     evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if not trainer.is_deepspeed_enabled:  # which keeps for a while what it will need again

@@ -1,6 +1,7 @@
 """OnPolicyTrainer: batches of the student's own text, and a gradient that does not show how they were cut."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from kdlm.data import Collator
 from kdlm.losses import JSD, ForwardKL, ReverseKL
 from kdlm.methods import GKD, LogitKD, MiniLLM, ReverseKLAdvantage
 from kdlm.remote import Endpoint, Remote
-from kdlm.rollouts import RolloutSection
+from kdlm.rollouts import GenerateEngine, RolloutSection
 from kdlm.signal import IGNORE_INDEX
 from kdlm.teachers import OpenAITeacher
 
@@ -270,3 +271,31 @@ def test_two_ranks_write_and_learn_what_one_process_does(tmp_path: Path) -> None
     for name in ("loss", "jsd", "rollout/length", "rollout/staleness", "rollout/truncated"):
         assert [log.get(name, -1) for log in first] == pytest.approx([log.get(name, -1) for log in second], rel=1e-5)
     assert 0 < sum("rollout/length" in log for log in first) < 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # ranks import for most of it
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+def test_a_copy_writes_for_a_student_in_shares_of_zero3(tmp_path: Path) -> None:
+    """Two ranks that hold shares of the student write, and learn of it, what one process does."""
+    script = Path(__file__).with_name("two_ranks_on_policy.py")
+    source("code-student-tiny").load(), source().load()  # built before two processes want them
+    for count, how in ((1, "single"), (2, "zero3")):
+        (tmp_path / how).mkdir()
+        on_ranks(count, script, tmp_path / how, str(8 // count), how, seconds=280)
+    one, two = (load_file(tmp_path / how / "weights.safetensors") for how in ("single", "zero3"))
+    assert max(((two[name] - weight).norm() / weight.norm()).item() for name, weight in one.items()) < 1e-5
+    first, second = (json.loads((tmp_path / how / "logs.json").read_text()) for how in ("single", "zero3"))
+    for name in ("loss", "jsd", "rollout/length", "rollout/staleness", "rollout/truncated"):
+        assert [log.get(name, -1) for log in first] == pytest.approx([log.get(name, -1) for log in second], rel=1e-5)
+    assert 0 < sum("rollout/length" in log for log in first) < 6
+
+
+def test_what_writes_under_zero3_is_a_copy_of_the_student(monkeypatch: pytest.MonkeyPatch, arguments) -> None:
+    monkeypatch.setattr("kdlm.on_policy.cuts_weights", lambda accelerator: True)
+    student = source("code-student-tiny")
+    with pytest.raises(ValueError, match=r"rollouts\.engine: under ZeRO-3 a copy of the student writes"):
+        OnPolicyTrainer(
+            student.load(), source().load(), arguments(), method=on_policy(), processing_class=student.tokenizer(),
+            engine=GenerateEngine([1], 0),
+        )  # fmt: skip

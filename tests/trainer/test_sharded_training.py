@@ -20,7 +20,6 @@ from kdlm.evaluation.watch import share_of
 from kdlm.losses import CrossEntropy
 from kdlm.methods import LogitKD
 from kdlm.sharding import refuse_pretence, settle, sharded
-from kdlm.sparsity import SparsitySection
 from kdlm.teachers import LocalTeacher, SandboxTeacherSection
 
 pytestmark = pytest.mark.timeout(600)  # ranks import for most of it
@@ -202,14 +201,6 @@ def test_networks_that_fsdp_would_open_on_one_rank_alone_are_refused(monkeypatch
     accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), is_fsdp2=True)
     with pytest.raises(ValueError, match=r"cpu_ram_efficient_loading: .* set false"):
         refuse_pretence(accelerator)
-
-
-@pytest.mark.parametrize("kind", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_shards_are_not_pruned(arguments, kind: str) -> None:
-    run = DistillTrainer(tiny_model(1), tiny_model(2), arguments())
-    setattr(run, kind, True)
-    with pytest.raises(ValueError, match="sparsity: masks are made of whole weights"):
-        run.sparsify(SparsitySection(share=0.5))
 
 
 def test_a_teacher_in_shards_has_no_fingerprint() -> None:

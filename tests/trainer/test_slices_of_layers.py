@@ -14,13 +14,16 @@ from safetensors.torch import load_file
 from tiny_models import rows, tiny_model
 from transformers import AutoModelForCausalLM
 
-from kdlm import DistillTrainer, cli, parallelism
+from kdlm import DistillTrainer, checkpoints, cli, parallelism
 from kdlm.data import Collator
 from kdlm.methods import LogitKD
 from kdlm.networks import Networks
 from kdlm.teachers import SandboxTeacherSection
 
+pytestmark = pytest.mark.timeout(600)  # ranks import for most of it
+
 SCRIPT = Path(two_ranks_slices.__file__)
+HOW = {True: ("sliced", "sliced"), False: ("whole", "whole")}
 TOLERANCE = 1e-12
 """Of fp64 losses, norms and weights after four steps of AdamW; what is logged went through fp32, and agrees exactly."""
 
@@ -54,6 +57,37 @@ def test_ranks_that_hold_slices_take_the_steps_of_one_process(
         assert (not found["gathered"]) == by_kernel, f"{method}: heads gathered: {found['gathered']}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved", "resumed"), [(2, (2, 1, 4)), (1, (2,))], ids=["slices", "whole"])
+def test_a_checkpoint_of_slices_goes_on_on_any_number_of_ranks(
+    tmp_path: Path, saved: int, resumed: tuple[int, ...]
+) -> None:
+    """Saved after two of four steps, with projectors that are whole beside slices: the unbroken run's end."""
+    two_ranks_slices.save_models(tmp_path, tied=False, teacher_ids=61, heads=4)
+    on_ranks(saved, SCRIPT, tmp_path, *HOW[saved > 1], "save", "2", seconds=300)
+    unbroken = tmp_path / "-".join(HOW[saved > 1]) / "hidden_kd"
+    expected, end = json.loads((unbroken / "rank-0.json").read_text()), load_file(unbroken / "weights.safetensors")
+    assert len(expected["losses"]) == 4
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    checkpoints.verify(checkpoint)
+    assert (checkpoint / "pytorch_model_fsdp_0").is_dir() == (saved > 1)
+    AutoModelForCausalLM.from_pretrained(checkpoint)  # a plain folder, too
+    for ranks in resumed:
+        again = tmp_path / f"on-{ranks}"
+        again.mkdir()
+        for name in ("student", "teacher"):
+            (again / name).symlink_to(tmp_path / name)
+        on_ranks(ranks, SCRIPT, again, *HOW[ranks > 1], "resume", str(checkpoint), seconds=300)
+        out = again / "-".join(HOW[ranks > 1]) / "hidden_kd"
+        found = json.loads((out / "rank-0.json").read_text())
+        for name in ("losses", "norms"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-6), f"{ranks} ranks: {name}"
+        assert found["evaluation"] == pytest.approx(expected["evaluation"], rel=TOLERANCE)
+        ours = load_file(out / "weights.safetensors")
+        for name, weight in end.items():
+            torch.testing.assert_close(ours[name], weight, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +117,6 @@ def sliced(model: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"save_strategy": "steps"}, "optimiser cannot be saved"),
         ({"fsdp": True}, "never run with FSDP or DeepSpeed"),
         ({"needs": {"rollouts"}}, "never run with text of its own"),
         ({"ranks": 4}, "sliced over 2 of 4 ranks"),
@@ -92,9 +125,9 @@ def sliced(model: Any) -> Any:
 def test_what_was_never_run_beside_slices_is_refused(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
 ) -> None:
-    given = {"save_strategy": "no", "fsdp": False, "needs": set(), "ranks": 2} | changes
+    given = {"fsdp": False, "needs": set(), "ranks": 2} | changes
     monkeypatch.setattr(parallelism, "ranks", lambda: given["ranks"])
-    args = SimpleNamespace(save_strategy=given["save_strategy"], fsdp=given["fsdp"], deepspeed_plugin=None)
+    args = SimpleNamespace(fsdp=given["fsdp"], deepspeed_plugin=None)
     networks = Networks(tiny_model(1), LogitKD(), None)
     parallelism.refuse_beside_slices(args, networks, None, given["needs"])  # whole: nothing is
     sliced(networks.student)
@@ -116,7 +149,9 @@ teacher: {name: sandbox, model: code-teacher-tiny, tensor_parallel: SLICED}
 data: {train: [{path: "sandbox:code/train", limit: 2}], eval: [{path: "sandbox:code/eval", limit: 1}], max_length: 64}
 method: {name: logit_kd}
 losses: [{name: forward_kl}, {name: cross_entropy, weight: 0.1}]
-training: {max_steps: 3, per_device_train_batch_size: 4, logging_steps: 1, save_strategy: "no", use_cpu: true}
+training:
+  {max_steps: 3, per_device_train_batch_size: 4, logging_steps: 1, use_cpu: true, eval_strategy: steps, eval_steps: 2,
+   save_steps: 2, load_best_model_at_end: true, metric_for_best_model: loss, greater_is_better: true}
 """
 
 
@@ -128,14 +163,17 @@ def written(folder: Path, *, tensor_parallel: bool) -> Path:
     return recipe
 
 
-def test_a_recipe_slices_both_models_and_hands_out_the_student_of_one_process(tmp_path: Path) -> None:
+def test_a_recipe_slices_both_models_and_hands_out_the_best_student_of_one_process(tmp_path: Path) -> None:
+    """The best is said to be the one of the greater loss, of two steps out of three: a checkpoint of slices is read."""
     script = Path(sharded_verbs.__file__)
     students, losses = [], []
     for ranks in (1, 2):
         recipe = written(tmp_path / str(ranks), tensor_parallel=ranks == 2)
         on_ranks(ranks, script, recipe.parent, str(recipe))
         students.append(load_file(recipe.parent / "run" / "student" / "model.safetensors"))
-        losses.append(json.loads((recipe.parent / "run" / "results.json").read_text())["eval_loss"])
+        results = json.loads((recipe.parent / "run" / "results.json").read_text())
+        assert results["best"]["step"] == 2
+        losses.append(results["eval_loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert students[0].keys() == students[1].keys()
     for name, weight in students[0].items():  # float32, after three steps of AdamW

@@ -1,10 +1,13 @@
-"""One of two ranks that hold slices of every layer, or the one that holds all: for `test_slices_of_layers.py`.
+"""One of the ranks that hold slices of every layer, or the one that holds all: for `test_slices_of_layers.py`.
 
 `two_ranks_slices.py FOLDER STUDENT TEACHER`, each `whole` or `sliced`, trains every row of METHODS on the models in
 FOLDER and leaves losses, evaluation and weights, and which heads were gathered in training.
+`FOLDER STUDENT TEACHER save STEP` runs `hidden_kd`, whose projectors are whole beside slices, with checkpoints every so
+many steps, and `FOLDER STUDENT TEACHER resume CHECKPOINT` goes on from one.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from kdlm.losses import DKD, CrossEntropy, ForwardKL, ReverseKL
 from kdlm.methods import HiddenKD, LogitKD
 from kdlm.models.frozen_copies import whole
 
-VOCAB, RANKS = 61, 2
+VOCAB, RANKS = 61, int(os.environ.get("WORLD_SIZE", "1"))
 METHODS = {
     "logit_kd": lambda: LogitKD([ForwardKL(temperature=2.0), ReverseKL(weight=0.5), CrossEntropy(weight=0.1)]),
     "a loss without a kernel": lambda: LogitKD([DKD()]),
@@ -31,13 +34,13 @@ METHODS = {
 }
 
 
-def save_models(folder: Path, *, tied: bool, teacher_ids: int) -> None:
+def save_models(folder: Path, *, tied: bool, teacher_ids: int, heads: int = 2) -> None:
     """Write a student and a teacher of a few thousand weights in fp64; 61 ids do not divide by two."""
     for seed, name, ids, hidden, layers in ((1, "student", VOCAB, 16, 2), (2, "teacher", teacher_ids, 24, 3)):
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=ids, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
+            num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=64, pad_token_id=0,
             initializer_range=0.3, tie_word_embeddings=tied,
         )  # fmt: skip
         LlamaForCausalLM(config).double().save_pretrained(folder / name)
@@ -64,12 +67,15 @@ def check_slices(model: Any, *, sliced: bool) -> None:
             assert here <= parameter.numel() * -(-size // RANKS) / size, f"{name}: {here} of {parameter.numel()}"
 
 
-def one_run(folder: Path, student: str, teacher: str, method: str) -> dict[str, Any]:
+def one_run(
+    folder: Path, student: str, teacher: str, method: str, *, resume: str | None = None, **options: Any
+) -> dict[str, Any]:
+    saving: dict[str, Any] = {"save_strategy": "no"} | options
     args = TrainingArguments(
         output_dir=str(folder / "run"), report_to="none", use_cpu=True, max_steps=4, per_device_train_batch_size=3,
         gradient_accumulation_steps=2, per_device_eval_batch_size=2, learning_rate=1e-2, lr_scheduler_type="linear",
-        optim="adamw_torch", max_grad_norm=0.5, save_strategy="no", logging_steps=1, logging_nan_inf_filter=False,
-        disable_tqdm=True, seed=3,
+        optim="adamw_torch", max_grad_norm=0.5, logging_steps=1, logging_nan_inf_filter=False, weight_decay=0.1,
+        disable_tqdm=True, seed=3, **saving,
     )  # fmt: skip
     ours, theirs = opened(folder / "student", student), opened(folder / "teacher", teacher)
     check_slices(ours, sliced=student == "sliced")
@@ -83,7 +89,8 @@ def one_run(folder: Path, student: str, teacher: str, method: str) -> dict[str, 
     assert trainer.accelerator.num_processes == ranks and trainer.data_ranks == 1
     gathers, gathered = [], signal._gathered
     signal._gathered = lambda x: (gathers.append(tuple(x.shape)), gathered(x))[1]
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
+    check_slices(ours, sliced=student == "sliced")
     figures = trainer.evaluate()
     signal._gathered = gathered
     weights = {k: whole(p).detach().clone().contiguous() for k, p in trainer.networks.named_parameters()}
@@ -102,12 +109,18 @@ def one_run(folder: Path, student: str, teacher: str, method: str) -> dict[str, 
     }
 
 
-def main(folder: Path, student: str, teacher: str) -> None:
+def main(folder: Path, student: str, teacher: str, *words: str) -> None:
     shards_on_cpus()
-    for method in METHODS:
+    options: dict[str, Any] = {}
+    match words:
+        case ("save", step):
+            options = {"save_strategy": "steps", "save_steps": int(step)}
+        case ("resume", checkpoint):
+            options = {"resume": checkpoint}
+    for method in ["hidden_kd"] if words else METHODS:
         out = folder / f"{student}-{teacher}" / method
         out.mkdir(parents=True, exist_ok=True)
-        found = one_run(folder, student, teacher, method)
+        found = one_run(folder, student, teacher, method, **options)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         (out / f"rank-{rank}.json").write_text(json.dumps(found))
 
