@@ -2,33 +2,31 @@
 
     python benchmarks/capacity_gap.py [--check] [--quick] [--save]
 
-The law of the capacity gap (arXiv 2311.07052) says about 2.5 times the student's size. Here teachers of 1 to 29 times
-that of a student with 30 thousand weights read the standard library, all the same tokens, and each teaches that student
+The law of the capacity gap (arXiv 2311.07052) says about 2.5 times the student's size. Here teachers of 1.4 to 12 times
+that of a student with 26 thousand weights read the standard library, all the same tokens, and each teaches that student
 (random weights, forward KL) for equally many steps. Figures are the held-out cross-entropy of the student in nats per
-token over three seeds, which draw its weights and the order of the text. For each seed a parabola in the logarithm of
-the ratio is fitted; its lowest point, within the sizes tried, is the optimum, with its standard error over seeds.
+token over three seeds, which draw the weights of teacher and student and the order of the text. For each seed a
+parabola in the logarithm of the ratio is fitted; its lowest point within the sizes tried is the optimum. Its mean over
+seeds is that of logarithms, its standard error a factor; a lowest point at an end says that the optimum is not between.
 
 --check exits 1 unless the best teacher is neither the smallest nor the largest. --quick takes few steps with one seed:
 a smoke test that gates nothing. --save writes benchmarks/results/capacity_gap.json.
 """
 
-import argparse
-import json
 import os
 import sys
 import tempfile
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from machine import described
+from command import options, save
 from pruned_students import BATCH, WINDOW, healed, text, unseen
 
-ROOT = Path(__file__).resolve().parent.parent
 STUDENT = (32, 1)
-TEACHERS = {"1x": (32, 1), "2.6x": (48, 2), "5x": (72, 2), "12x": (96, 3), "29x": (136, 4)}
+TEACHERS = {"1.4x": (40, 1), "2.6x": (48, 2), "5x": (72, 2), "12x": (96, 3)}
 """Width and layers of each; the names say roughly how many times the student's size that is."""
 
 
@@ -41,7 +39,7 @@ class Sizes(NamedTuple):
     documents: int
 
 
-WHOLE, QUICK = Sizes(3, 1000, 150, 4), Sizes(1, 10, 4, 1)
+WHOLE, QUICK = Sizes(3, 600, 300, 4), Sizes(1, 10, 4, 1)
 
 
 def fresh(shape: tuple[int, int], tokenizer: Any, seed: int) -> Any:
@@ -66,60 +64,78 @@ def optimum(ratios: list[float], losses: list[float]) -> float:
     return float(np.exp(grid[fit(grid).argmin()]))
 
 
-def measured(folder: Path, sizes: Sizes) -> dict[str, Any]:
-    """Train the teachers, and the student by each of them."""
-    from kdlm.estimates import mean
+def taught(shape: tuple[int, int], folder: Path, seed: int, sizes: Sizes, tokenizer: Any, data: Any) -> tuple[Any, ...]:
+    """Train a teacher and a student by it; return the teacher's number of weights, its loss and the student's."""
     from kdlm.sandbox import build
     from kdlm.sandbox.language_models import Training
     from kdlm.sandbox.pretraining import pretrain
 
+    teacher = fresh(shape, tokenizer, 1000 + seed)
+    training = Training("teacher", steps=sizes.teacher_steps, batch=8, window=WINDOW, learning_rate=3e-3)
+    own = pretrain(teacher, tokenizer, build("code"), training, seed, unseen, "teacher")["held_out_loss"]
+    teacher.save_pretrained(folder)
+    student = fresh(STUDENT, tokenizer, seed)
+    return teacher.num_parameters(), own, healed(student, folder, data, tokenizer, seed, sizes.steps)[1]
+
+
+def measured(folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """Train the teachers, and the student by each of them; return the losses and what they say of the best size."""
     tokenizer, data = text(sizes.documents)
     student = fresh(STUDENT, tokenizer, 0).num_parameters()
     found: dict[str, Any] = {}
     for name, shape in TEACHERS.items():
-        teacher = fresh(shape, tokenizer, 1000)
-        training = Training("teacher", steps=sizes.teacher_steps, batch=8, window=WINDOW, learning_rate=3e-3)
-        own = pretrain(teacher, tokenizer, build("code"), training, 0, unseen, name)["held_out_loss"]
-        teacher.save_pretrained(folder / name)
-        losses = [
-            healed(fresh(STUDENT, tokenizer, seed), folder / name, data, tokenizer, seed, sizes.steps)[1]
-            for seed in range(sizes.seeds)
-        ]
-        ratio, spread = teacher.num_parameters() / student, stdev(losses) if len(losses) > 1 else 0.0
-        found[name] = {"ratio": ratio, "own loss": own, "student": fmean(losses), "spread": spread, "seeds": losses}
-        print(f"{ratio:5.1f}x  own {own:.4f}  student {fmean(losses):.4f} ± {spread:.4f}", flush=True)
-    ratios = [one["ratio"] for one in found.values()]
-    best = [optimum(ratios, [one["seeds"][seed] for one in found.values()]) for seed in range(sizes.seeds)]
-    estimate = mean(best)
-    return {"student": student, "teachers": found, "optimum": {**estimate.as_json(), "seeds": best}}
+        runs = [taught(shape, folder / f"{name}-{seed}", seed, sizes, tokenizer, data) for seed in range(sizes.seeds)]
+        weights, own, losses = (list(column) for column in zip(*runs, strict=True))
+        found[name] = {"ratio": weights[0] / student, "own": own, "seeds": losses, "student": fmean(losses)}
+        each = " ".join(f"{loss:.4f}" for loss in losses)
+        print(
+            f"{name:5} own {fmean(own):.4f}  student {fmean(losses):.4f}  by seed {each}  "
+            f"({sum(os.times()[:2]):.0f} s so far)",
+            flush=True,
+        )
+    return {"student": student, "teachers": found, **summed_up(found)}
+
+
+def summed_up(teachers: dict[str, Any]) -> dict[str, Any]:
+    """Return the fitted optimum with its error, and how far the others are above the best teacher, seed by seed."""
+    from kdlm.estimates import mean, paired
+
+    ratios = [one["ratio"] for one in teachers.values()]
+    best = [optimum(ratios, list(losses)) for losses in zip(*(one["seeds"] for one in teachers.values()), strict=True)]
+    logs = mean(np.log(best).tolist()).as_json()
+    factor = None if logs["error"] is None else float(np.exp(logs["error"]))
+    lowest = min(teachers, key=lambda name: teachers[name]["student"])
+    above = {
+        name: paired(one["seeds"], teachers[lowest]["seeds"]).as_json()
+        for name, one in teachers.items()
+        if name != lowest
+    }
+    at_an_end = sum(bool(np.isclose(one, [min(ratios), max(ratios)]).any()) for one in best)
+    fitted = {"ratio": float(np.exp(logs["value"])), "error factor": factor, "seeds": best, "at an end": at_an_end}
+    return {"optimum": fitted, "best": lowest, "above the best": above}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 if the gate is missed")
-    parser.add_argument("--quick", action="store_true", help="one seed and few steps: a smoke test")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/capacity_gap.json")
-    args = parser.parse_args()
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    args = options(__doc__)
     sizes = QUICK if args.quick else WHOLE
     with tempfile.TemporaryDirectory() as temporary:
         found = measured(Path(temporary), sizes)
     names = list(found["teachers"])
-    best = min(names, key=lambda name: found["teachers"][name]["student"])
-    met = best not in (names[0], names[-1])
+    met = found["best"] not in (names[0], names[-1])
     if args.save:
         settings = {**sizes._asdict(), "batch": BATCH, "window": WINDOW}
-        about = {"machine": described(), "settings": settings, "cpu_seconds": round(sum(os.times()[:2]))}
-        path = ROOT / "benchmarks" / "results" / "capacity_gap.json"
-        path.write_text(json.dumps({**about, "met": met, **found}, indent=1) + "\n")
+        about = {"settings": settings, "cpu_seconds": round(sum(os.times()[:2]))}
+        save("capacity_gap", {**about, "met": met, **found})
     print(f"\n{sum(os.times()[:2]):.0f} s of one core")
+    for name, one in found["above the best"].items():
+        error = "" if one["error"] is None else f" ± {one['error']:.4f}"
+        print(f"{name} above {found['best']}: {one['value']:+.4f}{error}")
     of = found["optimum"]
-    error = "" if of["error"] is None else f" ± {of['error']:.1f} (standard error over seeds)"
-    print(f"best teacher {best}; the fit's optimum: {of['value']:.1f}{error} times the student's size")
+    error = "" if of["error factor"] is None else f", times or divided by {of['error factor']:.2f} (standard error)"
+    print(
+        f"best teacher {found['best']}; the fit's optimum: {of['ratio']:.1f} times the student's size{error}, "
+        f"at an end on {of['at an end']} of {sizes.seeds} seeds"
+    )
     return 1 if args.check and not args.quick and not met else 0
 
 

@@ -17,20 +17,13 @@ rounded again at the end: what training underneath the grid is worth.
 --quick takes tiny models, one seed and few steps, and gates nothing. --save writes benchmarks/results/few_bits.json.
 """
 
-import argparse
-import json
-import os
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+from command import options, save
 
-from machine import described
-
-ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 0.5
 BITS, GROUP, STEPS, RATE = 2, 64, 50, 3e-4
 ARMS = ("cross-entropy", "forward_kl", "reverse_kl", "topkld", "cakld", "rounded once")
@@ -46,77 +39,84 @@ def rounded(source: Any, bits: int) -> Any:
     )
 
 
-def trained(arm: str, source: Any, data: Any, seed: int, steps: int, folder: str) -> Any:
-    """Return the student that an arm leaves, on the grid."""
+def texts(tokenizer: Any) -> tuple[Any, Any]:
+    """Return the data to train on, and the data of other files to measure on."""
+    from kdlm.data import DataSection, load_data
+
+    train: list[Any] = [{"path": "sandbox:code/train", "limit": 60}]
+    held: list[Any] = [{"path": "sandbox:code/eval", "limit": 18}]
+    data, other = (load_data(DataSection(train=part, max_length=128), tokenizer, seed=0) for part in (train, held))
+    return data, other
+
+
+def kl(model: Any, whole: Any, held: Any, rows: int) -> dict[str, float]:
+    """Return KL(whole || model) in nats per token on so many rows: `value` and `error`."""
+    from kdlm.measuring import measure
+
+    found = measure(model, whole, held.train, limit=rows, documents=held.documents["train"], batch_size=16)
+    return {key: found["metrics"]["kl_to_teacher"][key] for key in ("value", "error")}
+
+
+def distilled(student: Any, teacher: Any, method: Any, data: Any, seed: int, steps: int, rate: float) -> Any:
+    """Return the student after some steps of 4 rows; `teacher` is a model, or None."""
     from transformers import PrinterCallback, TrainingArguments
 
     from kdlm import DistillTrainer
+    from kdlm.teachers import LocalTeacher
+
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder, max_steps=steps, per_device_train_batch_size=4, learning_rate=rate, lr_scheduler_type="cosine",
+            warmup_steps=5, seed=seed, use_cpu=True, report_to="none", save_strategy="no", logging_steps=steps,
+            disable_tqdm=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = DistillTrainer(
+            student,
+            None if teacher is None else LocalTeacher(teacher),
+            args,
+            method=method,
+            train_dataset=data.train,
+            data_collator=data.collator,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        trainer.close()
+    return trainer.student
+
+
+def trained(arm: str, source: Any, data: Any, seed: int, steps: int) -> Any:
+    """Return the student that an arm leaves, on the grid."""
     from kdlm.losses import CAKLD, CrossEntropy, ForwardKL, ReverseKL, TopKLD
     from kdlm.methods import LogitKD, SequenceKD
     from kdlm.models import fake_quantise, on_the_grid
     from kdlm.models.fake_quantised import QuantizationAware
-    from kdlm.teachers import LocalTeacher
 
     few = QuantizationAware(bits=BITS, group_size=min(GROUP, source.config().hidden_size))
     student = rounded(source, BITS) if arm == "rounded once" else fake_quantise(source.load(), few)
     losses: dict[str, Any] = {"reverse_kl": ReverseKL(), "topkld": TopKLD(), "cakld": CAKLD()}
-    alone = arm == "cross-entropy"
-    args = TrainingArguments(
-        folder, max_steps=steps, per_device_train_batch_size=4, learning_rate=RATE, lr_scheduler_type="cosine",
-        warmup_steps=5, seed=seed, use_cpu=True, report_to="none", save_strategy="no", logging_steps=steps,
-        disable_tqdm=True, dataloader_pin_memory=False,
-    )  # fmt: skip
-    trainer = DistillTrainer(
-        student,
-        None if alone else LocalTeacher(source.load()),
-        args,
-        method=SequenceKD([CrossEntropy()]) if alone else LogitKD([losses.get(arm, ForwardKL())]),
-        train_dataset=data.train,
-        data_collator=data.collator,
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    trainer.close()
+    if arm == "cross-entropy":
+        distilled(student, None, SequenceKD([CrossEntropy()]), data, seed, steps, RATE)
+    else:
+        distilled(student, source.load(), LogitKD([losses.get(arm, ForwardKL())]), data, seed, steps, RATE)
     return on_the_grid(fake_quantise(student, few) if arm == "rounded once" else student)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    for flag in ("--quick", "--check", "--save"):
-        parser.add_argument(flag, action="store_true")
-    args = parser.parse_args()
-    import torch
-    from transformers.utils import logging as hf_logging
-
-    from kdlm.data import DataSection, load_data
-    from kdlm.measuring import measure
+    args = options(__doc__)
     from kdlm.models import named
 
-    torch.set_num_threads(1)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     source: Any = named("sandbox:code-teacher-tiny" if args.quick else "sandbox:code-teacher", dtype="float32")
     seeds, steps = (1, 4) if args.quick else (3, STEPS)
-    train: list[Any] = [{"path": "sandbox:code/train", "limit": 60}]
-    held: list[Any] = [{"path": "sandbox:code/eval", "limit": 18}]
-    data, texts = (
-        load_data(DataSection(train=part, max_length=128), source.tokenizer(), seed=0) for part in (train, held)
-    )
+    data, held = texts(source.tokenizer())
     teacher, rows = source.load(), 16 if args.quick else 64
-
-    def kl(student: Any) -> dict[str, float]:
-        found = measure(student, teacher, texts.train, limit=rows, documents=texts.documents["train"], batch_size=16)
-        return {key: found["metrics"]["kl_to_teacher"][key] for key in ("value", "error")}
-
-    start = {bits: kl(rounded(source, bits)) for bits in (2, 3, 4, 8)}
+    start = {bits: kl(rounded(source, bits), teacher, held, rows) for bits in (2, 3, 4, 8)}
     for bits, one in start.items():
         print(f"rounded to {bits} bits: KL {one['value']:.4f} ± {one['error']:.4f}")
     arms: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for seed in range(seeds):
         for arm in ARMS:
             began = time.process_time()
-            with tempfile.TemporaryDirectory() as folder:
-                one = kl(trained(arm, source, data, seed, steps, folder))
+            one = kl(trained(arm, source, data, seed, steps), teacher, held, rows)
             one["recovered"] = 1 - one["value"] / start[BITS]["value"]
             arms[arm].append(one)
             print(
@@ -127,8 +127,7 @@ def main() -> int:
     worst = min(one["recovered"] for one in arms["forward_kl"])
     if args.save:
         settings = {"bits": BITS, "group_size": GROUP, "steps": steps, "learning_rate": RATE, "seeds": seeds}
-        found = {"machine": described(), "settings": settings, "rounded": start, "arms": arms}
-        (ROOT / "benchmarks" / "results" / "few_bits.json").write_text(json.dumps(found, indent=1) + "\n")
+        save("few_bits", {"settings": settings, "rounded": start, "arms": arms})
     print(f"forward KL takes away at least {worst:.0%} of what rounding to {BITS} bits loses, over {seeds} seeds")
     return int(args.check and not args.quick and worst < LIMIT)
 

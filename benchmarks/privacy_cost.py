@@ -15,21 +15,14 @@ models, where what a step costs beside its arithmetic weighs more (it may be QUI
 benchmarks/results/privacy_cost.json.
 """
 
-import argparse
-import json
-import os
 import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+from command import options, save
 
-from machine import described
-
-ROOT = Path(__file__).resolve().parent.parent
 BATCH, LENGTH, PROMPT = 8, 64, 32
 LIMIT = 3.0
 """Times a plain row's seconds that a private row may take: twice, and room for a busy machine."""
@@ -121,16 +114,7 @@ def measured(models: tuple[str, str], steps: int, turns: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    for flag in ("--quick", "--check", "--save"):
-        parser.add_argument(flag, action="store_true")
-    args = parser.parse_args()
-    import torch
-    from transformers.utils import logging as hf_logging
-
-    torch.set_num_threads(1)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    args = options(__doc__)
     models = ("code-student-tiny", "code-teacher-tiny") if args.quick else ("code-student", "code-teacher")
     steps, turns = (6, 2) if args.quick else (10, 5)
     found = measured(models, steps, turns)
@@ -145,8 +129,7 @@ def main() -> int:
             "steps": steps,
             "turns": turns,
         }
-        result = {"machine": described(), "settings": settings, "limit": limit, "met": worst <= limit, **found}
-        (ROOT / "benchmarks" / "results" / "privacy_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+        save("privacy_cost", {"settings": settings, "limit": limit, "met": worst <= limit, **found})
     print(f"a private row takes {worst:.2f} times the processor time of a plain one, at most")
     return int(args.check and worst > limit)
 

@@ -13,21 +13,13 @@ than LIMIT on the mean; the figure is on the last line. --quick takes tiny model
 nothing. --save writes benchmarks/results/quantised_teacher.json.
 """
 
-import argparse
-import json
-import os
 import sys
-import tempfile
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+from command import options, save
+from few_bits import distilled, kl, rounded, texts
 
-from few_bits import rounded
-from machine import described
-
-ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 0.02
 STEPS, RATE = 25, 2e-3
 QUANTISED = ("8bit", "4bit", "int4", "int3", "int2")
@@ -44,84 +36,34 @@ def opened(name: str, kind: str) -> Any:
     return source.load() if kind == "whole" else rounded(source, int(kind.removeprefix("int")))
 
 
-def student_of(teacher: Any, source: Any, data: Any, seed: int, steps: int) -> Any:
-    """Return a student that has learnt from a teacher for some steps."""
-    from transformers import PrinterCallback, TrainingArguments
-
-    from kdlm import DistillTrainer
-    from kdlm.losses import ForwardKL
-    from kdlm.methods import LogitKD
-    from kdlm.teachers import LocalTeacher
-
-    with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            folder, max_steps=steps, per_device_train_batch_size=4, learning_rate=RATE, lr_scheduler_type="cosine",
-            warmup_steps=5, seed=seed, use_cpu=True, report_to="none", save_strategy="no", logging_steps=steps,
-            disable_tqdm=True, dataloader_pin_memory=False,
-        )  # fmt: skip
-        trainer = DistillTrainer(
-            source.load(),
-            LocalTeacher(teacher),
-            args,
-            method=LogitKD([ForwardKL()]),
-            train_dataset=data.train,
-            data_collator=data.collator,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        trainer.close()
-    return trainer.student
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    for flag in ("--quick", "--check", "--save"):
-        parser.add_argument(flag, action="store_true")
-    args = parser.parse_args()
+    args = options(__doc__)
     import logging
 
-    import torch
-    from transformers.utils import logging as hf_logging
-
-    from kdlm.data import DataSection, load_data
-    from kdlm.measuring import measure
+    from kdlm.losses import ForwardKL
+    from kdlm.methods import LogitKD
     from kdlm.models import named
 
-    torch.set_num_threads(1)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     tiny = "-tiny" if args.quick else ""
     name, seeds, steps = f"sandbox:code-teacher{tiny}", 1 if args.quick else 3, 4 if args.quick else STEPS
     pupil: Any = named(f"sandbox:code-student{tiny}", dtype="float32")
-    train: list[Any] = [{"path": "sandbox:code/train", "limit": 60}]
-    held: list[Any] = [{"path": "sandbox:code/eval", "limit": 18}]
-    data, texts = (
-        load_data(DataSection(train=part, max_length=128), pupil.tokenizer(), seed=0) for part in (train, held)
-    )
-    whole = opened(name, "whole")
-
-    def kl(model: Any) -> dict[str, float]:
-        found = measure(
-            model, whole, texts.train, limit=16 if args.quick else 64, documents=texts.documents["train"], batch_size=16
-        )
-        return {key: found["metrics"]["kl_to_teacher"][key] for key in ("value", "error")}
-
-    teachers = {kind: kl(opened(name, kind)) for kind in QUANTISED}
+    data, held = texts(pupil.tokenizer())
+    whole, rows = opened(name, "whole"), 16 if args.quick else 64
+    teachers = {kind: kl(opened(name, kind), whole, held, rows) for kind in QUANTISED}
     for kind, one in teachers.items():
         print(f"teacher in {kind}: KL to itself {one['value']:.5f} ± {one['error']:.5f}", flush=True)
     students: dict[str, list[dict[str, float]]] = {kind: [] for kind in TEACHERS}
     for seed in range(seeds):
         for kind in TEACHERS:
-            one = kl(student_of(opened(name, kind), pupil, data, seed, steps))
+            method = LogitKD([ForwardKL()])
+            one = kl(distilled(pupil.load(), opened(name, kind), method, data, seed, steps, RATE), whole, held, rows)
             one["lost"] = one["value"] / students["whole"][seed]["value"] - 1 if kind != "whole" else 0.0
             students[kind].append(one)
             print(f"student of {kind}, seed {seed}: KL to the whole {one['value']:.4f}, {one['lost']:+.2%}", flush=True)
             if args.save:
                 settings = {"steps": steps, "learning_rate": RATE, "seeds": seed + 1}
-                found = {"machine": described(), "settings": settings, "teachers": teachers, "students": students}
-                path = ROOT / "benchmarks" / "results" / "quantised_teacher.json"
-                path.write_text(json.dumps(found, indent=1) + "\n")
+                save("quantised_teacher", {"settings": settings, "teachers": teachers, "students": students})
     lost = {kind: mean(one["lost"] for one in runs) for kind, runs in students.items()}
     order = [teachers[kind]["value"] for kind in ("8bit", "4bit", "int3", "int2")]
     good = order == sorted(order) and max(lost["8bit"], lost["4bit"]) < LIMIT

@@ -23,7 +23,8 @@ def card(found: dict[str, Any]) -> str:
         parts.append(_distillation(found["distillation"]))
     if "speed" in found:
         parts.append(_speed(found["speed"]))
-    return "\n".join([*parts, "Made by `kdlm eval` with lm-evaluation-harness.\n"])
+    by = "Made by `kdlm eval` with lm-evaluation-harness.\n" if found["tasks"] else "Made by `kdlm eval`.\n"
+    return "\n".join([*parts, by])
 
 
 def model_index(found: dict[str, Any], model: str) -> str:

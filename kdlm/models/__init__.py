@@ -17,7 +17,7 @@ from kdlm.models.frozen_copies import FrozenCopy, whole
 from kdlm.models.heads import read_head
 from kdlm.models.hybrids import replaced_layers
 from kdlm.models.image_classifiers import ImageClassifierSource, ImageClassifierStudent
-from kdlm.models.inside import Ask, Inside, Projections
+from kdlm.models.inside import Ask, Inside, Projections, joined
 from kdlm.models.loading import (
     AnySource,
     Fresh,
@@ -118,6 +118,7 @@ __all__ = [
     "evaluating",
     "fake_quantise",
     "inherit",
+    "joined",
     "layer_paths",
     "load_synthetic",
     "mask_id_of",

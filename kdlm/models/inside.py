@@ -4,7 +4,7 @@ All come from hooks on modules, so that any attention implementation will do, fu
 of the projections: before rotary embedding, and before the norm that some models (Qwen3) put on each head.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,14 +71,28 @@ class Inside:
     attention: list[Projections]
     embeddings: Float[Tensor, "rows width"] | None
 
-    def to(self, device: Any) -> "Inside":
-        """Return all of it on a device."""
-        moved = [
-            Projections(one.q.to(device), one.k.to(device), one.v.to(device), one.heads, one.kv_heads)
-            for one in self.attention
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Inside":
+        """Return it with every tensor changed."""
+        attention = [
+            Projections(change(one.q), change(one.k), change(one.v), one.heads, one.kv_heads) for one in self.attention
         ]
-        embeddings = None if self.embeddings is None else self.embeddings.to(device)
-        return Inside([one.to(device) for one in self.hidden], moved, embeddings)
+        embeddings = None if self.embeddings is None else change(self.embeddings)
+        return Inside([change(one) for one in self.hidden], attention, embeddings)
+
+
+def joined(parts: Sequence[Inside]) -> Inside:
+    """Return what several readings gave to one question, one behind the other."""
+    hidden = [torch.cat(same) for same in zip(*(one.hidden for one in parts), strict=True)]
+    attention = [
+        Projections(
+            *(torch.cat(side) for side in zip(*((one.q, one.k, one.v) for one in same), strict=True)),
+            heads=same[0].heads,
+            kv_heads=same[0].kv_heads,
+        )
+        for same in zip(*(one.attention for one in parts), strict=True)
+    ]
+    read = [one.embeddings for one in parts if one.embeddings is not None]
+    return Inside(hidden, attention, torch.cat(read) if read else None)
 
 
 def stack_of(body: Any) -> tuple[nn.Module, str]:

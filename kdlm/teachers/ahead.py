@@ -16,12 +16,12 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
-from kdlm.models import Ask, Inside
+from kdlm.models import Ask, Inside, joined
 from kdlm.models.prediction import head
 from kdlm.signal import Dense, Head, Hidden, Rows, take
 from kdlm.teachers.local import LocalTeacher, check_length, own_reading
 from kdlm.teachers.placement import Shelf
-from kdlm.teachers.regrouping import Reading, dealt, regrouped
+from kdlm.teachers.regrouping import Reading, dealt, regrouped, split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -159,10 +159,24 @@ class AheadTeacher(LocalTeacher):
         return answer.signal, [answer.layers[layer] for layer in layers]
 
     @torch.no_grad()
-    def inside(self, batch: Batch, rows: Rows, ask: Ask, predicted: Rows | None = None) -> tuple[Any, Inside]:
+    def inside(
+        self, batch: Batch, rows: Rows, ask: Ask, predicted: Rows | None = None
+    ) -> tuple[Hidden | Dense | None, Inside]:
         """Return what a `LocalTeacher` does, made when it is asked for: of the inside nothing is foreseen."""
         with self.at_hand():
-            return super().inside(batch, rows, ask, predicted)
+            if self.batch_size is None:
+                return super().inside(batch, rows, ask, predicted)
+            asked = [self._reading(batch, one) for one in (rows, predicted) if one is not None]
+            sorts = [one.index.unique(return_inverse=True) for one in asked]
+            parts = split(asked[0].inputs, [index for index, _ in sorts], self.batch_size)
+            others = self._most(len(parts)) - len(parts)
+            found = []
+            for inputs, places in [*parts, *[parts[-1]] * others]:
+                own, *heard = (Rows(index, index) for index in places)
+                found.append(super().inside(inputs, own, ask, *heard))
+            signals, insides = zip(*found[: len(parts)], strict=True)
+            signal = None if predicted is None else take(_one(signals), sorts[1][1])
+            return signal, joined(insides).each(lambda one: one.index_select(0, sorts[0][1]))
 
     def _whole(self, head: Head) -> Head:
         """Return the head with all of its weights, gathered once in a turn, however many times it reads."""
@@ -249,6 +263,14 @@ def _ascending(reading: Reading) -> Reading:
 def _every(reading: Reading) -> Int[Tensor, "positions"]:
     real = reading.inputs.get("attention_mask", torch.ones_like(reading.inputs["input_ids"]))
     return real.flatten().nonzero().squeeze(-1)
+
+
+def _one(signals: Sequence[Hidden | Dense]) -> Hidden | Dense:
+    """Return the rows of several signals, one behind the other."""
+    first = signals[0]
+    if isinstance(first, Hidden):
+        return Hidden(torch.cat([one.hidden for one in signals if isinstance(one, Hidden)]), first.head)
+    return Dense(torch.cat([one.logits for one in signals if isinstance(one, Dense)]))
 
 
 def _dealt(answers: Sequence[Answer], readings: Sequence[Reading]) -> list[Answer]:

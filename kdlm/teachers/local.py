@@ -131,7 +131,7 @@ class LocalTeacher:
                 signal = Dense(signal.head.logits(signal.hidden))
         elif signal is not None:
             signal = Dense(signal.logits.to(home))
-        return signal, inside.to(home)
+        return signal, inside.each(lambda one: one.to(home))
 
     @property
     def causal(self) -> bool:

@@ -97,6 +97,22 @@ def regrouped(readings: Sequence[Reading], size: int) -> list[Reading]:
     return list(_joined(readings).parts(size))
 
 
+def split(
+    inputs: Inputs, asked: Sequence[Int[Tensor, "rows"]], size: int
+) -> list[tuple[Inputs, list[Int[Tensor, "some"]]]]:
+    """Return a batch's sequences, `size` in each reading, and where in it the positions of each list in `asked` are.
+
+    Args:
+        asked: positions in the flattened batch, each list ascending: read part by part it is read in order.
+    """
+    index, found, done = torch.cat(list(asked)).unique(), [], 0
+    for part in regrouped([Reading(inputs, index)], size):
+        here, done = index[done : done + len(part.index)], done + len(part.index)
+        places = [part.index[torch.searchsorted(here, one[torch.isin(one, here)])] for one in asked]
+        found.append((part.inputs, places))
+    return found
+
+
 def _joined(readings: Sequence[Reading]) -> Reading:
     flat, keys = readings[0]._flat, readings[0].inputs
     if flat:

@@ -6,6 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdlm.data import Collator
 from kdlm.losses import kept_rows, real_rows
+from kdlm.models import Ask
 from kdlm.signal import Hidden, Rows
 from kdlm.teachers import AheadTeacher, LocalTeacher
 from kdlm.teachers.local import SandboxTeacherSection
@@ -120,6 +121,33 @@ def test_a_reading_of_the_teachers_own_is_what_it_answers(model):
     teacher = announced(model, [batch], sliced=True, batch_size=1)
     torch.testing.assert_close(teacher(batch, rows).hidden, plain(batch, rows).hidden, rtol=1e-12, atol=1e-12)
     assert teacher.turns == 1
+
+
+@pytest.mark.parametrize("layout", ["padded", "padding_free"])
+@pytest.mark.parametrize("size", [1, 2, 100])
+@pytest.mark.parametrize("signal", ["hidden", "dense"])
+def test_the_inside_is_read_so_many_sequences_at_a_time_and_is_that_of_the_whole_batch(model, layout, size, signal):
+    ask = Ask(layers=(1, 0), attention=(1,), embeddings=True)
+    teacher, plain = AheadTeacher(model, signal, sliced=True, batch_size=size).to(CPU), LocalTeacher(model, signal)
+    read = []
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, options: read.append(options["input_ids"].shape), with_kwargs=True
+    )
+    for batch in batches(layout):
+        rows, kept = real_rows(batch), kept_rows(batch["labels"])
+        turned = rows.take(torch.arange(len(rows)).flip(0)), kept.take(torch.tensor([1, 0]))
+        for positions, heard in ((rows, None), (rows, kept), turned):
+            ours, theirs = (one.inside(batch, positions, ask, heard) for one in (teacher, plain))
+            torch.testing.assert_close(tensors(*ours), tensors(*theirs), rtol=1e-12, atol=1e-12)
+    hook.remove()
+    assert size == 100 or len(read) > 2 * 3 * len(batches(layout))  # more readings than the whole ones of both
+
+
+def tensors(signal, inside):
+    """Return all that an answer holds."""
+    said = [] if signal is None else [signal.hidden if isinstance(signal, Hidden) else signal.logits]
+    attention = [part for one in inside.attention for part in (one.q, one.k, one.v)]
+    return [*said, *inside.hidden, *attention, *([] if inside.embeddings is None else [inside.embeddings])]
 
 
 class Lost(Shelf):
