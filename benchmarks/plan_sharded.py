@@ -11,7 +11,8 @@ which the optimiser gets its state, is left out; the others are the repeats.
   all-reduce's tensor, (n - 1) / n of what an all-gather gives and a reduce-scatter takes, and of a broadcast or reduce
   (its mean over the ranks). gloo may do otherwise inside.
 - memory: what malloc has handed out in blocks beyond 64 KiB (`mallinfo2`), read after every operation of a step, beyond
-  what it had before the networks were built; the most in a step, of the rank that holds the most. It is of all threads.
+  what it had before the networks were built, and files of weights that are mapped; the most in a step, of the rank that
+  holds the most. It is of all threads.
   torch's profiler is not: gloo's threads free what a collective held, the profiler does not see that, and its sum grows
   from step to step, the more the busier the machine is. Of the plan, its tensors.
 - rise: how much of that comes on top of what is held between steps, and the same of the resident set, as the kernel
@@ -95,6 +96,13 @@ def handed_out() -> int:
     return asked().hblkhd
 
 
+def mapped() -> int:
+    """Return the bytes of files of weights that are mapped: one process leaves a teacher's weights where they lie."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if ".safetensors" in line]
+    ranges = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+    return sum(end - start for start, end in ranges)
+
+
 def counter(ranks: int) -> Any:
     """Return a mode that counts the bytes that this rank sends, `sent`, by operation, and the most it holds, `peak`."""
     from collections import Counter
@@ -154,7 +162,7 @@ def one_rank(folder: Path, setup: str) -> None:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             rise = {"allocated": counting.peak - self.rest, "resident": resident("VmHWM") - self.pages}
-            steps.append({"sent": dict(counting.sent), "allocated": counting.peak - before, "rise": rise})
+            steps.append({"sent": dict(counting.sent), "allocated": counting.peak - before + mapped(), "rise": rise})
 
     trainer = assemble(recipe).trainer
     assert trainer.args.world_size == ranks
