@@ -1,6 +1,6 @@
 """Memory that `kdlm plan` predicts beside memory that `kdlm train` takes, on a CPU, for seven set-ups.
 
-    python benchmarks/plan_memory.py [--quick] [--check]
+    python benchmarks/plan_memory.py [--quick] [--check] [--save]
 
 Full fine-tuning, LoRA, eager logits (a dense signal and all rows at once), a cached teacher, one that answers two
 micro-batches in one turn (`placement: sliced`), a long sequence, and that with activation checkpointing. A CPU has no
@@ -245,6 +245,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"only {' and '.join(QUICK)}")
     parser.add_argument("--check", action="store_true", help="exit 1 where a prediction is off by more than 15 %%")
+    parser.add_argument("--save", action="store_true", help="write the results")
     for hidden in ("--way", "--setup", "--folder"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -261,7 +262,7 @@ def main() -> int:
         alone("inputs", "full", Path(name))
         for setup in QUICK if options.quick else SETUPS:
             rows.append(compared(setup, Path(name)))
-            if not options.quick:
+            if options.save:
                 results = {"machine": described() | {"threads": 1}, "gate": GATE, "setups": rows}
                 (HERE / "results" / "plan_memory.json").write_text(json.dumps(results, indent=2) + "\n")
     worst = max(abs(error) for row in rows for error in row["errors"].values())

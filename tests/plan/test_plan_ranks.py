@@ -1,12 +1,14 @@
 """Laws of what `kdlm plan` foresees of several ranks."""
 
 import json
+from dataclasses import replace
 
 import pytest
-from recipes_to_plan import GPU, recipe
+from recipes_to_plan import CPU, GPU, recipe
 
 from kdlm.cli import main
 from kdlm.plan import STRATEGIES, Cluster, Spread, per_rank, placements, predict, sent, strategy_of
+from kdlm.plan.ranks import AHEAD, Share
 from kdlm.recipe import resolved
 
 STATE = {"weights": 4, "optimiser": 8}
@@ -42,6 +44,34 @@ def test_what_is_shared_out_is_a_rank_th_part_and_the_rest_is_whole(alone, ranks
     first = per_rank(alone, ranks, STRATEGIES["zero1"]).phases["loss"]
     assert first["optimiser"] == pytest.approx((before["optimiser"] + whole) / ranks, abs=2)
     assert first["weights"] == before["weights"]
+
+
+def test_under_fsdp2_no_gradient_is_whole_before_it_is_made_nor_more_than_two_layers_after_the_head(alone):
+    student, rank = alone.traced.student, Share(alone, 4, STRATEGIES["fsdp2"], sharded_teacher=False)
+    layer = student.largest * student.item
+    weights = student.rest * student.item + AHEAD * layer
+    moments = alone.traced.phases["backward"].moments.values()
+    whole = [(moment["gradients"], rank.of(moment, "backward")["gathered"] - weights) for moment in moments]
+    assert all(held <= made + 1 for made, held in whole)
+    assert max(held for _, held in whole) == pytest.approx(student.head * student.item + 2 * layer)
+    assert min(held for _, held in whole) == 0
+
+
+def test_gloo_holds_a_copy_of_a_layer_that_it_sends_and_nccl_none(alone):
+    layer = alone.traced.student.largest * alone.traced.student.item
+    there, here = (
+        per_rank(found, 4, STRATEGIES["fsdp2"]).phases["backward"] for found in (alone, replace(alone, device=CPU))
+    )
+    assert 0 < sum(here.values()) - sum(there.values()) <= layer
+    ddp = [per_rank(found, 4, STRATEGIES["ddp"]).phases for found in (alone, replace(alone, device=CPU))]
+    assert ddp[0] == ddp[1]  # an all-reduce is done in place
+
+
+def test_a_layer_gives_way_to_the_next_with_both_buffers_held_and_a_loss_keeps_the_last_one(alone):
+    student, held = alone.traced.student, per_rank(alone, 4, STRATEGIES["fsdp2"]).phases
+    rest, layer = student.rest * student.item, student.largest * student.item
+    assert held["student forward"]["gathered"] == pytest.approx(rest + 3 * layer)
+    assert held["loss"]["gathered"] == pytest.approx(rest + layer)
 
 
 def test_more_ranks_never_need_more_memory_each_under_fsdp2(alone):
