@@ -59,7 +59,7 @@ LEFT_OUT = {
     "sd_zero": "learns from what a verifier says of its own attempts, and no group has one",
     "unisd": "reads contexts that the rows of no group have",
     "layer_matching": "learns by a loss beside it, in students with replaced layers: replaced_modules.py",
-    "acm": "trains students that compute as much as a token needs, in three stages: replaced_modules.py",
+    "acm": "trains students that compute as much as a token needs, in three stages: adaptive_students.py",
     "custom": "is the user's own",
     "cfg_distillation": "makes a guided teacher cheaper, and is measured by its distance to that: vision_diffusion.py",
     "curio_sft": "holds a model that is fine-tuned near what it was, and the students here begin from nothing",

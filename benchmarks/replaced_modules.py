@@ -1,4 +1,4 @@
-"""Students with other modules inside: mixers in place of attention, and layers that compute as much as a token needs.
+"""Students with other modules inside: mixers in place of attention.
 
     python benchmarks/replaced_modules.py [--check] [--quick] [--save]
 
@@ -8,27 +8,19 @@ Mixers: three of the four layers lose their attention, to gated DeltaNet (Qwen3)
 that attention (MaTVLM, The Mamba in the Llama) or as the architecture draws them, and learn by forward KL alone (plain
 KD), or with `layer_matching` beside it. All train on equal text; each arm runs on several seeds.
 
-Budgets: the Qwen3's layers are divided into four learners, which learn in ACM's three stages, for three budgets. Beside
-the middle one stands a student of equal cost: the Qwen3 with half of its neurons cut, by plain KD for as many tokens as
-the three stages have together.
-
-Judged by the KL to the teacher on held-out text, of an adaptive student at its gates' likeliest choices, and by the
-share of learners that it then uses.
+Judged by the KL to the teacher on held-out text.
 
 --check exits 1 unless, in the mean over seeds, mixers that begin as attention end nearer to the teacher than drawn ones
-for each teacher, with plain KD, and unless the mean share is within 0.02 of each budget and a larger budget is nearer
-to the teacher. The figure is the last line: the KL of drawn mixers over that of inherited ones. --quick takes one seed
-and few steps, and gates nothing. --save writes benchmarks/results/replaced_modules.json.
+for each teacher, with plain KD. The figure is the last line: the KL of drawn mixers over that of inherited ones.
+--quick takes one seed and few steps, and gates nothing. --save writes benchmarks/results/replaced_modules.json.
 """
 
 import argparse
-import copy
 import json
 import os
 import sys
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -38,26 +30,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS, LEARNERS, BUDGETS = (1, 2, 3), 4, (0.25, 0.5, 0.75)
-CUT = 0.5
-"""The budget beside which a pruned student stands."""
+LAYERS = (1, 2, 3)
 SIZES = {
     "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True, "head_dim": 16,
 }  # fmt: skip
-OFF = 0.02
 ARMS = (("attention", "kd"), ("random", "kd"), ("attention", "layer_matching"))
-WEIGHT = 1.0
-"""Of the cost: at the paper's 0.1, what a learner does for the KL of such small models weighs more than it costs."""
 
 
 class Plan(NamedTuple):
-    """How long the teachers, the students with mixers, and each stage of the adaptive ones train."""
+    """How long the teachers and the students with mixers train."""
 
     seeds: int = 3
     teacher: int = 800
     mixers: int = 30
-    stages: tuple[int, int, int] = (20, 20, 80)
     documents: int = 60
     held_out: int = 2
     batch: int = 8
@@ -65,7 +51,7 @@ class Plan(NamedTuple):
     rate: float = 3e-3
 
 
-QUICK = Plan(seeds=1, teacher=4, mixers=2, stages=(2, 2, 2), documents=2, held_out=1)
+QUICK = Plan(seeds=1, teacher=4, mixers=2, documents=2, held_out=1)
 
 
 def teacher(kind: str, plan: Plan) -> Any:
@@ -148,73 +134,25 @@ def mixers(kind: str, model: Any, data: Any, plan: Plan, seed: int) -> list[dict
     return found
 
 
-def budgets(model: Any, data: Any, plan: Plan, seed: int) -> list[dict[str, Any]]:
-    """Return share and held-out KL for every budget, and the KL of a pruned student of that cost."""
-    from kdlm.losses import ForwardKL
-    from kdlm.methods import ACM, LogitKD
-    from kdlm.models import adaptive_layers
-    from kdlm.models.adaptive_student import described, make_adaptive
-    from kdlm.models.pruned import Width
-    from kdlm.models.pruning import prune
-
-    first = copy.deepcopy(model).requires_grad_(True)
-    described(first.config, None, LEARNERS)
-    for layer in adaptive_layers(make_adaptive(first)).values():
-        layer.order()
-    errors = trained(first, model, ACM(stage="learners"), data, plan, plan.stages[0], seed)
-    errors = [errors[f"error_{n}"] for n in range(1, LEARNERS + 1)]
-    trained(first, model, ACM(stage="gates"), data, plan, plan.stages[1], seed)
-    print(f"  seed {seed}: errors with 1, 2 ... learners {[round(error, 5) for error in errors]}", flush=True)
-    found = []
-    for budget in BUDGETS:
-        student = copy.deepcopy(first)
-        method = ACM([ForwardKL()], budget=budget, budget_weight=WEIGHT)
-        ended = trained(student, model, method, data, plan, plan.stages[2], seed)
-        one = {"seed": seed, "budget": budget, "share": ended["share"], "kl": ended["kl_to_teacher"]}
-        if budget == CUT:
-            pruned = prune(model, None, Width(intermediate_size=int(SIZES["intermediate_size"] * CUT)))
-            cut = trained(pruned, model, LogitKD([ForwardKL()]), data, plan, sum(plan.stages), seed)
-            one["pruned"] = cut["kl_to_teacher"]
-        found.append(one | {"errors": errors})
-        print(f"  seed {seed}: { ({key: round(value, 4) for key, value in one.items()}) }", flush=True)
-    return found
-
-
 def of(rows: list[dict[str, Any]], value: str, **which: Any) -> float:
     """Return the mean of a value over the rows of an arm."""
     return mean(row[value] for row in rows if all(row[key] == wanted for key, wanted in which.items()))
 
 
-def summarised(arms: list[dict[str, Any]], shares: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+def summarised(arms: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """Print and return the means over seeds, and what the gates miss."""
-    means: dict[str, Any] = {"mixers": [], "budgets": []}
+    means = []
     for kind in ("qwen3", "llama"):
         for begun, how in ARMS:
             arm = {"teacher": kind, "mixers": begun, "method": how}
-            means["mixers"].append(arm | {key: of(arms, key, **arm) for key in ("start", "kl")})
-    for budget in BUDGETS:
-        means["budgets"].append({"budget": budget} | {key: of(shares, key, budget=budget) for key in ("share", "kl")})
-    means["pruned"] = of([one for one in shares if one["budget"] == CUT], "pruned")
-    print(f"pruned to {CUT}: {means['pruned']:.4f}")
-    for rows in (means["mixers"], means["budgets"]):
-        for row in rows:
-            print("  ".join(f"{value:.4f}" if isinstance(value, float) else f"{value:<14}" for value in row.values()))
+            means.append(arm | {key: of(arms, key, **arm) for key in ("start", "kl")})
+    for row in means:
+        print("  ".join(f"{value:.4f}" if isinstance(value, float) else f"{value:<14}" for value in row.values()))
     missed = [
         f"{kind}: mixers begun as attention end at {ours:.4f}, drawn ones at {drawn:.4f}"
         for kind in ("qwen3", "llama")
-        for ours, drawn in [
-            [of(means["mixers"], "kl", teacher=kind, mixers=m, method="kd") for m in ("attention", "random")]
-        ]
+        for ours, drawn in [[of(means, "kl", teacher=kind, mixers=m, method="kd") for m in ("attention", "random")]]
         if ours >= drawn
-    ]
-    rows = means["budgets"]
-    missed += [
-        f"budget {one['budget']}: share {one['share']:.3f}" for one in rows if abs(one["share"] - one["budget"]) > OFF
-    ]
-    missed += [
-        f"budget {more['budget']}: KL {more['kl']:.4f}, no less than {less['kl']:.4f} of {less['budget']}"
-        for less, more in pairwise(rows)
-        if more["kl"] >= less["kl"]
     ]
     return means, missed
 
@@ -230,15 +168,14 @@ def main() -> int:
     began, data = time.process_time(), text(plan)
     models = {kind: teacher(kind, plan) for kind in ("qwen3", "llama")}
     seeds = range(plan.seeds)
-    shares = [one for seed in seeds for one in budgets(models["qwen3"], data, plan, seed)]
     arms = [one for seed in seeds for kind, model in models.items() for one in mixers(kind, model, data, plan, seed)]
-    means, missed = summarised(arms, shares)
+    means, missed = summarised(arms)
     seconds = time.process_time() - began
     if args.save:
         from machine import described
 
         result = {"machine": described(), "plan": plan._asdict(), "seconds": round(seconds), "means": means}
-        result |= {"missed": missed, "mixers": arms, "budgets": shares}
+        result |= {"missed": missed, "mixers": arms}
         path = ROOT / "benchmarks" / "results" / "replaced_modules.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
     print(*(f"missed: {one}" for one in missed if not args.quick), f"{seconds:.0f} s of one core", sep="\n")

@@ -42,10 +42,11 @@ class ACM(TokenMethod):
     bounds nothing, and has no cost term.
 
     Ours, on purpose: learners are groups of the source's own neurons, where the paper's begin as new layers; the last
-    term stands for the mean difference of all pairs of samples, which would depend on the cut, and is subtracted (the
-    text adds it, which would do the reverse of what it is for); H is that of the mean probabilities. Stages, labels
-    and weights are as notes of the paper's text have them; its figures are not reproduced, and tau is not given
-    there.
+    term stands for the mean difference of all pairs of samples, which would depend on the cut, and is subtracted, as in
+    the authors' code (the text adds it, which would do the reverse of what it is for); the share is that of the
+    likeliest choices, where their code takes the drawn ones; H is that of the mean probabilities. Stages, labels and
+    weights are as notes of the paper's text have them; its figures are not reproduced. tau is not given there: their
+    code has 1 / 1.2, for learners that begin as new layers.
 
     Args:
         losses: token losses of the stage `whole`.
