@@ -55,8 +55,6 @@ ALL, SOME = tuple(cut_runs.CASES), ("logit_kd", "taid", "beginnings")
         (2, 2, ALL),
         (4, 3, SOME),
         pytest.param(2, 1, SOME, marks=pytest.mark.slow),
-        pytest.param(2, 3, ALL, marks=pytest.mark.slow),
-        pytest.param(4, 2, ALL, marks=pytest.mark.slow),
     ],
 )
 def test_ranks_with_parts_of_sequences_take_the_steps_of_one_process(
@@ -71,7 +69,7 @@ def test_ranks_with_parts_of_sequences_take_the_steps_of_one_process(
         assert sum(sum(rank["rows"]) for rank in each) == sum(one["rows"]), "every row is of one rank"
     later = [sum(rank["rows"]) for rank in seen(tmp_path / "beginnings")]
     assert [rows > 0 for rows in later] == [rank % 2 == 0 for rank in range(ranks)], "later parts have no row"
-    if ranks == 2:  # whose micro-batches have the rows of one process
+    if ranks == 2 and stage < 3:  # micro-batches have the rows of one process, and no graph keeps gathered weights
         (one,) = seen(one_process / "logit_kd")
         for rank in seen(tmp_path / "logit_kd"):
             assert max(rank["kept"]) < 0.65 * max(one["kept"]), "half of the activations, and what rounding adds"
@@ -83,12 +81,12 @@ def seen(folder: Path) -> list[dict[str, list[int]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_checkpoint_goes_on_with_as_many_ranks(one_process: Path, tmp_path: Path, stage: int) -> None:
-    on_ranks(2, SCRIPT, tmp_path, "2", str(stage), "save", "2", "taid", seconds=SECONDS)
-    (again := tmp_path / "again").mkdir()
-    on_ranks(2, SCRIPT, again, "2", str(stage), "resume", str(tmp_path), "2", "taid", seconds=SECONDS)
-    assert_same(again / "taid", one_process / "taid")
+def test_a_checkpoint_goes_on_with_as_many_ranks_or_others(one_process: Path, tmp_path: Path) -> None:
+    on_ranks(2, SCRIPT, tmp_path, "2", "3", "save", "2", "taid", seconds=SECONDS)
+    for ranks in (2, 4):
+        (again := tmp_path / str(ranks)).mkdir()
+        on_ranks(ranks, SCRIPT, again, "2", "3", "resume", str(tmp_path), "2", "taid", seconds=SECONDS)
+        assert_same(again / "taid", one_process / "taid")
 
 
 RECIPE = """
