@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cut_runs
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_models import rows, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
-from kdlm import DistillTrainer, cut_sequences
+from kdlm import DistillTrainer, cut_sequences, deepspeed_checkpoints
 from kdlm.capture import capture
 from kdlm.data import Collator
 from kdlm.losses import CrossEntropy, ForwardKL, kept_rows
@@ -87,6 +88,16 @@ def test_a_checkpoint_goes_on_with_as_many_ranks_or_others(one_process: Path, tm
         (again := tmp_path / str(ranks)).mkdir()
         on_ranks(ranks, SCRIPT, again, "2", "3", "resume", str(tmp_path), "2", "taid", seconds=SECONDS)
         assert_same(again / "taid", one_process / "taid")
+
+
+def test_a_checkpoint_that_deepspeed_cannot_turn_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "latest").write_text("global_step2")
+    (tmp_path / "global_step2").mkdir()
+    (tmp_path / "global_step2" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    engine = SimpleNamespace(sequence_parallel_size=2, zero_optimization_stage=lambda: 2)
+    with pytest.raises(ValueError, match="is of 1 ranks, and under ZeRO-1 and 2 DeepSpeed takes ranks that share"):
+        deepspeed_checkpoints.load(engine, tmp_path)
 
 
 RECIPE = """
