@@ -84,12 +84,15 @@ class RoleSteps:
         self.engine = engine
         self.active, self.limits = active, limits
         self.norms: dict[str, Tensor] = {}
+        # Ranks that share sequences: ZeRO-1 and 2 add up their gradients, and average over groups of them; ZeRO-3
+        # averages over all ranks, as long as it scatters what it reduces.
+        self.summed = engine.sequence_parallel_size if engine.zero_optimization_stage() < 3 else 1
         engine.optimizer.optimizer.register_step_pre_hook(self._hold)
 
     def backward(self, loss: Tensor, sync_gradients: bool = True, **options: Any) -> None:
         """Take a gradient, of the same count as without DeepSpeed; at a boundary clip it and step."""
         self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
-        self.engine.backward(loss, scale_wrt_gas=False)
+        self.engine.backward(loss / self.summed, scale_wrt_gas=False)
         if not sync_gradients:
             return
         optimizer = self.engine.optimizer
@@ -142,6 +145,26 @@ def require_partitions(engine: Any) -> None:
     total = sum(p.ds_numel for p in engine.module.parameters())
     if held * own > total + own * len(list(engine.module.parameters())) * own:
         raise ValueError(f"DeepSpeed ZeRO-3 leaves {held} of {total} weights on one of {own} ranks")
+
+
+@contextmanager
+def sharing_attention(implementation: str) -> Iterator[None]:
+    """Let accelerate have DeepSpeed share attention among ranks (Ulysses, arXiv 2309.14509) for as long as a run lasts.
+
+    accelerate asks before DeepSpeed knows of the ranks; DeepSpeed keeps the groups of an earlier run, and what it puts
+    in the place of an implementation is every model's of this process, and stays there.
+    """
+    import deepspeed
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    deepspeed.init_distributed()
+    parallel_state_sp._release_sequence_parallel_groups()
+    own = ALL_ATTENTION_FUNCTIONS[implementation]
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS[implementation] = own
 
 
 def asked() -> bool:

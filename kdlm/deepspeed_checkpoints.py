@@ -25,6 +25,11 @@ def load(engine: Any, folder: Path) -> None:
     if wrote == dist.get_world_size():
         engine.load_checkpoint(str(folder))
         return
+    if engine.sequence_parallel_size > 1 and engine.zero_optimization_stage() < 3:
+        raise ValueError(
+            f"{folder} is of {wrote} ranks, and under ZeRO-1 and 2 DeepSpeed takes ranks that share sequences "
+            "(sp_size) for slices of layers: go on with as many, or train under ZeRO-3"
+        )
     _require_pieces_for_all(engine, dist.get_world_size())
     between = folder.parent / f".universal-{step}"
     if dist.get_rank() == 0:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from kdlm import deepspeed
+from kdlm.cut_sequences import CutSequences, refuse_beside_parts
 from kdlm.data import ContextCollator, PairCollator, Prefetched, collator_for
 from kdlm.evaluation.summed import SummedEvaluation
 from kdlm.losses import ForwardKL, kept_rows
@@ -26,7 +27,7 @@ from kdlm.methods import AlignedMethod, LogitKD, Method, Preparation, Step, Term
 from kdlm.methods.method import phases
 from kdlm.models import mask_id_of
 from kdlm.networks import Networks, check_plan
-from kdlm.parallelism import refuse_beside_slices, refuse_cuts, refuse_with_slices
+from kdlm.parallelism import refuse_beside_slices, refuse_cuts, refuse_with_parts, refuse_with_slices
 from kdlm.preparation import prepared_rows
 from kdlm.progress import Window
 from kdlm.role_checkpoints import RoleCheckpoints
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoints):
+class DistillTrainer(SummedEvaluation, DrawnRows, CutSequences, ShardedTraining, RoleCheckpoints):
     """Trains a student with a method.
 
     Args:
@@ -99,6 +100,7 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
         refuse_cuts(args, model)
         self.networks = Networks(model, self.method, self.teacher)
         refuse_beside_slices(args, self.networks, self.teacher, self.method.needs)
+        refuse_beside_parts(args, self.networks, self.teacher, self.method, data_collator)
         if isinstance(self.method, TokenMethod) and self.method.vocab is None and not aligned:
             self.method.vocab = common_vocab(self.networks.views, processing_class)
         if isinstance(self.method, AlignedMethod) and isinstance(data_collator, PairCollator):
@@ -143,8 +145,9 @@ class DistillTrainer(SummedEvaluation, DrawnRows, ShardedTraining, RoleCheckpoin
     def balance_routers(self, weight: float) -> None:
         """Add a balance loss of a mixture of experts' routers, with this weight. To be called before training.
 
-        Raises ValueError where the student is none.
+        Raises ValueError where the student is none, or sequences are cut: a rank would balance what it has of them.
         """
+        refuse_with_parts(self.accelerator, "student.router_balance")
         self.balance = RouterBalance(self.networks.student, weight)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ from kdlm.losses import kept_rows
 from kdlm.methods import Method
 from kdlm.models import tensor_parallel
 from kdlm.networks import Networks, counts_of
-from kdlm.parallelism import refuse_with_slices
+from kdlm.parallelism import refuse_with_parts, refuse_with_slices
 from kdlm.progress import Window
 from kdlm.samples import SampleLog
 from kdlm.signal import Rows
@@ -74,6 +74,7 @@ class SummedEvaluation(Trainer):
         Raises ValueError, naming the key, for what cannot be read in this run.
         """
         refuse_with_slices(self.networks.student, "guards")
+        refuse_with_parts(self.accelerator, "guards")
         self.guards = CollapseGuards(self, section)
         self.add_callback(self.guards)
 

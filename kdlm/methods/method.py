@@ -176,6 +176,10 @@ class Method:
     weighs: bool = False
     """Whether rows count by their `weight`, a row of weight w as w copies of it; a run refuses such rows otherwise. Not
     inherited by a class with `losses` of its own, which has to say it again."""
+    by_rows: bool = False
+    """Whether its loss is a sum over kept rows of what the networks say at each of them, and looks at no sequence as a
+    whole: ranks may then have a part of every sequence each. Not inherited by a class that says anew what it sums,
+    counts or asks; that has to say this again too."""
     paced_by: str = "tokens"
     """The unit whose number per second is the pace of a run."""
     ema: float | None = None
@@ -189,6 +193,8 @@ class Method:
         super().__init_subclass__(**options)
         if "losses" in vars(cls) and "weighs" not in vars(cls):
             cls.weighs = False  # who sums anew may have forgotten the weights: nothing is ignored in silence
+        if {"losses", "counts", "ask_teacher", "compare"} & vars(cls).keys() and "by_rows" not in vars(cls):
+            cls.by_rows = False
 
     @property
     def roles(self) -> dict[str, Role]:

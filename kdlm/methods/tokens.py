@@ -27,6 +27,7 @@ class TokenMethod(Method):
     """
 
     weighs = True
+    by_rows = True
 
     def __init__(
         self,

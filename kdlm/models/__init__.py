@@ -34,6 +34,7 @@ from kdlm.models.loading import (
 from kdlm.models.masked_autoencoders import MaskedAutoencoder, MaskedAutoencoderSource, MaskedAutoencoderStudent
 from kdlm.models.masked_language_models import MaskedLanguageModel, MaskedStudent
 from kdlm.models.modes import evaluating
+from kdlm.models.parts import Part, PartReader, refuse_parts
 from kdlm.models.prediction import Predictor, layer_paths, mask_id_of, tensor_parallel
 from kdlm.models.pruned import Pruned
 from kdlm.models.replaced import Replaced
@@ -93,6 +94,8 @@ __all__ = [
     "MaskedAutoencoderStudent",
     "MaskedLanguageModel",
     "MaskedStudent",
+    "Part",
+    "PartReader",
     "Predictor",
     "Pretrained",
     "Projections",
@@ -127,6 +130,7 @@ __all__ = [
     "noisy",
     "on_the_grid",
     "read_head",
+    "refuse_parts",
     "replaced_layers",
     "telling_files",
     "tensor_parallel",

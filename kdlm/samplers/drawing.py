@@ -18,7 +18,7 @@ from kdlm.measuring import Reader
 from kdlm.methods import AlignedMethod, Method
 from kdlm.models import Predictor
 from kdlm.networks import Networks
-from kdlm.parallelism import refuse_with_slices
+from kdlm.parallelism import refuse_with_parts, refuse_with_slices
 from kdlm.progress import Window
 from kdlm.samplers.ddk import DomainGaps, DomainOrder, gaps_of
 from kdlm.samplers.order import Order, selected
@@ -51,6 +51,7 @@ class DrawnRows(Trainer):
         if not hasattr(self.train_dataset, "__len__"):
             raise ValueError("sampler: a stream has no rows to choose from: use data.streaming: false")
         refuse_with_slices(self.networks.student, "sampler")
+        refuse_with_parts(self.accelerator, "sampler")
         if hasattr(self, "privacy"):
             raise ValueError("sampler: DP-SGD draws rows by chance, which its promise rests on")
         if getattr(self.args, "train_sampling_strategy", "random") != "random":

@@ -185,13 +185,13 @@ def test_slices_of_one_process_are_refused(tmp_path: Path, capsys: pytest.Captur
     assert "tensor_parallel: slices are for several ranks" in capsys.readouterr().err
 
 
-def test_cut_sequences_are_refused_before_anything_is_written(
+def test_ring_attention_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
     monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
     assert cli.main(["train", str(written(tmp_path / "cut", tensor_parallel=False))]) == 2
-    assert "parallelism_config.cp_size: context parallelism cuts every sequence" in capsys.readouterr().err
+    assert "parallelism_config.cp_size: context parallelism has ring attention" in capsys.readouterr().err
     assert not (tmp_path / "cut" / "run").exists()
 
 
