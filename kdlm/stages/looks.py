@@ -94,9 +94,8 @@ def _looks(run: StagedRun, temporary: Path, rows: bool) -> Iterator[Look]:
         taken = [run.by_name[name] for name in stage.takes.values()]
         why = next((f"{WORD}{one.name}: {lacking[one.name]}" for one in taken if one.name in lacking), "")
         recipe = stage.read_with(instead) if stage.kind.section is Recipe and not why else None
-        if (
-            rows and not why and not (recipe and isinstance(recipe.data, DataSection))
-        ):  # they read more than the columns
+        by_columns = recipe is not None and isinstance(recipe.data, DataSection)
+        if rows and not why and not by_columns:
             of_rows = (one.name for one in taken if one.kind.section is Pipeline and str(one.left) in instead)
             why = next((f"{WORD}{name}: {LATER}" for name in of_rows), "")
         yield (look := Look(stage, names, None if why else recipe, why))

@@ -11,7 +11,7 @@ from four_stages import STUDENT, TEACHER, left_by, write
 
 from kdlm import cli
 from kdlm.sandbox import build
-from kdlm.stages import check, load
+from kdlm.stages import check, load, running
 from kdlm.stages.running import spelled_out
 
 
@@ -183,6 +183,20 @@ def test_a_writer_may_be_the_student_of_an_earlier_stage(tmp_path, content) -> N
     record = json.loads((run / "answers/stage.json").read_text())
     own = json.loads((run / "healed/stage.json").read_text())["takes"]["student.path"]
     assert record["takes"] == {"writers.teacher.path": own} and list(record["leaves"]) == ["rows.parquet"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_another_rank_waits_for_the_rows_of_the_first(tmp_path, content, monkeypatch) -> None:
+    content["stages"] = content["stages"][:1]
+    file, run = write(tmp_path / "stages.yaml", content), tmp_path / "run"
+    first = start("train", str(file))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(running, "generate", lambda *_: pytest.fail("a second rank makes rows"))
+    assert cli.main(["train", str(file)]) == 0
+    assert json.loads((run / "answers/stage.json").read_text())["leaves"]
+    first.join()
+    assert first.exitcode == 0
 
 
 @pytest.mark.slow
