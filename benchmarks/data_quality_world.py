@@ -67,7 +67,7 @@ def sums(seed: int, each: int, *, held_out: bool) -> list[Row]:
             sum_ = _sum(generator, level)
             prompt = f"?{sum_}="
             if (hashlib.sha256(prompt.encode()).digest()[0] % HELD_OUT == 0) == held_out:
-                seen.setdefault(prompt, {"prompt": prompt, "answer": _worked(sum_)[-1], "level": level})
+                seen.setdefault(prompt, {"prompt": prompt, "answer": worked(sum_)[-1], "level": level})
             if len(seen) == each:
                 break
         found += seen.values()
@@ -84,7 +84,7 @@ def _sum(generator: random.Random, level: int) -> str:
     return f"{generator.randint(fewest, 10**level - 1)}+{generator.randint(fewest, 10**level - 1)}"
 
 
-def _worked(sum_: str) -> list[str]:
+def worked(sum_: str) -> list[str]:
     a, b = sum_.split("+")
     carry, lines = 0, []
     for x, y in zip(a[::-1], b[::-1], strict=True):
@@ -134,6 +134,13 @@ MODELS = {
         steps=900,
         rate=5e-3,
         seed="w0",
+    ),
+    "deep": Reading(  # of which pruned_students.py leaves layers out
+        Shape(width=64, layers=6, heads=4, feed_forward=128),
+        {0: 28, 1: 9, 2: 16, 3: 23, 4: 24},
+        steps=700,
+        rate=4e-3,
+        seed="d0",
     ),
 }
 
@@ -187,7 +194,7 @@ def _text(generator: random.Random, shares: dict[int, int]) -> Row:
         word = _word(generator)
         return row(f"<{word}=", word[::-1])
     sum_ = _sum(generator, level)
-    return row(f"?{sum_}=", "\n".join(_worked(sum_)))
+    return row(f"?{sum_}=", "\n".join(worked(sum_)))
 
 
 # Rows, rollouts, training

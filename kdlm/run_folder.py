@@ -133,8 +133,11 @@ class RunFolder:
         write_text(self.path / "results.json", json.dumps(results, indent=1))
 
 
-def changes(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys in which two recipes differ, sorted, with both values; None where there is no such key."""
+def changes(before: Section, now: Section) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys in which two recipes or pipelines differ, sorted, with both values.
+
+    None stands where there is no such key.
+    """
     old, new = _flat(before), _flat(now)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return {key: (old.get(key), new.get(key)) for key in keys}
@@ -239,7 +242,7 @@ def _step_of(line: str) -> int:
         return sys.maxsize  # a line cut short by a kill
 
 
-def _flat(recipe: Recipe) -> dict[str, Any]:
+def _flat(section: Section) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(value: Any, key: str) -> None:
@@ -252,7 +255,8 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
         else:
             flat[key] = value
 
-    data = recipe.model_dump(mode="json")
-    data["training"] = recipe.training.model_dump(mode="json", exclude_unset=True)
+    data = section.model_dump(mode="json")
+    if isinstance(section, Recipe):
+        data["training"] = section.training.model_dump(mode="json", exclude_unset=True)
     walk(data, "")
     return flat

@@ -61,11 +61,16 @@ class Pipeline(Section):
 
 def check(pipeline: Pipeline) -> list[str]:
     """Return what a run would begin with, and ask no model. Raises ValueError where it would fail for a column."""
+    return looked_at(pipeline)[0]
+
+
+def looked_at(pipeline: Pipeline) -> tuple[list[str], list[str] | None]:
+    """Return what `check` does, and the columns of the rows that a run would make; None where they cannot be told."""
     counts = Counts()
     rows, _ = read(pipeline.sources, counts)
     columns = _columns(pipeline, rows)
     said = "cannot be told before it has run" if columns is None else ", ".join(columns)
-    return [*_lines("sources", rows, counts), f"columns at the end: {said}"]
+    return [*_lines("sources", rows, counts), f"columns at the end: {said}"], columns
 
 
 def run(pipeline: Pipeline, say: Callable[[str], None] = print) -> Dataset:

@@ -110,16 +110,38 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
 
 
 def run_folders(paths: Iterable[str | Path]) -> list[str | Path]:
-    """Return the paths, with the run folders of the stages that have begun in place of that of a run of stages."""
+    """Return the paths, with the run folders of the stages that have begun in place of that of a run of stages.
+
+    Raises ValueError for one of which no stage has begun to train.
+    """
     found: list[str | Path] = []
     for path in paths:
-        whole = Path(path) / "stages.yaml"
-        if not whole.is_file():
-            found.append(path)
-            continue
-        names = [stage["name"] for stage in Document.read(whole).data["stages"]]
-        found += [Path(path) / name for name in names if (Path(path) / name / "recipe.yaml").is_file()]
+        names = [stage["name"] for stage in _stages(path)]
+        begun = [Path(path) / name for name in names if (Path(path) / name / "recipe.yaml").is_file()]
+        if names and not begun:
+            raise ValueError(f"{path}: no stage of this run has begun to train: there is nothing to show yet")
+        found += begun or [path]
     return found
+
+
+def made(path: str | Path) -> Iterable[str]:
+    """Yield a sentence for each stage of a run of stages that makes rows or captures signals."""
+    for stage in _stages(path):
+        name, folder = stage["name"], Path(path) / stage["name"]
+        if "pipeline" in stage:
+            steps = _object(folder / "about.json", []).get("steps")
+            done = f"{steps[-1]['rows']} rows, {folder / 'report.md'} says how" if steps else "not finished"
+            yield f"stage {name}: pipeline, {done}"
+        elif "capture" in stage:
+            whose = _object(folder / "store" / "capture.json", []).get("teacher")
+            ended = _object(folder / "stage.json", []).get("leaves") is not None
+            yield f"stage {name}: capture{f' of {whose}' if whose else ''}{'' if ended else ', not finished'}"
+
+
+def _stages(path: str | Path) -> list[dict[str, Any]]:
+    """Return the stages of a run of stages; of another path none."""
+    whole = Path(path) / "stages.yaml"
+    return Document.read(whole).data["stages"] if whole.is_file() else []
 
 
 def read_run(path: Path, name: str = "") -> Run:

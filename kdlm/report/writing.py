@@ -10,7 +10,7 @@ from kdlm.report.drawing import bundle, png, write_pngs
 from kdlm.report.evaluation import jobs_of, read_job
 from kdlm.report.figures import figures
 from kdlm.report.page import page
-from kdlm.report.run import Run, read_run, read_runs, run_folders
+from kdlm.report.run import Run, made, read_run, read_runs, run_folders
 
 
 def report(
@@ -19,8 +19,8 @@ def report(
     """Write the report of these run folders, and yield a line for each thing that was done.
 
     Args:
-        paths: run folders, and folders of runs of several stages; also results of `kdlm eval`, a folder or its
-            results.json, which are shown last.
+        paths: run folders, and folders of runs of several stages, of which those that train are shown; also results of
+            `kdlm eval`, a folder or its results.json, which are shown last.
         output: the HTML file.
         pngs: folder that every figure is written to as PNG as well.
         inspect: load student and teacher of finished runs that were not inspected yet, for the heat map and the
@@ -29,6 +29,7 @@ def report(
     Raises ValueError for a folder that is no run, ImportError where vl-convert-python is missing; both before anything
     is written.
     """
+    others = [line for path in paths for line in made(path)]
     script, paths = bundle(), run_folders(paths)
     jobs = {str(path): job for path in paths if not _is_run(path) and (job := read_job(Path(path))) is not None}
     runs = read_runs([path for path in paths if str(path) not in jobs])
@@ -38,6 +39,7 @@ def report(
         runs = [inspected(run) for run in runs]
     text = page(runs, script, jobs_of(runs) | jobs)
     write_text(output, text)
+    yield from others
     yield f"report: {output} ({len(text.encode()) / 1e6:.1f} MB, {len(runs)} run{'s' * (len(runs) > 1)})"
     if pngs is not None:
         yield f"figures: {len(write_pngs(figures(runs), pngs))} PNG files in {pngs}"

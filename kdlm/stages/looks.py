@@ -1,103 +1,157 @@
-"""`kdlm check` of a file of stages: each recipe, with stand-ins for the students that earlier stages will leave."""
+"""`kdlm check` of a file of stages: each of them, with stand-ins for what earlier stages will leave."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import torch
 
 from kdlm import check as single
-from kdlm.looking import opened
+from kdlm.capture import section_of
+from kdlm.curation import Pipeline
+from kdlm.curation.pipeline import looked_at
+from kdlm.data import DataSection
 from kdlm.recipe import Recipe
 from kdlm.roles import Trainable
+from kdlm.stages import stand_ins
 from kdlm.stages.reading import Planned, StagedRun
 from kdlm.stages.sections import WORD
+from kdlm.teachers import CachedTeacherSection
 from kdlm.yaml_document import Problem, RecipeError
+
+LATER = "its rows are known when it has run"
 
 
 def check(run: StagedRun) -> list[str]:
     """Validate every stage and return a line for each thing that was looked at, with its stage.
 
-    What an earlier stage will leave is looked at by its configuration and tokenizer; where these cannot be had yet the
-    stages that take it are not looked at, and say so.
+    What an earlier stage will leave is looked at by what is known of it: a student's configuration and tokenizer, the
+    columns of rows, whose signals they are. Where that cannot be had yet the stages that take it are not looked at, and
+    say so.
 
     Raises RecipeError with all problems of all stages.
     """
     lines: list[str] = []
     problems: list[Problem] = []
-    with recipes(run) as read:
-        for stage, recipe, why, shown in read:
-            if recipe is None:
-                lines.append(f"stage {stage.name}: not looked at here ({why})")
+    with looks(run) as found:
+        for look in found:
+            stage = look.stage
+            if look.why:
+                lines.append(f"stage {stage.name}: not looked at here ({look.why})")
                 continue
             try:
-                found = [*single.check(recipe), *_carried(run, stage), *_loose_end(run, stage)]
-                lines += [f"stage {stage.name}: {shown(line)}" for line in found]
+                said = [*_said(run, look), *_carried(run, stage), *_loose_end(run, stage)]
+                lines += [f"stage {stage.name}: {look.shown(line)}" for line in said]
             except ValueError as error:
-                problems += stage.explained(ValueError(shown(str(error)))).problems
+                problems += stage.explained(ValueError(look.shown(str(error)))).problems
     lines += [f"stage {stage.name}: skipped" for stage in run.stages if stage.skip]
     if problems:
         raise RecipeError(problems)
     return lines
 
 
-@contextmanager
-def recipes(run: StagedRun) -> Iterator[Iterator[tuple[Planned, Recipe | None, str, Any]]]:
-    """Give the recipe of every stage that is run, to be looked at before the earlier ones have run.
+@dataclass(frozen=True)
+class Look:
+    """A stage that is looked at before the earlier ones have run.
 
-    With it comes why there is none, and a function that names stages again in text in which they have stand-ins.
+    Attributes:
+        names: stand-ins -> the names of the stages for which they stand.
+        recipe: what it trains or captures by, with stand-ins; None of a pipeline.
+        why: why it cannot be looked at yet, or nothing.
     """
-    with TemporaryDirectory() as temporary:
-        yield _recipes(run, Path(temporary))
 
+    stage: Planned
+    names: dict[str, str]
+    recipe: Recipe | None = None
+    why: str = ""
 
-def _recipes(run: StagedRun, temporary: Path) -> Iterator[tuple[Planned, Recipe | None, str, Any]]:
-    stand_ins: dict[str, str] = {}
-    names: dict[str, str] = {}
-    lacking: dict[str, str] = {}
+    @cached_property
+    def pipeline(self) -> tuple[list[str], list[str] | None]:
+        """What is said of a pipeline, and the columns that it will leave. Raises ValueError where it cannot work."""
+        assert isinstance(self.stage.section, Pipeline)
+        return looked_at(self.stage.section)
 
-    def shown(text: str) -> str:
-        for folder, name in names.items():
-            text = text.replace(folder, name)
+    def shown(self, text: str) -> str:
+        """Return a text with the names of stages in place of stand-ins."""
+        for path, name in self.names.items():
+            text = text.replace(path, name)
         return text
 
+
+@contextmanager
+def looks(run: StagedRun, *, rows: bool = True) -> Iterator[Iterator[Look]]:
+    """Give every stage that is run, in order; `rows`: with stand-ins for rows, for which sources are read."""
+    with TemporaryDirectory() as temporary:
+        yield _looks(run, Path(temporary), rows)
+
+
+def _looks(run: StagedRun, temporary: Path, rows: bool) -> Iterator[Look]:
+    instead: dict[str, str] = {}
+    names: dict[str, str] = {}
+    lacking: dict[str, str] = {}
     for stage in run.active:
-        missing = [name for name in stage.takes.values() if name in lacking]
-        if missing:
-            why = f"{WORD}{missing[0]}: {lacking[missing[0]]}"
+        taken = [run.by_name[name] for name in stage.takes.values()]
+        why = next((f"{WORD}{one.name}: {lacking[one.name]}" for one in taken if one.name in lacking), "")
+        recipe = stage.read_with(instead) if stage.kind.section is Recipe and not why else None
+        by_columns = recipe is not None and isinstance(recipe.data, DataSection)
+        if rows and not why and not by_columns:
+            of_rows = (one.name for one in taken if one.kind.section is Pipeline and str(one.left) in instead)
+            why = next((f"{WORD}{name}: {LATER}" for name in of_rows), "")
+        yield (look := Look(stage, names, None if why else recipe, why))
+        if why:
             lacking[stage.name] = why
-            yield stage, None, why, shown
-            continue
-        recipe = stage.read_with(stand_ins)
-        yield stage, recipe, "", shown
-        left, stand_in = stage.folder / "student", temporary / stage.name
-        if left.is_dir():
-            continue
-        if why := _stand_in(recipe.student, stand_in):
-            lacking[stage.name] = shown(why)
-        stand_ins[str(left)], names[str(stand_in)] = str(stand_in), f"{WORD}{stage.name}"
+        elif not stage.left.exists():
+            stand_in = temporary / stage.name / stage.kind.leaves
+            if why := _stand_in(look, stand_in, rows):
+                lacking[stage.name] = look.shown(why)
+            instead[str(stage.left)], names[str(stand_in)] = str(stand_in), f"{WORD}{stage.name}"
 
 
-def _stand_in(student: Any, folder: Path) -> str:
-    """Write what is known of the student that a stage will leave, all but its weights; return why it cannot be."""
-    if not hasattr(student, "tokenizer") or not callable(getattr(student, "config", None)):
-        return f"what the stage leaves of {student.name} is known when it has run"
-    try:
-        found, why = opened(lambda: (student.config(), student.tokenizer()), student)
-    except ValueError as error:  # said of the stage itself already
-        return str(error)
-    if found is None:
-        return why
-    config, tokenizer = found
-    if getattr(student, "dtype", "auto") != "auto":
-        config.dtype = getattr(torch, student.dtype)
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if hasattr(student, "processor"):
-        student.processor().save_pretrained(folder)
-    return ""
+def _stand_in(look: Look, path: Path, rows: bool) -> str:
+    """Make the stand-in for what a stage will leave; return why it cannot be. Signals need none."""
+    if look.recipe is None:
+        if not rows:
+            return ""
+        try:
+            columns = look.pipeline[1]
+        except ValueError as error:  # said of the stage itself already
+            return str(error)
+        if columns is None:
+            return LATER
+        stand_ins.of_rows(columns, path)
+        return ""
+    return stand_ins.of_student(look.recipe.student, path) if look.stage.trains else ""
+
+
+def _said(run: StagedRun, look: Look) -> Iterator[str]:
+    """Look at what a stage does as its own verb would."""
+    stage, recipe = look.stage, look.recipe
+    if recipe is None:
+        yield from look.pipeline[0]
+        return
+    if not stage.trains:
+        section_of(recipe)
+    for line in single.check(recipe):
+        if " is not captured yet: " not in line:
+            yield line
+    if not stage.trains:
+        yield f"teacher: its signals are captured into {stage.left}"
+    for name in stage.takes.values():
+        yield from _signals(recipe, run.by_name[name])
+
+
+def _signals(recipe: Recipe, source: Planned) -> Iterator[str]:
+    """Compare what a teacher reads with the capture of an earlier stage."""
+    teacher = recipe.teacher
+    if source.kind.does != "capture" or not isinstance(teacher, CachedTeacherSection):
+        return
+    theirs = section_of(source.recipe).format
+    if theirs != teacher.format:
+        raise ValueError(
+            f"teacher.format: {WORD}{source.name} captures {theirs!r}, and {teacher.format!r} is read here"
+        )
+    yield f"teacher: signals of {WORD}{source.name}"
 
 
 def _carried(run: StagedRun, stage: Planned) -> Iterator[str]:
@@ -120,7 +174,8 @@ def _carried(run: StagedRun, stage: Planned) -> Iterator[str]:
 
 
 def _loose_end(run: StagedRun, stage: Planned) -> Iterator[str]:
-    """Note a stage of whose student nothing is made."""
+    """Note a stage of which nothing is made."""
     last = [one.name for one in run.active][-1]
     if stage.name != last and not run.takers(stage.name):
-        yield f"note: no later stage takes its student ({WORD}{stage.name})"
+        left = {"recipe": "its student", "pipeline": "its rows", "capture": "its signals"}[stage.kind.does]
+        yield f"note: no later stage takes {left} ({WORD}{stage.name})"

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from kdlm import checkpoints
-from kdlm.recipe import load
 from kdlm.run_folder import changes
+from kdlm.section_loader import load_section
 from kdlm.stages import records
 from kdlm.stages.reading import Planned, StagedRun
 from kdlm.stages.records import Record
@@ -15,15 +15,15 @@ WHOLE = "stages.yaml"
 
 def begun(stage: Planned) -> bool:
     """Whether there is anything of the stage."""
-    return (stage.folder / "recipe.yaml").exists() or bool(checkpoints.finished(stage.folder))
+    return (stage.folder / stage.kind.file).exists() or bool(checkpoints.finished(stage.folder))
 
 
 def ended(run: StagedRun, *, resume: bool) -> dict[str, Record]:
     """Return the records of the stages that have ended, by name.
 
     Raises ValueError when the folder holds a run that was not asked to be resumed; RecipeError, with every reason, when
-    what lies there does not belong together: an ended stage whose recipe or student is another one now, or a stage that
-    was made of another student than the one that lies there.
+    what lies there does not belong together: an ended stage whose recipe, student, rows or signals are others now, or a
+    stage that was made of others than those that lie there.
     """
     if not resume:
         if any((run.run_dir / name).exists() for name in (WHOLE, "recipe.yaml")) or any(map(begun, run.active)):
@@ -45,9 +45,13 @@ def ended(run: StagedRun, *, resume: bool) -> dict[str, Record]:
 
 
 def _changed(run: StagedRun, stage: Planned) -> Iterator[Problem]:
-    """Yield what is another value in an ended stage's recipe now."""
-    before = load(stage.folder / "recipe.yaml")
-    for key, (old, new) in changes(before, stage.recipe).items():
+    """Yield what is another value in an ended stage's recipe or pipeline now."""
+    if not (stage.folder / stage.kind.file).is_file():
+        text = f"name: {stage.folder} holds a stage of this name that did something else: choose another run_dir, or "
+        yield from stage.explained(ValueError(f"{text}delete {_stale(run, stage)} to run it")).problems
+        return
+    before = load_section(stage.kind.section, stage.folder / stage.kind.file)
+    for key, (old, new) in changes(before, stage.section).items():
         if not key.startswith(("run_dir", "guards", "teacher.placement", "teacher.device", "teacher.batch_size")):
             text = (
                 f"{key}: {old!r} -> {new!r}, but the stage has ended with the old value: put it back, choose another "

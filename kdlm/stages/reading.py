@@ -1,13 +1,16 @@
-"""From the file of a run of several stages to one recipe for each, with where every value of it stands."""
+"""From the file of a run of several stages to one recipe or pipeline for each, with where every value of it stands."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdlm.curation import Pipeline
 from kdlm.recipe import Recipe
 from kdlm.section_loader import Origin, load_section, parse_override, read_mapping, replaced, suggestion, validated
-from kdlm.stages.sections import WORD, Stage, Stages
+from kdlm.stages.kinds import KINDS, Kind
+from kdlm.stages.linking import Left, Links, exchanged, left_by, left_by_skipped
+from kdlm.stages.sections import Stage, Stages
 from kdlm.yaml_document import KeyPath, Problem, RecipeError, dotted
 
 
@@ -18,20 +21,24 @@ class Planned:
     Attributes:
         name: of the stage.
         number: its place, from 0.
-        recipe: what it runs, with folders in place of the names of stages.
+        kind: what it does.
+        folder: where: RUN_DIR/NAME.
+        section: the recipe or pipeline that it runs, with paths in place of the names of stages.
         data: the same as plain data.
-        takes: dotted key of the recipe -> the stage whose student is there: the one that was run, where the named one
-            is skipped.
+        takes: dotted key of the section -> the stage whose student, rows or signals are there: the one that was run,
+            where the named one is skipped.
         carry: roles whose weights go on.
         skip: whether it is left out.
         anew: whether the student would come from a stage that is skipped and that began with a model of no stage.
-        origin: where the recipe's values stand.
+        origin: where the section's values stand.
         whole: where the stage's own values stand.
     """
 
     name: str
     number: int
-    recipe: Recipe
+    kind: Kind
+    folder: Path
+    section: Recipe | Pipeline
     data: Mapping[str, Any]
     takes: Mapping[str, str]
     carry: Sequence[str]
@@ -41,23 +48,34 @@ class Planned:
     whole: Origin
 
     @property
-    def folder(self) -> Path:
-        return self.recipe.run_dir
+    def recipe(self) -> Recipe:
+        """The recipe of a stage that trains or captures."""
+        assert isinstance(self.section, Recipe)
+        return self.section
+
+    @property
+    def trains(self) -> bool:
+        return self.kind.does == "recipe"
+
+    @property
+    def left(self) -> Path:
+        """What it leaves to later stages."""
+        return self.folder / self.kind.leaves
 
     @property
     def before(self) -> str | None:
         """The stage that the student comes from."""
         return next((name for key, name in self.takes.items() if key.split(".")[0] == "student"), None)
 
-    def read_with(self, folders: Mapping[str, str]) -> Recipe:
-        """Return the recipe with other folders: `folders` says which stand for which."""
-        return Recipe.model_validate(exchanged(self.data, folders))
+    def read_with(self, paths: Mapping[str, str]) -> Recipe:
+        """Return the recipe with other paths: `paths` says which stand for which."""
+        return Recipe.model_validate(exchanged(self.data, paths))
 
     def explained(self, error: Exception) -> RecipeError:
         """Return what is wrong with the stage: every line with the stage and, where it names a key, its place."""
         lines = []
         for text in str(error).splitlines() or [type(error).__name__]:
-            line = self.origin.placed(Recipe, text)[0]
+            line = self.origin.placed(self.kind.section, text)[0]
             line = self.whole.placed(Stage, text)[0] if isinstance(line, str) else line
             lines.append(_of_stage(line if isinstance(line, Problem) else Problem("", text), self.name))
         return RecipeError(lines)
@@ -85,7 +103,7 @@ class StagedRun:
         return (stage for stage in self.stages if not stage.skip)
 
     def takers(self, name: str) -> list[Planned]:
-        """Return the stages that use the student of one."""
+        """Return the stages that use what one leaves."""
         return [stage for stage in self.active if name in stage.takes.values()]
 
 
@@ -104,15 +122,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> StagedRun:
     own, of_stages, problems = _sorted(document.data, overrides)
     stages = load_section(Stages, path, own)
     planned: list[Planned] = []
-    left: dict[str, Any] = {}
+    left: dict[str, Left] = {}
     for number, stage in enumerate(stages.stages):
         try:
-            changes = [text for name, text in of_stages if name in (None, stage.name)]
+            known = KINDS[stage.does].section.model_fields
+            changes = [
+                text for name, text in of_stages if name == stage.name or (name is None and _first(text) in known)
+            ]
             reader = _Reader(stages, number, Path(path), Origin(document, ("stages", number)), left)
             planned.append(reader.read(changes))
         except RecipeError as error:
             problems += [_of_stage(problem, stage.name) for problem in error.problems]
-            left.setdefault(stage.name, str(stages.run_dir / stage.name / "student"))
+            left.setdefault(stage.name, left_by(KINDS[stage.does], stages.run_dir / stage.name))
     if problems:
         raise RecipeError(problems)
     return StagedRun(stages.run_dir, planned)
@@ -131,7 +152,7 @@ def _sorted(data: Any, overrides: Sequence[str]) -> tuple[list[str], list[tuple[
     problems = []
     for text in overrides:
         key, _, rest = text.partition(".")
-        first = key.split("=")[0].strip()
+        first = _first(text)
         if key in names and rest.partition("=")[0].split(".")[0] in Stage.model_fields:
             own.append(f"stages.{names.index(key)}.{rest}")
         elif key in names:
@@ -149,50 +170,59 @@ def _sorted(data: Any, overrides: Sequence[str]) -> tuple[list[str], list[tuple[
     return own, of_stages, problems
 
 
+def _first(override: str) -> str:
+    return override.partition("=")[0].partition(".")[0].strip()
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Reads one stage.
 
     Attributes:
-        left: what the stages before it leave: the folder of a student as text, or, of one that is skipped and began
-            with no stage's student, the keys of the student that it would have begun with.
+        left: what the stages before it leave.
     """
 
     stages: Stages
     number: int
     path: Path
     whole: Origin
-    left: dict[str, Any]
+    left: dict[str, Left]
 
     def read(self, changes: Sequence[str]) -> Planned:
         stage = self.stages.stages[self.number]
-        data, origin, problems = self._changed(stage, changes)
-        data, takes, anew = self._linked(data, origin, problems)
-        data = {**data, "run_dir": str(self.stages.run_dir / stage.name)}
-        student = data.get("student")
-        before = next((name for key, name in takes.items() if key.split(".")[0] == "student"), None)
-        if not stage.skip:
-            self.left[stage.name] = str(self.stages.run_dir / stage.name / "student")
-        elif before is not None:
-            self.left[stage.name] = str(self.stages.run_dir / before / "student")
+        kind, folder = KINDS[stage.does], self.stages.run_dir / stage.name
+        said, origin, problems = self._changed(stage, kind, changes)
+        names = [stage.name for stage in self.stages.stages[self.number :]]
+        data, takes, anew = Links(self.left, names, origin, problems)(said)
+        for key, below in kind.places.items():
+            if key != "teacher.path" or _cached(data.get("teacher")):  # of another teacher `check` says it
+                data, _ = replaced(data, tuple(key.split(".")), str(folder / below))
+        if stage.skip:
+            before = next((taken for key, taken in takes.items() if key.split(".")[0] == "student"), None)
+            student = before and self.stages.run_dir / before / "student"
+            self.left[stage.name] = left_by_skipped(kind, data.get("student"), student or None)
         else:
-            self.left[stage.name] = {key: value for key, value in dict(student or {}).items() if key != "lora"}
-        recipe = validated(Recipe, data, origin, problems)
+            self.left[stage.name] = left_by(kind, folder, said.get("teacher"))
+        section: Any = validated(kind.section, data, origin, problems)
         return Planned(
-            stage.name, self.number, recipe, data, takes, tuple(stage.carry), stage.skip, anew, origin, self.whole
+            *(stage.name, self.number, kind, folder, section, data, takes, tuple(stage.carry), stage.skip, anew),
+            *(origin, self.whole),
         )
 
-    def _changed(self, stage: Stage, changes: Sequence[str]) -> tuple[dict[str, Any], Origin, list[Problem]]:
-        """Return the stage's recipe as plain data with all its changes, where it stands, and what is wrong."""
+    def _changed(self, stage: Stage, kind: Kind, changes: Sequence[str]) -> tuple[Any, Origin, list[Problem]]:
+        """Return what the stage runs as plain data with all its changes, where it stands, and what is wrong."""
         places: dict[KeyPath, str] = {}
-        if isinstance(stage.recipe, dict):
-            data: Any = stage.recipe
-            origin = Origin(self.whole.document, (*self.whole.under, "recipe"), places)
-            problems = []
-            if "run_dir" in data:
-                problems.append(origin.problem(("run_dir",), "is RUN_DIR/NAME in a run of stages: leave it out"))
+        said = getattr(stage, kind.does)
+        if isinstance(said, dict):
+            data: Any = said
+            origin = Origin(self.whole.document, (*self.whole.under, kind.does), places)
+            problems = [
+                origin.problem(keys, _set_by_the_run(kind, keys))
+                for keys in (tuple(key.split(".")) for key in kind.places)
+                if _has(data, keys)
+            ]
         else:
-            document = read_mapping(self.path.parent / stage.recipe)
+            document = read_mapping(self.path.parent / said)
             data, origin, problems = document.data, Origin(document, (), places), list(document.problems)
         set_ = [
             (f"{self._line('set', key)}: set.{key}", tuple(key.split(".")), value) for key, value in stage.set.items()
@@ -204,8 +234,8 @@ class _Reader:
                 problems.append(Problem(f"override {text!r}", str(error)))
         for place, keys, value in set_:
             try:
-                if keys[0] == "run_dir":
-                    raise ValueError("is RUN_DIR/NAME in a run of stages: leave it out")
+                if ".".join(keys) in kind.places:
+                    raise ValueError(_set_by_the_run(kind, keys))
                 data, path = replaced(data, keys, value)
                 places[path] = place
             except ValueError as error:
@@ -216,51 +246,19 @@ class _Reader:
         document = self.whole.document
         return f"{document.name}:{document.line((*self.whole.under, *keys))}"
 
-    def _linked(self, data: Any, origin: Origin, problems: list[Problem]) -> tuple[Any, dict[str, str], bool]:
-        """Return the data with folders in place of `stage:NAME`, which stage's student each key has, and `anew`."""
-        takes: dict[str, str] = {}
-        anew = False
-        names = [stage.name for stage in self.stages.stages]
-        for path, name in list(_named(data)):
-            if name not in self.left:
-                why = "comes later" if name in names[self.number + 1 :] else "is this one" if name in names else ""
-                meant = suggestion(name, list(self.left)) or f"; before this one: {', '.join(self.left) or 'none'}"
-                said = (
-                    f"the stage {name!r} {why}: a stage takes what earlier ones leave"
-                    if why
-                    else f"no stage {name!r}{meant}"
-                )
-                problems.append(origin.problem(path, said))
-                continue
-            left = self.left[name]
-            if isinstance(left, str):
-                data, _ = replaced(data, tuple(map(str, path)), left)
-                takes[dotted(path)] = Path(left).parent.name
-            elif path == ("student", "path"):
-                own = {key: value for key, value in data["student"].items() if key not in ("name", "path")}
-                data, anew = {**data, "student": {**left, **own}}, True
-            else:
-                problems.append(
-                    origin.problem(
-                        path, f"the stage {name!r} is skipped and began with no stage's student: name a model"
-                    )
-                )
-        return data, takes, anew
+
+def _set_by_the_run(kind: Kind, keys: KeyPath) -> str:
+    below = "/".join(["RUN_DIR/NAME", *filter(None, [kind.places[dotted(keys)]])])
+    return f"is {below} in a run of stages: leave it out"
 
 
-def _named(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the path and the name of every stage that is named in plain data."""
-    if isinstance(data, str) and data.startswith(WORD):
-        yield path, data.removeprefix(WORD)
-    children = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, child in children:
-        yield from _named(child, (*path, key))
+def _cached(teacher: Any) -> bool:
+    return isinstance(teacher, dict) and teacher.get("name") == "cached"
 
 
-def exchanged(data: Any, words: Mapping[str, str]) -> Any:
-    """Return plain data with some strings in place of others."""
-    if isinstance(data, Mapping):
-        return {key: exchanged(value, words) for key, value in data.items()}
-    if isinstance(data, list):
-        return [exchanged(value, words) for value in data]
-    return words.get(data, data) if isinstance(data, str) else data
+def _has(data: Any, keys: KeyPath) -> bool:
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            return False
+        data = data[key]
+    return True
