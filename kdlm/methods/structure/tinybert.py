@@ -32,7 +32,8 @@ class TinyBERT(InsideMethod):
         losses: on predictions, added to the rest.
         layers: (student layer, teacher layer) pairs, from 0; None maps every layer of the student evenly onto the
             teacher's depth: `g(m) = m L_t / L_s`, in the paper's count from 1.
-        attention, hidden, embeddings: factor on each part; 0 leaves it out.
+        attention, hidden, embeddings: factor on each part; 0 leaves it out. The paper has 1 for all: scores are no
+            probabilities, and their squares were ten times the other terms here.
         projector_learning_rate: the maps' own rate; None follows the run.
     """
 
@@ -40,7 +41,7 @@ class TinyBERT(InsideMethod):
     weighs = True
 
     def __init__(
-        self, losses=(), *, layers=None, attention=1.0, hidden=1.0, embeddings=1.0, projector_learning_rate=None,
+        self, losses=(), *, layers=None, attention=0.1, hidden=1.0, embeddings=1.0, projector_learning_rate=None,
         **options,
     ):  # fmt: skip
         super().__init__(losses, **options)
@@ -139,8 +140,9 @@ class TinyBERTSection(TokenOptions):
     name: Literal["tinybert"] = "tinybert"
     layers: list[tuple[int, int]] | None = Field(None, min_length=1)
     """[student layer, teacher layer] pairs, counted from 0; by default all of the student's, evenly."""
-    attention: float = Field(1.0, ge=0)
-    """Weight of attention scores; 0 for a student with another number of heads."""
+    attention: float = Field(0.1, ge=0)
+    """Weight of attention scores, which are no probabilities and may be large; 0 for a student with another number of
+    heads."""
     hidden: float = Field(1.0, ge=0)
     """Weight of hidden states of one size, through a learned map for each layer."""
     embeddings: float = Field(1.0, ge=0)
