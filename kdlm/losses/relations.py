@@ -1,9 +1,9 @@
 """Relations between the positions of a text: attention, and what queries, keys or values have to do with one another.
 
-A relation of x and y is `softmax(x y^T / sqrt(size))` of each head: with queries and keys it is the attention of a
-model without rotary embedding. Sequences are laid out apart, and positions of two of them have no relation; neither has
-padding any, nor a token with one behind it where `causal`. What is kept of a sequence grows with the square of its
-length, so heads are compared some at a time, and computed again on the way back.
+A relation of x and y is `softmax(x y^T / sqrt(size))` of each head: with queries and keys it is the attention of the
+model, if they come as it multiplies them, rotary positions and all. Sequences are laid out apart, and positions of two
+of them have no relation; neither has padding any, nor a token with one behind it where `causal`. What is kept of a
+sequence grows with the square of its length, so heads are compared some at a time, and computed again on the way back.
 """
 
 from collections.abc import Callable

@@ -1,12 +1,14 @@
 """The inside of a transformer: outputs of its layers, what the first of them reads, queries, keys and values.
 
 All come from hooks on modules, so that any attention implementation will do, fused ones too. Queries and keys are those
-of the projections: before rotary embedding, and before the norm that some models (Qwen3) put on each head.
+of the projections, beside them turned as attention turns them where positions are rotary; both before the norm that
+some models (Qwen3) put on each head.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from kdlm.signal import Rows
 SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 FUSED = ("qkv_proj", "Wqkv", "c_attn")
 """Linear maps whose output is all queries, then all keys, then all values."""
+TURNS = "turns"
 BODIES = ("language_model", "text_model", "encoder", "transformer")
 STACKS = ("layers", "h", "blocks", "layer")
 
@@ -45,9 +48,12 @@ class Ask:
 
 @dataclass(frozen=True)
 class Projections:
-    """Queries, keys and values of one layer, the heads of each side by side.
+    """Queries, keys and values of one layer as they leave its projections, the heads of each side by side.
 
     With grouped queries there are fewer heads of keys and values than of queries.
+
+    Attributes:
+        turned: queries and keys as attention multiplies them, where positions are rotary; None where they are not.
     """
 
     q: Float[Tensor, "rows heads_size"]
@@ -55,6 +61,17 @@ class Projections:
     v: Float[Tensor, "rows kv_heads_size"]
     heads: int
     kv_heads: int
+    turned: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def scored(self) -> tuple[Tensor, Tensor]:
+        """The queries and keys whose product, by the root of a head's size, is the score of the model itself."""
+        return self.turned or (self.q, self.k)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Projections":
+        """Return it with every tensor changed."""
+        turned = self.turned and (change(self.turned[0]), change(self.turned[1]))
+        return replace(self, q=change(self.q), k=change(self.k), v=change(self.v), turned=turned)
 
 
 @dataclass(frozen=True)
@@ -73,9 +90,7 @@ class Inside:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Inside":
         """Return it with every tensor changed."""
-        attention = [
-            Projections(change(one.q), change(one.k), change(one.v), one.heads, one.kv_heads) for one in self.attention
-        ]
+        attention = [one.each(change) for one in self.attention]
         embeddings = None if self.embeddings is None else change(self.embeddings)
         return Inside([change(one) for one in self.hidden], attention, embeddings)
 
@@ -83,16 +98,16 @@ class Inside:
 def joined(parts: Sequence[Inside]) -> Inside:
     """Return what several readings gave to one question, one behind the other."""
     hidden = [torch.cat(same) for same in zip(*(one.hidden for one in parts), strict=True)]
-    attention = [
-        Projections(
-            *(torch.cat(side) for side in zip(*((one.q, one.k, one.v) for one in same), strict=True)),
-            heads=same[0].heads,
-            kv_heads=same[0].kv_heads,
-        )
-        for same in zip(*(one.attention for one in parts), strict=True)
-    ]
+    attention = [_joined(same) for same in zip(*(one.attention for one in parts), strict=True)]
     read = [one.embeddings for one in parts if one.embeddings is not None]
     return Inside(hidden, attention, torch.cat(read) if read else None)
+
+
+def _joined(parts: Sequence[Projections]) -> Projections:
+    q, k, v = (torch.cat(side) for side in zip(*((one.q, one.k, one.v) for one in parts), strict=True))
+    turned = [one.turned for one in parts if one.turned is not None]
+    both = (torch.cat([one[0] for one in turned]), torch.cat([one[1] for one in turned])) if turned else None
+    return replace(parts[0], q=q, k=k, v=v, turned=both)
 
 
 def stack_of(body: Any) -> tuple[nn.Module, str]:
@@ -147,7 +162,12 @@ class Recorded:
                 f"layer {layer}: its projection gives {found[0].shape[-1]} numbers for {heads} heads of {size}: there "
                 "is more in it than queries (a gate), and attention cannot be compared"
             )
-        return Projections(found[0], found[1], found[2], heads, kv_heads)
+        if (turns := self.kept.get((layer, TURNS))) is None:
+            return Projections(found[0], found[1], found[2], heads, kv_heads)
+        cos, sin = (rows.select(x.expand(len(self.kept[layer, names[0]]), -1, -1)) for x in turns)
+        q, k = (x.unflatten(-1, (-1, size)) for x in found[:2])
+        q, k = _rotary(module)(q, k, cos, sin, unsqueeze_dim=1)  # a row of heads is a sequence of one
+        return Projections(found[0], found[1], found[2], heads, kv_heads, (q.flatten(1), k.flatten(1)))
 
 
 @contextmanager
@@ -171,6 +191,7 @@ def recording(body: Any, ask: Ask) -> Iterator[Recorded]:
             hooks.callback(modules[layer].register_forward_hook(_output(kept, layer)).remove)
         for layer in ask.attention:
             module, names = _attention(modules[layer])
+            hooks.callback(module.register_forward_pre_hook(_turns(kept, layer), with_kwargs=True).remove)
             for part in names:
                 hook = _output(kept, (layer, part))
                 hooks.callback(getattr(module, part).register_forward_hook(hook).remove)
@@ -208,6 +229,20 @@ def _attention(layer: nn.Module) -> tuple[Any, tuple[str, ...]]:
     )
 
 
+def _rotary(module: Any) -> Any:
+    """Return the function by which an attention turns its queries and keys: that of the file its class is from.
+
+    Raises ValueError where there is none of the usual name.
+    """
+    for one in type(module).__mro__:
+        if found := getattr(sys.modules[one.__module__], "apply_rotary_pos_emb", None):
+            return found
+    raise ValueError(
+        f"{type(module).__name__}: it is given rotary positions, but no apply_rotary_pos_emb is beside it: its scores "
+        "cannot be compared"
+    )
+
+
 def _heads(module: Any) -> tuple[int, int, int]:
     """Return how many heads of queries and of keys an attention has, and their size."""
     config = module.config
@@ -227,6 +262,15 @@ def _output(kept: dict[Any, Any], key: Any) -> Any:
                 "read inside them would have no gradient: set it to false"
             )
         kept[key] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _turns(kept: dict[Any, Any], layer: int) -> Any:
+    """Keep the cosines and sines by which an attention turns its queries and keys, where it is given them."""
+
+    def hook(module: nn.Module, args: tuple, options: dict[str, Any]) -> None:
+        kept[layer, TURNS] = options.get("position_embeddings")
 
     return hook
 

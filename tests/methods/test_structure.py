@@ -14,7 +14,7 @@ from kdlm.losses import Apart, ForwardKL, real_rows, relation_kl, score_mse
 from kdlm.methods import MiniLM, Step, Term, TinyBERT
 from kdlm.methods.structure.minilm import MiniLMSection
 from kdlm.methods.structure.tinybert import TinyBERTSection
-from kdlm.models import Predictor, view
+from kdlm.models import Ask, Inside, Predictor, view
 from kdlm.teachers import AheadTeacher, LocalTeacher, freeze
 from kdlm.trainer import DistillTrainer
 
@@ -155,6 +155,30 @@ def test_relations_do_not_change_when_a_head_is_turned(model: Any) -> None:
         turned_weight = torch.einsum("hij,hjw->hiw", turn, projection.weight.unflatten(0, (4, size)))
         projection.weight.data.copy_(turned_weight.flatten(0, 1))
     assert total(method, nets(turned, teacher, method), [batch()]).item() == pytest.approx(before, rel=1e-9)
+
+
+def test_scores_of_rotary_models_know_how_far_apart_tokens_are(model: Any) -> None:
+    """The teacher again, but for places twice as far apart: the same tokens, queries and keys, and other scores."""
+    for method in (TinyBERT(layers=[(0, 0)], hidden=0.0, embeddings=0.0), MiniLM(layers=(0, 0), relations=("qk",))):
+        networks, read = nets(model(1), model(1), method), batch()
+        assert all(abs(value) < 1e-9 for value in parts(method, networks, read).values())
+        networks["teacher"].model.model.rotary_emb.inv_freq.mul_(2)
+        assert all(value > 1e-3 for value in parts(method, networks, read).values())
+
+
+def test_hidden_states_are_compared_by_direction_not_by_how_large_they_are() -> None:
+    """Models that normalise only what their layers read leave tokens of very different size."""
+    method = TinyBERT(attention=0.0)
+    networks, read = nets(llama(1), llama(2), method), batch()
+    before = parts(method, networks, read)
+    rows = real_rows(read)
+    ours, theirs = (networks[name].inside(read, rows, Ask(layers=(0, 1), embeddings=True))[1] for name in
+                    ("student", "teacher"))  # fmt: skip
+    scales = torch.rand(len(rows), 1, dtype=torch.float64) * 100 + 1
+    louder = Inside([scales * one for one in theirs.hidden], [], scales * theirs.embeddings)
+    found = method.compared_inside(networks, read, rows, ours, louder)
+    for name, (values, _) in found.items():
+        torch.testing.assert_close(values.sum(), before[name], rtol=1e-4, atol=1e-4)
 
 
 def heads(seed: int, size: int, sequences: int = 2, length: int = 4) -> tuple[Tensor, Tensor]:

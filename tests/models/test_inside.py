@@ -33,6 +33,12 @@ ENDS = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id":
 MODELS = {
     "llama": (AutoModelForCausalLM, LlamaConfig(**FEED, num_key_value_heads=2, initializer_range=0.4)),
     "phi3": (AutoModelForCausalLM, Phi3Config(**FEED, num_key_value_heads=2, initializer_range=0.4)),
+    "turned in part": (
+        AutoModelForCausalLM,
+        Phi3Config(
+            **{**FEED, "hidden_size": 32, "partial_rotary_factor": 0.5}, num_key_value_heads=2, initializer_range=0.4
+        ),
+    ),
     "gpt2": (
         AutoModelForCausalLM,
         GPT2Config(vocab_size=37, n_embd=16, n_layer=3, n_head=4, n_positions=32, initializer_range=0.4),
@@ -68,21 +74,18 @@ def batch() -> dict[str, Tensor]:
 
 def attention(found: Projections, rows: Any, read: dict[str, Tensor], causal: bool) -> Tensor:
     apart = Apart.of(read, rows)
-    q, k = apart.heads(found.q, found.heads), apart.heads(found.k, found.kv_heads)
+    q, k = (apart.heads(x, n) for x, n in zip(found.scored, (found.heads, found.kv_heads), strict=True))
     scores = q @ k.repeat_interleave(found.heads // found.kv_heads, 1).transpose(-1, -2) / q.shape[-1] ** 0.5
     seen = apart.real[:, None, None, :].expand_as(scores)
     return scores.masked_fill(~(seen.tril() if causal else seen), -torch.inf).softmax(-1)
 
 
 def test_queries_and_keys_give_the_models_own_attention(name: str) -> None:
-    """With all tokens at one place, where a rotary embedding turns nothing; learned positions stay as they are."""
+    """Learned positions are in the embeddings, rotary ones turn queries and keys, whole heads or a part of each."""
     model, read = made(name), batch()
     reader, rows = Predictor(model), real_rows(read)
-    asked = dict(read)
-    if name in ("llama", "phi3", "eurobert", "modernbert"):
-        asked["position_ids"] = torch.zeros_like(read["input_ids"])
-    signal, inside = reader.inside(asked, rows, Ask(attention=(0, 2)))
-    inputs = {key: asked[key] for key in asked if key != "labels"}
+    signal, inside = reader.inside(read, rows, Ask(attention=(0, 2)))
+    inputs = {key: read[key] for key in read if key != "labels"}
     own = model(**inputs, output_attentions=True).attentions
     assert signal is None
     for found, layer in zip(inside.attention, (0, 2), strict=True):
@@ -93,7 +96,7 @@ def test_queries_and_keys_give_the_models_own_attention(name: str) -> None:
 
 
 def test_the_direction_is_known(name: str) -> None:
-    assert Predictor(made(name)).causal == (name in ("llama", "phi3", "gpt2"))
+    assert Predictor(made(name)).causal == (name in ("llama", "phi3", "turned in part", "gpt2"))
 
 
 def test_embeddings_and_layers_are_the_models_hidden_states(name: str) -> None:

@@ -20,9 +20,9 @@ class MiniLM(InsideMethod):
     A relation of x and y is `softmax(x y^T / sqrt(size))`, its loss KL(teacher || student) in the mean over heads and
     tokens; relations are summed. v2 relates queries, keys and values each to themselves, in `relation_heads` heads that
     both widths are cut into, whatever heads the models have. v1 has the attention, `qk`, and `vv`, in the models' own
-    heads, which have to be as many. Widths are free. Queries and keys are those before rotary embedding: where a model
-    has it, `qk` is what its attention would be were all tokens at one place. In causal models a token is related to
-    itself and what is before it. Grouped keys and values are cut as they stand side by side; `qk` repeats the keys.
+    heads, which have to be as many. Widths are free. `qk` is the attention of the model itself, rotary
+    positions and all; `qq` and `kk` are of queries and keys before they are turned. In causal models a token is related
+    to itself and what is before it. Grouped keys and values are cut as they stand side by side; `qk` repeats the keys.
 
     Args:
         losses: on predictions, added to the relations.
@@ -73,7 +73,9 @@ class MiniLM(InsideMethod):
         """Return x and y of a relation, in heads."""
         parts = {"q": (side.q, side.heads), "k": (side.k, side.kv_heads), "v": (side.v, side.kv_heads)}
         if relation == "qk":
-            grouped = side.k.unflatten(-1, (side.kv_heads, -1))
+            q, k = side.scored
+            parts["q"] = (q, side.heads)
+            grouped = k.unflatten(-1, (side.kv_heads, -1))
             repeated = grouped.repeat_interleave(side.heads // side.kv_heads, 1).flatten(1)
             parts["k"] = (repeated, side.heads)
         try:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 from kdlm.losses import Apart, score_mse
 from kdlm.losses.distributions import widen
@@ -20,17 +21,19 @@ class TinyBERT(InsideMethod):
     """Attention scores, hidden states and embeddings of mapped layers (TinyBERT, arXiv 1909.10351).
 
     The sum over mapped layers of the squared error of attention scores, mean over heads and keys, and of hidden states
-    after a learned linear map, mean over the width; and that of embeddings, after a map of their own. Scores are made
-    of queries and keys as they leave their projections: those of the model itself, but in models with rotary embedding
-    what they would be at one place. Every layer has a map of its own; it begins as the identity where the widths are
-    equal. The maps are a role: trained, checkpointed and never exported. `hidden_kd` looks at predicted places of
-    causal models alone, this at all tokens.
+    after a learned linear map, mean over the width; and that of embeddings, after a map of their own. Scores are those
+    of the model itself, rotary positions and all. Hidden states and embeddings are first divided by their root mean
+    square, each token by its own: what leaves a layer of BERT has been normalised, and what leaves one that normalises
+    only what it reads (Llama, EuroBERT) may be of any size, unlike from token to token. Every layer has a map of its
+    own; it begins as the identity where the widths are equal. The maps are a role: trained, checkpointed and never
+    exported. `hidden_kd` looks at predicted places of causal models alone, this at all tokens.
 
     Args:
         losses: on predictions, added to the rest.
         layers: (student layer, teacher layer) pairs, from 0; None maps every layer of the student evenly onto the
             teacher's depth: `g(m) = m L_t / L_s`, in the paper's count from 1.
-        attention, hidden, embeddings: factor on each part; 0 leaves it out.
+        attention, hidden, embeddings: factor on each part; 0 leaves it out. The paper has 1 for all: scores are no
+            probabilities, and their squares were ten times the other terms here.
         projector_learning_rate: the maps' own rate; None follows the run.
     """
 
@@ -38,7 +41,7 @@ class TinyBERT(InsideMethod):
     weighs = True
 
     def __init__(
-        self, losses=(), *, layers=None, attention=1.0, hidden=1.0, embeddings=1.0, projector_learning_rate=None,
+        self, losses=(), *, layers=None, attention=0.1, hidden=1.0, embeddings=1.0, projector_learning_rate=None,
         **options,
     ):  # fmt: skip
         super().__init__(losses, **options)
@@ -106,8 +109,12 @@ def _map(ours: int, theirs: int) -> nn.Linear:
 
 
 def _error(projector: Any, student: Any, teacher: Any) -> Tensor:
-    found = widen(projector(student.to(projector.weight.dtype)))  # a bf16 student, fp32 maps; autocast maps in bf16
-    return (found - teacher.to(found.dtype)).square().mean(-1)
+    found = widen(projector(_unit(widen(student)).to(projector.weight.dtype)))  # fp32 maps; autocast maps in bf16
+    return (found - _unit(teacher.to(found.dtype))).square().mean(-1)
+
+
+def _unit(states: Tensor) -> Tensor:
+    return rms_norm(states, states.shape[-1:], eps=1e-5)
 
 
 def _heads(apart: Apart, *sides: Projections) -> list[tuple[Tensor, Tensor]]:
@@ -119,8 +126,8 @@ def _heads(apart: Apart, *sides: Projections) -> list[tuple[Tensor, Tensor]]:
         )
     return [
         (
-            apart.heads(one.q, one.heads),
-            apart.heads(one.k, one.kv_heads).repeat_interleave(one.heads // one.kv_heads, 1),
+            apart.heads(one.scored[0], one.heads),
+            apart.heads(one.scored[1], one.kv_heads).repeat_interleave(one.heads // one.kv_heads, 1),
         )
         for one in sides
     ]
@@ -133,10 +140,11 @@ class TinyBERTSection(TokenOptions):
     name: Literal["tinybert"] = "tinybert"
     layers: list[tuple[int, int]] | None = Field(None, min_length=1)
     """[student layer, teacher layer] pairs, counted from 0; by default all of the student's, evenly."""
-    attention: float = Field(1.0, ge=0)
-    """Weight of attention scores; 0 for a student with another number of heads."""
+    attention: float = Field(0.1, ge=0)
+    """Weight of attention scores, which are no probabilities and may be large; 0 for a student with another number of
+    heads."""
     hidden: float = Field(1.0, ge=0)
-    """Weight of hidden states, through a learned map for each layer."""
+    """Weight of hidden states of one size, through a learned map for each layer."""
     embeddings: float = Field(1.0, ge=0)
     """Weight of what the first layer reads, through a map of its own."""
     projector_learning_rate: float | None = Field(None, gt=0)
