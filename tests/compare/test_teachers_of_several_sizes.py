@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from small_comparison import RECIPE
 
@@ -17,6 +18,7 @@ TEACHERS = {"1.7B": "code-student-tiny", "4B": "code-teacher-tiny"}
 """What stands for the page's teachers: one of random weights, and one that was trained."""
 
 
+@pytest.mark.timeout(600)  # each run is a process of its own
 def test_the_sweep_of_the_page_ranks_teachers_by_what_their_student_came_to(tmp_path: Path) -> None:
     (shown,) = re.findall(r"^```yaml\n(runs:.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     for name, model in TEACHERS.items():
@@ -25,7 +27,7 @@ def test_the_sweep_of_the_page_ranks_teachers_by_what_their_student_came_to(tmp_
     assert {run["recipe"] for run in sweep["runs"].values()} == {"recipes/qwen3/forward_kl.yaml"}
     sweep["runs"] = {name: run | {"recipe": str(tmp_path / "recipe.yaml")} for name, run in sweep["runs"].items()}
     del sweep["runs"]["8B"]
-    sweep |= {"overrides": ["training.max_steps=12"], "seeds": [0, 1], "workers": 1, "output": str(tmp_path / "out")}
+    sweep |= {"overrides": ["training.max_steps=12"], "seeds": [0], "workers": 1, "output": str(tmp_path / "out")}
     tiny = RECIPE.replace("{name: sandbox, model: code-teacher-tiny}", "{name: local, path: nobody}")
     (tmp_path / "recipe.yaml").write_text(tiny)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
