@@ -248,8 +248,10 @@ class AheadTeacher(LocalTeacher):
         return int(greatest)
 
     def _answer(self, reading: Reading, layers: list[int]) -> Answer:
-        signal, hidden = super().with_layers(reading.inputs, Rows(reading.index, reading.index), layers)
-        return Answer(reading.index, signal, dict(zip(layers, hidden, strict=True)))
+        rows = Rows(reading.index, reading.index)
+        signal, inside = super().inside(reading.inputs, rows, Ask(layers=layers), rows)  # of a size already
+        assert signal is not None
+        return Answer(reading.index, signal, dict(zip(layers, inside.hidden, strict=True)))
 
 
 def _is(a: object, b: object) -> bool:

@@ -49,7 +49,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def assert_same(ours: Path, other: Path) -> None:
     for name, weight in weights(ours).items():
-        torch.testing.assert_close(weights(other)[name], weight, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(weights(other)[name], weight, rtol=1e-3, atol=1e-4)
 
 
 def refusal(recipe: Path, *words: str, verb: str, capsys: Any) -> str:

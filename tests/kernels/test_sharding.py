@@ -38,6 +38,7 @@ def test_a_dtensor_head_outside_of_its_module_gets_the_gradient_that_fsdp2_gives
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # the first of all waits for DeepSpeed's extension to be compiled
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
 def test_deepspeed_partitions_give_what_whole_heads_give(tmp_path: Path) -> None:
     found = failures(tmp_path, "zero3")["zero3"]

@@ -175,7 +175,7 @@ def test_distillation_brings_a_student_nearer_to_its_teacher_than_the_data_alone
         )  # fmt: skip
         made.train()
         distances.append(made.evaluate()["eval_kl_to_teacher"])
-    assert distances[1] < 0.8 * distances[0]
+    assert distances[1] < 0.9 * distances[0]
 
 
 def test_adapters_of_a_masked_model_train_and_leave_its_own_weights(arguments) -> None:
