@@ -20,10 +20,7 @@ over that of the static ones, by budget. --quick takes one seed and few steps, a
 benchmarks/results/adaptive_students.json.
 """
 
-import argparse
 import copy
-import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -31,10 +28,9 @@ from itertools import pairwise
 from statistics import mean, median
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
-from replaced_modules import ROOT, SIZES, of, teacher, text, trained
+from command import options, save
+from replaced_modules import SIZES, of, teacher, text, trained
 
 LEARNERS, BUDGETS = 4, (0.25, 0.5, 0.75)
 OFF, SLOWER = 0.02, 1.25
@@ -212,13 +208,8 @@ def summarised(ours: Rows, statics: Rows, timed: Rows) -> tuple[Rows, list[str]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 if a gate is missed")
-    parser.add_argument("--quick", action="store_true", help="one seed, few steps; no gate")
-    parser.add_argument("--save", action="store_true", help="write the results")
-    args = parser.parse_args()
+    args = options(__doc__)
     plan = QUICK if args.quick else Plan()
-    torch.set_num_threads(1)
     began, data = time.process_time(), text(plan)
     timed = [times(share, 2 if args.quick else PAIRS) for share in BUDGETS]
     model = teacher("qwen3", plan)
@@ -227,13 +218,10 @@ def main() -> int:
     means, missed = summarised(ours, statics, timed)
     seconds = time.process_time() - began
     if args.save:
-        from machine import described
-
-        result = {"machine": described(), "plan": plan._asdict(), "seconds": round(seconds), "means": means}
+        result = {"plan": plan._asdict(), "seconds": round(seconds), "means": means}
         result |= {"missed": missed, "why": WHY, "times": WIDE | {"tokens": TOKENS, "shares": timed}}
         result |= {"adaptive": ours, "static": statics}
-        path = ROOT / "benchmarks" / "results" / "adaptive_students.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        save("adaptive_students", result)
     print(*(f"missed: {one}" for one in missed if not args.quick), f"{seconds:.0f} s of one core", sep="\n")
     ratios = ", ".join(f"{one['kl'] / one['static']:.2f} at {one['budget']}" for one in means)
     print(f"KL of adaptive students over that of static ones: {ratios}")

@@ -15,21 +15,15 @@ for each teacher, with plain KD. The figure is the last line: the KL of drawn mi
 --quick takes one seed and few steps, and gates nothing. --save writes benchmarks/results/replaced_modules.json.
 """
 
-import argparse
-import json
-import os
 import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
+from command import options, save
 
-ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (1, 2, 3)
 SIZES = {
     "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -158,13 +152,8 @@ def summarised(arms: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 if a gate is missed")
-    parser.add_argument("--quick", action="store_true", help="one seed, few steps; no gate")
-    parser.add_argument("--save", action="store_true", help="write the results")
-    args = parser.parse_args()
+    args = options(__doc__)
     plan = QUICK if args.quick else Plan()
-    torch.set_num_threads(1)
     began, data = time.process_time(), text(plan)
     models = {kind: teacher(kind, plan) for kind in ("qwen3", "llama")}
     seeds = range(plan.seeds)
@@ -172,12 +161,9 @@ def main() -> int:
     means, missed = summarised(arms)
     seconds = time.process_time() - began
     if args.save:
-        from machine import described
-
-        result = {"machine": described(), "plan": plan._asdict(), "seconds": round(seconds), "means": means}
+        result = {"plan": plan._asdict(), "seconds": round(seconds), "means": means}
         result |= {"missed": missed, "mixers": arms}
-        path = ROOT / "benchmarks" / "results" / "replaced_modules.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        save("replaced_modules", result)
     print(*(f"missed: {one}" for one in missed if not args.quick), f"{seconds:.0f} s of one core", sep="\n")
     ratios = [
         of(arms, "kl", mixers="random", method="kd", teacher=k)
